@@ -1,0 +1,1 @@
+//! Transforms with torchvision's names: parameters are drawn first, then applied.

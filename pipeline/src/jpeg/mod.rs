@@ -1,0 +1,1 @@
+//! A baseline JPEG decoder made for random crops.

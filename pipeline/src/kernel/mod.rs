@@ -1,0 +1,1 @@
+//! Pixel operations, one folder each, scalar first.

@@ -1,0 +1,3 @@
+//! `bt-stream`: parse the command line, run the command, report.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! The twin network: backbone and projector.

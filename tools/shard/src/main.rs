@@ -1,0 +1,3 @@
+//! `shard`: packs, indexes, lists, verifies and unpacks image shards.
+
+fn main() {}
