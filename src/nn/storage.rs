@@ -1,0 +1,163 @@
+//! Slices of a CPU tensor's elements: how layers and optimizers read and write candle storage.
+//!
+//! candle hands out read guards only; writing goes through its in-place op interface, which takes
+//! the write lock. Both refuse tensors that are not contiguous `f32` on the CPU. A CUDA backend does
+//! not come through here: it implements the same layers over `CudaStorage`.
+
+use std::cell::RefCell;
+use std::ops::Deref;
+
+use candle_core::{
+    CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+};
+
+/// Floats per cache line and AVX-512 register.
+const LINE: usize = 16;
+
+/// A read guard over the elements of a contiguous `f32` CPU tensor, in row-major order.
+pub struct Elements<'a> {
+    guard: StorageRef<'a>,
+    range: std::ops::Range<usize>,
+}
+
+impl Deref for Elements<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match &*self.guard {
+            Storage::Cpu(CpuStorage::F32(v)) => &v[self.range.clone()],
+            _ => unreachable!("checked by `read`"),
+        }
+    }
+}
+
+/// The elements of `tensor`, held under its read lock.
+///
+/// # Errors
+/// When the tensor is not a contiguous `f32` tensor on the CPU.
+pub fn read(tensor: &Tensor) -> Result<Elements<'_>> {
+    let (guard, layout) = tensor.storage_and_layout();
+    let range = contiguous(layout)?;
+    match &*guard {
+        Storage::Cpu(CpuStorage::F32(_)) => Ok(Elements { guard, range }),
+        _ => bail!("expected an f32 tensor on the CPU, got {:?}", tensor.dtype()),
+    }
+}
+
+/// Runs `f` on the elements of `tensor`, held under its write lock. Every tensor that shares the
+/// storage sees the change. Reading the same storage inside `f` would deadlock.
+///
+/// # Errors
+/// When the tensor is not a contiguous `f32` tensor on the CPU.
+pub fn with_mut<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let op = Write { f: RefCell::new(Some(f)), out: RefCell::new(None) };
+    tensor.inplace_op1(&op)?;
+    match op.out.into_inner() {
+        Some(out) => Ok(out),
+        None => bail!("the in-place write did not run"),
+    }
+}
+
+/// [`with_mut`] on two tensors of different storage.
+///
+/// # Errors
+/// As [`with_mut`].
+pub fn with_mut2<R>(
+    a: &Tensor,
+    b: &Tensor,
+    f: impl FnOnce(&mut [f32], &mut [f32]) -> R,
+) -> Result<R> {
+    with_mut(a, |a| with_mut(b, |b| f(a, b)))?
+}
+
+/// A zeroed `f32` tensor on `device`; on the CPU its first element lies on a cache-line boundary,
+/// so that vector loads of the engine's kernels do not straddle lines.
+///
+/// # Errors
+/// When the device cannot allocate.
+pub fn zeros(shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    let shape = shape.into();
+    let len = shape.elem_count();
+    if !device.is_cpu() || len == 0 {
+        return Tensor::zeros(shape, candle_core::DType::F32, device);
+    }
+    let buffer = vec![0f32; len + LINE];
+    let start = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
+    Tensor::from_vec(buffer, len + LINE, device)?.narrow(0, start, len)?.reshape(shape)
+}
+
+/// Makes `slot` a tensor of `shape`, keeping the one that is there when it fits.
+///
+/// # Errors
+/// As [`zeros`].
+pub fn reuse(slot: &mut Option<Tensor>, shape: &[usize], device: &Device) -> Result<Tensor> {
+    match slot {
+        Some(t) if t.dims() == shape => Ok(t.clone()),
+        _ => Ok(slot.insert(zeros(shape, device)?).clone()),
+    }
+}
+
+fn contiguous(layout: &Layout) -> Result<std::ops::Range<usize>> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(start..end),
+        None => bail!("expected a contiguous tensor, got {layout:?}"),
+    }
+}
+
+/// An in-place op that hands its closure the destination's elements.
+struct Write<F, R> {
+    f: RefCell<Option<F>>,
+    out: RefCell<Option<R>>,
+}
+
+impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Write<F, R> {
+    fn name(&self) -> &'static str {
+        "write"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let range = contiguous(layout)?;
+        let CpuStorage::F32(v) = storage else { bail!("expected an f32 tensor") };
+        if let Some(f) = self.f.take() {
+            *self.out.borrow_mut() = Some(f(&mut v[range]));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_seen_through_clones_and_are_line_aligned() -> Result<()> {
+        let t = zeros((3, 5), &Device::Cpu)?;
+        let clone = t.clone();
+        with_mut(&t, |v| v[7] = 2.5)?;
+        assert_eq!(read(&clone)?[7], 2.5);
+        assert_eq!(read(&t)?.as_ptr() as usize % 64, 0);
+        assert_eq!(t.to_vec2::<f32>()?[1][2], 2.5);
+        Ok(())
+    }
+
+    #[test]
+    fn strided_and_integer_tensors_are_refused() -> Result<()> {
+        let t = zeros((3, 5), &Device::Cpu)?.t()?;
+        assert!(read(&t).is_err());
+        assert!(with_mut(&t, |_| ()).is_err());
+        let t = Tensor::zeros(3, candle_core::DType::U32, &Device::Cpu)?;
+        assert!(read(&t).is_err());
+        assert!(with_mut(&t, |_| ()).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_fitting_buffer_is_kept() -> Result<()> {
+        let mut slot = None;
+        let a = reuse(&mut slot, &[2, 3], &Device::Cpu)?;
+        with_mut(&a, |v| v[0] = 1.0)?;
+        assert_eq!(read(&reuse(&mut slot, &[2, 3], &Device::Cpu)?)?[0], 1.0);
+        assert_eq!(read(&reuse(&mut slot, &[3, 3], &Device::Cpu)?)?[0], 0.0);
+        Ok(())
+    }
+}
