@@ -1,0 +1,198 @@
+//! Values and gradients of every objective: reference vectors and finite differences.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use toml::toml;
+
+use super::*;
+
+/// Two correlated random matrices of embeddings, the same for a seed.
+pub(crate) fn pair_of(batch: usize, dim: usize, seed: u64) -> (Tensor, Tensor) {
+    let noise = |stream: u64| -> Vec<f32> {
+        let mut rng = bt_pipeline::rng::Rng::keyed(seed, 0, stream, 0);
+        (0..batch * dim).map(|_| rng.uniform(-1.7, 1.7) as f32).collect()
+    };
+    let (a, other) = (noise(1), noise(2));
+    let b = a.iter().zip(&other).map(|(a, o)| 0.8 * a + 0.5 * o + 0.1).collect::<Vec<_>>();
+    let tensor = |v| Tensor::from_vec(v, (batch, dim), &Device::Cpu).unwrap();
+    (tensor(a), tensor(b))
+}
+
+/// The largest difference over the largest magnitude.
+pub(crate) fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let difference =
+        got.iter().zip(want).map(|(g, w)| f64::from((g - w).abs())).fold(0.0, f64::max);
+    difference / want.iter().map(|w| f64::from(w.abs())).fold(1e-30, f64::max)
+}
+
+fn to_vec(t: &Tensor) -> Vec<f32> {
+    t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn golden_dir() -> PathBuf {
+    let default = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    std::env::var_os("BT_GOLDEN_DIR").map_or_else(default, PathBuf::from)
+}
+
+/// The objective that a name of `losses.json` stands for; eps and ridge are 0 in the vectors.
+fn golden_objective(name: &str, lambda: f64, temperature: f64) -> Box<dyn Objective> {
+    let barlow = |extra: toml::Table| {
+        let mut options = toml! { lambda = lambda eps = 0.0 temperature = temperature };
+        options.extend(extra);
+        build("barlow", options)
+    };
+    match name {
+        "barlow" => barlow(toml::Table::new()),
+        "invariance" => barlow(toml! { terms = "invariance" }),
+        "redundancy" => barlow(toml! { terms = "redundancy" }),
+        "feature_normalized" => barlow(toml! { normalize = "feature" }),
+        "cross_entropy" => barlow(toml! { loss = "cross_entropy" }),
+        "infonce" | "ntxent" => build(name, toml! { temperature = temperature }),
+        "imax" => build(name, toml! { ridge = 0.0 }),
+        other => build(other, toml::Table::new()),
+    }
+    .unwrap()
+}
+
+#[test]
+fn every_objective_gives_the_reference_values_and_gradients() {
+    let text = std::fs::read_to_string(golden_dir().join("losses.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let tensors =
+        candle_core::safetensors::load(golden_dir().join("losses.safetensors"), &Device::Cpu)
+            .unwrap();
+    let tensor = |name: &str| tensors[name].to_dtype(DType::F32).unwrap();
+    let (z_a, z_b) = (tensor("z_a"), tensor("z_b"));
+    let number = |key: &str| json[key].as_f64().unwrap();
+    for (name, want) in json["value"].as_object().unwrap() {
+        let want = want.as_f64().unwrap();
+        let mut objective = golden_objective(name, number("lambda_"), number("temperature"));
+        let out = objective.evaluate(&z_a, &z_b).unwrap();
+        let errors = [
+            (out.loss / want - 1.0).abs(),
+            relative(&to_vec(&out.grad_a), &to_vec(&tensor(&format!("{name}.grad_a")))),
+            relative(&to_vec(&out.grad_b), &to_vec(&tensor(&format!("{name}.grad_b")))),
+        ];
+        println!("{name}: value, grad_a, grad_b off by {errors:?}");
+        assert!(errors.iter().all(|&e| e < 1e-4), "{name}: {errors:?}");
+    }
+    let c = cross_correlation(&z_a, &z_b, 0.0).unwrap();
+    assert!(relative(&to_vec(&c), &to_vec(&tensor("correlation"))) < 1e-5);
+}
+
+/// Every objective and option, as (name, options).
+fn variants() -> Vec<(&'static str, toml::Table)> {
+    vec![
+        ("barlow", toml::Table::new()),
+        ("barlow", toml! { scale = 0.1 lambda = 0.5 }),
+        ("barlow", toml! { terms = "invariance" }),
+        ("barlow", toml! { terms = "redundancy" }),
+        ("barlow", toml! { normalize = "feature" }),
+        ("barlow", toml! { normalize = "none" }),
+        ("barlow", toml! { loss = "cross_entropy" lambda = 0.5 }),
+        ("barlow", toml! { loss = "cross_entropy" lambda = 0.5 temperature = 0.01 }),
+        ("barlow", toml! { loss = "cross_entropy" normalize = "none" terms = "redundancy" }),
+        ("infonce", toml! { temperature = 0.3 }),
+        ("ntxent", toml::Table::new()),
+        ("cosine", toml! { stop_gradient = false }),
+        ("imax", toml! { ridge = 0.1 }),
+    ]
+}
+
+#[test]
+fn gradients_equal_finite_differences() {
+    for (batch, dim) in [(9, 5), (6, 12)] {
+        for (name, options) in variants() {
+            let (z_a, z_b) = pair_of(batch, dim, 3);
+            let what = format!("{name} {options} at [{batch}, {dim}]");
+            let mut objective = build(name, options).unwrap();
+            let out = objective.evaluate(&z_a, &z_b).unwrap();
+            for (grad, first) in [(&out.grad_a, true), (&out.grad_b, false)] {
+                // Along the gradient's own direction, where the difference is largest.
+                let norm = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+                let norm = f64::from(norm).sqrt();
+                let step = grad.affine(2e-3 / norm, 0.0).unwrap();
+                let mut at = |sign: f64| {
+                    let step = step.affine(sign, 0.0).unwrap();
+                    let moved = if first { (&z_a + step).unwrap() } else { (&z_b + step).unwrap() };
+                    let (a, b) = if first { (&moved, &z_b) } else { (&z_a, &moved) };
+                    objective.evaluate(a, b).unwrap().loss
+                };
+                let slope = (at(1.0) - at(-1.0)) / 4e-3;
+                assert!((slope / norm - 1.0).abs() < 0.01, "{what}: {slope} against {norm}");
+            }
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let (z_a, z_b) = pair_of(40, 700, 1);
+    let run = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let outputs = variants().into_iter().map(|(name, options)| {
+                let out = build(name, options).unwrap().evaluate(&z_a, &z_b).unwrap();
+                (out.loss.to_bits(), to_vec(&out.grad))
+            });
+            outputs.collect::<Vec<_>>()
+        })
+    };
+    let one = run(1);
+    assert!(run(2) == one && run(5) == one);
+}
+
+#[test]
+fn tiles_of_the_cross_entropy_join_at_awkward_sizes() {
+    // Larger than one tile both ways; eq. and gradient from C as a whole, in f64.
+    let (batch, dim, t) = (6, 777, 0.1);
+    let (z_a, z_b) = pair_of(batch, dim, 8);
+    let c = to_vec(&cross_correlation(&z_a, &z_b, 1e-5).unwrap());
+    let mut sum = 0.0;
+    for i in 0..dim {
+        for j in (0..dim).filter(|&j| j != i) {
+            sum += (f64::from(c[i * dim + j]).max(0.0) / t).exp();
+        }
+    }
+    let options = toml! { loss = "cross_entropy" terms = "redundancy" lambda = 1.0 };
+    let out = build("barlow", options.clone()).unwrap().evaluate(&z_a, &z_b).unwrap();
+    assert!((out.loss / sum.ln() - 1.0).abs() < 1e-6);
+    // Exchanging the views exchanges the gradients, which come from different tile loops.
+    let swapped = build("barlow", options).unwrap().evaluate(&z_b, &z_a).unwrap();
+    assert!(relative(&to_vec(&out.grad_a), &to_vec(&swapped.grad_b)) < 1e-5);
+    assert!(relative(&to_vec(&out.grad_b), &to_vec(&swapped.grad_a)) < 1e-5);
+}
+
+#[test]
+fn unknown_names_and_options_are_answered_with_the_known_ones() {
+    let error = |name, options| format!("{:#}", build(name, options).err().unwrap());
+    assert!(error("barlo", toml::Table::new()).contains("known: barlow, infonce"));
+    assert!(error("barlow", toml! { lamda = 1.0 }).contains("lambda"));
+    assert!(error("ntxent", toml! { temperature = 0.0 }).contains("greater than 0"));
+}
+
+#[test]
+fn views_of_different_shape_are_refused() {
+    let (a, _) = pair_of(4, 3, 1);
+    let (b, _) = pair_of(4, 2, 1);
+    for registration in OBJECTIVES {
+        let mut objective = (registration.build)(toml::Table::new()).unwrap();
+        assert!(objective.evaluate(&a, &b).is_err());
+        assert!(
+            objective.evaluate(&a.narrow(0, 0, 1).unwrap(), &a.narrow(0, 0, 1).unwrap()).is_err()
+        );
+    }
+}
+
+#[test]
+fn views_of_one_tensor_are_read_in_place_and_give_the_same() {
+    let (a, b) = pair_of(8, 16, 2);
+    let both = Tensor::cat(&[&a, &b], 0).unwrap();
+    let (view_a, view_b) = (both.narrow(0, 0, 8).unwrap(), both.narrow(0, 8, 8).unwrap());
+    let config = BarlowConfig::default();
+    let (x, y) =
+        (barlow_twins(&a, &b, &config).unwrap(), barlow_twins(&view_a, &view_b, &config).unwrap());
+    assert_eq!(to_vec(&x.grad), to_vec(&y.grad));
+    assert_eq!(x.loss, y.loss);
+}
