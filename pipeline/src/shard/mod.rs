@@ -1,1 +1,80 @@
 //! The tar shard format: index, manifest, reader, writer. No other folder knows it.
+//!
+//! A shard is a WebDataset tar, plain or compressed with zstd; `docs/shard-format.md`
+//! specifies every byte of what is written here. First in the flow: a
+//! [`ShardSet`] hands encoded images ([`Sample`]) to `decode`.
+//!
+//! # Layout
+//!
+//! - `tar`, `group`: archive members, and the samples they form.
+//! - `map`, `zst`: the one memory map; frames of a seekable `.tar.zst`.
+//! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
+//! - `pattern`, `set`, `stream`: finding shards, random access, reading in order.
+
+mod format;
+mod group;
+mod index;
+mod manifest;
+mod map;
+mod pattern;
+mod raw;
+mod scan;
+mod set;
+mod stream;
+mod tar;
+mod zst;
+
+use std::path::Path;
+
+use crate::Error;
+
+pub use format::{Format, dimensions_of, sniff};
+pub use index::{Entry, IndexBuilder, ShardIndex, index_path};
+pub use manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
+pub use pattern::expand_braces;
+pub use raw::{raw_header, raw_parse};
+pub use scan::{Depth, Scanned, scan};
+pub use set::{OpenOptions, ReadScratch, Sample, SampleMeta, ShardInfo, ShardSet};
+pub use stream::{OwnedSample, ShardStream};
+
+/// Limits on what a shard may claim, checked before anything is allocated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of one archive member that is read into memory. Default 256 MiB.
+    pub member_bytes: u64,
+    /// Archive members in one shard. Default 64 million.
+    pub members: u64,
+    /// Members of one sample. Default 256.
+    pub members_per_sample: usize,
+    /// Bytes of a member's name, and of one extended header. Default 64 KiB.
+    pub name_bytes: u64,
+    /// Decompressed bytes of one frame of a seekable shard. Default 256 MiB.
+    pub frame_bytes: u64,
+    /// Base-2 logarithm of the largest window that a zstd stream may ask
+    /// for. Default 27 (128 MiB), zstd's own.
+    pub zstd_window_log: u32,
+    /// Bytes of an index or manifest. Default 4 GiB.
+    pub index_bytes: u64,
+    /// The largest label. Default 16,777,215.
+    pub label: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            member_bytes: 256 << 20,
+            members: 64_000_000,
+            members_per_sample: 256,
+            name_bytes: 64 << 10,
+            frame_bytes: 256 << 20,
+            zstd_window_log: 27,
+            index_bytes: 4 << 30,
+            label: (1 << 24) - 1,
+        }
+    }
+}
+
+/// Damage in a shard, index or manifest at a byte offset.
+fn damaged(path: &Path, offset: u64, cause: impl Into<String>) -> Error {
+    Error::Shard { path: path.to_owned(), offset, cause: cause.into() }
+}

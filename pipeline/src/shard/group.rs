@@ -1,0 +1,225 @@
+//! WebDataset's grouping: consecutive members whose paths agree up to the
+//! first dot of the last component are one sample. Between `tar` and those
+//! who want samples: `scan`, `stream`, the writer.
+
+use std::path::Path;
+
+use super::tar::{Source, Tar};
+use super::{Limits, damaged};
+use crate::{Error, Result};
+
+/// Extensions that name an image.
+const IMAGE_EXTENSIONS: [&str; 17] = [
+    "jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "dib", "gif", "tif", "tiff", "webp",
+    "tga", "jfif", "jpe", "img",
+];
+
+/// Key and lower-case extension of a member's path; `None` for what WebDataset passes over:
+/// names without a dot or with nothing before it, and `__meta__` entries.
+pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
+    let first = path.split('/').next().unwrap_or("");
+    if first.len() >= 4 && first.starts_with("__") && first.ends_with("__") {
+        return None;
+    }
+    let base = path.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = base + path[base..].find('.')?;
+    (dot > base).then(|| (&path[..dot], path[dot + 1..].to_lowercase()))
+}
+
+/// Whether an extension names an image; of `left.jpg` the last part counts.
+pub(crate) fn is_image(extension: &str) -> bool {
+    let last = extension.rsplit('.').next().unwrap_or(extension);
+    IMAGE_EXTENSIONS.contains(&last)
+}
+
+/// Which members' data a reader wants in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// Only labels: enough for an index without checksums.
+    Labels,
+    /// Labels and images.
+    Images,
+    /// Everything.
+    All,
+}
+
+/// One member of a sample.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Part {
+    pub extension: String,
+    pub offset: u64,
+    pub length: u64,
+    /// Its bytes, where [`Keep`] asked for them; else empty.
+    pub data: Vec<u8>,
+}
+
+/// A sample as it lies in the archive. Made to be reused.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Group {
+    pub key: String,
+    /// From the first header of the first member ...
+    pub start: u64,
+    /// ... to the end of the padding of the last.
+    pub end: u64,
+    parts: Vec<Part>,
+    used: usize,
+}
+
+impl Group {
+    /// The members, in the order of the archive.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts[..self.used]
+    }
+
+    /// Where in [`Group::parts`] the image is: the first member with a plain image
+    /// extension, or else the first with one like `left.png`.
+    pub fn image(&self) -> Option<usize> {
+        let plain = |part: &Part| IMAGE_EXTENSIONS.contains(&part.extension.as_str());
+        let parts = self.parts();
+        parts
+            .iter()
+            .position(plain)
+            .or_else(|| parts.iter().position(|part| is_image(&part.extension)))
+    }
+
+    /// Exchanges the data of a part with `data`.
+    pub fn swap_data(&mut self, part: usize, data: &mut Vec<u8>) {
+        std::mem::swap(&mut self.parts[part].data, data);
+    }
+
+    /// The label in `.cls`: a number, `-1` or no member for none.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] when it is neither, or beyond the limit.
+    pub fn label(&self, shard: &Path, limits: &Limits) -> Result<Option<u32>> {
+        let Some(part) = self.parts().iter().find(|part| part.extension == "cls") else {
+            return Ok(None);
+        };
+        let text = String::from_utf8_lossy(part.data.get(..part.data.len().min(64)).unwrap_or(&[]));
+        let text = text.trim();
+        if text == "-1" {
+            return Ok(None);
+        }
+        text.parse()
+            .ok()
+            .filter(|&label: &u32| label <= limits.label && part.data.len() <= 64)
+            .map(Some)
+            .ok_or_else(|| {
+                let cause = format!(
+                    "`.cls` is {text:?}, expected a class number from 0 to {}",
+                    limits.label
+                );
+                Error::Sample {
+                    path: shard.to_owned(),
+                    key: self.key.clone(),
+                    offset: part.offset,
+                    cause,
+                }
+            })
+    }
+
+    fn begin(&mut self, key: &str, start: u64) {
+        self.key.clear();
+        self.key.push_str(key);
+        (self.start, self.used) = (start, 0);
+    }
+
+    fn push(&mut self) -> &mut Part {
+        if self.used == self.parts.len() {
+            self.parts.push(Part::default());
+        }
+        self.used += 1;
+        let part = &mut self.parts[self.used - 1];
+        part.data.clear();
+        part
+    }
+}
+
+/// Samples of an archive, from front to back.
+pub(crate) struct Groups<S> {
+    tar: Tar<S>,
+    keep: Keep,
+    /// The member that showed the last sample to be complete; its data is
+    /// still unread.
+    next: Option<super::tar::Member>,
+    finished: bool,
+}
+
+impl<S: Source> Groups<S> {
+    pub fn new(tar: Tar<S>, keep: Keep) -> Self {
+        Groups { tar, keep, next: None, finished: false }
+    }
+
+    /// The tar underneath, for its position and end.
+    pub fn tar(&self) -> &Tar<S> {
+        &self.tar
+    }
+
+    /// Reads the next sample; false at the end of the archive.
+    pub fn next_into(&mut self, group: &mut Group) -> Result<bool> {
+        group.used = 0;
+        while !self.finished {
+            let Some(member) = (match self.next.take() {
+                Some(member) => Some(member),
+                None => self.tar.next_member()?,
+            }) else {
+                self.finished = true;
+                break;
+            };
+            let Some((key, extension)) = split_name(&member.name) else { continue };
+            if group.used == 0 {
+                group.begin(key, member.start);
+            } else if key != group.key {
+                self.next = Some(member);
+                return Ok(true);
+            }
+            self.check(group, &extension, member.offset)?;
+            let keep = match self.keep {
+                Keep::Labels => extension == "cls",
+                Keep::Images => extension == "cls" || is_image(&extension),
+                Keep::All => true,
+            };
+            group.end = member.end();
+            let part = group.push();
+            (part.extension, part.offset, part.length) = (extension, member.offset, member.size);
+            if keep {
+                self.tar.read_into(&mut part.data)?;
+            }
+        }
+        Ok(group.used > 0)
+    }
+
+    /// Two members of one name, or too many, are damage: which to believe?
+    fn check(&self, group: &Group, extension: &str, offset: u64) -> Result<()> {
+        let limit = self.tar.limits().members_per_sample;
+        if group.used >= limit {
+            let cause = format!("sample `{}` has more than {limit} members (limit)", group.key);
+            return Err(damaged(self.tar.path(), offset, cause));
+        }
+        if group.parts().iter().any(|part| part.extension == extension) {
+            let cause = format!("sample `{}` has two members `.{extension}`", group.key);
+            return Err(damaged(self.tar.path(), offset, cause));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_split_as_webdataset_splits_them() {
+        let split = |name| split_name(name).map(|(key, extension)| (key.to_owned(), extension));
+        let is = |key: &str, extension: &str| Some((key.to_owned(), extension.to_owned()));
+        assert_eq!(split("000.jpg"), is("000", "jpg"));
+        assert_eq!(split("a/b.c/000.seg.PNG"), is("a/b.c/000", "seg.png"));
+        assert_eq!(split("./000.cls"), is("./000", "cls"));
+        assert_eq!(split("end."), is("end", ""));
+        for passed_over in
+            ["README", "dir.d/README", ".hidden", "a/.hidden", "__meta__", "__meta__/x.jpg", ""]
+        {
+            assert_eq!(split(passed_over), None, "{passed_over}");
+        }
+    }
+}

@@ -1,0 +1,416 @@
+//! The index beside a shard: where each sample lies and what it is, in
+//! entries of fixed size, so that a set of millions opens without reading them.
+//!
+//! Specified in `docs/shard-format.md`. Typed sections with lengths: a reader
+//! passes over kinds that it does not know.
+
+use std::path::{Path, PathBuf};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::map::{Map, slice};
+use super::{Format, Limits, damaged};
+use crate::{Error, Result};
+
+const MAGIC: &[u8; 8] = b"BTSHARDX";
+const VERSION: u32 = 1;
+const HEADER: usize = 64;
+const SECTION: usize = 32;
+/// Bytes of one entry.
+const ENTRY: usize = 64;
+/// Section of the entries, one per sample.
+const KIND_ENTRIES: u32 = 1;
+/// Section of the keys, one after the other, UTF-8.
+const KIND_KEYS: u32 = 2;
+/// More sections than this are no index.
+const MAX_SECTIONS: u32 = 64;
+const NO_LABEL: u32 = u32::MAX;
+
+/// Where the index of `shard` lies: the same name with `.idx` behind it.
+pub fn index_path(shard: &Path) -> PathBuf {
+    let mut name = shard.as_os_str().to_owned();
+    name.push(".idx");
+    name.into()
+}
+
+/// What an index knows of one sample. Offsets count decompressed bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Where the image's bytes begin in the tar.
+    pub offset: u64,
+    /// Bytes of the image.
+    pub length: u32,
+    /// Where the sample's first tar header begins.
+    pub start: u64,
+    /// Bytes from `start` to the end of the sample's last member, padding included.
+    pub span: u32,
+    /// XXH3-64 of the image's bytes; 0 where nobody has computed it.
+    pub checksum: u64,
+    /// The class, if the sample has one.
+    pub label: Option<u32>,
+    /// Pixels; 0 where unknown.
+    pub width: u32,
+    /// Pixels; 0 where unknown.
+    pub height: u32,
+    /// How the image is coded.
+    pub format: Format,
+}
+
+impl Entry {
+    fn to_bytes(self, key: (u32, u32)) -> [u8; ENTRY] {
+        let mut bytes = [0; ENTRY];
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        put(0, &self.offset.to_le_bytes());
+        put(8, &self.start.to_le_bytes());
+        put(16, &self.length.to_le_bytes());
+        put(20, &self.span.to_le_bytes());
+        put(24, &self.checksum.to_le_bytes());
+        put(32, &key.0.to_le_bytes());
+        put(36, &key.1.to_le_bytes());
+        put(40, &self.label.unwrap_or(NO_LABEL).to_le_bytes());
+        put(44, &self.width.to_le_bytes());
+        put(48, &self.height.to_le_bytes());
+        put(52, &[self.format as u8]);
+        bytes
+    }
+
+    fn from_bytes(bytes: &[u8]) -> (Entry, (u32, u32)) {
+        let label = word(bytes, 40);
+        let entry = Entry {
+            offset: long(bytes, 0),
+            start: long(bytes, 8),
+            length: word(bytes, 16),
+            span: word(bytes, 20),
+            checksum: long(bytes, 24),
+            label: (label != NO_LABEL).then_some(label),
+            width: word(bytes, 44),
+            height: word(bytes, 48),
+            format: Format::from_u8(bytes[52]),
+        };
+        (entry, (word(bytes, 32), word(bytes, 36)))
+    }
+}
+
+/// Little-endian, from a slice that is known to be long enough.
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+}
+
+fn long(bytes: &[u8], at: usize) -> u64 {
+    u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
+}
+
+/// A number that tells one shard file from another: XXH3-64 of its length,
+/// its first and last 4096 bytes and 512 bytes at each quarter.
+pub(crate) fn fingerprint(shard: &[u8]) -> u64 {
+    let length = shard.len();
+    let mut bytes = Vec::with_capacity(10_000);
+    bytes.extend((length as u64).to_le_bytes());
+    bytes.extend(&shard[..length.min(4096)]);
+    for quarter in 1..4 {
+        let at = length / 4 * quarter;
+        bytes.extend(&shard[at..length.min(at + 512)]);
+    }
+    bytes.extend(&shard[length.saturating_sub(4096)..]);
+    xxh3_64(&bytes)
+}
+
+/// Collects entries and lays out an index.
+#[derive(Clone, Debug, Default)]
+pub struct IndexBuilder {
+    entries: Vec<u8>,
+    keys: Vec<u8>,
+    classes: u32,
+    skipped: u32,
+}
+
+impl IndexBuilder {
+    /// Adds the next sample.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when the keys of the shard exceed 4 GiB.
+    pub fn push(&mut self, key: &str, entry: &Entry) -> Result<()> {
+        let place = u32::try_from(self.keys.len()).ok().zip(u32::try_from(key.len()).ok());
+        let place = place.filter(|(at, length)| at.checked_add(*length).is_some());
+        let place =
+            place.ok_or_else(|| Error::Usage("the keys of one shard exceed 4 GiB".to_owned()))?;
+        self.keys.extend(key.as_bytes());
+        self.entries.extend(entry.to_bytes(place));
+        self.classes = self.classes.max(entry.label.map_or(0, |label| label.saturating_add(1)));
+        Ok(())
+    }
+
+    /// Counts a sample without an image, which the index passes over.
+    pub fn skip(&mut self) {
+        self.skipped = self.skipped.saturating_add(1);
+    }
+
+    /// Samples so far.
+    pub fn len(&self) -> usize {
+        self.entries.len() / ENTRY
+    }
+
+    /// Whether there is no sample yet.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The bytes of the index of a shard of `shard_bytes` bytes with the given fingerprint.
+    pub(crate) fn finish(&self, shard_bytes: u64, fingerprint: u64) -> Vec<u8> {
+        let sections = [(KIND_ENTRIES, ENTRY as u32, &self.entries), (KIND_KEYS, 1, &self.keys)];
+        let body = HEADER + sections.len() * SECTION;
+        let mut at = body;
+        let mut table = Vec::new();
+        for (kind, element, bytes) in sections {
+            table.extend(kind.to_le_bytes());
+            table.extend(element.to_le_bytes());
+            table.extend((at as u64).to_le_bytes());
+            table.extend((bytes.len() as u64).to_le_bytes());
+            table.extend(xxh3_64(bytes).to_le_bytes());
+            at += bytes.len().next_multiple_of(8);
+        }
+        let mut out = Vec::with_capacity(at);
+        out.extend(MAGIC);
+        out.extend(VERSION.to_le_bytes());
+        out.extend((sections.len() as u32).to_le_bytes());
+        out.extend(shard_bytes.to_le_bytes());
+        out.extend(fingerprint.to_le_bytes());
+        out.extend((self.len() as u64).to_le_bytes());
+        out.extend(self.classes.to_le_bytes());
+        out.extend(self.skipped.to_le_bytes());
+        out.extend((at as u64).to_le_bytes());
+        let checksum = xxh3_64(&[&out[..], &table[..]].concat());
+        out.extend(checksum.to_le_bytes());
+        out.extend(table);
+        for (_, _, bytes) in sections {
+            out.extend(bytes.iter());
+            out.resize(out.len().next_multiple_of(8), 0);
+        }
+        out
+    }
+}
+
+/// What stands in an index's first 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Head {
+    pub shard_bytes: u64,
+    pub fingerprint: u64,
+    pub samples: u64,
+    /// The largest label + 1.
+    pub classes: u32,
+    pub skipped: u32,
+    sections: u32,
+    index_bytes: u64,
+}
+
+impl Head {
+    /// Reads the header of the index at `path` and nothing else; `None` when there is no such file.
+    pub fn read(path: &Path) -> Result<Option<Head>> {
+        use std::io::Read;
+        let mut bytes = [0; HEADER];
+        let mut file = match std::fs::File::open(path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(Error::io(path, e)),
+        };
+        match file.read_exact(&mut bytes) {
+            Ok(()) => Head::parse(&bytes, path).map(Some),
+            Err(_) => Err(damaged(
+                path,
+                0,
+                "the index is shorter than its header; make it anew with `shard index`",
+            )),
+        }
+    }
+
+    fn parse(bytes: &[u8], path: &Path) -> Result<Head> {
+        if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
+            return Err(damaged(path, 0, "not a shard index; make it anew with `shard index`"));
+        }
+        let version = word(bytes, 8);
+        if version != VERSION {
+            return Err(damaged(
+                path,
+                8,
+                format!("index version {version}, this program reads version {VERSION}"),
+            ));
+        }
+        Ok(Head {
+            sections: word(bytes, 12),
+            shard_bytes: long(bytes, 16),
+            fingerprint: long(bytes, 24),
+            samples: long(bytes, 32),
+            classes: word(bytes, 40),
+            skipped: word(bytes, 44),
+            index_bytes: long(bytes, 48),
+        })
+    }
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Map),
+    Owned(Vec<u8>),
+}
+
+/// The index of one shard, mapped or in memory.
+#[derive(Debug)]
+pub struct ShardIndex {
+    bytes: Bytes,
+    path: PathBuf,
+    head: Head,
+    entries: std::ops::Range<usize>,
+    keys: std::ops::Range<usize>,
+}
+
+impl ShardIndex {
+    /// Maps the index at `path` and verifies it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Shard`] when it is damaged.
+    pub fn open(path: &Path, limits: &Limits) -> Result<ShardIndex> {
+        ShardIndex::new(Bytes::Mapped(Map::open(path)?), path, limits)
+    }
+
+    /// Takes an index from memory; `path` is for messages.
+    pub(crate) fn from_vec(bytes: Vec<u8>, path: &Path, limits: &Limits) -> Result<ShardIndex> {
+        ShardIndex::new(Bytes::Owned(bytes), path, limits)
+    }
+
+    fn new(owner: Bytes, path: &Path, limits: &Limits) -> Result<ShardIndex> {
+        let bytes = owner.as_slice();
+        let bad = |at: usize, cause: &str| {
+            damaged(path, at as u64, format!("{cause}; make the index anew with `shard index`"))
+        };
+        let head = Head::parse(bytes, path)?;
+        if head.index_bytes != bytes.len() as u64 || head.index_bytes > limits.index_bytes {
+            return Err(bad(
+                48,
+                &format!(
+                    "the index should have {} bytes and has {}",
+                    head.index_bytes,
+                    bytes.len()
+                ),
+            ));
+        }
+        if head.sections > MAX_SECTIONS {
+            return Err(bad(12, &format!("{} sections", head.sections)));
+        }
+        let table = head.sections as usize * SECTION;
+        let table = bytes
+            .get(HEADER..HEADER + table)
+            .ok_or_else(|| bad(HEADER, "the index ends in its section table"))?;
+        if xxh3_64(&[&bytes[..HEADER - 8], table].concat()) != long(bytes, HEADER - 8) {
+            return Err(bad(HEADER - 8, "the index's header does not match its checksum"));
+        }
+        let (mut entries, mut keys) = (None, None);
+        for (number, section) in table.chunks_exact(SECTION).enumerate() {
+            let at = HEADER + number * SECTION;
+            let (kind, element, offset, length) =
+                (word(section, 0), word(section, 4), long(section, 8), long(section, 16));
+            let found = slice(bytes, offset, length)
+                .ok_or_else(|| bad(at, "a section lies beyond the end"))?;
+            let place = offset as usize..offset as usize + length as usize;
+            match kind {
+                KIND_ENTRIES if element as usize == ENTRY => entries = Some(place),
+                KIND_KEYS => keys = Some(place),
+                // Kinds of later versions; their readers verify them.
+                _ => continue,
+            }
+            if xxh3_64(found) != long(section, 24) {
+                return Err(bad(offset as usize, "a section does not match its checksum"));
+            }
+        }
+        let entries = entries.ok_or_else(|| bad(HEADER, "the index has no entries"))?;
+        let keys = keys.ok_or_else(|| bad(HEADER, "the index has no keys"))?;
+        if head.samples.checked_mul(ENTRY as u64) != Some(entries.len() as u64) {
+            return Err(bad(
+                32,
+                &format!("{} samples, but {} bytes of entries", head.samples, entries.len()),
+            ));
+        }
+        Ok(ShardIndex { path: path.to_owned(), head, entries, keys, bytes: owner })
+    }
+
+    /// Samples in the shard.
+    pub fn len(&self) -> usize {
+        self.entries.len() / ENTRY
+    }
+
+    /// Whether the shard has no sample.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// The entry of the `i`-th sample of the shard.
+    ///
+    /// # Panics
+    /// When `i >= len()`.
+    pub fn entry(&self, i: usize) -> Entry {
+        self.raw(i).0
+    }
+
+    /// Entry and key of the `i`-th sample of the shard.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] when the key lies outside the keys or is not UTF-8.
+    ///
+    /// # Panics
+    /// When `i >= len()`.
+    pub fn get(&self, i: usize) -> Result<(Entry, &str)> {
+        let (entry, (at, length)) = self.raw(i);
+        let keys = &self.bytes.as_slice()[self.keys.clone()];
+        let key =
+            slice(keys, at.into(), length.into()).and_then(|bytes| std::str::from_utf8(bytes).ok());
+        let key = key.ok_or_else(|| {
+            damaged(&self.path, self.keys.start as u64, format!("sample {i} has no proper key"))
+        })?;
+        Ok((entry, key))
+    }
+
+    fn raw(&self, i: usize) -> (Entry, (u32, u32)) {
+        let entries = &self.bytes.as_slice()[self.entries.clone()];
+        Entry::from_bytes(&entries[i * ENTRY..(i + 1) * ENTRY])
+    }
+
+    /// Checks that the index was made for a shard file with these bytes.
+    ///
+    /// # Errors
+    /// [`Error::Shard`], naming both, when it was not.
+    pub(crate) fn belongs_to(&self, shard: &Path, bytes: &[u8]) -> Result<()> {
+        if self.head.shard_bytes == bytes.len() as u64
+            && self.head.fingerprint == fingerprint(bytes)
+        {
+            return Ok(());
+        }
+        Err(foreign(&self.path, shard, &self.head, bytes.len() as u64))
+    }
+}
+
+/// The error of an index that was made for another shard.
+pub(crate) fn foreign(index: &Path, shard: &Path, head: &Head, bytes: u64) -> Error {
+    let was = if head.shard_bytes == bytes {
+        "with other content".to_owned()
+    } else {
+        format!("of {} bytes, this one has {bytes}", head.shard_bytes)
+    };
+    let shard = shard.display();
+    damaged(
+        index,
+        16,
+        format!("the index was made for a shard {was}; make it anew with `shard index {shard}`"),
+    )
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map.as_ref(),
+            Bytes::Owned(bytes) => bytes,
+        }
+    }
+}

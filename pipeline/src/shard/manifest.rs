@@ -1,0 +1,153 @@
+//! The manifest of a shard set: one JSON file that says what the set holds
+//! and how it was made. Read by `pattern`, written by the writer.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::Limits;
+use crate::{Error, Result};
+
+/// How a manifest's file name ends: `train.manifest.json`, `manifest.json`.
+pub const MANIFEST_SUFFIX: &str = "manifest.json";
+const FORMAT: &str = "bt-stream shard set";
+const VERSION: u32 = 1;
+
+/// What a set of shards holds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Always `bt-stream shard set`.
+    pub format: String,
+    /// Always 1.
+    pub version: u32,
+    /// Samples in all shards.
+    pub samples: u64,
+    /// Bytes of all shard files.
+    pub bytes: u64,
+    /// Samples that have no label.
+    pub unlabelled: u64,
+    /// The classes in the order of their numbers.
+    pub classes: Vec<ClassCount>,
+    /// The shards in order; their files lie beside the manifest.
+    pub shards: Vec<ManifestShard>,
+    /// How the set was made: tool, source, options, seed. For people.
+    pub made: serde_json::Value,
+}
+
+/// One class of a set.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCount {
+    /// Its name; empty where only numbers are known.
+    pub name: String,
+    /// Its samples in the set.
+    pub samples: u64,
+}
+
+/// One shard of a set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestShard {
+    /// File name, without folders.
+    pub name: String,
+    /// Samples in it.
+    pub samples: u64,
+    /// Bytes of the file.
+    pub bytes: u64,
+    /// `xxh3:` and 16 hex digits: XXH3-64 of the file's bytes.
+    pub checksum: String,
+    /// Whether samples can be read in any order.
+    pub seekable: bool,
+}
+
+impl Manifest {
+    /// A manifest of the given shards; totals are computed.
+    pub fn new(
+        shards: Vec<ManifestShard>,
+        classes: Vec<ClassCount>,
+        made: serde_json::Value,
+    ) -> Self {
+        let samples = shards.iter().map(|shard| shard.samples).sum::<u64>();
+        let labelled = classes.iter().map(|class| class.samples).sum::<u64>();
+        Manifest {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            samples,
+            bytes: shards.iter().map(|shard| shard.bytes).sum(),
+            unlabelled: samples.saturating_sub(labelled),
+            classes,
+            shards,
+            made,
+        }
+    }
+
+    /// Reads the manifest at `path`; `None` when it is JSON of another kind.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; [`Error::Shard`] when it is not JSON, lacks a field, or
+    /// contradicts itself.
+    pub fn read(path: &Path, limits: &Limits) -> Result<Option<Manifest>> {
+        let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        if bytes > limits.index_bytes {
+            return Err(super::damaged(
+                path,
+                0,
+                format!("a manifest of {bytes} bytes is over the limit"),
+            ));
+        }
+        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let bad = |cause: String| super::damaged(path, 0, format!("manifest: {cause}"));
+        let value: serde_json::Value =
+            serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+        if value.get("format").and_then(|format| format.as_str()) != Some(FORMAT) {
+            return Ok(None);
+        }
+        if value.get("version").and_then(|version| version.as_u64()) != Some(VERSION.into()) {
+            return Err(bad(format!("version {}, this program reads {VERSION}", value["version"])));
+        }
+        let manifest: Manifest = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+        manifest.check().map_err(bad)?;
+        Ok(Some(manifest))
+    }
+
+    fn check(&self) -> Result<(), String> {
+        let mut samples = 0u64;
+        for shard in &self.shards {
+            let plain =
+                Path::new(&shard.name).file_name().is_some_and(|name| name == shard.name.as_str());
+            if !plain {
+                return Err(format!("shard name {:?} is not a plain file name", shard.name));
+            }
+            samples = samples.checked_add(shard.samples).ok_or("too many samples")?;
+        }
+        if samples != self.samples {
+            return Err(format!("{} samples in all, but {samples} in its shards", self.samples));
+        }
+        Ok(())
+    }
+
+    /// The text that is written to disk.
+    pub fn to_json(&self) -> String {
+        // Serialising strings, numbers and a JSON value cannot fail.
+        serde_json::to_string_pretty(self).unwrap_or_default() + "\n"
+    }
+
+    /// Names of the classes in the order of their numbers; empty when one has none.
+    pub fn class_names(&self) -> Vec<String> {
+        let names: Vec<_> = self.classes.iter().map(|class| class.name.clone()).collect();
+        if names.iter().any(String::is_empty) { Vec::new() } else { names }
+    }
+
+    /// All manifests in `folder`, by name; files of other kinds are passed over.
+    pub(crate) fn all_in(folder: &Path, limits: &Limits) -> Result<Vec<(PathBuf, Manifest)>> {
+        let mut found = Vec::new();
+        for path in super::pattern::files_in(folder)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if (name == MANIFEST_SUFFIX || name.ends_with(&format!(".{MANIFEST_SUFFIX}")))
+                && !name.starts_with('.')
+                && let Some(manifest) = Manifest::read(&path, limits)?
+            {
+                found.push((path, manifest));
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,61 @@
+//! The crate's only memory map. Shards and indexes are read through it, so
+//! that an image goes from the page cache to the decoder without a copy.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::{Error, Result};
+
+/// A whole file, mapped read-only. Cloning shares the map.
+#[derive(Clone, Debug)]
+pub(crate) struct Map(Arc<memmap2::Mmap>);
+
+impl Map {
+    /// Maps the file at `path`.
+    pub fn open(path: &Path) -> Result<Map> {
+        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        Map::of(&file).map_err(|e| Error::io(path, e))
+    }
+
+    /// Maps an open file; the map outlives the descriptor.
+    pub fn of(file: &File) -> std::io::Result<Map> {
+        // SAFETY: the bytes behind the map must not change while it lives.
+        // That is the promise of whoever opens a shard set: shards, indexes
+        // and manifests are replaced by renaming a finished file over the old
+        // name (as this crate's writer does), never rewritten in place. The
+        // map is private and read-only, so nothing here breaks the promise;
+        // and every length and offset read from it is checked against the
+        // map's own length, never believed, so that changed bytes can give
+        // wrong pixels or an error, not an access out of bounds.
+        let map = unsafe { memmap2::Mmap::map(file)? };
+        Ok(Map(Arc::new(map)))
+    }
+
+    /// Asks the system to read a range ahead; a hint, so that its failure
+    /// and a range beyond the end are of no consequence.
+    pub fn will_need(&self, offset: u64, length: u64) {
+        #[cfg(unix)]
+        if let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(length))
+            && offset.checked_add(length).is_some_and(|end| end <= self.0.len())
+            && length > 0
+        {
+            let _ = self.0.advise_range(memmap2::Advice::WillNeed, offset, length);
+        }
+        #[cfg(not(unix))]
+        let _ = (offset, length);
+    }
+}
+
+impl AsRef<[u8]> for Map {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// `bytes[offset..offset + length]`, or `None` beyond the end.
+pub(crate) fn slice(bytes: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
+    let offset = usize::try_from(offset).ok()?;
+    let end = offset.checked_add(usize::try_from(length).ok()?)?;
+    bytes.get(offset..end)
+}

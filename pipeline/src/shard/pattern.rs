@@ -1,0 +1,381 @@
+//! From what a person writes to shard files: folders, globs, brace lists,
+//! manifests, and unions of them. First step of `set`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
+use super::{Limits, damaged};
+use crate::{Error, Result};
+
+/// More names than this are a slip of the pen.
+const MAX_NAMES: usize = 1_000_000;
+
+/// A shard file and what a manifest says of it.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub path: PathBuf,
+    pub known: Option<ManifestShard>,
+}
+
+/// The shards of a pattern, in order.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Resolved {
+    pub shards: Vec<Found>,
+    /// Of the manifests, where all shards come from manifests that agree.
+    pub classes: Vec<String>,
+}
+
+/// Finds the shards of `pattern`; see [`super::ShardSet::open`].
+pub(crate) fn resolve(pattern: &str, use_manifest: bool, limits: &Limits) -> Result<Resolved> {
+    let mut finder = Finder { use_manifest, limits, manifests: HashMap::new(), classes: None };
+    let mut shards = Vec::new();
+    for part in parts(pattern) {
+        finder.part(part, &mut shards)?;
+    }
+    if shards.is_empty() {
+        return Err(Error::Usage(format!("no shards match `{}`", pattern.trim())));
+    }
+    Ok(Resolved { shards, classes: finder.classes.unwrap_or_default() })
+}
+
+/// The members of a union. Whitespace separates, except in what names
+/// something as it stands: paths may have spaces.
+fn parts(pattern: &str) -> Vec<&str> {
+    let pattern = pattern.trim();
+    if Path::new(pattern).exists() {
+        return vec![pattern];
+    }
+    let list = pattern.split("::").flat_map(|part| {
+        let part = part.trim();
+        if names_something(part) { vec![part] } else { part.split_whitespace().collect() }
+    });
+    list.filter(|part| !part.is_empty()).collect()
+}
+
+fn names_something(part: &str) -> bool {
+    let exists = |name: &String| {
+        Path::new(name).exists()
+            || glob::glob(name).is_ok_and(|mut paths| paths.next().is_some_and(|path| path.is_ok()))
+    };
+    expand_braces(part).is_ok_and(|names| names.first().is_some_and(exists))
+}
+
+struct Finder<'a> {
+    use_manifest: bool,
+    limits: &'a Limits,
+    /// What manifests say, by folder and shard name.
+    manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, Vec<String>)>>,
+    /// `None` before the first shard.
+    classes: Option<Vec<String>>,
+}
+
+impl Finder<'_> {
+    fn part(&mut self, part: &str, out: &mut Vec<Found>) -> Result<()> {
+        let path = Path::new(part);
+        if path.is_dir() {
+            return self.folder(path, out);
+        }
+        if path.is_file() {
+            return self.file(path, out);
+        }
+        for name in expand_braces(part)? {
+            if Path::new(&name).is_file() {
+                self.file(Path::new(&name), out)?;
+            } else if Path::new(&name).is_dir() {
+                self.folder(Path::new(&name), out)?;
+            } else if name.contains(['*', '?', '[']) {
+                self.glob(&name, out)?;
+            } else {
+                let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+                return Err(Error::io(name, missing));
+            }
+        }
+        Ok(())
+    }
+
+    fn glob(&mut self, pattern: &str, out: &mut Vec<Found>) -> Result<()> {
+        let bad = |e: glob::PatternError| Error::Usage(format!("`{pattern}` is not a glob: {e}"));
+        let before = out.len();
+        for path in glob::glob(pattern).map_err(bad)? {
+            let path = path.map_err(|e| {
+                Error::io(e.path().to_owned(), std::io::Error::from(e.error().kind()))
+            })?;
+            // A glob such as `train-*` matches indexes and manifests as well.
+            if is_shard_name(&path) && path.is_file() {
+                self.shard(path, out)?;
+            }
+        }
+        if out.len() == before {
+            return Err(Error::Usage(format!("no shards (.tar, .tar.zst) match `{pattern}`")));
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, path: &Path, out: &mut Vec<Found>) -> Result<()> {
+        if path.extension().is_some_and(|extension| extension == "json") {
+            let manifest = Manifest::read(path, self.limits)?.ok_or_else(|| {
+                damaged(path, 0, format!("not a manifest (`*.{MANIFEST_SUFFIX}`) of a shard set"))
+            })?;
+            return self.manifest(path, manifest, out);
+        }
+        self.shard(path.to_owned(), out)
+    }
+
+    /// Every set in a folder: what its manifests list, or else its shards by name.
+    fn folder(&mut self, folder: &Path, out: &mut Vec<Found>) -> Result<()> {
+        let shards: Vec<_> =
+            files_in(folder)?.into_iter().filter(|path| is_shard_name(path)).collect();
+        let manifests =
+            if self.use_manifest { Manifest::all_in(folder, self.limits)? } else { Vec::new() };
+        if manifests.len() > 1 {
+            tracing::warn!(
+                "{} holds {} shard sets; reading all of them",
+                folder.display(),
+                manifests.len()
+            );
+        }
+        let before = out.len();
+        for (path, manifest) in manifests {
+            self.manifest(&path, manifest, out)?;
+        }
+        if out.len() > before {
+            let listed: std::collections::HashSet<_> =
+                out[before..].iter().map(|found| found.path.clone()).collect();
+            let others = shards.iter().filter(|path| !listed.contains(*path)).count();
+            if others > 0 {
+                tracing::warn!(
+                    "{}: {others} shards are in no manifest and are not read",
+                    folder.display()
+                );
+            }
+            return Ok(());
+        }
+        for path in shards {
+            self.shard(path, out)?;
+        }
+        if out.len() == before {
+            return Err(Error::Usage(format!(
+                "{}: no shards (.tar, .tar.zst) in this folder",
+                folder.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn manifest(&mut self, path: &Path, manifest: Manifest, out: &mut Vec<Found>) -> Result<()> {
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let names = manifest.class_names();
+        for shard in manifest.shards {
+            self.agree(&names);
+            out.push(Found { path: folder.join(&shard.name), known: Some(shard) });
+        }
+        Ok(())
+    }
+
+    /// A shard by name, with what a manifest beside it says.
+    fn shard(&mut self, path: PathBuf, out: &mut Vec<Found>) -> Result<()> {
+        if !self.use_manifest {
+            out.push(Found { path, known: None });
+            return Ok(());
+        }
+        let folder =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !self.manifests.contains_key(folder) {
+            let mut known = HashMap::new();
+            for (_, manifest) in Manifest::all_in(folder, self.limits)? {
+                let names = manifest.class_names();
+                known.extend(
+                    manifest
+                        .shards
+                        .into_iter()
+                        .map(|shard| (shard.name.clone(), (shard, names.clone()))),
+                );
+            }
+            self.manifests.insert(folder.to_owned(), known);
+        }
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let known = self.manifests.get(folder).and_then(|known| known.get(&name)).cloned();
+        let (known, names) =
+            known.map_or((None, Vec::new()), |(shard, names)| (Some(shard), names));
+        self.agree(&names);
+        out.push(Found { path, known });
+        Ok(())
+    }
+
+    /// Keeps the class names only as long as every shard has the same.
+    fn agree(&mut self, names: &[String]) {
+        match &self.classes {
+            None => self.classes = Some(names.to_vec()),
+            Some(classes) if classes != names => self.classes = Some(Vec::new()),
+            Some(_) => {}
+        }
+    }
+}
+
+/// Whether a file name is that of a shard.
+pub(crate) fn is_shard_name(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    (name.ends_with(".tar") || name.ends_with(".tar.zst")) && !name.starts_with('.')
+}
+
+/// The files of a folder, sorted by name.
+pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
+        let path = entry.map_err(|e| Error::io(folder, e))?.path();
+        if path.is_file() {
+            files.push(path);
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// Expands brace lists as `webdataset` does: `{a,b}`, `{000..009}` (zeros
+/// kept), `{0..9..3}`, `{a..c}`, nested and several. Braces without a comma or range stay.
+///
+/// # Errors
+/// [`Error::Usage`] for more than a million names.
+pub fn expand_braces(pattern: &str) -> Result<Vec<String>> {
+    let too_many = || Error::Usage(format!("`{pattern}` stands for more than {MAX_NAMES} names"));
+    let mut out = Vec::new();
+    let mut open = vec![(String::new(), pattern.to_owned())];
+    // Depth first, so that the order is that of writing it out by hand.
+    while let Some((done, rest)) = open.pop() {
+        let Some((before, choices, after)) = first_brace(&rest, MAX_NAMES).ok_or_else(too_many)?
+        else {
+            out.push(done + &rest);
+            continue;
+        };
+        if choices.len() + open.len() + out.len() > MAX_NAMES {
+            return Err(too_many());
+        }
+        for choice in choices.into_iter().rev() {
+            open.push((format!("{done}{before}"), format!("{choice}{after}")));
+        }
+    }
+    Ok(out)
+}
+
+type Brace<'a> = (&'a str, Vec<String>, &'a str);
+
+/// What stands before, in and after the first brace list; the outer `None` for too many.
+fn first_brace(text: &str, limit: usize) -> Option<Option<Brace<'_>>> {
+    for (start, _) in text.match_indices('{') {
+        let Some(end) = closing(&text[start..]).map(|end| start + end) else { continue };
+        let inner = &text[start + 1..end];
+        let list = split_commas(inner);
+        let choices = if list.len() > 1 {
+            Some(list)
+        } else {
+            match range(inner, limit) {
+                Some(Err(())) => return None,
+                Some(Ok(choices)) => Some(choices),
+                None => None,
+            }
+        };
+        if let Some(choices) = choices {
+            return Some(Some((&text[..start], choices, &text[end + 1..])));
+        }
+    }
+    Some(None)
+}
+
+/// Where the brace that opens `text` closes.
+fn closing(text: &str) -> Option<usize> {
+    let mut depth = 0;
+    for (at, byte) in text.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+    None
+}
+
+/// The choices between commas that stand in no inner brace.
+fn split_commas(inner: &str) -> Vec<String> {
+    let (mut depth, mut from, mut list) = (0, 0, Vec::new());
+    for (at, byte) in inner.bytes().enumerate() {
+        match byte {
+            b'{' => depth += 1,
+            b'}' => depth -= 1,
+            b',' if depth == 0 => {
+                list.push(inner[from..at].to_owned());
+                from = at + 1;
+            }
+            _ => {}
+        }
+    }
+    list.push(inner[from..].to_owned());
+    list
+}
+
+/// `low..high` or `low..high..step`, numbers or single letters; `Err` for too many.
+fn range(inner: &str, limit: usize) -> Option<Result<Vec<String>, ()>> {
+    let ends: Vec<&str> = inner.split("..").collect();
+    let (low, high, step) = match ends[..] {
+        [low, high] => (low, high, 1),
+        [low, high, step] => (low, high, step.parse::<i64>().ok()?.unsigned_abs().max(1)),
+        _ => return None,
+    };
+    let letter = |text: &str| match text.as_bytes() {
+        [byte] if byte.is_ascii_alphabetic() => Some(i64::from(*byte)),
+        _ => None,
+    };
+    if let (Some(first), Some(last)) = (letter(low), letter(high)) {
+        return Some(Ok(steps(first, last, step)
+            .map(|n| char::from(n as u8).to_string())
+            .collect()));
+    }
+    let (first, last) = (low.parse::<i64>().ok()?, high.parse::<i64>().ok()?);
+    let padded = |text: &str| {
+        text.trim_start_matches('-').starts_with('0') && text.trim_start_matches('-').len() > 1
+    };
+    let width = if padded(low) || padded(high) { low.len().max(high.len()) } else { 0 };
+    if first.abs_diff(last) / step >= limit as u64 {
+        return Some(Err(()));
+    }
+    Some(Ok(steps(first, last, step).map(|n| format!("{n:0width$}")).collect()))
+}
+
+fn steps(first: i64, last: i64, step: u64) -> impl Iterator<Item = i64> {
+    let up = first <= last;
+    (0..=first.abs_diff(last) / step).map(move |i| {
+        let by = (i * step) as i64;
+        if up { first.wrapping_add(by) } else { first.wrapping_sub(by) }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn brace_lists_expand_as_in_a_shell() {
+        for (pattern, expected) in [
+            ("a.tar", vec!["a.tar"]),
+            ("t-{000..002}.tar", vec!["t-000.tar", "t-001.tar", "t-002.tar"]),
+            ("t-{8..10}", vec!["t-8", "t-9", "t-10"]),
+            ("t-{08..10}", vec!["t-08", "t-09", "t-10"]),
+            ("{2..0}", vec!["2", "1", "0"]),
+            ("{0..9..4}", vec!["0", "4", "8"]),
+            ("{a,b{1..2},}x", vec!["ax", "b1x", "b2x", "x"]),
+            ("{a,b}{0..1}", vec!["a0", "a1", "b0", "b1"]),
+            ("{a..c}", vec!["a", "b", "c"]),
+            ("{a}-{0..1}", vec!["{a}-0", "{a}-1"]),
+            ("{a", vec!["{a"]),
+            ("a}{", vec!["a}{"]),
+        ] {
+            assert_eq!(expand_braces(pattern).unwrap(), expected, "{pattern}");
+        }
+        assert!(expand_braces("{0..9999999}").is_err());
+        assert!(expand_braces("{0..999}{0..999}{0..999}").is_err());
+        assert!(expand_braces("{-9223372036854775808..9223372036854775807}").is_err());
+    }
+}

@@ -1,0 +1,135 @@
+//! Reads a shard from front to back to learn what an index would say: for
+//! shards that have none, and to make one.
+
+use std::path::Path;
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::group::{Group, Groups, Keep};
+use super::index::{Entry, IndexBuilder, ShardIndex, fingerprint};
+use super::map::Map;
+use super::tar::{BLOCK, ReadSource, SliceSource, Source, Tar};
+use super::zst::is_zstd;
+use super::{Format, Limits, damaged, dimensions_of, sniff};
+use crate::{Error, Result};
+
+/// How much a scan reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Depth {
+    /// Tar headers and labels. Sizes, formats and checksums stay unknown.
+    Headers,
+    /// The images too: everything an index holds.
+    Full,
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub struct Scanned {
+    /// The index that belongs to the shard.
+    pub index: ShardIndex,
+    /// Its bytes, to be written beside the shard.
+    pub bytes: Vec<u8>,
+    /// Samples passed over because they have no image.
+    pub without_image: u32,
+    /// Whether the archive ends with the end-of-archive marker, as it should.
+    pub ended: bool,
+}
+
+/// Scans the shard at `path`.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Shard`] and [`Error::Sample`] with the offset of
+/// the first damage.
+pub fn scan(path: &Path, depth: Depth, limits: &Limits) -> Result<Scanned> {
+    scan_map(&Map::open(path)?, path, depth, limits)
+}
+
+pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) -> Result<Scanned> {
+    let mut builder = IndexBuilder::default();
+    let keep = if depth == Depth::Full { Keep::Images } else { Keep::Labels };
+    let tar = open_tar(map, path, limits)?;
+    let mut groups = Groups::new(tar, keep);
+    let mut group = Group::default();
+    while groups.next_into(&mut group)? {
+        match entry_of(&group, depth, path, limits)? {
+            Some(entry) => builder.push(&group.key, &entry)?,
+            None => builder.skip(),
+        }
+    }
+    let file = map.as_ref();
+    let bytes = builder.finish(file.len() as u64, fingerprint(file));
+    let index = ShardIndex::from_vec(bytes.clone(), path, limits)?;
+    let without_image = index.head().skipped;
+    Ok(Scanned { index, bytes, without_image, ended: groups.tar().ended })
+}
+
+/// The archive in a mapped file, whether it is compressed or not.
+pub(crate) fn open_tar(
+    map: &Map,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Tar<Box<dyn Source + Send>>> {
+    let bytes = map.as_ref();
+    if bytes.is_empty() {
+        return Err(damaged(path, 0, "the shard is empty: 0 bytes"));
+    }
+    if bytes.starts_with(&[0x1F, 0x8B]) {
+        return Err(damaged(
+            path,
+            0,
+            "compressed with gzip, which is not supported: `gunzip` it first",
+        ));
+    }
+    let source: Box<dyn Source + Send> = if is_zstd(bytes) {
+        let reader = std::io::Cursor::new(map.clone());
+        let mut decoder =
+            zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| Error::io(path, e))?;
+        decoder.window_log_max(limits.zstd_window_log).map_err(|e| Error::io(path, e))?;
+        Box::new(ReadSource(decoder))
+    } else {
+        if (bytes.len() as u64) < BLOCK {
+            return Err(damaged(path, 0, format!("{} bytes are not a tar", bytes.len())));
+        }
+        Box::new(SliceSource::new(map.clone()))
+    };
+    Ok(Tar::new(source, path, 0, *limits))
+}
+
+/// The index entry of a sample; `None` when it has no image.
+pub(crate) fn entry_of(
+    group: &Group,
+    depth: Depth,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Option<Entry>> {
+    let Some(image) = group.image() else { return Ok(None) };
+    let label = group.label(path, limits)?;
+    let part = &group.parts()[image];
+    let narrow = |value: u64, what: &str| {
+        u32::try_from(value).map_err(|_| Error::Sample {
+            path: path.to_owned(),
+            key: group.key.clone(),
+            offset: part.offset,
+            cause: format!("{what} of {value} bytes, the limit is 4 GiB"),
+        })
+    };
+    let mut entry = Entry {
+        offset: part.offset,
+        length: narrow(part.length, "an image")?,
+        start: group.start,
+        span: narrow(group.end - group.start, "a sample")?,
+        label,
+        ..Entry::default()
+    };
+    if depth == Depth::Full {
+        (entry.format, entry.checksum) = (sniff(&part.data), xxh3_64(&part.data));
+        (entry.width, entry.height) = dimensions_of(&part.data).unwrap_or((0, 0));
+    } else {
+        entry.format = match part.extension.as_str() {
+            "jpg" | "jpeg" => Format::Jpeg,
+            "png" => Format::Png,
+            _ => Format::Other,
+        };
+    }
+    Ok(Some(entry))
+}

@@ -1,0 +1,71 @@
+//! The samples of one shard in order: works for every shard, also for a
+//! `.tar.zst` without a seek table.
+
+use std::path::Path;
+
+use super::group::{Group, Groups, Keep};
+use super::map::Map;
+use super::scan::open_tar;
+use super::tar::Source;
+use super::{Format, Limits, sniff};
+use crate::Result;
+
+/// A sample that owns its bytes. Made to be reused.
+#[derive(Clone, Debug, Default)]
+pub struct OwnedSample {
+    /// Its number in the set.
+    pub sample: usize,
+    /// Its key in the shard.
+    pub key: String,
+    /// Its class, if it has one.
+    pub label: Option<u32>,
+    /// How the image is coded, by its first bytes.
+    pub format: Format,
+    /// The encoded image.
+    pub image: Vec<u8>,
+    /// Where the image begins in the (decompressed) tar.
+    pub offset: u64,
+}
+
+/// Reads one shard from front to back.
+pub struct ShardStream {
+    groups: Groups<Box<dyn Source + Send>>,
+    group: Group,
+    limits: Limits,
+    next: usize,
+}
+
+impl ShardStream {
+    /// The stream of a mapped shard whose first sample is number `first` of the set.
+    pub(crate) fn new(map: &Map, path: &Path, first: usize, limits: &Limits) -> Result<Self> {
+        let groups = Groups::new(open_tar(map, path, limits)?, Keep::Images);
+        Ok(ShardStream { groups, group: Group::default(), limits: *limits, next: first })
+    }
+
+    /// The next sample into `out`; false at the end of the shard. Samples
+    /// without an image are passed over, as they are by an index.
+    ///
+    /// # Errors
+    /// [`crate::Error::Shard`] when the archive is damaged from here on;
+    /// [`crate::Error::Sample`] when only this sample is (a label that is no
+    /// number): the next call goes on behind it.
+    pub fn next_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
+        while self.groups.next_into(&mut self.group)? {
+            let Some(image) = self.group.image() else { continue };
+            out.sample = self.next;
+            self.next += 1;
+            out.key.clone_from(&self.group.key);
+            out.offset = self.group.parts()[image].offset;
+            out.label = self.group.label(self.groups.tar().path(), &self.limits)?;
+            self.group.swap_data(image, &mut out.image);
+            out.format = sniff(&out.image);
+            return Ok(true);
+        }
+        Ok(false)
+    }
+
+    /// Bytes of the (decompressed) archive that were read so far.
+    pub fn position(&self) -> u64 {
+        self.groups.tar().position()
+    }
+}

@@ -1,0 +1,444 @@
+//! Members of a tar archive, one after the other: ustar, GNU long names,
+//! pax headers, base-256 sizes. Under `group`, which makes samples of them.
+//!
+//! Headers come from disk: checksums are verified, sizes are checked before
+//! anything is skipped or read.
+
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use super::{Limits, damaged};
+use crate::{Error, Result};
+
+/// Bytes of a header, and the unit that data is padded to.
+pub(crate) const BLOCK: u64 = 512;
+
+/// Where a tar's bytes come from: a slice, or a stream that is read once.
+pub(crate) trait Source {
+    /// Fills `buffer` as far as the source reaches; how much that was.
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
+    /// Skips up to `count` bytes; how many there were.
+    fn skip(&mut self, count: u64) -> io::Result<u64>;
+}
+
+/// Bytes in memory or in a map; skipping costs nothing.
+pub(crate) struct SliceSource<B> {
+    bytes: B,
+    at: usize,
+}
+
+impl<B: AsRef<[u8]>> SliceSource<B> {
+    pub fn new(bytes: B) -> Self {
+        SliceSource { bytes, at: 0 }
+    }
+}
+
+impl<B: AsRef<[u8]>> Source for SliceSource<B> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let rest = &self.bytes.as_ref()[self.at..];
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        self.at += count;
+        Ok(count)
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        let rest = self.bytes.as_ref().len() - self.at;
+        let skipped = usize::try_from(count).unwrap_or(usize::MAX).min(rest);
+        self.at += skipped;
+        Ok(skipped as u64)
+    }
+}
+
+/// A stream, such as a decompressor.
+pub(crate) struct ReadSource<R>(pub R);
+
+impl<R: Read> Source for ReadSource<R> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.0.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(count) => filled += count,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(filled)
+    }
+
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        io::copy(&mut (&mut self.0).take(count), &mut io::sink())
+    }
+}
+
+impl Source for Box<dyn Source + Send> {
+    fn fill(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        (**self).fill(buffer)
+    }
+    fn skip(&mut self, count: u64) -> io::Result<u64> {
+        (**self).skip(count)
+    }
+}
+
+/// One regular file of an archive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Member {
+    /// Its path; bytes that are not UTF-8 are written as `\xNN`.
+    pub name: String,
+    /// Where its first header block begins (that of a long name, if it has one).
+    pub start: u64,
+    /// Where its data begins.
+    pub offset: u64,
+    /// Bytes of data, without padding.
+    pub size: u64,
+}
+
+impl Member {
+    /// Where the next member begins.
+    pub fn end(&self) -> u64 {
+        self.offset + self.size.next_multiple_of(BLOCK)
+    }
+}
+
+/// Reads an archive from front to back.
+pub(crate) struct Tar<S> {
+    source: S,
+    path: PathBuf,
+    limits: Limits,
+    at: u64,
+    /// Data of the current member that was not read, with and without padding.
+    unread: u64,
+    padding: u64,
+    members: u64,
+    global: Extended,
+    /// Whether the end-of-archive marker was met.
+    pub ended: bool,
+}
+
+/// What headers before a member say about it.
+#[derive(Clone, Default)]
+struct Extended {
+    path: Option<Vec<u8>>,
+    size: Option<u64>,
+}
+
+impl<S: Source> Tar<S> {
+    /// A reader whose first byte stands at offset `at` of the shard `path`.
+    pub fn new(source: S, path: &Path, at: u64, limits: Limits) -> Self {
+        let (path, global) = (path.to_owned(), Extended::default());
+        Tar { source, path, limits, at, unread: 0, padding: 0, members: 0, global, ended: false }
+    }
+
+    /// The path of the shard, for messages.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The limits it was opened with.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Offset of the next byte.
+    pub fn position(&self) -> u64 {
+        self.at
+    }
+
+    /// The next regular file; `None` at the end of the archive, which is the
+    /// marker of zero blocks or, as other readers have it, the end of the file.
+    pub fn next_member(&mut self) -> Result<Option<Member>> {
+        let mut local = Extended::default();
+        let mut first = None;
+        loop {
+            self.skip_rest()?;
+            let header_at = self.at;
+            let Some(block) = self.header()? else { return Ok(None) };
+            let start = *first.get_or_insert(header_at);
+            let size = number(&block[124..136]).ok_or_else(|| {
+                damaged(&self.path, header_at, "the size in the tar header is not a number")
+            })?;
+            let type_flag = block[156];
+            let carries_data = !matches!(type_flag, b'1'..=b'6');
+            self.expect(if carries_data { size } else { 0 }, header_at)?;
+            match type_flag {
+                b'L' => local.path = Some(self.long_name()?),
+                b'K' => {}
+                b'x' => self.pax(&mut local)?,
+                b'g' => {
+                    let mut global = std::mem::take(&mut self.global);
+                    self.pax(&mut global)?;
+                    self.global = global;
+                }
+                b'S' => {
+                    return Err(damaged(
+                        &self.path,
+                        header_at,
+                        "sparse tar members are not supported",
+                    ));
+                }
+                _ => {
+                    if let Some(member) = self.member(&block, start, size, &mut local)? {
+                        return Ok(Some(member));
+                    }
+                    first = None;
+                }
+            }
+        }
+    }
+
+    /// The member of an ordinary header, or `None` where it is no regular file.
+    fn member(
+        &mut self,
+        block: &[u8; 512],
+        start: u64,
+        size: u64,
+        local: &mut Extended,
+    ) -> Result<Option<Member>> {
+        let type_flag = block[156];
+        let header_at = self.at - BLOCK;
+        let said = std::mem::take(local);
+        let size = match said.size.or(self.global.size) {
+            Some(real) if !matches!(type_flag, b'1'..=b'6') => {
+                self.expect(real, header_at)?;
+                real
+            }
+            _ => size,
+        };
+        let name =
+            said.path.or_else(|| self.global.path.clone()).unwrap_or_else(|| short_name(block));
+        let regular = matches!(type_flag, 0 | b'0' | b'7') && !name.ends_with(b"/");
+        if !regular {
+            return Ok(None);
+        }
+        self.members += 1;
+        if self.members > self.limits.members {
+            let cause = format!("more than {} members (limit)", self.limits.members);
+            return Err(damaged(&self.path, header_at, cause));
+        }
+        if self.at.checked_add(size).and_then(|end| end.checked_next_multiple_of(BLOCK)).is_none() {
+            return Err(damaged(
+                &self.path,
+                header_at,
+                format!("a member of {size} bytes cannot be"),
+            ));
+        }
+        Ok(Some(Member { name: readable(&name), start, offset: self.at, size }))
+    }
+
+    /// Reads the current member's data into `out`, which is replaced.
+    pub fn read_into(&mut self, out: &mut Vec<u8>) -> Result<()> {
+        let (size, limit) = (self.unread, self.limits.member_bytes);
+        if size > limit {
+            let cause = format!("a member of {size} bytes is over the limit of {limit}");
+            return Err(damaged(&self.path, self.at, cause));
+        }
+        out.clear();
+        // A header may claim more than there is: grow as bytes arrive.
+        let mut left = size as usize;
+        while left > 0 {
+            let filled = out.len();
+            out.resize(filled + left.min(1 << 20), 0);
+            let count = self.source.fill(&mut out[filled..]).map_err(|e| self.failed(e))?;
+            if count < out.len() - filled {
+                return Err(self.cut_short(left as u64));
+            }
+            (self.at, self.unread, left) =
+                (self.at + count as u64, self.unread - count as u64, left - count);
+        }
+        Ok(())
+    }
+
+    /// Notes that `size` bytes of data and their padding follow.
+    fn expect(&mut self, size: u64, header_at: u64) -> Result<()> {
+        let padded = size
+            .checked_next_multiple_of(BLOCK)
+            .filter(|padded| self.at.checked_add(*padded).is_some())
+            .ok_or_else(|| {
+                damaged(&self.path, header_at, format!("a member of {size} bytes cannot be"))
+            })?;
+        (self.unread, self.padding) = (size, padded - size);
+        Ok(())
+    }
+
+    /// Skips what is left of the current member. Missing padding after the
+    /// last data of a file is forgiven, as by GNU tar; missing data is not.
+    fn skip_rest(&mut self) -> Result<()> {
+        let (unread, padding) =
+            (std::mem::take(&mut self.unread), std::mem::take(&mut self.padding));
+        for (count, forgiven) in [(unread, false), (padding, true)] {
+            let skipped = self.source.skip(count).map_err(|e| self.failed(e))?;
+            if skipped < count && !forgiven {
+                return Err(self.cut_short(count - skipped));
+            }
+            self.at += skipped;
+        }
+        Ok(())
+    }
+
+    /// The next header block, verified; `None` at the end.
+    fn header(&mut self) -> Result<Option<[u8; 512]>> {
+        let mut block = [0u8; 512];
+        let filled = self.source.fill(&mut block).map_err(|e| self.failed(e))?;
+        if filled == 0 {
+            return Ok(None);
+        }
+        if filled < block.len() {
+            return Err(damaged(
+                &self.path,
+                self.at,
+                format!("the tar ends inside a header, after {filled} of 512 bytes"),
+            ));
+        }
+        if block.iter().all(|&byte| byte == 0) {
+            self.ended = true;
+            return Ok(None);
+        }
+        let stored = number(&block[148..156]);
+        let (unsigned, signed) = checksums(&block);
+        if stored != Some(unsigned) && stored.map(|s| s as i64) != Some(signed) {
+            let cause = match stored {
+                Some(stored) => format!(
+                    "tar header checksum {stored} does not match its bytes ({unsigned}): damaged, or not a tar"
+                ),
+                None => "no tar header where one should be: damaged, or not a tar".to_owned(),
+            };
+            return Err(damaged(&self.path, self.at, cause));
+        }
+        self.at += BLOCK;
+        Ok(Some(block))
+    }
+
+    /// The data of a header that describes the next member.
+    fn described(&mut self) -> Result<Vec<u8>> {
+        if self.unread > self.limits.name_bytes {
+            let cause = format!(
+                "a name or extended header of {} bytes (limit {})",
+                self.unread, self.limits.name_bytes
+            );
+            return Err(damaged(&self.path, self.at, cause));
+        }
+        let mut data = Vec::new();
+        self.read_into(&mut data)?;
+        Ok(data)
+    }
+
+    fn long_name(&mut self) -> Result<Vec<u8>> {
+        let mut name = self.described()?;
+        name.truncate(name.iter().position(|&byte| byte == 0).unwrap_or(name.len()));
+        Ok(name)
+    }
+
+    /// Records of a pax header, `LENGTH KEY=VALUE\n`, of which path and size matter here.
+    fn pax(&mut self, into: &mut Extended) -> Result<()> {
+        let at = self.at;
+        let data = self.described()?;
+        let mut rest = &data[..];
+        while !rest.is_empty() && rest[0] != 0 {
+            let (key, value, after) = pax_record(rest)
+                .ok_or_else(|| damaged(&self.path, at, "a pax header that cannot be understood"))?;
+            match key {
+                b"path" => into.path = (!value.is_empty()).then(|| value.to_vec()),
+                b"size" => {
+                    let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
+                    into.size = Some(size.ok_or_else(|| {
+                        damaged(&self.path, at, "the size in a pax header is not a number")
+                    })?);
+                }
+                _ if key.starts_with(b"GNU.sparse.") => {
+                    return Err(damaged(&self.path, at, "sparse tar members are not supported"));
+                }
+                _ => {}
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> Error {
+        match source.kind() {
+            // What a decompressor says of damaged or missing bytes.
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::Other | io::ErrorKind::InvalidData => {
+                damaged(&self.path, self.at, format!("cannot be decompressed further: {source}"))
+            }
+            _ => Error::io(&self.path, source),
+        }
+    }
+
+    fn cut_short(&self, missing: u64) -> Error {
+        damaged(
+            &self.path,
+            self.at,
+            format!("the tar is cut short: {missing} more bytes of a member should follow"),
+        )
+    }
+}
+
+/// Key, value and what follows the first record.
+fn pax_record(bytes: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    let space = bytes.iter().take(20).position(|&byte| byte == b' ')?;
+    let length: usize = std::str::from_utf8(&bytes[..space]).ok()?.parse().ok()?;
+    let record = bytes.get(space + 1..length)?.strip_suffix(b"\n")?;
+    let equals = record.iter().position(|&byte| byte == b'=')?;
+    Some((&record[..equals], &record[equals + 1..], &bytes[length..]))
+}
+
+/// A number of a header field: octal text, or base 256 when the top bit is set.
+fn number(field: &[u8]) -> Option<u64> {
+    if field[0] & 0x80 != 0 {
+        if field[0] != 0x80 {
+            return None; // negative, or beyond 88 bits
+        }
+        let (high, low) = field[1..].split_at(field.len() - 9);
+        return if high.iter().all(|&byte| byte == 0) {
+            Some(low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
+        } else {
+            None
+        };
+    }
+    let text = field.split(|&byte| byte == 0).next()?.trim_ascii();
+    if text.is_empty() {
+        return Some(0);
+    }
+    text.iter().try_fold(0u64, |value, &byte| match byte {
+        b'0'..=b'7' => Some(value.checked_mul(8)? + u64::from(byte - b'0')),
+        _ => None,
+    })
+}
+
+/// The sum of a header's bytes, its checksum field counted as spaces: as
+/// POSIX has it, and as some old tars wrote it with signed bytes.
+fn checksums(block: &[u8; 512]) -> (u64, i64) {
+    let bytes = block
+        .iter()
+        .enumerate()
+        .map(|(i, &byte)| if (148..156).contains(&i) { b' ' } else { byte });
+    bytes.fold((0, 0), |(unsigned, signed), byte| {
+        (unsigned + u64::from(byte), signed + i64::from(byte as i8))
+    })
+}
+
+/// The name in the header itself, with ustar's prefix in front.
+fn short_name(block: &[u8; 512]) -> Vec<u8> {
+    let field =
+        |range: std::ops::Range<usize>| block[range].split(|&byte| byte == 0).next().unwrap_or(&[]);
+    let (name, prefix) = (field(0..100), field(345..500));
+    // GNU's own format ("ustar  ") keeps times where ustar keeps the prefix.
+    if &block[257..263] == b"ustar\0" && !prefix.is_empty() {
+        [prefix, b"/", name].concat()
+    } else {
+        name.to_vec()
+    }
+}
+
+/// UTF-8, with other bytes as `\xNN`, so that different names stay different.
+fn readable(name: &[u8]) -> String {
+    let mut text = String::with_capacity(name.len());
+    for chunk in name.utf8_chunks() {
+        text.push_str(chunk.valid());
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02X}"));
+        }
+    }
+    text
+}

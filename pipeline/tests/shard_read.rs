@@ -1,0 +1,206 @@
+//! Shards from elsewhere are read as their makers meant them.
+
+use std::path::{Path, PathBuf};
+
+use bt_pipeline::Error;
+use bt_pipeline::shard::{
+    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, index_path, scan,
+};
+
+/// Key, label and bytes of a sample.
+type Content = (String, Option<u32>, Vec<u8>);
+
+fn open(pattern: impl AsRef<Path>) -> bt_pipeline::Result<ShardSet> {
+    ShardSet::open(&pattern.as_ref().to_string_lossy(), &OpenOptions::default())
+}
+
+/// Everything in a set by random access, checked against the stream.
+fn contents(set: &ShardSet) -> Vec<Content> {
+    let mut streamed = Vec::new();
+    let mut sample = OwnedSample::default();
+    for shard in 0..set.shards().len() {
+        let mut stream = set.stream(shard).unwrap();
+        while stream.next_into(&mut sample).unwrap() {
+            assert_eq!(sample.sample, streamed.len());
+            let meta = set.meta(sample.sample).unwrap();
+            assert_eq!(
+                (&meta.key, meta.label, meta.offset),
+                (&sample.key, sample.label, sample.offset)
+            );
+            streamed.push((sample.key.clone(), sample.label, sample.image.clone()));
+        }
+    }
+    assert_eq!(streamed.len(), set.len());
+    if set.seekable() {
+        let mut scratch = ReadScratch::new();
+        for number in (0..set.len()).rev() {
+            set.advise(number);
+            let read = set.read(number, &mut scratch).unwrap();
+            assert_eq!((read.key.to_owned(), read.label, read.image.to_vec()), streamed[number]);
+        }
+    }
+    streamed
+}
+
+/// A tar in GNU format (long names as `L` members), with members as given.
+fn gnu_tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, data) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *data).unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+fn write(folder: &Path, name: &str, bytes: &[u8]) -> PathBuf {
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+fn expect(key: &str, label: Option<u32>, image: &[u8]) -> Content {
+    (key.to_owned(), label, image.to_vec())
+}
+
+#[test]
+fn gnu_long_names_and_members_without_a_sample_are_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let long = "folder/".repeat(40) + "name";
+    let long_image = format!("{long}.JPG");
+    let path = write(
+        folder.path(),
+        "a.tar",
+        &gnu_tar(&[
+            ("__meta__", b"ignored"),
+            ("README", b"ignored too"),
+            (&long_image, b"one"),
+            (&format!("{long}.cls"), b"7\n"),
+            ("b.json", b"{}"),
+            ("b.png", b"two"),
+            ("c.txt", b"a sample without an image"),
+            ("d.seg.png", b"mask"),
+            ("d.png", b"three"),
+            ("d.cls", b"-1"),
+        ]),
+    );
+    let set = open(&path).unwrap();
+    let expected =
+        [expect(&long, Some(7), b"one"), expect("b", None, b"two"), expect("d", None, b"three")];
+    assert_eq!(contents(&set), expected);
+    assert_eq!(set.num_classes().unwrap(), 8);
+    assert!(set.classes().is_empty());
+}
+
+#[test]
+fn pax_headers_give_path_and_size() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    let name = format!("{}x.jpg", "ä/".repeat(90));
+    // The header itself claims another name and no size at all.
+    builder.append_pax_extensions([("path", name.as_bytes()), ("size", b"5")]).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_path("other.jpg").unwrap();
+    header.set_size(0);
+    header.set_cksum();
+    let mut bytes = builder.into_inner().unwrap();
+    bytes.truncate(bytes.len() - 1024);
+    bytes.extend(header.as_bytes());
+    bytes.extend(b"image");
+    bytes.resize(bytes.len().next_multiple_of(512) + 1024, 0);
+    let set = open(write(folder.path(), "a.tar", &bytes)).unwrap();
+    assert_eq!(contents(&set), [expect(name.strip_suffix(".jpg").unwrap(), None, b"image")]);
+}
+
+#[test]
+fn zstd_files_without_a_table_are_read_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = vec![b'i'; 5000];
+    let bytes = gnu_tar(&[("a.jpg", &image), ("a.cls", b"3"), ("b.jpg", b"second")]);
+    let whole = zstd::encode_all(&bytes[..], 3).unwrap();
+    // Several frames, cut anywhere, and a skippable frame between them.
+    let (left, right) = bytes.split_at(2777);
+    let mut several = zstd::encode_all(left, 1).unwrap();
+    several.extend(b"\x50\x2A\x4D\x18\x03\0\0\0abc");
+    several.extend(zstd::encode_all(right, 9).unwrap());
+    for (name, bytes) in [("whole.tar.zst", whole), ("several.tar.zst", several)] {
+        let set = open(write(folder.path(), name, &bytes)).unwrap();
+        assert!(!set.seekable());
+        assert_eq!(contents(&set), [expect("a", Some(3), &image), expect("b", None, b"second")]);
+        let refused = set.read(0, &mut ReadScratch::new()).unwrap_err();
+        assert!(matches!(refused, Error::Usage(_)), "{refused}");
+    }
+}
+
+#[test]
+fn an_index_answers_for_its_shard_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write(folder.path(), "a.tar", &gnu_tar(&[("a.jpg", b"image"), ("a.cls", b"3")]));
+    let scanned = scan(&path, Depth::Full, &Limits::default()).unwrap();
+    std::fs::write(index_path(&path), &scanned.bytes).unwrap();
+    let set = open(&path).unwrap();
+    assert_eq!(contents(&set), [expect("a", Some(3), b"image")]);
+    assert_ne!(set.meta(0).unwrap().checksum, 0);
+
+    for other in [
+        gnu_tar(&[("a.jpg", b"other"), ("a.cls", b"3")]),
+        gnu_tar(&[("a.jpg", b"image"), ("a.cls", b"3"), ("b.jpg", b"more")]),
+    ] {
+        std::fs::write(&path, &other).unwrap();
+        let error = open(&path).and_then(|set| set.meta(0)).unwrap_err().to_string();
+        assert!(error.contains("made for a shard"), "{error}");
+        let without = OpenOptions { use_index: false, ..OpenOptions::default() };
+        ShardSet::open(&path.to_string_lossy(), &without).unwrap();
+    }
+    std::fs::write(&path, gnu_tar(&[("a.jpg", b"image"), ("a.cls", b"3")])).unwrap();
+    for at in 0..scanned.bytes.len() {
+        let mut bytes = scanned.bytes.clone();
+        bytes[at] ^= 0x10;
+        std::fs::write(index_path(&path), &bytes).unwrap();
+        let read = open(&path).and_then(|set| set.meta(0));
+        // Only padding between sections may change unnoticed.
+        assert!(read.is_err() || scanned.bytes[at] == 0, "byte {at}: {read:?}");
+    }
+}
+
+#[test]
+fn patterns_name_folders_globs_lists_and_unions() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("two words");
+    std::fs::create_dir(&root).unwrap();
+    for name in ["t-0.tar", "t-1.tar", "v-0.tar"] {
+        write(&root, name, &gnu_tar(&[(&format!("{name}x.jpg"), b"i")]));
+    }
+    write(&root, "notes.txt", b"no shard");
+    let names = |pattern: &str| -> Vec<String> {
+        let set = ShardSet::open(pattern, &OpenOptions::default()).unwrap();
+        let name = |path: &Path| path.file_name().unwrap().to_string_lossy().into_owned();
+        set.shards().iter().map(|shard| name(&shard.path)).collect()
+    };
+    let at = |name: &str| root.join(name).to_string_lossy().into_owned();
+    let all = ["t-0.tar", "t-1.tar", "v-0.tar"];
+    assert_eq!(names(&at("")), all);
+    assert_eq!(names(&at("*")), all);
+    assert_eq!(names(&at("t-{0..1}.tar")), all[..2]);
+    assert_eq!(names(&at("{v,t}-0.tar")), ["v-0.tar", "t-0.tar"]);
+    assert_eq!(names(&format!("{}::{}", at("v-*.tar"), at("t-0.tar"))), ["v-0.tar", "t-0.tar"]);
+    for nothing in [at("x-*.tar"), at("t-{0..2}.tar"), at("absent"), String::new()] {
+        assert!(ShardSet::open(&nothing, &OpenOptions::default()).is_err(), "{nothing}");
+    }
+}
+
+#[test]
+fn the_real_cifar_shards_read_well() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/cifar10");
+    if !data.is_dir() {
+        println!("skipped: {} is missing", data.display());
+        return;
+    }
+    let set = open(data.join("cifar10-test-{000000..000001}.tar.zst")).unwrap();
+    assert_eq!((set.len(), set.num_classes().unwrap(), set.seekable()), (10_000, 10, false));
+    let mut stream = set.stream(1).unwrap();
+    let mut sample = OwnedSample::default();
+    assert!(stream.next_into(&mut sample).unwrap());
+    assert_eq!((sample.sample, sample.key.as_str()), (5000, "005000"));
+}
