@@ -1,0 +1,200 @@
+//! The tensors that an optimizer keeps for each parameter, their names in checkpoints, and the
+//! loops over parameters' elements.
+
+use std::collections::HashMap;
+
+use candle_core::{Result, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::nn::{Param, storage};
+
+/// Elements that one task updates; the borders of partial sums, so never to depend on threads.
+const CHUNK: usize = 1 << 15;
+
+/// `K` tensors for each parameter, named `optimizer.KIND.PARAMETER`.
+pub(super) struct Moments<const K: usize> {
+    kinds: [&'static str; K],
+    slots: Vec<Slot<K>>,
+    /// A checkpoint's tensors, until the first step takes them.
+    loaded: HashMap<String, Tensor>,
+    /// Partial sums of [`Sums`].
+    partial: Vec<f64>,
+}
+
+struct Slot<const K: usize> {
+    name: String,
+    moments: [Tensor; K],
+}
+
+impl<const K: usize> Moments<K> {
+    pub fn new(kinds: [&'static str; K]) -> Self {
+        Self { kinds, slots: Vec::new(), loaded: HashMap::new(), partial: Vec::new() }
+    }
+
+    /// All tensors, by name.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state: Vec<_> = self.loaded.iter().map(|(n, t)| (n.clone(), t.clone())).collect();
+        state.sort_by(|a, b| a.0.cmp(&b.0));
+        for slot in &self.slots {
+            for (kind, tensor) in self.kinds.iter().zip(&slot.moments) {
+                state.push((key(kind, &slot.name), tensor.clone()));
+            }
+        }
+        state
+    }
+
+    /// Keeps a checkpoint's tensors for the next step.
+    pub fn load<'a>(
+        &mut self,
+        state: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
+    ) -> Result<()> {
+        self.slots.clear();
+        self.loaded.clear();
+        for (name, tensor) in state {
+            if !self.kinds.iter().any(|kind| name.starts_with(&key(kind, ""))) {
+                let kinds = self.kinds.map(|kind| key(kind, "*")).join(", ");
+                bail!("the optimizer state has a tensor `{name}`; this optimizer has {kinds}");
+            }
+            self.loaded.insert(name.clone(), tensor.clone());
+        }
+        Ok(())
+    }
+
+    /// Makes the tensors for `params`, from the loaded ones when there are any; later only checks
+    /// that the parameters are still the same.
+    pub fn bind(&mut self, params: &[&mut Param]) -> Result<()> {
+        if self.slots.is_empty() {
+            return self.make_slots(params);
+        }
+        if self.slots.len() != params.len() {
+            bail!("the optimizer was given {} parameters, now {}", self.slots.len(), params.len());
+        }
+        for (slot, param) in self.slots.iter().zip(params) {
+            if slot.name != param.name {
+                bail!("the optimizer expected parameter `{}`, got `{}`", slot.name, param.name);
+            }
+        }
+        Ok(())
+    }
+
+    fn make_slots(&mut self, params: &[&mut Param]) -> Result<()> {
+        let resumed = !self.loaded.is_empty();
+        let mut slots = Vec::with_capacity(params.len());
+        for param in params {
+            let mut moments = Vec::with_capacity(K);
+            for kind in self.kinds {
+                let moment = storage::zeros(param.value.shape(), param.value.device())?;
+                if resumed {
+                    let name = key(kind, &param.name);
+                    let Some(from) = self.loaded.get(&name) else {
+                        bail!("the optimizer state lacks `{name}`");
+                    };
+                    copy_into(&moment, from, &name)?;
+                }
+                moments.push(moment);
+            }
+            let Ok(moments) = moments.try_into() else { unreachable!("one for each kind") };
+            slots.push(Slot { name: param.name.clone(), moments });
+        }
+        let known = |name: &&String| {
+            slots.iter().any(|slot| self.kinds.iter().any(|kind| **name == key(kind, &slot.name)))
+        };
+        if self.loaded.len() > K * slots.len()
+            && let Some(extra) = self.loaded.keys().find(|name| !known(name))
+        {
+            bail!("the optimizer state has `{extra}`, which no parameter matches");
+        }
+        self.loaded.clear();
+        let longest = params.iter().map(|p| p.len()).max().unwrap_or(0);
+        self.partial = vec![0.0; longest.div_ceil(CHUNK)];
+        self.slots = slots;
+        Ok(())
+    }
+
+    /// Parameter number `index`'s tensors, and the buffer for sums over its elements.
+    pub fn of(&mut self, index: usize) -> (&[Tensor; K], Sums<'_>) {
+        (&self.slots[index].moments, Sums { partial: &mut self.partial })
+    }
+}
+
+fn key(kind: &str, parameter: &str) -> String {
+    format!("optimizer.{kind}.{parameter}")
+}
+
+fn copy_into(moment: &Tensor, from: &Tensor, name: &str) -> Result<()> {
+    if from.dims() != moment.dims() {
+        bail!(
+            "the optimizer state's `{name}` has shape {:?}, the parameter {:?}",
+            from.dims(),
+            moment.dims()
+        );
+    }
+    let from = from.to_dtype(candle_core::DType::F32)?.contiguous()?;
+    let from = storage::read(&from)?;
+    storage::with_mut(moment, |to| to.copy_from_slice(&from))
+}
+
+/// Sums over elements in a fixed order, without allocating.
+pub(super) struct Sums<'a> {
+    partial: &'a mut [f64],
+}
+
+impl Sums<'_> {
+    /// The sum of f(x, y)^2 over the elements of two slices.
+    pub fn squares(&mut self, x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> f64 {
+        let partial = &mut self.partial[..x.len().div_ceil(CHUNK)];
+        let chunks = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
+        partial.par_iter_mut().zip(chunks).for_each(|(sum, (x, y))| {
+            let mut lanes = [0f64; 8];
+            for (x, y) in x.chunks(8).zip(y.chunks(8)) {
+                for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
+                    let value = f64::from(f(x, y));
+                    *lane += value * value;
+                }
+            }
+            *sum = lanes.iter().sum();
+        });
+        partial.iter().sum()
+    }
+}
+
+/// Runs `f` on pieces of the value, the gradient and one moment.
+pub(super) fn update1(
+    param: &mut Param,
+    moment: &Tensor,
+    f: impl Fn(&mut f32, f32, &mut f32) + Sync,
+) -> Result<()> {
+    param.update(|value, grad| {
+        storage::with_mut(moment, |moment| {
+            let pieces = value
+                .par_chunks_mut(CHUNK)
+                .zip(grad.par_chunks(CHUNK))
+                .zip(moment.par_chunks_mut(CHUNK));
+            pieces.for_each(|((value, grad), moment)| {
+                for ((value, &grad), moment) in value.iter_mut().zip(grad).zip(moment) {
+                    f(value, grad, moment);
+                }
+            });
+        })
+    })?
+}
+
+/// [`update1`] with two moments.
+pub(super) fn update2(
+    param: &mut Param,
+    [first, second]: &[Tensor; 2],
+    f: impl Fn(&mut f32, f32, &mut f32, &mut f32) + Sync,
+) -> Result<()> {
+    param.update(|value, grad| {
+        storage::with_mut2(first, second, |first, second| {
+            let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+            let pieces = value.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).zip(moments);
+            pieces.for_each(|((value, grad), (first, second))| {
+                let moments = first.iter_mut().zip(second);
+                for ((value, &grad), (first, second)) in value.iter_mut().zip(grad).zip(moments) {
+                    f(value, grad, first, second);
+                }
+            });
+        })
+    })?
+}

@@ -1,0 +1,252 @@
+//! Optimizers and schedule against the reference vectors, and their state through a checkpoint.
+
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device};
+use serde_json::Value;
+
+use super::*;
+
+fn manifest_dir() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn golden_dir() -> PathBuf {
+    std::env::var_os("BT_GOLDEN_DIR")
+        .map_or_else(|| manifest_dir().join("tests/golden"), PathBuf::from)
+}
+
+fn json(path: PathBuf) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+}
+
+fn numbers(json: &Value, key: &str) -> Vec<f64> {
+    json[key].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect()
+}
+
+/// Vectors of an optimizer: `init.NAME`, `stepN.grad.NAME`, `stepN.param.NAME`.
+struct Vectors(HashMap<String, Tensor>);
+
+impl Vectors {
+    fn load(path: PathBuf) -> Self {
+        let tensors = candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+        let to_f32 = |(name, t): (String, Tensor)| (name, t.to_dtype(DType::F32).unwrap());
+        Self(tensors.into_iter().map(to_f32).collect())
+    }
+
+    fn slice(&self, name: &str) -> Vec<f32> {
+        self.0[name].flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    fn params(&self) -> Vec<Param> {
+        let mut names: Vec<_> = self.0.keys().filter_map(|key| key.strip_prefix("init.")).collect();
+        names.sort();
+        let param = |name: &&str| {
+            let init = format!("init.{name}");
+            let mut param = Param::zeros(*name, self.0[&init].dims(), &Device::Cpu).unwrap();
+            param.set(&self.slice(&init)).unwrap();
+            param
+        };
+        names.iter().map(param).collect()
+    }
+
+    fn set_grads(&self, params: &mut [Param], step: usize) {
+        for param in params {
+            let grad = self.slice(&format!("step{step}.grad.{}", param.name));
+            crate::nn::storage::with_mut(&param.grad, |g| g.copy_from_slice(&grad)).unwrap();
+        }
+    }
+
+    /// Steps through the vectors; returns the largest relative error of any parameter.
+    fn follow(&self, optimizer: &mut dyn Optimizer, rates: &[(f64, f64)]) -> f64 {
+        let mut params = self.params();
+        let mut worst = 0f64;
+        for (step, &(lr_weights, lr_biases)) in rates.iter().enumerate() {
+            self.set_grads(&mut params, step);
+            step_all(optimizer, &mut params, (lr_weights, lr_biases)).unwrap();
+            for param in &params {
+                let want = self.slice(&format!("step{step}.param.{}", param.name));
+                worst = worst.max(relative(&values(param), &want));
+            }
+        }
+        worst
+    }
+}
+
+fn step_all(optimizer: &mut dyn Optimizer, params: &mut [Param], rates: (f64, f64)) -> Result<()> {
+    let mut params: Vec<&mut Param> = params.iter_mut().collect();
+    optimizer.step(&mut params, rates.0, rates.1)
+}
+
+fn values(param: &Param) -> Vec<f32> {
+    param.value.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let worst = got.iter().zip(want).map(|(g, w)| f64::from((g - w).abs())).fold(0.0, f64::max);
+    worst / want.iter().map(|w| f64::from(w.abs())).fold(1e-30, f64::max)
+}
+
+#[test]
+fn lars_follows_the_authors_for_five_steps() {
+    let options = json(golden_dir().join("lars.json"));
+    let vectors = Vectors::load(golden_dir().join("lars.safetensors"));
+    let number = |key: &str| options[key].as_f64().unwrap();
+    let mut lars = Lars::new(LarsConfig {
+        weight_decay: number("weight_decay"),
+        momentum: number("momentum"),
+        eta: number("eta"),
+        clip_lr: false,
+    });
+    let rates: Vec<_> =
+        numbers(&options, "lr_weights").into_iter().zip(numbers(&options, "lr_biases")).collect();
+    let error = vectors.follow(&mut lars, &rates);
+    println!("LARS off by {error:.1e}");
+    assert!(error < 1e-5, "{error}");
+}
+
+#[test]
+fn sgd_and_adamw_follow_pytorch() {
+    let dir = manifest_dir().join("tests/golden_extra");
+    let cases = json(dir.join("optimizers.json"));
+    for case in cases["cases"].as_array().unwrap() {
+        let name = case["name"].as_str().unwrap();
+        let vectors = Vectors::load(dir.join(format!("{name}.safetensors")));
+        let config: OptimConfig = serde_json::from_value(case["optim"].clone()).unwrap();
+        let rates: Vec<_> = numbers(case, "lr").into_iter().map(|lr| (lr, lr)).collect();
+        let error = vectors.follow(&mut *config.build().unwrap(), &rates);
+        println!("{name} off by {error:.1e}");
+        assert!(error < 1e-5, "{name}: {error}");
+    }
+}
+
+#[test]
+fn the_schedule_is_the_authors() {
+    let golden = json(golden_dir().join("schedule.json"));
+    let integer = |key: &str| golden[key].as_u64().unwrap();
+    let config = OptimConfig {
+        lr_weights: golden["base_lr_weights"].as_f64().unwrap(),
+        lr_biases: golden["base_lr_biases"].as_f64().unwrap(),
+        warmup_epochs: golden["warmup_epochs"].as_f64().unwrap(),
+        ..Default::default()
+    };
+    let per_epoch = integer("steps_per_epoch");
+    let schedule =
+        config.schedule(integer("batch_size") as usize, per_epoch, per_epoch * integer("epochs"));
+    for row in golden["rows"].as_array().unwrap() {
+        let (weights, biases) = schedule.rates(row["step"].as_u64().unwrap());
+        for (got, key) in [(weights, "lr_weights"), (biases, "lr_biases")] {
+            let want = row[key].as_f64().unwrap();
+            assert!((got - want).abs() <= 1e-9 * want.abs(), "{row}: {got}");
+        }
+    }
+}
+
+fn kinds() -> [OptimConfig; 3] {
+    [OptimizerKind::Lars, OptimizerKind::Sgd, OptimizerKind::AdamW]
+        .map(|optimizer| OptimConfig { optimizer, ..Default::default() })
+}
+
+/// A parameter larger than one piece, and a bias.
+fn two_params() -> Vec<Param> {
+    let mut params = vec![
+        Param::zeros("projector.0.weight", &[300, 200], &Device::Cpu).unwrap(),
+        Param::zeros("projector.1.bias", &[300], &Device::Cpu).unwrap(),
+    ];
+    for (seed, param) in params.iter_mut().enumerate() {
+        let noise = |stream| -> Vec<f32> {
+            let mut rng = bt_pipeline::rng::Rng::keyed(seed as u64, 0, stream, 0);
+            (0..param.len()).map(|_| rng.uniform(-1.0, 1.0) as f32).collect()
+        };
+        let (value, grad) = (noise(1), noise(2));
+        param.set(&value).unwrap();
+        crate::nn::storage::with_mut(&param.grad, |g| g.copy_from_slice(&grad)).unwrap();
+    }
+    params
+}
+
+#[test]
+fn a_run_through_a_checkpoint_equals_one_without_bit_for_bit() {
+    for config in kinds() {
+        let (mut straight, mut params) = (config.build().unwrap(), two_params());
+        for _ in 0..2 {
+            step_all(&mut *straight, &mut params, (0.1, 0.01)).unwrap();
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("optimizer.safetensors");
+        let state: HashMap<_, _> = straight.state().into_iter().collect();
+        assert!(state.keys().all(|name| name.starts_with("optimizer.")));
+        candle_core::safetensors::save(&state, &file).unwrap();
+        let loaded = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+        let mut resumed = config.build().unwrap();
+        resumed.load_state(&loaded).unwrap();
+        let mut copies = two_params();
+        for (copy, param) in copies.iter_mut().zip(&params) {
+            copy.set(&values(param)).unwrap();
+        }
+        for _ in 0..2 {
+            step_all(&mut *straight, &mut params, (0.1, 0.01)).unwrap();
+            step_all(&mut *resumed, &mut copies, (0.1, 0.01)).unwrap();
+        }
+        for (a, b) in params.iter().zip(&copies) {
+            assert_eq!(values(a), values(b), "{:?}", config.optimizer);
+        }
+    }
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    for config in kinds() {
+        let run = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| {
+                let (mut optimizer, mut params) = (config.build().unwrap(), two_params());
+                step_all(&mut *optimizer, &mut params, (0.1, 0.01)).unwrap();
+                params.iter().map(values).collect::<Vec<_>>()
+            })
+        };
+        let one = run(1);
+        assert!(run(2) == one && run(5) == one);
+    }
+}
+
+#[test]
+fn lars_with_clip_lr_never_exceeds_the_learning_rate() {
+    // A large weight with a small gradient: the trust ratio alone would be 1000 times the rate.
+    let step = |clip_lr| {
+        let mut param = Param::zeros("w", &[1, 1], &Device::Cpu).unwrap();
+        param.set(&[10.0]).unwrap();
+        crate::nn::storage::with_mut(&param.grad, |g| g[0] = 1e-3).unwrap();
+        let config = LarsConfig { weight_decay: 0.0, clip_lr, ..Default::default() };
+        step_all(&mut Lars::new(config), std::slice::from_mut(&mut param), (0.1, 0.1)).unwrap();
+        values(&param)[0]
+    };
+    // eta |w| / |g| = 10; min(10 / 0.1, 1) = 1.
+    assert!((step(false) - (10.0 - 0.1 * 10.0 * 1e-3)).abs() < 1e-6);
+    assert!((step(true) - (10.0 - 0.1 * 1e-3)).abs() < 1e-6);
+}
+
+#[test]
+fn a_weight_without_norm_or_gradient_takes_a_plain_step() {
+    let mut param = Param::zeros("w", &[2, 2], &Device::Cpu).unwrap();
+    crate::nn::storage::with_mut(&param.grad, |g| g.fill(1.0)).unwrap();
+    let mut lars = Lars::new(LarsConfig::default());
+    step_all(&mut lars, std::slice::from_mut(&mut param), (0.5, 0.5)).unwrap();
+    assert_eq!(values(&param), [-0.5; 4]);
+}
+
+#[test]
+fn state_that_does_not_fit_is_refused_by_name() {
+    let mut sgd = kinds()[1].build().unwrap();
+    let mut state = HashMap::from([(
+        "optimizer.momentum.projector.0.weight".to_owned(),
+        Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap(),
+    )]);
+    sgd.load_state(&state).unwrap();
+    let error = step_all(&mut *sgd, &mut two_params(), (0.1, 0.1)).unwrap_err().to_string();
+    assert!(error.contains("projector.0.weight") && error.contains("[2, 2]"), "{error}");
+    assert!(kinds()[2].build().unwrap().load_state(&state).is_err());
+    state.insert("optimizer.exp_avg.x".to_owned(), state.values().next().unwrap().clone());
+    let error = sgd.load_state(&state).unwrap_err().to_string();
+    assert!(error.contains("optimizer.exp_avg.x"), "{error}");
+}
