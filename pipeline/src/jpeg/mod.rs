@@ -1,1 +1,44 @@
 //! A baseline JPEG decoder made for random crops.
+//!
+//! It stands between the shard reader and the augmentation: bytes and a region
+//! in, an RGB [`crate::Image`] out. Baseline and extended sequential Huffman
+//! JPEGs of 8 bits with one component or three in a single scan are decoded
+//! here; for anything else [`JpegError::Unsupported`] sends the caller to a
+//! general decoder.
+//!
+//! Pixels are those of libjpeg with its default settings (`islow` inverse DCT,
+//! "fancy" upsampling), which is what Pillow gives; a region is exactly the
+//! crop of the whole picture.
+//!
+//! ```no_run
+//! use bt_pipeline::{Image, jpeg};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let bytes = std::fs::read("photo.jpg")?;
+//! let header = jpeg::Jpeg::parse(&bytes)?;
+//! let mut decoder = jpeg::JpegDecoder::new();
+//! let mut image = Image::default();
+//! let region = jpeg::Region { left: 10, top: 20, width: 224, height: 224 };
+//! decoder.decode_region_into(&header, region, &mut image)?;
+//! # Ok(())
+//! # }
+//! ```
+
+mod bits;
+mod color;
+mod decoder;
+mod entropy;
+mod error;
+mod header;
+mod huffman;
+mod idct;
+mod plan;
+mod simd;
+mod unstuff;
+mod upsample;
+
+pub use decoder::JpegDecoder;
+pub use error::JpegError;
+pub use header::{Color, Component, Jpeg};
+pub use plan::Region;
+pub use simd::{Avx2Token, Simd};

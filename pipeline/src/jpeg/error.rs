@@ -1,0 +1,52 @@
+//! What can be wrong with a JPEG, split by what the caller can do about it.
+
+/// Why a JPEG, a region or a side index was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JpegError {
+    /// A valid kind of JPEG that this decoder leaves to a general one
+    /// (progressive, CMYK, 12 bit, arithmetic coding, several scans, ...).
+    #[error("unsupported JPEG: {0}")]
+    Unsupported(&'static str),
+    /// The bytes end before the picture does.
+    #[error("truncated JPEG: {0}")]
+    Truncated(&'static str),
+    /// Bytes that no encoder writes.
+    #[error("corrupt JPEG: {0}")]
+    Corrupt(&'static str),
+    /// More pixels than [`super::JpegDecoder::max_pixels`] allows.
+    #[error("JPEG of {pixels} pixels, more than the limit of {limit}")]
+    TooLarge {
+        /// Pixels to be decoded.
+        pixels: u64,
+        /// The limit in force.
+        limit: u64,
+    },
+    /// The region is empty or not inside the picture.
+    #[error("region {width} x {height} at ({left}, {top}) is not inside the JPEG")]
+    Region {
+        /// First column.
+        left: usize,
+        /// First row.
+        top: usize,
+        /// Columns.
+        width: usize,
+        /// Rows.
+        height: usize,
+    },
+    /// A side index that cannot be read, or belongs to other bytes.
+    #[error("side index: {0}")]
+    Index(&'static str),
+}
+
+impl JpegError {
+    /// True when a general decoder may succeed where this one gave up.
+    pub fn is_unsupported(&self) -> bool {
+        matches!(self, JpegError::Unsupported(_))
+    }
+}
+
+impl From<JpegError> for crate::Error {
+    fn from(error: JpegError) -> Self {
+        crate::Error::Decode(error.to_string())
+    }
+}

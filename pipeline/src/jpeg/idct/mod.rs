@@ -1,0 +1,172 @@
+//! Dequantisation and inverse DCT of two neighbouring blocks at once.
+//!
+//! The arithmetic is libjpeg's `islow` (C. Loeffler, A. Ligtenberg, G.
+//! Moschytz, "Practical fast 1-D DCT algorithms with 11 multiplications",
+//! ICASSP 1989) with 13-bit constants, written as plain sums of products. It
+//! gives libjpeg's integers, for any block an encoder can write. Between the
+//! two passes values are saturated to 16 bits, which such blocks never need.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
+use super::simd::Simd;
+
+/// 64 coefficients or quantisation steps, row-major.
+#[repr(C, align(32))]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Block(pub [i16; 64]);
+
+/// Fractional bits of the constants.
+const CONST_BITS: u32 = 13;
+/// Fractional bits kept between the passes.
+const PASS1_BITS: u32 = 2;
+
+/// The constants of the paper, times 2^13, as libjpeg rounds them.
+const FIX_0_298631336: i32 = 2446;
+const FIX_0_390180644: i32 = 3196;
+const FIX_0_541196100: i32 = 4433;
+const FIX_0_765366865: i32 = 6270;
+const FIX_0_899976223: i32 = 7373;
+const FIX_1_175875602: i32 = 9633;
+const FIX_1_501321110: i32 = 12299;
+const FIX_1_847759065: i32 = 15137;
+const FIX_1_961570560: i32 = 16069;
+const FIX_2_053119869: i32 = 16819;
+const FIX_2_562915447: i32 = 20995;
+const FIX_3_072711026: i32 = 25172;
+
+/// Weights of inputs (2, 6) in the even part's two rotations.
+const EVEN: [[i32; 2]; 2] = [
+    [FIX_0_541196100, FIX_0_541196100 - FIX_1_847759065],
+    [FIX_0_541196100 + FIX_0_765366865, FIX_0_541196100],
+];
+
+/// Weights of inputs (1, 3, 5, 7) in the odd part of outputs 0, 1, 2, 3
+/// (`tmp3`, `tmp2`, `tmp1`, `tmp0` of jidctint.c, multiplied out).
+const ODD: [[i32; 4]; 4] = {
+    const Z5: i32 = FIX_1_175875602;
+    const Z3: i32 = Z5 - FIX_1_961570560;
+    const Z4: i32 = Z5 - FIX_0_390180644;
+    const Z1: i32 = -FIX_0_899976223;
+    const Z2: i32 = -FIX_2_562915447;
+    [
+        [FIX_1_501321110 + Z1 + Z4, Z5, Z4, Z1 + Z5],
+        [Z5, FIX_3_072711026 + Z2 + Z3, Z2 + Z5, Z3],
+        [Z4, Z2 + Z5, FIX_2_053119869 + Z2 + Z4, Z5],
+        [Z1 + Z5, Z3, Z5, FIX_0_298631336 + Z1 + Z3],
+    ]
+};
+
+/// What the second pass adds to input 0: rounding and the level shift of 128,
+/// in the 5 bits that are dropped after the constants' 13.
+const PASS2_BIAS: i16 = (128 << (PASS1_BITS + 3)) + (1 << (PASS1_BITS + 2));
+
+/// Writes the 8 x 16 samples of `left` and `right` to `out`, rows `stride`
+/// apart. `span` says that coefficients from zig-zag position `span` on are
+/// zero in both.
+///
+/// # Panics
+/// When `out` is shorter than `7 * stride + 16`.
+#[inline]
+pub(crate) fn idct_pair(
+    simd: Simd,
+    left: &Block,
+    right: &Block,
+    quant: &Block,
+    span: u8,
+    out: &mut [u8],
+    stride: usize,
+) {
+    assert!(stride >= 16 && out.len() >= 7 * stride + 16);
+    if span <= 1 {
+        return flat_pair(left.0[0], right.0[0], quant.0[0], out, stride);
+    }
+    match simd {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the assertion
+        // above is the length condition.
+        Simd::Avx2(_) => unsafe { avx2::idct_pair(left, right, quant, span, out, stride) },
+        Simd::Scalar => {
+            scalar::idct(left, quant, out, stride);
+            scalar::idct(right, quant, &mut out[8..], stride);
+        }
+    }
+}
+
+/// Two blocks of which only the DC coefficient is not zero.
+fn flat_pair(left: i16, right: i16, step: i16, out: &mut [u8], stride: usize) {
+    let row = [scalar::flat(left, step); 8].into_iter().chain([scalar::flat(right, step); 8]);
+    let mut pattern = [0; 16];
+    pattern.iter_mut().zip(row).for_each(|(to, from)| *to = from);
+    for y in 0..8 {
+        out[y * stride..][..16].copy_from_slice(&pattern);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::header::ZIGZAG;
+    use super::*;
+    use crate::rng::Rng;
+
+    fn random_block(rng: &mut Rng, span: usize, magnitude: u64) -> Block {
+        let mut block = Block([0; 64]);
+        for &natural in &ZIGZAG[..span] {
+            let value = rng.below(2 * magnitude + 1) as i64 - magnitude as i64;
+            block.0[usize::from(natural)] = value as i16;
+        }
+        block
+    }
+
+    #[test]
+    fn every_path_equals_scalar_even_where_values_overflow() {
+        let mut rng = Rng::keyed(2, 0, 0, 0);
+        for case in 0..20_000 {
+            let span = if case % 2 == 0 { 1 + rng.below(64) } else { 1 + rng.below(12) } as usize;
+            let magnitude = [3, 50, 1023, 32767][case % 4];
+            let quant = random_block(&mut rng, 64, [16, 255][case % 2]);
+            let left = random_block(&mut rng, span, magnitude);
+            let right = random_block(&mut rng, span, magnitude);
+            let mut expected = vec![0; 7 * 24 + 16];
+            scalar::idct(&left, &quant, &mut expected, 24);
+            scalar::idct(&right, &quant, &mut expected[8..], 24);
+            for simd in Simd::all() {
+                let mut out = vec![0; 7 * 24 + 16];
+                idct_pair(simd, &left, &right, &quant, span as u8, &mut out, 24);
+                assert_eq!(out, expected, "span {span}, magnitude {magnitude}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_transform_is_within_one_level_of_the_exact_one() {
+        let mut rng = Rng::keyed(3, 0, 0, 0);
+        let quant = Block([1; 64]);
+        for _ in 0..300 {
+            let block = random_block(&mut rng, 64, 60);
+            let mut out = vec![0; 64];
+            scalar::idct(&block, &quant, &mut out, 8);
+            for (at, &got) in out.iter().enumerate() {
+                let exact = exact_sample(&block, at % 8, at / 8);
+                assert!((f64::from(got) - exact).abs() < 1.0, "{got} {exact}");
+            }
+        }
+    }
+
+    /// T.81, A.3.3.
+    fn exact_sample(block: &Block, x: usize, y: usize) -> f64 {
+        let scale = |k: usize| if k == 0 { 0.5f64.sqrt() } else { 1.0 };
+        let wave = |k: usize, at: usize| {
+            ((2 * at + 1) as f64 * k as f64 * std::f64::consts::PI / 16.0).cos()
+        };
+        let mut sum = 0.0;
+        for v in 0..8 {
+            for u in 0..8 {
+                let coefficient = f64::from(block.0[v * 8 + u]);
+                sum += scale(u) * scale(v) * coefficient * wave(u, x) * wave(v, y);
+            }
+        }
+        (sum / 4.0 + 128.0).clamp(0.0, 255.0)
+    }
+}

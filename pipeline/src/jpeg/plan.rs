@@ -1,0 +1,206 @@
+//! Geometry: which MCUs, blocks and samples a region of the picture needs.
+
+use std::ops::Range;
+
+use super::error::JpegError;
+use super::header::Jpeg;
+use super::upsample::Upsample;
+
+/// A rectangle of the picture, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// First column.
+    pub left: usize,
+    /// First row.
+    pub top: usize,
+    /// Columns, at least 1.
+    pub width: usize,
+    /// Rows, at least 1.
+    pub height: usize,
+}
+
+impl Region {
+    /// The whole picture.
+    pub fn full(jpeg: &Jpeg<'_>) -> Region {
+        Region { left: 0, top: 0, width: jpeg.width(), height: jpeg.height() }
+    }
+
+    /// The smallest region that contains both.
+    pub fn union(self, other: Region) -> Region {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let right = (self.left + self.width).max(other.left + other.width);
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        Region { left, top, width: right - left, height: bottom - top }
+    }
+
+    /// # Errors
+    /// [`JpegError::Region`] when it is empty or not inside the picture.
+    pub(crate) fn check(self, jpeg: &Jpeg<'_>) -> Result<(), JpegError> {
+        let inside = |start: usize, length: usize, limit: usize| {
+            length > 0 && start.checked_add(length).is_some_and(|end| end <= limit)
+        };
+        if inside(self.left, self.width, jpeg.width())
+            && inside(self.top, self.height, jpeg.height())
+        {
+            return Ok(());
+        }
+        let Region { left, top, width, height } = self;
+        Err(JpegError::Region { left, top, width, height })
+    }
+
+    fn columns(self) -> Range<usize> {
+        self.left..self.left + self.width
+    }
+
+    fn rows(self) -> Range<usize> {
+        self.top..self.top + self.height
+    }
+}
+
+/// The picture as a grid of MCUs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Grid {
+    /// MCUs in a row.
+    pub columns: usize,
+    /// Rows of MCUs.
+    pub rows: usize,
+    /// Blocks of one MCU, at most 10.
+    pub blocks: usize,
+}
+
+impl Grid {
+    pub fn new(jpeg: &Jpeg<'_>) -> Grid {
+        let (h, v) = jpeg.max_factors();
+        Grid {
+            columns: jpeg.width().div_ceil(8 * usize::from(h)),
+            rows: jpeg.height().div_ceil(8 * usize::from(v)),
+            blocks: jpeg.components().iter().map(|c| usize::from(c.h * c.v)).sum(),
+        }
+    }
+
+    /// MCUs of the picture.
+    pub fn mcus(&self) -> usize {
+        self.columns * self.rows
+    }
+}
+
+/// Bytes to the left of a plane's rows, for the copy of the edge.
+const PAD_LEFT: usize = 16;
+/// Bytes to the right, for the copy of the edge and the second block of a pair.
+const PAD_RIGHT: usize = 16;
+
+/// The part of one component that a region needs, as a plane in memory.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Window {
+    /// Sampling factors.
+    pub h: usize,
+    pub v: usize,
+    /// Samples of the whole component.
+    pub columns: usize,
+    pub rows: usize,
+    /// Needed blocks.
+    pub block_columns: Range<usize>,
+    pub block_rows: Range<usize>,
+    /// How it gets to full size.
+    pub upsample: Option<Upsample>,
+    /// Bytes from row to row, and of the first needed sample.
+    pub stride: usize,
+    offset: usize,
+}
+
+impl Window {
+    fn new(jpeg: &Jpeg<'_>, component: usize, region: Region) -> Window {
+        let (h_max, v_max) = jpeg.max_factors();
+        let (h_max, v_max) = (usize::from(h_max), usize::from(v_max));
+        let c = &jpeg.components()[component];
+        let (h, v) = (usize::from(c.h), usize::from(c.v));
+        let columns = (jpeg.width() * h).div_ceil(h_max);
+        let rows = (jpeg.height() * v).div_ceil(v_max);
+        let upsample = Upsample::choose(h_max / h, v_max / v, columns);
+        let ((h_ratio, v_ratio), (reach_x, reach_y)) = (upsample.ratios(), upsample.reach());
+        let blocks = |pixels: Range<usize>, ratio: usize, reach: usize, limit: usize| {
+            let first = (pixels.start / ratio).saturating_sub(reach);
+            let last = ((pixels.end - 1) / ratio + reach).min(limit - 1);
+            first / 8..last / 8 + 1
+        };
+        let block_columns = blocks(region.columns(), h_ratio, reach_x, columns);
+        let block_rows = blocks(region.rows(), v_ratio, reach_y, rows);
+        let stride = PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT;
+        let upsample = Some(upsample);
+        Window { h, v, columns, rows, block_columns, block_rows, upsample, stride, offset: 0 }
+    }
+
+    fn bytes(&self) -> usize {
+        self.block_rows.len() * 8 * self.stride
+    }
+
+    /// Where a sample of the component lies in the planes. `x` may be one
+    /// beyond the needed samples on either side.
+    pub fn at(&self, x: isize, y: usize) -> usize {
+        let row = self.offset + (y - self.block_rows.start * 8) * self.stride + PAD_LEFT;
+        (row as isize + x - (self.block_columns.start * 8) as isize) as usize
+    }
+
+    /// Copies the component's left and right edges outwards in the eight rows
+    /// of a block row, where the window touches them.
+    pub fn extend_edges(&self, planes: &mut [u8], block_row: usize) {
+        let end = self.columns as isize;
+        for y in block_row * 8..block_row * 8 + 8 {
+            if self.block_columns.start == 0 {
+                planes[self.at(-1, y)] = planes[self.at(0, y)];
+            }
+            if self.block_columns.end * 8 >= self.columns {
+                planes[self.at(end, y)] = planes[self.at(end - 1, y)];
+            }
+        }
+    }
+}
+
+/// What is needed to decode one region.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Plan {
+    /// Needed MCUs.
+    pub columns: Range<usize>,
+    pub rows: Range<usize>,
+    /// By component, in the order of the frame.
+    pub windows: Vec<Window>,
+    /// Bytes of all planes.
+    pub plane_bytes: usize,
+}
+
+impl Plan {
+    /// Plans `region`, which lies inside the picture. Keeps its allocation.
+    pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region) {
+        self.windows.clear();
+        (self.columns, self.rows) = (usize::MAX..0, usize::MAX..0);
+        self.plane_bytes = 0;
+        for component in 0..jpeg.components().len() {
+            let mut window = Window::new(jpeg, component, region);
+            window.offset = self.plane_bytes;
+            self.plane_bytes += window.bytes();
+            grow(&mut self.columns, &window.block_columns, window.h);
+            grow(&mut self.rows, &window.block_rows, window.v);
+            self.windows.push(window);
+        }
+    }
+
+    /// Pixel rows (exclusive end) whose samples are all there once the MCU
+    /// rows before `row` are.
+    pub fn ready(&self, row: usize, region: Region) -> usize {
+        let end = region.top + region.height;
+        if row >= self.rows.end {
+            return end;
+        }
+        let ready = |window: &Window| {
+            let upsample = window.upsample.unwrap_or(Upsample::None);
+            (row * window.v * 8 * upsample.ratios().1).saturating_sub(upsample.reach().1)
+        };
+        self.windows.iter().map(ready).min().unwrap_or(end).min(end)
+    }
+}
+
+/// Extends a range of MCUs to cover `blocks`.
+fn grow(mcus: &mut Range<usize>, blocks: &Range<usize>, factor: usize) {
+    mcus.start = mcus.start.min(blocks.start / factor);
+    mcus.end = mcus.end.max(blocks.end.div_ceil(factor));
+}

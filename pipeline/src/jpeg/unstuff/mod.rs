@@ -1,0 +1,72 @@
+//! Byte unstuffing: entropy-coded bytes without the 0 that follows each 0xFF.
+//!
+//! Done once up front, so that the bit reader loads eight bytes at a time
+//! without looking for markers.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod scalar;
+
+use super::simd::Simd;
+
+/// Bytes of `out` that may be written after the unstuffed ones.
+pub(crate) const SLACK: usize = 64;
+
+/// Copies `coded` to `out` until its end or the first marker, dropping stuffed
+/// zeros. Gives (bytes read, bytes written). The next [`SLACK`] bytes of `out`
+/// are set to zero.
+///
+/// # Panics
+/// When `out` is shorter than `coded.len() + SLACK`.
+pub(crate) fn unstuff(simd: Simd, coded: &[u8], out: &mut [u8]) -> (usize, usize) {
+    assert!(out.len() >= coded.len() + SLACK);
+    let (read, written) = match simd {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the assertion
+        // above is the length condition.
+        Simd::Avx2(_) => unsafe { avx2::unstuff(coded, out) },
+        Simd::Scalar => scalar::unstuff(coded, out),
+    };
+    out[written..written + SLACK].fill(0);
+    (read, written)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Rng;
+
+    #[test]
+    fn every_path_equals_scalar() {
+        let mut rng = Rng::keyed(1, 0, 0, 0);
+        for case in 0..2000 {
+            let length = rng.below(200) as usize;
+            let dense = case % 3;
+            let coded: Vec<u8> = (0..length)
+                .map(|_| match (dense, rng.below(8)) {
+                    (0, _) => rng.below(256) as u8,
+                    (_, 0) => 0xFF,
+                    (1, 1..=6) => 0,
+                    (_, _) => rng.below(3) as u8,
+                })
+                .collect();
+            let mut expected = vec![7; length + SLACK];
+            let counts = unstuff(Simd::Scalar, &coded, &mut expected);
+            for simd in Simd::all() {
+                let mut out = vec![9; length + SLACK];
+                assert_eq!(unstuff(simd, &coded, &mut out), counts);
+                assert_eq!(out[..counts.1 + SLACK], expected[..counts.1 + SLACK]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_marker_ends_the_data() {
+        let mut out = [1; 100];
+        let coded = [1, 0xFF, 0, 2, 0xFF, 0xD9, 3];
+        assert_eq!(unstuff(Simd::Scalar, &coded, &mut out), (4, 3));
+        assert_eq!(out[..4], [1, 0xFF, 2, 0]);
+        // A lone 0xFF at the end is no data either.
+        assert_eq!(unstuff(Simd::Scalar, &[5, 0xFF], &mut out), (1, 1));
+    }
+}

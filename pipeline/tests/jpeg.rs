@@ -1,0 +1,143 @@
+//! The JPEG decoder against Pillow's pixels, against itself, and against damage.
+
+use std::path::{Path, PathBuf};
+
+use bt_pipeline::Image;
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, Simd};
+use bt_pipeline::rng::Rng;
+
+fn fixture_folder() -> PathBuf {
+    match std::env::var_os("BT_JPEG_FIXTURES") {
+        Some(folder) => folder.into(),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg"),
+    }
+}
+
+/// Names, JPEG bytes and expected pixels.
+fn fixtures() -> Vec<(String, Vec<u8>, Image)> {
+    let mut paths: Vec<_> =
+        std::fs::read_dir(fixture_folder()).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|e| e == "jpg"));
+    paths.sort();
+    assert!(paths.len() > 40);
+    let load = |path: PathBuf| {
+        let expected = image::open(path.with_extension("png")).unwrap().into_rgb8();
+        let (width, height) = (expected.width() as usize, expected.height() as usize);
+        let expected = Image { width, height, pixels_hwc: expected.into_raw() };
+        (path.file_stem().unwrap().display().to_string(), std::fs::read(path).unwrap(), expected)
+    };
+    paths.into_iter().map(load).collect()
+}
+
+fn decode(bytes: &[u8]) -> Result<Image, JpegError> {
+    let mut out = Image::default();
+    JpegDecoder::new().decode_into(&Jpeg::parse(bytes)?, &mut out)?;
+    Ok(out)
+}
+
+fn crop(image: &Image, region: Region) -> Image {
+    let mut out = Image::new(region.width, region.height);
+    for y in 0..region.height {
+        let row = &image.row(region.top + y)[region.left * 3..][..region.width * 3];
+        out.pixels_hwc[y * region.width * 3..][..region.width * 3].copy_from_slice(row);
+    }
+    out
+}
+
+fn random_region(rng: &mut Rng, width: usize, height: usize) -> Region {
+    let mut span = |length: usize| {
+        let size = 1 + rng.below(length as u64) as usize;
+        (rng.below((length - size + 1) as u64) as usize, size)
+    };
+    let ((left, width), (top, height)) = (span(width), span(height));
+    Region { left, top, width, height }
+}
+
+fn worst_difference(a: &Image, b: &Image) -> u8 {
+    assert_eq!((a.width, a.height), (b.width, b.height));
+    a.pixels_hwc.iter().zip(&b.pixels_hwc).map(|(a, b)| a.abs_diff(*b)).max().unwrap_or(0)
+}
+
+#[test]
+fn fixtures_decode_to_pillows_pixels_on_every_path() {
+    for (name, bytes, expected) in fixtures() {
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        for simd in Simd::all() {
+            let mut out = Image::default();
+            JpegDecoder::with_simd(simd).decode_into(&jpeg, &mut out).unwrap();
+            // 0, not 1: the arithmetic is libjpeg's.
+            assert_eq!(worst_difference(&out, &expected), 0, "{name}, {simd:?}");
+        }
+    }
+}
+
+#[test]
+fn a_region_is_the_crop_of_the_whole() {
+    let mut rng = Rng::keyed(5, 0, 0, 0);
+    let mut decoder = JpegDecoder::new();
+    let mut out = Image::default();
+    for (name, bytes, expected) in fixtures() {
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        for _ in 0..200 {
+            let region = random_region(&mut rng, expected.width, expected.height);
+            decoder.decode_region_into(&jpeg, region, &mut out).unwrap();
+            assert!(out == crop(&expected, region), "{name}, {region:?}");
+        }
+    }
+}
+
+#[test]
+fn regions_outside_and_limits_are_errors() {
+    let (_, bytes, _) = fixtures().pop().unwrap();
+    let jpeg = Jpeg::parse(&bytes).unwrap();
+    let mut out = Image::default();
+    for (left, width) in [(0, 0), (0, jpeg.width() + 1), (1, jpeg.width()), (usize::MAX, 2)] {
+        let region = Region { left, top: 0, width, height: 1 };
+        let result = JpegDecoder::new().decode_region_into(&jpeg, region, &mut out);
+        assert!(matches!(result, Err(JpegError::Region { .. })), "{region:?}");
+    }
+    let mut small = JpegDecoder::new().max_pixels(3);
+    assert!(matches!(small.decode_into(&jpeg, &mut out), Err(JpegError::TooLarge { .. })));
+}
+
+#[test]
+fn every_truncation_is_an_error() {
+    for (name, bytes, _) in fixtures() {
+        let start = bytes.windows(2).rposition(|pair| pair == [0xFF, 0xDA]).unwrap();
+        for end in (0..start + 14).step_by(7).chain(start..bytes.len() - 4) {
+            let result = decode(&bytes[..end]);
+            assert!(result.is_err(), "{name} cut to {end} of {}", bytes.len());
+        }
+    }
+}
+
+#[test]
+fn damage_never_panics() {
+    let mut rng = Rng::keyed(6, 0, 0, 0);
+    let mut decoder = JpegDecoder::new().max_pixels(1 << 22);
+    let mut out = Image::default();
+    for (_, bytes, _) in fixtures() {
+        for _ in 0..300 {
+            let mut bytes = bytes.clone();
+            for _ in 0..1 + rng.below(4) {
+                let at = rng.below(bytes.len() as u64) as usize;
+                bytes[at] = rng.below(256) as u8;
+            }
+            if let Ok(jpeg) = Jpeg::parse(&bytes) {
+                let region = random_region(&mut rng, jpeg.width(), jpeg.height());
+                let _ = decoder.decode_region_into(&jpeg, region, &mut out);
+                let _ = decoder.decode_into(&jpeg, &mut out);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_huge_picture_without_data_is_refused_before_memory_is_taken() {
+    let (_, mut bytes, _) = fixtures().pop().unwrap();
+    let frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    bytes[frame + 5..frame + 9].fill(0xFF);
+    let jpeg = Jpeg::parse(&bytes).unwrap();
+    let result = JpegDecoder::new().max_pixels(u64::MAX).decode_into(&jpeg, &mut Image::default());
+    assert!(matches!(result, Err(JpegError::Truncated(_))));
+}
