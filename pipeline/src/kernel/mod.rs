@@ -1,1 +1,25 @@
-//! Pixel operations, one folder each, scalar first.
+//! Pixel operations, one folder each, under `augment`.
+//!
+//! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit
+//! integers, 0..=255 each, padded to a whole number of vectors. The operations
+//! are written once, as plain loops over integers that say exactly what comes
+//! out; [`level::multiversion`] compiles them for each instruction set, so all of
+//! them give the same bytes. Where shuffles decide (horizontal resize), a folder
+//! has a `scalar.rs` that specifies and vector files that must agree with it.
+
+pub mod blur;
+pub mod color;
+pub mod level;
+pub mod resize;
+mod row;
+pub mod store;
+
+pub use level::Level;
+pub use row::{LANES, Row, Scratch, padded};
+
+/// Largest brightness, contrast or saturation factor; the fixed-point forms
+/// hold factors below 8.
+pub const MAX_FACTOR: f64 = 7.0;
+
+/// Largest blur, in pixels.
+pub const MAX_SIGMA: f32 = 32.0;

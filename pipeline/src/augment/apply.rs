@@ -1,0 +1,322 @@
+//! [`Augmenter`]: drawn parameters applied to pixels.
+//!
+//! Rows flow from the resize through the colour operations into the output; the
+//! view is set down as 8-bit planes only where an operation must have seen all
+//! of it (contrast needs the mean of the gray image).
+
+use super::ViewConfig;
+use super::config::MAX_SIDE;
+use super::crop::Interpolation;
+use super::output::{Layout, ViewOut};
+use super::params::{Jitter, JitterOp, ViewParams, Window};
+use crate::kernel::blur::Blur;
+use crate::kernel::resize::{Filter, Geometry, Resize};
+use crate::kernel::store::{Affine, Store};
+use crate::kernel::{Level, MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
+use crate::{Error, Image, Result};
+
+/// Applies [`ViewParams`] to images. One for each thread: it owns the buffers
+/// that views need on their way and allocates nothing once they have grown.
+#[derive(Debug)]
+pub struct Augmenter {
+    level: Level,
+    resize: Resize,
+    blur: Blur,
+    row: Scratch,
+    blurred: Scratch,
+    planes: Vec<u8>,
+}
+
+impl Default for Augmenter {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// One colour operation with its drawn value.
+#[derive(Clone, Copy, Debug)]
+enum ColorOp {
+    Brightness(f32),
+    Saturation(f32),
+    Hue(f32),
+    Grayscale,
+}
+
+/// Colour operations before and after contrast, which needs a whole image.
+#[derive(Clone, Copy, Debug, Default)]
+struct ColorPlan {
+    before: [Option<ColorOp>; 4],
+    contrast: Option<f32>,
+    after: [Option<ColorOp>; 4],
+}
+
+impl ColorPlan {
+    fn new(params: &ViewParams) -> Self {
+        let mut plan = ColorPlan::default();
+        if let Some(jitter) = params.jitter {
+            for op in jitter.order {
+                plan.add(&jitter, op);
+            }
+        }
+        if params.grayscale {
+            plan.push(ColorOp::Grayscale);
+        }
+        plan
+    }
+
+    /// Adds an operation unless it would change nothing.
+    fn add(&mut self, jitter: &Jitter, op: JitterOp) {
+        match op {
+            JitterOp::Contrast if jitter.contrast != 1.0 => self.contrast = Some(jitter.contrast),
+            JitterOp::Brightness if jitter.brightness != 1.0 => {
+                self.push(ColorOp::Brightness(jitter.brightness));
+            }
+            JitterOp::Saturation if jitter.saturation != 1.0 => {
+                self.push(ColorOp::Saturation(jitter.saturation));
+            }
+            JitterOp::Hue if jitter.hue != 0.0 => self.push(ColorOp::Hue(jitter.hue)),
+            _ => {}
+        }
+    }
+
+    fn push(&mut self, op: ColorOp) {
+        let ops = if self.contrast.is_some() { &mut self.after } else { &mut self.before };
+        let free = ops.iter_mut().find(|slot| slot.is_none());
+        *free.expect("there are at most four operations") = Some(op);
+    }
+}
+
+/// The rows' destination.
+struct Sink<'a, T> {
+    out: &'a mut [T],
+    layout: Layout,
+    affine: Affine,
+    width: usize,
+    height: usize,
+    solarize: Option<u8>,
+}
+
+impl<T: Store> Sink<'_, T> {
+    fn put(&mut self, level: Level, y: usize, planes: &mut [i16]) {
+        let mut row = Row::new(planes);
+        if let Some(threshold) = self.solarize {
+            color::solarize(level, &mut row, threshold);
+        }
+        let (width, height) = (self.width, self.height);
+        match self.layout {
+            Layout::Nhwc => {
+                let out = &mut self.out[y * width * 3..][..width * 3];
+                T::interleaved(level, &row, &self.affine, out);
+            }
+            Layout::Nchw => {
+                for (channel, values) in [&*row.r, &*row.g, &*row.b].into_iter().enumerate() {
+                    let out = &mut self.out[(channel * height + y) * width..][..width];
+                    let Affine { scale, offset } = self.affine;
+                    T::plane(level, values, scale[channel], offset[channel], out);
+                }
+            }
+        }
+    }
+}
+
+impl Augmenter {
+    /// An augmenter that uses the best instructions of this CPU.
+    pub fn new() -> Self {
+        Self::with_level(Level::detect())
+    }
+
+    /// An augmenter that uses one instruction set. All give the same bytes; this
+    /// is for tests and benchmarks.
+    pub fn with_level(level: Level) -> Self {
+        Augmenter {
+            level,
+            resize: Resize::default(),
+            blur: Blur::default(),
+            row: Scratch::default(),
+            blurred: Scratch::default(),
+            planes: Vec::new(),
+        }
+    }
+
+    /// Makes one view of `image` into `out`, `config.out_size()` elements times 3
+    /// in `layout`. Float outputs are normalised as `config.normalize` says.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when `out` has another length, when the crop does not
+    /// lie in the image or a parameter is out of range.
+    pub fn apply_into(
+        &mut self,
+        image: &Image,
+        config: &ViewConfig,
+        params: &ViewParams,
+        layout: Layout,
+        out: ViewOut<'_>,
+    ) -> Result<()> {
+        let (height, width) = config.out_size();
+        check(image, params, height, width, out.len())?;
+        let affine = Affine::normalize(config.normalize.mean, config.normalize.std);
+        let filter = match config.interpolation() {
+            Interpolation::Bicubic => Filter::Bicubic,
+            Interpolation::Bilinear => Filter::Bilinear,
+        };
+        let solarize = params.solarize;
+        macro_rules! run {
+            ($out:expr) => {
+                self.run(
+                    image,
+                    params,
+                    filter,
+                    Sink { out: $out, layout, affine, width, height, solarize },
+                )
+            };
+        }
+        match out {
+            ViewOut::F32(out) => run!(out),
+            ViewOut::Bf16(out) => run!(out),
+            ViewOut::U8(out) => run!(out),
+        }
+        Ok(())
+    }
+
+    fn run<T: Store>(
+        &mut self,
+        image: &Image,
+        params: &ViewParams,
+        filter: Filter,
+        mut sink: Sink<'_, T>,
+    ) {
+        let (height, width) = (sink.height, sink.width);
+        let plan = ColorPlan::new(params);
+        self.resize.begin(filter, geometry(params, height, width));
+        let sigma = params.blur_sigma.unwrap_or(0.0);
+        let blurs = sigma > 0.0 && self.blur.begin(sigma, width, height, padded(width));
+        let mean = plan.contrast.map(|factor| (factor, self.set_down(image, &plan, width, height)));
+        for y in 0..height {
+            self.first_or_kept(image, &plan, mean, y, width);
+            let row = self.row.get(3 * padded(width));
+            recolor(self.level, &mut Row::new(row), &plan.after);
+            if blurs {
+                self.blur.push(self.level, row);
+                self.drain_blur(&mut sink);
+            } else {
+                sink.put(self.level, y, row);
+            }
+        }
+    }
+
+    /// Resizes all rows, applies what comes before contrast, keeps them as
+    /// 8-bit planes and returns the mean of their gray, as Pillow rounds it.
+    fn set_down(&mut self, image: &Image, plan: &ColorPlan, width: usize, height: usize) -> u8 {
+        let stride = padded(width);
+        if self.planes.len() < 3 * stride * height {
+            self.planes.resize(3 * stride * height, 0);
+        }
+        let mut sum = 0;
+        for kept in self.planes.chunks_exact_mut(3 * stride).take(height) {
+            let row = self.row.get(3 * stride);
+            self.resize.next_row(self.level, image, row);
+            // The padding is black and stays so: no operation before contrast
+            // makes black into something else.
+            recolor(self.level, &mut Row::new(row), &plan.before);
+            sum += color::gray_sum(self.level, &Row::new(row));
+            for (to, from) in kept.iter_mut().zip(row.iter()) {
+                *to = *from as u8;
+            }
+        }
+        let pixels = (width * height) as f64;
+        (sum as f64 / pixels + 0.5) as u8
+    }
+
+    /// Row `y` up to and with contrast, into `self.row`.
+    fn first_or_kept(
+        &mut self,
+        image: &Image,
+        plan: &ColorPlan,
+        mean: Option<(f32, u8)>,
+        y: usize,
+        width: usize,
+    ) {
+        let stride = padded(width);
+        let row = self.row.get(3 * stride);
+        if let Some((factor, mean)) = mean {
+            for (to, from) in row.iter_mut().zip(&self.planes[3 * stride * y..][..3 * stride]) {
+                *to = i16::from(*from);
+            }
+            color::contrast(self.level, &mut Row::new(row), factor, mean);
+        } else {
+            self.resize.next_row(self.level, image, row);
+            recolor(self.level, &mut Row::new(row), &plan.before);
+        }
+    }
+
+    fn drain_blur<T: Store>(&mut self, sink: &mut Sink<'_, T>) {
+        let blurred = self.blurred.get(3 * padded(sink.width));
+        while let Some(y) = self.blur.take(self.level, blurred) {
+            sink.put(self.level, y, blurred);
+        }
+    }
+}
+
+fn recolor(level: Level, row: &mut Row<'_>, ops: &[Option<ColorOp>]) {
+    for op in ops.iter().flatten() {
+        match *op {
+            ColorOp::Brightness(factor) => color::brightness(level, row, factor),
+            ColorOp::Saturation(factor) => color::saturation(level, row, factor),
+            ColorOp::Hue(shift) => color::hue(level, row, shift),
+            ColorOp::Grayscale => color::grayscale(level, row),
+        }
+    }
+}
+
+fn geometry(params: &ViewParams, height: usize, width: usize) -> Geometry {
+    let own = Window { resized_height: height, resized_width: width, top: 0, left: 0 };
+    let window = params.window.unwrap_or(own);
+    Geometry {
+        in_y: (params.crop.top, params.crop.height),
+        in_x: (params.crop.left, params.crop.width),
+        out_y: (window.resized_height, window.top, height),
+        out_x: (window.resized_width, window.left, width),
+        flip: params.flip,
+    }
+}
+
+fn check(
+    image: &Image,
+    params: &ViewParams,
+    height: usize,
+    width: usize,
+    out: usize,
+) -> Result<()> {
+    let fail = |message: String| Err(Error::Usage(message));
+    if out != height * width * 3 {
+        return fail(format!(
+            "a {height} x {width} view has {} values, not {out}",
+            height * width * 3
+        ));
+    }
+    if image.pixels_hwc.len() != image.width * image.height * 3
+        || !params.crop.fits(image.width, image.height)
+    {
+        return fail(format!(
+            "crop {:?} does not lie in an image of {} x {}",
+            params.crop, image.width, image.height
+        ));
+    }
+    if let Some(w) = params.window {
+        let inside = |total: usize, first: usize, count: usize| {
+            total <= MAX_SIDE * 16 && first.checked_add(count).is_some_and(|end| end <= total)
+        };
+        if !inside(w.resized_height, w.top, height) || !inside(w.resized_width, w.left, width) {
+            return fail(format!("{w:?} does not hold a view of {height} x {width}"));
+        }
+    }
+    let factor = |f: f32| (0.0..=MAX_FACTOR as f32).contains(&f);
+    let jitter_ok = params.jitter.is_none_or(|j| {
+        factor(j.brightness) && factor(j.contrast) && factor(j.saturation) && j.hue.abs() <= 0.5
+    });
+    let sigma_ok = params.blur_sigma.is_none_or(|sigma| (0.0..=MAX_SIGMA).contains(&sigma));
+    if !jitter_ok || !sigma_ok {
+        return fail(format!("out of range: {:?}, sigma {:?}", params.jitter, params.blur_sigma));
+    }
+    Ok(())
+}

@@ -1,0 +1,183 @@
+//! [`ViewPatch`]: the part of a view that a configuration file changes.
+
+use serde::{Deserialize, Serialize};
+
+use super::color_jitter::{FactorRange, HueRange};
+use super::config::{CenterCrop, ViewConfig};
+use super::crop::{Interpolation, RandomResizedCrop, Resize, Size};
+use crate::{Error, Result};
+
+/// Declares a table of optional parameters and how it overrides the full one.
+macro_rules! patch {
+    ($(#[$doc:meta])* $name:ident { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            $($(#[$field_doc])* #[serde(default, skip_serializing_if = "Option::is_none")]
+              pub $field: Option<$type>,)*
+        }
+    };
+}
+
+macro_rules! override_fields {
+    ($patch:expr, $target:expr, $($field:ident),*) => {
+        if let Some(patch) = &$patch {
+            $(if let Some(value) = patch.$field { $target.$field = value; })*
+        }
+    };
+}
+
+patch!(
+    /// Changes to a random resized crop.
+    RandomResizedCropPatch {
+        /// Size of the view.
+        size: Size,
+        /// Range of the area.
+        scale: [f64; 2],
+        /// Range of width / height.
+        ratio: [f64; 2],
+        /// The filter.
+        interpolation: Interpolation,
+    }
+);
+patch!(
+    /// Changes to a resize.
+    ResizePatch {
+        /// Shorter side, or height and width.
+        size: Size,
+        /// The filter.
+        interpolation: Interpolation,
+    }
+);
+patch!(
+    /// Changes to a transform that has only a probability.
+    ProbabilityPatch {
+        /// Probability.
+        p: f64,
+    }
+);
+patch!(
+    /// Changes to the colour jitter.
+    ColorJitterPatch {
+        /// Probability.
+        p: f64,
+        /// Brightness.
+        brightness: FactorRange,
+        /// Contrast.
+        contrast: FactorRange,
+        /// Saturation.
+        saturation: FactorRange,
+        /// Hue.
+        hue: HueRange,
+    }
+);
+patch!(
+    /// Changes to the blur.
+    GaussianBlurPatch {
+        /// Probability.
+        p: f64,
+        /// Range of the standard deviation.
+        sigma: [f64; 2],
+    }
+);
+patch!(
+    /// Changes to solarize.
+    RandomSolarizePatch {
+        /// Probability.
+        p: f64,
+        /// Threshold.
+        threshold: u8,
+    }
+);
+patch!(
+    /// Changes to the normalisation.
+    NormalizePatch {
+        /// Mean.
+        mean: [f32; 3],
+        /// Standard deviation.
+        std: [f32; 3],
+    }
+);
+patch!(
+    /// A view's configuration with everything optional: what it names replaces
+    /// the value of the view it is applied to. Naming `resize` or `center_crop`
+    /// turns a random crop off; naming `random_resized_crop` does the opposite.
+    ViewPatch {
+        /// Random crop and resize.
+        random_resized_crop: RandomResizedCropPatch,
+        /// Resize.
+        resize: ResizePatch,
+        /// Central crop.
+        center_crop: CenterCrop,
+        /// Mirroring.
+        random_horizontal_flip: ProbabilityPatch,
+        /// Colour jitter.
+        color_jitter: ColorJitterPatch,
+        /// Gray.
+        random_grayscale: ProbabilityPatch,
+        /// Blur.
+        gaussian_blur: GaussianBlurPatch,
+        /// Solarize.
+        random_solarize: RandomSolarizePatch,
+        /// Normalisation.
+        normalize: NormalizePatch,
+    }
+);
+
+impl ViewPatch {
+    /// The view with these changes.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a changed value is out of range.
+    pub fn apply(&self, base: &ViewConfig) -> Result<ViewConfig> {
+        let mut view = base.clone();
+        self.apply_geometry(&mut view)?;
+        override_fields!(self.random_horizontal_flip, view.random_horizontal_flip, p);
+        override_fields!(
+            self.color_jitter,
+            view.color_jitter,
+            p,
+            brightness,
+            contrast,
+            saturation,
+            hue
+        );
+        override_fields!(self.random_grayscale, view.random_grayscale, p);
+        override_fields!(self.gaussian_blur, view.gaussian_blur, p, sigma);
+        override_fields!(self.random_solarize, view.random_solarize, p, threshold);
+        override_fields!(self.normalize, view.normalize, mean, std);
+        view.validate()?;
+        Ok(view)
+    }
+
+    fn apply_geometry(&self, view: &mut ViewConfig) -> Result<()> {
+        let (size, interpolation) = (self.out_size(view), view.interpolation());
+        if self.random_resized_crop.is_some() {
+            if self.resize.is_some() || self.center_crop.is_some() {
+                return Err(Error::Usage(
+                    "random_resized_crop excludes resize and center_crop in one view".into(),
+                ));
+            }
+            (view.resize, view.center_crop) = (None, None);
+            let crop = view.random_resized_crop.get_or_insert(RandomResizedCrop {
+                size,
+                scale: [0.08, 1.0],
+                ratio: [3.0 / 4.0, 4.0 / 3.0],
+                interpolation,
+            });
+            override_fields!(self.random_resized_crop, crop, size, scale, ratio, interpolation);
+        } else if self.resize.is_some() || self.center_crop.is_some() {
+            view.random_resized_crop = None;
+            view.center_crop = Some(CenterCrop { size });
+            let resize = view.resize.get_or_insert(Resize { size, interpolation });
+            override_fields!(self.resize, resize, size, interpolation);
+        }
+        Ok(())
+    }
+
+    fn out_size(&self, base: &ViewConfig) -> Size {
+        let (height, width) = base.out_size();
+        self.center_crop.map_or(Size::HeightWidth([height, width]), |center| center.size)
+    }
+}

@@ -1,0 +1,83 @@
+//! Which instruction set runs: decided once, outside every loop.
+
+/// An instruction set that this CPU has. It can only be had from the functions
+/// below, which look at the CPU: holding one is the proof that its instructions
+/// may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Level {
+    /// What every CPU has, and the specification of the others.
+    pub const SCALAR: Level = Level(Kind::Scalar);
+
+    /// The best set of this CPU.
+    pub fn detect() -> Level {
+        *Level::available().last().unwrap_or(&Level::SCALAR)
+    }
+
+    /// Every set of this CPU, slowest first; for tests and benchmarks.
+    pub fn available() -> Vec<Level> {
+        #[allow(unused_mut)]
+        let mut levels = vec![Level::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            if has!("avx2") {
+                levels.push(Level(Kind::Avx2));
+                // The widths of one vector and the byte dot product came with
+                // the same CPUs (Cascade Lake, Zen 4) that make 512 bits pay.
+                let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
+                if wide && has!("avx512dq") && has!("avx512vnni") {
+                    levels.push(Level(Kind::Avx512));
+                }
+            }
+        }
+        levels
+    }
+
+    pub(super) fn kind(self) -> Kind {
+        self.0
+    }
+}
+
+/// Declares `name(level, arguments..)`, which runs the `#[inline(always)]`
+/// function `inner(arguments..)` compiled for the level's instruction set.
+macro_rules! multiversion {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $inner:path) => {
+        $(#[$doc])*
+        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $inner($($arg),*)
+                }
+                #[target_feature(enable = "avx2,avx512f,avx512bw,avx512vl,avx512dq")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $inner($($arg),*)
+                }
+                use $crate::kernel::level::Kind;
+                match level.kind() {
+                    Kind::Scalar => {}
+                    // SAFETY: a level of this kind exists only where the CPU was
+                    // found to have these features (`Level::available`).
+                    Kind::Avx2 => return unsafe { avx2($($arg),*) },
+                    // SAFETY: as above.
+                    Kind::Avx512 => return unsafe { avx512($($arg),*) },
+                }
+            }
+            let _ = level;
+            $inner($($arg),*)
+        }
+    };
+}
+pub(crate) use multiversion;
