@@ -50,7 +50,7 @@ impl Pattern {
             Texture::Zigzag => {
                 let turn = (p[0] - 1.6 * t * (p[0] / (1.6 * t)).round()).abs();
                 // The slope of 45 degrees narrows the band by the square root of 2.
-                band(p[1] + turn, 1.2 * t, self.duty) * 0.707_106_8
+                band(p[1] + turn, 1.2 * t, self.duty) * std::f32::consts::FRAC_1_SQRT_2
             }
             Texture::Bricks => self.bricks(p),
             Texture::Cells => self.cells(p),
