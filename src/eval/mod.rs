@@ -1,1 +1,22 @@
-//! What a representation is worth: kNN, linear probe, features.
+//! What a representation is worth: features, weighted kNN, linear probe, and
+//! the floor beneath them (an untrained network, raw pixels, colours).
+//!
+//! It stands after the flow: a checkpoint's network reads the eval view of each
+//! sample once, and everything here works on the [`Features`] that come out.
+//!
+//! - [`features`]: the matrix of features with labels and keys.
+//! - [`knn`]: the weighted nearest-neighbour classifier.
+//! - [`probe`]: the linear classifier on stored features.
+//! - [`baseline`]: raw pixels and colour histograms.
+//! - [`npy`]: features to files.
+
+pub mod baseline;
+pub mod features;
+pub mod knn;
+mod lbfgs;
+pub mod npy;
+pub mod probe;
+
+pub use features::Features;
+pub use knn::{KnnConfig, knn_accuracy};
+pub use probe::{Probe, ProbeConfig};

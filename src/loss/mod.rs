@@ -28,7 +28,7 @@ pub mod ntxent;
 mod embeddings;
 mod exp;
 mod linalg;
-mod matmul;
+pub(crate) mod matmul;
 mod normalize;
 
 pub use barlow::{BarlowConfig, barlow_twins, cross_correlation};

@@ -1,0 +1,168 @@
+//! Features of a shard set: one row for each sample.
+
+use anyhow::{Result, bail};
+
+/// A row-major matrix `[samples, dim]` with the samples' labels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Features {
+    dim: usize,
+    values: Vec<f32>,
+    labels: Vec<u32>,
+    samples: Vec<u64>,
+}
+
+impl Features {
+    /// The label of a sample that has none.
+    pub const NO_LABEL: u32 = u32::MAX;
+
+    /// No rows yet; each will have `dim` values.
+    pub fn empty(dim: usize) -> Self {
+        Features { dim, ..Features::default() }
+    }
+
+    /// Features from their parts, in one order: `values` is `[labels.len(), dim]`;
+    /// the samples are numbered from 0.
+    ///
+    /// # Errors
+    /// When the lengths do not fit together.
+    pub fn from_parts(dim: usize, values: Vec<f32>, labels: Vec<u32>) -> Result<Self> {
+        let mut features = Features::empty(dim);
+        let samples: Vec<u64> = (0..labels.len() as u64).collect();
+        features.append(&values, &labels, &samples)?;
+        Ok(features)
+    }
+
+    /// Adds rows: `values` is `[labels.len(), dim]`, `samples` the places in the set.
+    ///
+    /// # Errors
+    /// When the lengths do not fit together.
+    pub fn append(&mut self, values: &[f32], labels: &[u32], samples: &[u64]) -> Result<()> {
+        if values.len() != labels.len() * self.dim || labels.len() != samples.len() {
+            bail!(
+                "{} values for {} labels, {} samples and {} dimensions",
+                values.len(),
+                labels.len(),
+                samples.len(),
+                self.dim
+            );
+        }
+        self.values.extend_from_slice(values);
+        self.labels.extend_from_slice(labels);
+        self.samples.extend_from_slice(samples);
+        Ok(())
+    }
+
+    /// Rows.
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Columns.
+    pub fn dim(&self) -> usize {
+        self.dim
+    }
+
+    /// All values, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// Row `i`.
+    ///
+    /// # Panics
+    /// When `i` is no row.
+    pub fn row(&self, i: usize) -> &[f32] {
+        &self.values[i * self.dim..][..self.dim]
+    }
+
+    /// The class of each row.
+    pub fn labels(&self) -> &[u32] {
+        &self.labels
+    }
+
+    /// The place of each row in its shard set.
+    pub fn samples(&self) -> &[u64] {
+        &self.samples
+    }
+
+    /// One more than the largest label; 0 when no row has one.
+    pub fn classes(&self) -> usize {
+        let labels = self.labels.iter().filter(|label| **label != Self::NO_LABEL);
+        labels.max().map_or(0, |largest| *largest as usize + 1)
+    }
+
+    /// The rows for which `keep(row)` holds.
+    pub fn select(&self, mut keep: impl FnMut(usize) -> bool) -> Features {
+        let mut kept = Features::empty(self.dim);
+        for i in (0..self.len()).filter(|i| keep(*i)) {
+            kept.values.extend_from_slice(self.row(i));
+            kept.labels.push(self.labels[i]);
+            kept.samples.push(self.samples[i]);
+        }
+        kept
+    }
+
+    /// Makes every row a unit vector; rows of zeros stay.
+    pub fn normalize(&mut self) {
+        for row in self.values.chunks_exact_mut(self.dim.max(1)) {
+            let square: f64 = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+            if square > 0.0 {
+                let scale = (1.0 / square.sqrt()) as f32;
+                row.iter_mut().for_each(|v| *v *= scale);
+            }
+        }
+    }
+
+    /// Checks that every row has a label and only finite values, and that there
+    /// are rows at all; `what` names the set in the answer.
+    ///
+    /// # Errors
+    /// When something is missing or not finite.
+    pub fn check_labelled(&self, what: &str) -> Result<()> {
+        if self.is_empty() {
+            bail!("{what} holds no samples");
+        }
+        let unlabelled = self.labels.iter().filter(|label| **label == Self::NO_LABEL).count();
+        if unlabelled > 0 {
+            bail!("{unlabelled} of {} samples of {what} have no label", self.len());
+        }
+        if let Some(bad) = self.values.iter().position(|v| !v.is_finite()) {
+            let sample = self.samples[bad / self.dim];
+            bail!("the feature of sample {sample} of {what} is not finite: {}", self.values[bad]);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn selecting_rows_keeps_values_labels_and_places_together() {
+        let mut all = Features::empty(2);
+        all.append(&[1., 2., 3., 4., 5., 6.], &[0, 1, 2], &[7, 8, 9]).unwrap();
+        let kept = all.select(|i| i != 1);
+        assert_eq!(
+            (kept.row(1), kept.labels(), kept.samples()),
+            (&[5., 6.][..], &[0, 2][..], &[7, 9][..])
+        );
+        assert_eq!(kept.classes(), 3);
+    }
+
+    #[test]
+    fn what_cannot_be_evaluated_is_named() {
+        let text = |f: &Features| f.check_labelled("the test set").unwrap_err().to_string();
+        assert!(text(&Features::empty(2)).contains("holds no samples"));
+        let none = Features::from_parts(1, vec![0.0], vec![Features::NO_LABEL]).unwrap();
+        assert!(text(&none).contains("1 of 1 samples of the test set have no label"));
+        let nan = Features::from_parts(1, vec![0.0, f32::NAN], vec![0, 1]).unwrap();
+        assert!(text(&nan).contains("sample 1 of the test set is not finite"));
+        assert!(Features::from_parts(2, vec![0.0; 3], vec![0, 1]).is_err());
+    }
+}

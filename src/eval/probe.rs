@@ -1,0 +1,367 @@
+//! The linear probe on stored features: softmax regression on standardised
+//! features, the strength of its weight decay chosen on held-out training data.
+//!
+//! The features do not change, so the objective is convex and smooth, and L-BFGS
+//! finds its minimum without a learning rate to tune. The gradient is summed over
+//! a fixed number of parts in a fixed order: the result does not depend on threads.
+
+use anyhow::{Result, bail};
+use bt_pipeline::rng::Rng;
+use rayon::prelude::*;
+
+use super::Features;
+use super::lbfgs;
+use crate::loss::matmul::{Mat, matmul_serial};
+
+/// Parts that a pass over the features is cut into, and rows of a part that are
+/// multiplied at a time.
+const PARTS: usize = 16;
+const ROWS: usize = 256;
+
+/// Options of the probe.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeConfig {
+    /// Candidates for the weight decay lambda of
+    /// `mean cross-entropy + lambda / 2 * |W|^2`.
+    pub decays: Vec<f64>,
+    /// Share of the training features that decides between them.
+    pub held_out: f64,
+    /// Most L-BFGS iterations of one fit.
+    pub max_iterations: usize,
+    /// Decides which rows are held out.
+    pub seed: u64,
+}
+
+impl Default for ProbeConfig {
+    fn default() -> Self {
+        ProbeConfig {
+            decays: vec![1e-1, 1e-2, 1e-3, 1e-4],
+            held_out: 0.2,
+            max_iterations: 150,
+            seed: 0,
+        }
+    }
+}
+
+/// Shares of right answers, 0 to 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Accuracy {
+    /// The most probable class is the label.
+    pub top1: f64,
+    /// The label is among the five most probable classes.
+    pub top5: f64,
+}
+
+/// A fitted classifier.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// `[classes, dim + 1]`, the bias last, for standardised features.
+    weights: Vec<f32>,
+    classes: usize,
+    mean: Vec<f32>,
+    inverse_std: Vec<f32>,
+    /// The weight decay that was chosen.
+    pub decay: f64,
+}
+
+impl Probe {
+    /// Fits a classifier to `train`.
+    ///
+    /// # Errors
+    /// When labels are missing, there is one class only, values are not finite or
+    /// an option is out of range.
+    pub fn fit(train: &Features, config: &ProbeConfig) -> Result<Probe> {
+        train.check_labelled("the training set")?;
+        if train.classes() < 2 {
+            bail!("a probe needs at least two classes, the training set has {}", train.classes());
+        }
+        let decay = choose_decay(train, config)?;
+        let mut probe = Probe::untrained(train);
+        probe.descend(train, decay, config.max_iterations);
+        Ok(probe)
+    }
+
+    /// How often the classifier is right about `test`. Labels that no training
+    /// row has count as wrong.
+    ///
+    /// # Errors
+    /// When labels are missing or the dimensions differ.
+    pub fn accuracy(&self, test: &Features) -> Result<Accuracy> {
+        test.check_labelled("the test set")?;
+        if test.dim() != self.mean.len() {
+            bail!("the probe was fitted to {} dimensions, not {}", self.mean.len(), test.dim());
+        }
+        let starts: Vec<usize> = (0..test.len()).step_by(ROWS).collect();
+        let ranks = starts.par_iter().flat_map_iter(|start| {
+            let rows = *start..(*start + ROWS).min(test.len());
+            let logits = self.logits(&self.standardised(test, rows.clone()));
+            let rank = |(row, i): (&[f32], usize)| match row.get(test.labels()[i] as usize) {
+                Some(own) => row.iter().filter(|other| *other > own).count(),
+                None => usize::MAX,
+            };
+            logits.chunks_exact(self.classes).zip(rows).map(rank).collect::<Vec<_>>()
+        });
+        let ranks: Vec<usize> = ranks.collect();
+        let share = |best: usize| {
+            ranks.iter().filter(|rank| **rank < best).count() as f64 / test.len() as f64
+        };
+        Ok(Accuracy { top1: share(1), top5: share(5) })
+    }
+
+    /// Zero weights, standardisation by `train`.
+    fn untrained(train: &Features) -> Probe {
+        let (dim, rows) = (train.dim(), train.len() as f64);
+        let mut mean = vec![0.0f64; dim];
+        let mut square = vec![0.0f64; dim];
+        for row in train.values().chunks_exact(dim.max(1)) {
+            mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v) / rows);
+        }
+        for row in train.values().chunks_exact(dim.max(1)) {
+            let off = row.iter().zip(&mean).map(|(v, m)| f64::from(*v) - m);
+            square.iter_mut().zip(off).for_each(|(s, off)| *s += off * off / rows);
+        }
+        // A dimension that never changes is left out: its scale becomes 0.
+        let scale = |s: &f64| if *s > 1e-20 { (1.0 / s.sqrt()) as f32 } else { 0.0 };
+        let classes = train.classes();
+        Probe {
+            weights: vec![0.0; classes * (dim + 1)],
+            classes,
+            mean: mean.iter().map(|m| *m as f32).collect(),
+            inverse_std: square.iter().map(scale).collect(),
+            decay: 0.0,
+        }
+    }
+
+    fn descend(&mut self, train: &Features, decay: f64, max_iterations: usize) {
+        let mut weights = std::mem::take(&mut self.weights);
+        let rows = self.standardised(train, 0..train.len());
+        let problem = Problem { rows: &rows, labels: train.labels(), classes: self.classes, decay };
+        lbfgs::minimize(&mut weights, max_iterations, 1e-4, |w, g| problem.value(w, g));
+        self.weights = weights;
+        self.decay = decay;
+    }
+
+    /// Rows of `features` standardised, each with a 1 for the bias behind it.
+    fn standardised(&self, features: &Features, rows: std::ops::Range<usize>) -> Vec<f32> {
+        let mut out = Vec::with_capacity(rows.len() * (self.mean.len() + 1));
+        for i in rows {
+            let scaled = features.row(i).iter().zip(&self.mean).zip(&self.inverse_std);
+            out.extend(scaled.map(|((v, m), s)| (v - m) * s));
+            out.push(1.0);
+        }
+        out
+    }
+
+    fn logits(&self, rows: &[f32]) -> Vec<f32> {
+        let wide = self.mean.len() + 1;
+        let mut out = vec![0.0; rows.len() / wide * self.classes];
+        logits_into(rows, &self.weights, wide, self.classes, &mut out);
+        out
+    }
+}
+
+/// `out[r, c] = rows[r] . weights[c]`.
+fn logits_into(rows: &[f32], weights: &[f32], wide: usize, classes: usize, out: &mut [f32]) {
+    let rows = Mat::new(rows, rows.len() / wide, wide);
+    matmul_serial(rows, Mat::new(weights, classes, wide).t(), out, classes, false);
+}
+
+/// Fits each candidate to one part of the training data and takes the one that
+/// is right most often about the other; of equals the stronger.
+fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
+    let mut decays = config.decays.clone();
+    decays.sort_by(|a, b| b.total_cmp(a));
+    if decays.is_empty() || decays.iter().any(|d| !d.is_finite() || *d < 0.0) {
+        bail!("weight decays must be given and not be negative: {:?}", config.decays);
+    }
+    if !(0.0..1.0).contains(&config.held_out) {
+        bail!("the held-out share must lie between 0 and 1, not {}", config.held_out);
+    }
+    let mut rng = Rng::keyed(config.seed, 0, 0, HELD_OUT);
+    let out: Vec<bool> = (0..train.len()).map(|_| rng.chance(config.held_out)).collect();
+    let (fit, check) = (train.select(|i| !out[i]), train.select(|i| out[i]));
+    if decays.len() == 1 || fit.classes() < 2 || check.is_empty() {
+        return Ok(decays[0]);
+    }
+    let mut best = (f64::NEG_INFINITY, decays[0]);
+    // From strong to weak, each starting where the one before ended.
+    let mut probe = Probe::untrained(&fit);
+    for decay in decays {
+        probe.descend(&fit, decay, config.max_iterations);
+        let accuracy = probe.accuracy(&check)?.top1;
+        if accuracy > best.0 {
+            best = (accuracy, decay);
+        }
+    }
+    Ok(best.1)
+}
+
+/// Keeps these draws apart from others of the same seed.
+const HELD_OUT: u64 = 0x9_0BE;
+
+/// Mean cross-entropy with weight decay as a function of the weights.
+struct Problem<'a> {
+    /// `[rows, dim + 1]`
+    rows: &'a [f32],
+    labels: &'a [u32],
+    classes: usize,
+    decay: f64,
+}
+
+impl Problem<'_> {
+    fn value(&self, weights: &[f32], gradient: &mut [f32]) -> f64 {
+        let share = self.labels.len().div_ceil(PARTS);
+        let parts: Vec<(f64, Vec<f32>)> = (0..PARTS)
+            .into_par_iter()
+            .map(|p| {
+                let end = ((p + 1) * share).min(self.labels.len());
+                self.part(weights, (p * share).min(end)..end)
+            })
+            .collect();
+        let wide = weights.len() / self.classes;
+        let mut value: f64 = parts.iter().map(|(loss, _)| loss).sum();
+        value /= self.labels.len() as f64;
+        let mut norm = 0.0f64;
+        for (i, (g, w)) in gradient.iter_mut().zip(weights).enumerate() {
+            let sum: f64 = parts.iter().map(|(_, part)| f64::from(part[i])).sum();
+            *g = (sum / self.labels.len() as f64) as f32;
+            // The bias, last in its row, is not decayed.
+            if i % wide != wide - 1 {
+                norm += f64::from(*w) * f64::from(*w);
+                *g += (self.decay * f64::from(*w)) as f32;
+            }
+        }
+        value + 0.5 * self.decay * norm
+    }
+
+    /// The sums of loss and gradient over some rows.
+    fn part(&self, weights: &[f32], rows: std::ops::Range<usize>) -> (f64, Vec<f32>) {
+        let wide = weights.len() / self.classes;
+        let mut gradient = vec![0.0f32; weights.len()];
+        let mut loss = 0.0;
+        let mut scores = vec![0.0f32; ROWS * self.classes];
+        for start in rows.clone().step_by(ROWS) {
+            let end = (start + ROWS).min(rows.end);
+            let block = &self.rows[start * wide..end * wide];
+            let scores = &mut scores[..(end - start) * self.classes];
+            logits_into(block, weights, wide, self.classes, scores);
+            for (row, label) in scores.chunks_exact_mut(self.classes).zip(&self.labels[start..end])
+            {
+                loss += softmax_minus_target(row, *label as usize);
+            }
+            let (scores, block) =
+                (Mat::new(scores, end - start, self.classes), Mat::new(block, end - start, wide));
+            matmul_serial(scores.t(), block, &mut gradient, wide, true);
+        }
+        (loss, gradient)
+    }
+}
+
+/// Turns logits into probabilities minus the one-hot label (the gradient), and
+/// returns the cross-entropy.
+fn softmax_minus_target(row: &mut [f32], label: usize) -> f64 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let own = f64::from(row[label] - top);
+    let mut sum = 0.0f64;
+    for value in row.iter_mut() {
+        *value = (*value - top).exp();
+        sum += f64::from(*value);
+    }
+    row.iter_mut().for_each(|value| *value /= sum as f32);
+    row[label] -= 1.0;
+    sum.ln() - own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Classes around corners of a cube, at unequal scales, `noise` apart.
+    fn blobs(rows: usize, classes: u32, noise: f64, seed: u64) -> Features {
+        let mut rng = Rng::keyed(seed, 1, 0, 0);
+        let dim = 6;
+        let mut values = Vec::new();
+        let mut labels = Vec::new();
+        for i in 0..rows {
+            let label = i as u32 % classes;
+            for d in 0..dim {
+                let corner = f64::from((label >> (d % 3)) & 1);
+                let value = corner + noise * rng.uniform(-1.0, 1.0);
+                values.push((value * 10f64.powi(d - 2) + 3.0) as f32);
+            }
+            labels.push(label);
+        }
+        Features::from_parts(dim as usize, values, labels).unwrap()
+    }
+
+    #[test]
+    fn separable_classes_are_separated_whatever_their_scale() {
+        let (train, test) = (blobs(400, 8, 0.3, 1), blobs(100, 8, 0.3, 2));
+        let probe = Probe::fit(&train, &ProbeConfig::default()).unwrap();
+        let accuracy = probe.accuracy(&test).unwrap();
+        assert_eq!(accuracy, Accuracy { top1: 1.0, top5: 1.0 });
+    }
+
+    #[test]
+    fn features_without_information_give_chance() {
+        let mut rng = Rng::keyed(5, 0, 0, 0);
+        let mut noise = |rows: usize| {
+            let values = (0..rows * 4).map(|_| rng.unit() as f32).collect();
+            Features::from_parts(4, values, (0..rows as u32).map(|i| i % 10).collect()).unwrap()
+        };
+        let (train, test) = (noise(1000), noise(1000));
+        let probe = Probe::fit(&train, &ProbeConfig::default()).unwrap();
+        let accuracy = probe.accuracy(&test).unwrap();
+        assert!((0.05..0.16).contains(&accuracy.top1), "{accuracy:?}");
+        assert!((0.42..0.58).contains(&accuracy.top5), "{accuracy:?}");
+    }
+
+    #[test]
+    fn the_gradient_is_the_slope_of_the_value() {
+        let features = blobs(37, 5, 0.5, 3);
+        let probe = Probe::untrained(&features);
+        let rows = probe.standardised(&features, 0..features.len());
+        let problem =
+            Problem { rows: &rows, labels: features.labels(), classes: probe.classes, decay: 0.3 };
+        let mut rng = Rng::keyed(9, 0, 0, 0);
+        let w: Vec<f32> = probe.weights.iter().map(|_| rng.uniform(-0.5, 0.5) as f32).collect();
+        let mut gradient = vec![0.0; w.len()];
+        problem.value(&w, &mut gradient);
+        let mut unused = gradient.clone();
+        for i in 0..w.len() {
+            let mut at = |by: f32| {
+                let mut moved = w.clone();
+                moved[i] += by;
+                problem.value(&moved, &mut unused)
+            };
+            let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+            assert!((slope - f64::from(gradient[i])).abs() < 2e-4, "{i}: {slope} {}", gradient[i]);
+        }
+    }
+
+    #[test]
+    fn the_result_does_not_depend_on_the_number_of_threads() {
+        let train = blobs(300, 4, 0.9, 4);
+        let with = |threads| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            pool.install(|| Probe::fit(&train, &ProbeConfig::default()).unwrap().weights)
+        };
+        assert_eq!(with(1), with(3));
+    }
+
+    #[test]
+    fn one_class_and_foreign_dimensions_are_refused() {
+        let one = Features::from_parts(1, vec![0.0, 1.0], vec![0, 0]).unwrap();
+        assert!(Probe::fit(&one, &ProbeConfig::default()).is_err());
+        let probe = Probe::fit(&blobs(40, 4, 0.3, 1), &ProbeConfig::default()).unwrap();
+        assert!(probe.accuracy(&one).is_err());
+    }
+
+    #[test]
+    fn a_label_that_training_never_saw_is_wrong() {
+        let train = Features::from_parts(1, vec![-1.0, 1.0, -1.1, 1.2], vec![0, 1, 0, 1]).unwrap();
+        let probe = Probe::fit(&train, &ProbeConfig::default()).unwrap();
+        let test = Features::from_parts(1, vec![-1.0, 1.0], vec![0, 9]).unwrap();
+        assert_eq!(probe.accuracy(&test).unwrap(), Accuracy { top1: 0.5, top5: 0.5 });
+    }
+}
