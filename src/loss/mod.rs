@@ -8,6 +8,7 @@
 //! - [`barlow`]: equations 1 and 2 of the paper and their ablations; [`cross_entropy`] is its
 //!   soft-max form.
 //! - [`infonce`], [`ntxent`], [`cosine`], [`imax`]: the objectives the paper compares with.
+//! - [`diagnostics`]: whether embeddings collapse, and how much they keep.
 //! - `embeddings`, `normalize`, `matmul`, `linalg`, `exp`: what the objectives share.
 //!
 //! Every sum has a fixed order and every product fixed blocks: results do not depend on the
@@ -21,6 +22,7 @@ use serde::de::DeserializeOwned;
 pub mod barlow;
 pub mod cosine;
 pub mod cross_entropy;
+pub mod diagnostics;
 pub mod imax;
 pub mod infonce;
 pub mod ntxent;
