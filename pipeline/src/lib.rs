@@ -8,18 +8,33 @@
 //! - [`shard`]: the tar shard format: index, manifest, reader, writer.
 //! - [`decode`], [`jpeg`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
+//! - [`order`]: (seed, epoch) to the order of the samples.
+//! - `feeder`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
+//! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
 //! - [`synth`]: the embedded data set.
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
 
 pub mod augment;
+pub mod batch;
 pub mod decode;
 mod error;
+mod feeder;
 mod image_rgb;
 pub mod jpeg;
 pub mod kernel;
+mod loader;
+pub mod order;
 pub mod rng;
+mod run;
 pub mod shard;
+pub mod stats;
 pub mod synth;
+mod worker;
 
+pub use batch::{Batch, BatchSpec};
 pub use error::{Error, Result};
 pub use image_rgb::Image;
+pub use loader::{Loader, LoaderConfig, OnBad, Position};
+pub use order::Shuffle;
+pub use run::BatchStream;
+pub use shard::ShardSet;

@@ -1,0 +1,223 @@
+//! Walks the order of each epoch and cuts it into tasks for the workers. Runs on
+//! one thread; where a set can only be streamed, it is also the one that reads.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, select};
+
+use crate::batch::{BatchSpec, Buffer, Filling, Item, Place, Task};
+use crate::loader::{Loader, LoaderConfig, Position};
+use crate::order::{EpochOrder, Event};
+use crate::shard::{OwnedSample, ShardSet, ShardStream};
+use crate::stats::{Stage, Stats};
+use crate::worker::short_shard;
+use crate::{Error, Result};
+
+/// Most slots of a task: small enough to keep all threads busy at the end of a
+/// batch, large enough that tiny images do not drown in messages.
+const MOST_SLOTS: usize = 16;
+
+/// The ends of the channels that the feeder holds.
+pub(crate) struct Outlets {
+    /// Where a batch returns its buffer.
+    pub pool: Sender<Buffer>,
+    /// Where free buffers come from.
+    pub free: Receiver<Buffer>,
+    /// To the workers.
+    pub tasks: Sender<Task>,
+    /// Closed when the stream is dropped.
+    pub ended: Receiver<()>,
+}
+
+/// The feeding thread's state.
+pub(crate) struct Feeder {
+    set: Arc<ShardSet>,
+    config: Arc<LoaderConfig>,
+    spec: BatchSpec,
+    per_epoch: u64,
+    counts: Vec<u64>,
+    /// Slots of a task.
+    grain: usize,
+    /// Bytes that streamed samples may take while they wait.
+    held_budget: u64,
+    stats: Arc<Stats>,
+    outlets: Outlets,
+    streaming: Streaming,
+}
+
+/// Samples of shards that are read in order, between reading and use.
+#[derive(Default)]
+struct Streaming {
+    /// Shard -> (its stream, the sample that it gives next).
+    streams: HashMap<usize, (ShardStream, u64)>,
+    held: HashMap<u64, Result<OwnedSample>>,
+    held_bytes: u64,
+}
+
+impl Feeder {
+    pub(crate) fn new(loader: &Loader, stats: Arc<Stats>, outlets: Outlets) -> Self {
+        let in_batches = (loader.spec.bytes() * loader.buffers) as u64;
+        Feeder {
+            set: Arc::clone(&loader.set),
+            config: Arc::clone(&loader.config),
+            spec: loader.spec,
+            per_epoch: loader.batches_per_epoch(),
+            counts: loader.set.shards().iter().map(|shard| shard.samples as u64).collect(),
+            grain: (loader.spec.size / (loader.threads() * 4)).clamp(1, MOST_SLOTS),
+            held_budget: loader.config.budget_bytes.saturating_sub(in_batches),
+            stats,
+            outlets,
+            streaming: Streaming::default(),
+        }
+    }
+
+    /// Feeds all batches from `from` to the end of epoch `epochs - 1`; returns
+    /// early, without an error, when the stream is dropped.
+    ///
+    /// # Errors
+    /// The number of the batch that could not be fed, and why.
+    pub(crate) fn run(&mut self, from: Position, epochs: u64) -> Result<(), (u64, Error)> {
+        let mut number = 0;
+        for epoch in from.epoch..epochs {
+            let first = if epoch == from.epoch { from.batch } else { 0 };
+            let (shuffle, seed) = (self.config.shuffle, self.config.seed);
+            let mut order = EpochOrder::new(&self.counts, shuffle, seed, epoch);
+            self.skip(&mut order, first).map_err(|error| (number, error))?;
+            for index in first..self.per_epoch {
+                let items = self.items(&mut order, index).map_err(|error| (number, error))?;
+                if !self.send(Place { epoch, index, number }, items) {
+                    return Ok(());
+                }
+                number += 1;
+            }
+            self.streaming = Streaming::default();
+        }
+        Ok(())
+    }
+
+    /// Passes over the first `batches`. A set that can only be streamed is read.
+    fn skip(&mut self, order: &mut EpochOrder, batches: u64) -> Result<()> {
+        if self.set.seekable() || self.config.shuffle == crate::order::Shuffle::None {
+            order.pass_over(batches.saturating_mul(self.config.batch_size as u64));
+            return Ok(());
+        }
+        for index in 0..batches {
+            self.items(order, index)?;
+        }
+        Ok(())
+    }
+
+    /// This rank's items of batch `index`, whose positions come next in `order`.
+    fn items(&mut self, order: &mut EpochOrder, index: u64) -> Result<Vec<Item>> {
+        let (batch, rank, world) = (self.config.batch_size, self.config.rank, self.config.world);
+        let mut items = Vec::with_capacity(self.spec.size);
+        let mut slot = 0;
+        while slot < batch {
+            match order.next() {
+                None => break,
+                Some(Event::Pull { shard, sample }) => {
+                    if !self.set.seekable() {
+                        self.pull(shard, sample)?;
+                    }
+                }
+                Some(Event::Emit { sample }) => {
+                    let mine = slot % world == rank;
+                    let owned = self.take(sample)?;
+                    if mine {
+                        let position = index * batch as u64 + slot as u64;
+                        items.push(Item { sample, position, owned });
+                        self.set.advise(sample as usize);
+                    }
+                    slot += 1;
+                }
+            }
+        }
+        Ok(items)
+    }
+
+    /// The bytes of `sample` where they come from a stream.
+    fn take(&mut self, sample: u64) -> Result<Option<Result<OwnedSample>>> {
+        if self.set.seekable() {
+            return Ok(None);
+        }
+        if !self.streaming.held.contains_key(&sample) {
+            let shard = self.set.shard_of(sample as usize);
+            self.pull(shard, sample)?;
+        }
+        let owned = self.streaming.held.remove(&sample);
+        if let Some(Ok(owned)) = &owned {
+            self.streaming.held_bytes -= owned.image.len() as u64;
+        }
+        Ok(owned)
+    }
+
+    /// Reads shard `shard` up to and including `sample`, and keeps that one.
+    fn pull(&mut self, shard: usize, sample: u64) -> Result<()> {
+        let Streaming { streams, held, held_bytes } = &mut self.streaming;
+        let start = Instant::now();
+        let (stream, next) = match streams.entry(shard) {
+            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
+            std::collections::hash_map::Entry::Vacant(slot) => {
+                let first = self.set.shards()[shard].first_sample as u64;
+                slot.insert((self.set.stream(shard)?, first))
+            }
+        };
+        let info = &self.set.shards()[shard];
+        let mut owned = OwnedSample::default();
+        let mut outcome = Ok(true);
+        while *next <= sample {
+            outcome = stream.next_into(&mut owned);
+            *next += 1;
+            match &outcome {
+                Ok(true) | Err(Error::Sample { .. }) => {}
+                Ok(false) => return Err(short_shard(info)),
+                Err(_) => break,
+            }
+        }
+        let kept = match outcome {
+            Ok(_) => Ok(owned),
+            Err(error @ Error::Sample { .. }) => Err(error),
+            Err(error) => return Err(error),
+        };
+        if *next == (info.first_sample + info.samples) as u64 {
+            streams.remove(&shard);
+        }
+        *held_bytes += kept.as_ref().map_or(0, |owned| owned.image.len() as u64);
+        held.insert(sample, kept);
+        self.stats.lap(Stage::Read, start);
+        if *held_bytes > self.held_budget {
+            return Err(Error::Usage(format!(
+                "the {} samples of the shuffle window take more than the {} MB that the byte \
+                 budget leaves: make the window smaller or raise the budget",
+                held.len(),
+                self.held_budget >> 20
+            )));
+        }
+        Ok(())
+    }
+
+    /// Waits for a buffer and hands the batch's tasks to the workers. False when
+    /// the stream was dropped.
+    fn send(&mut self, place: Place, items: Vec<Item>) -> bool {
+        let Outlets { pool, free, tasks, ended } = &self.outlets;
+        let start = Instant::now();
+        let buffer = select! {
+            recv(free) -> buffer => buffer.ok(),
+            recv(ended) -> _ => None,
+        };
+        self.stats.lap(Stage::FeedWait, start);
+        let Some(buffer) = buffer else { return false };
+        for task in Filling::split(self.spec, place, buffer, pool.clone(), items, self.grain) {
+            let sent = select! {
+                send(tasks, task) -> sent => sent.is_ok(),
+                recv(ended) -> _ => false,
+            };
+            if !sent {
+                return false;
+            }
+        }
+        true
+    }
+}

@@ -1,0 +1,229 @@
+//! The loader as its user sees it: a shard set and a configuration in, a stream
+//! of batches out. `run` holds the threads behind it.
+
+use std::sync::Arc;
+
+use crate::augment::{DType, Layout, ViewConfig};
+use crate::batch::BatchSpec;
+use crate::decode::DecodeOptions;
+use crate::order::Shuffle;
+use crate::run::BatchStream;
+use crate::shard::ShardSet;
+use crate::{Error, Result};
+
+/// What to do with a sample that cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBad {
+    /// Take a sample drawn from (seed, epoch, position) instead, and keep a record.
+    #[default]
+    Skip,
+    /// End the stream with the sample's error.
+    Stop,
+}
+
+/// What a [`Loader`] makes of a shard set.
+#[derive(Clone, Debug)]
+pub struct LoaderConfig {
+    /// Keys every draw, with epoch, sample and view.
+    pub seed: u64,
+    /// Images of a step, over all ranks together.
+    pub batch_size: usize,
+    /// This process's number among `world`.
+    pub rank: usize,
+    /// Processes that share each step; every one gets `batch_size / world` images.
+    pub world: usize,
+    /// Worker threads; 0 takes one for each core.
+    pub threads: usize,
+    /// How an epoch is mixed.
+    pub shuffle: Shuffle,
+    /// The transforms of each view; all give views of one size.
+    pub views: Vec<ViewConfig>,
+    /// Order of the dimensions.
+    pub layout: Layout,
+    /// Element type.
+    pub dtype: DType,
+    /// Most bytes that batches and samples in flight may take.
+    pub budget_bytes: u64,
+    /// Leave out the samples that do not fill a last batch. Without it the last
+    /// batch is shorter (for one rank only).
+    pub drop_last: bool,
+    /// What to do with a sample that cannot be used.
+    pub on_bad: OnBad,
+    /// Limits and options of decoding.
+    pub decode: DecodeOptions,
+}
+
+impl LoaderConfig {
+    /// Training: a global shuffle, full batches, normalised `f32` NHWC.
+    pub fn training(views: Vec<ViewConfig>, batch_size: usize, seed: u64) -> Self {
+        LoaderConfig {
+            seed,
+            batch_size,
+            rank: 0,
+            world: 1,
+            threads: 0,
+            shuffle: Shuffle::Global,
+            views,
+            layout: Layout::Nhwc,
+            dtype: DType::F32,
+            budget_bytes: 2 << 30,
+            drop_last: true,
+            on_bad: OnBad::default(),
+            decode: DecodeOptions::default(),
+        }
+    }
+
+    /// Evaluation: one view of every sample, once, in the order of the shards.
+    pub fn evaluation(view: ViewConfig, batch_size: usize) -> Self {
+        LoaderConfig {
+            shuffle: Shuffle::None,
+            drop_last: false,
+            on_bad: OnBad::Stop,
+            ..LoaderConfig::training(vec![view], batch_size, 0)
+        }
+    }
+}
+
+/// A place in a run: the next batch to deliver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// The epoch, from 0.
+    pub epoch: u64,
+    /// The batch within the epoch, from 0.
+    pub batch: u64,
+}
+
+/// Turns a shard set into streams of batches.
+///
+/// ```no_run
+/// use bt_pipeline::augment::Preset;
+/// use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+///
+/// # fn main() -> bt_pipeline::Result<()> {
+/// let set = ShardSet::open("shards/train-{000000..000009}.tar", &Default::default())?;
+/// let config = LoaderConfig::training(Preset::BarlowImagenet.views(), 256, 0);
+/// let loader = Loader::new(set.into(), config)?;
+/// for batch in loader.start(Position::default(), 100)? {
+///     let batch = batch?;
+///     let views = batch.as_f32(); // [2, 256, 224, 224, 3]
+/// #   let _ = views;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Loader {
+    pub(crate) set: Arc<ShardSet>,
+    pub(crate) config: Arc<LoaderConfig>,
+    pub(crate) spec: BatchSpec,
+    /// Batch buffers in circulation.
+    pub(crate) buffers: usize,
+}
+
+/// Buffers beyond which more prefetching no longer helps: one with the consumer,
+/// one ready, two being filled.
+const MOST_BUFFERS: usize = 4;
+
+impl Loader {
+    /// Checks the configuration against the set.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with what cannot be met and what to change.
+    pub fn new(set: Arc<ShardSet>, config: LoaderConfig) -> Result<Self> {
+        let usage = |message: String| Err(Error::Usage(message));
+        let LoaderConfig { batch_size, rank, world, .. } = config;
+        if world == 0 || rank >= world {
+            return usage(format!("rank {rank} of {world} does not exist"));
+        }
+        if batch_size == 0 || batch_size % world != 0 {
+            return usage(format!("a batch of {batch_size} does not divide into {world} ranks"));
+        }
+        if set.is_empty() {
+            return usage("the shard set holds no samples".into());
+        }
+        if config.drop_last && batch_size > set.len() {
+            let samples = set.len();
+            return usage(format!(
+                "the batch size {batch_size} is larger than the data set ({samples} samples)"
+            ));
+        }
+        if !config.drop_last && world > 1 {
+            return usage("several ranks need full batches (drop_last)".into());
+        }
+        if config.shuffle == Shuffle::Global && !set.seekable() {
+            let shard = set.shards().iter().find(|shard| !shard.seekable);
+            let name = shard.map(|s| s.path.display().to_string()).unwrap_or_default();
+            return usage(format!(
+                "{name} can only be read in order: use shuffle = \"window\", \
+                 or pack it anew with `shard pack` for random access"
+            ));
+        }
+        let spec = batch_spec(&config)?;
+        let most = usize::try_from(config.budget_bytes / spec.bytes() as u64).unwrap_or(usize::MAX);
+        if most < 2 {
+            return usage(format!(
+                "two batches of {} MB do not fit the byte budget of {} MB: raise the budget or \
+                 lower the batch size",
+                spec.bytes().div_ceil(1 << 20),
+                config.budget_bytes >> 20,
+            ));
+        }
+        let buffers = most.min(MOST_BUFFERS);
+        Ok(Loader { set, config: Arc::new(config), spec, buffers })
+    }
+
+    /// The set that is read.
+    pub fn set(&self) -> &Arc<ShardSet> {
+        &self.set
+    }
+
+    /// Shape and element type of this rank's batches.
+    pub fn spec(&self) -> &BatchSpec {
+        &self.spec
+    }
+
+    /// Batches of an epoch, the same for every rank.
+    pub fn batches_per_epoch(&self) -> u64 {
+        let (samples, batch) = (self.set.len() as u64, self.config.batch_size as u64);
+        if self.config.drop_last { samples / batch } else { samples.div_ceil(batch) }
+    }
+
+    /// Worker threads of a stream.
+    pub fn threads(&self) -> usize {
+        match self.config.threads {
+            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            threads => threads,
+        }
+    }
+
+    /// Starts the threads; the first batch is that of `from`, the last one ends
+    /// epoch `epochs - 1`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the system gives no thread.
+    pub fn start(&self, from: Position, epochs: u64) -> Result<BatchStream> {
+        BatchStream::start(self, from, epochs)
+    }
+}
+
+/// The shape of this rank's batches.
+fn batch_spec(config: &LoaderConfig) -> Result<BatchSpec> {
+    let Some(first) = config.views.first() else {
+        return Err(Error::Usage("a batch needs at least one view".into()));
+    };
+    let (height, width) = first.out_size();
+    if let Some(other) = config.views.iter().find(|view| view.out_size() != (height, width)) {
+        let (h, w) = other.out_size();
+        return Err(Error::Usage(format!(
+            "all views must have one size: {height} x {width} and {h} x {w} were asked for"
+        )));
+    }
+    Ok(BatchSpec {
+        views: config.views.len(),
+        size: config.batch_size / config.world,
+        height,
+        width,
+        layout: config.layout,
+        dtype: config.dtype,
+    })
+}

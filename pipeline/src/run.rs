@@ -1,0 +1,192 @@
+//! The threads: one feeder that walks the order, workers that fill batches, and
+//! the stream that hands them over in order. No other file spawns threads.
+//!
+//! ```text
+//! feeder --(tasks, bounded)--> workers --(finished batches)--> BatchStream
+//!    ^                                                             |
+//!    +------------------(free buffers, a fixed number)-------------+
+//! ```
+//!
+//! The free buffers are what bounds the flow: a batch is begun only when there is
+//! one. Dropping the stream raises `stop` and closes the channels; each thread
+//! sees either within one sample. Errors travel in the place of their batch, so
+//! the batches before them are still delivered.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Builder, JoinHandle};
+use std::time::Instant;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+
+use crate::batch::{Batch, Buffer, Task};
+use crate::feeder::{Feeder, Outlets};
+use crate::loader::{Loader, Position};
+use crate::stats::{Stage, Stats};
+use crate::worker::Worker;
+use crate::{Error, Result};
+
+/// A batch or an error, with its number in the stream.
+type Numbered = (u64, Result<Batch>);
+
+/// A running loader: an iterator over batches in order. Dropping it ends its
+/// threads.
+pub struct BatchStream {
+    done: Receiver<Numbered>,
+    /// Finished ahead of their turn.
+    early: BTreeMap<u64, Result<Batch>>,
+    next: u64,
+    total: u64,
+    stats: Arc<Stats>,
+    stop: Arc<AtomicBool>,
+    /// Closed by dropping: wakes a feeder that waits.
+    alive: Option<Sender<()>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl BatchStream {
+    pub(crate) fn start(loader: &Loader, from: Position, epochs: u64) -> Result<Self> {
+        let per_epoch = loader.batches_per_epoch();
+        let begun = from.epoch.saturating_mul(per_epoch).saturating_add(from.batch);
+        let total = epochs.saturating_mul(per_epoch).saturating_sub(begun);
+        let threads = loader.threads();
+        let (alive, ended) = bounded(0);
+        let (tasks, inbox) = bounded(threads * 2);
+        let (finished, done) = unbounded();
+        let (pool, free) = bounded(loader.buffers);
+        for _ in 0..loader.buffers {
+            let _ = pool.send(Buffer::new(loader.spec.bytes()));
+        }
+        let mut stream = BatchStream {
+            done,
+            early: BTreeMap::new(),
+            next: 0,
+            total,
+            stats: Arc::new(Stats::default()),
+            stop: Arc::new(AtomicBool::new(false)),
+            alive: Some(alive),
+            threads: Vec::with_capacity(threads + 1),
+        };
+        let stats = Arc::clone(&stream.stats);
+        let mut feeder = Feeder::new(loader, stats, Outlets { pool, free, tasks, ended });
+        let errors = finished.clone();
+        stream.spawn("bt-feed", finished.clone(), move || {
+            if let Err((number, error)) = feeder.run(from, epochs) {
+                let _ = errors.send((number, Err(error)));
+            }
+        })?;
+        for nth in 0..threads {
+            let (set, config) = (Arc::clone(&loader.set), Arc::clone(&loader.config));
+            let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
+            let worker = Worker::new(set, config, Arc::clone(&stats));
+            let (inbox, outlet) = (inbox.clone(), finished.clone());
+            stream.spawn(&format!("bt-work-{nth}"), finished.clone(), move || {
+                work(worker, &inbox, &outlet, &stats, &stop);
+            })?;
+        }
+        Ok(stream)
+    }
+
+    /// Spawns a named thread whose panic reaches the consumer as an error.
+    fn spawn(
+        &mut self,
+        name: &str,
+        errors: Sender<Numbered>,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<()> {
+        let guarded = move || {
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+                let _ = errors.send((0, Err(Error::Panic(panic_text(&*panic)))));
+            }
+        };
+        let spawned = Builder::new().name(name.into()).spawn(guarded);
+        self.threads.push(spawned.map_err(|error| Error::io(format!("thread {name}"), error))?);
+        Ok(())
+    }
+
+    /// The counters of this stream's stages.
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Batches still to come.
+    pub fn remaining(&self) -> u64 {
+        self.total - self.next
+    }
+}
+
+impl Iterator for BatchStream {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        if self.next >= self.total {
+            return None;
+        }
+        let start = Instant::now();
+        let item = loop {
+            if let Some(item) = self.early.remove(&self.next) {
+                break item;
+            }
+            match self.done.recv() {
+                // A thread that panicked cannot say whose turn it was.
+                Ok((_, Err(panic @ Error::Panic(_)))) => break Err(panic),
+                Ok((number, item)) => drop(self.early.insert(number, item)),
+                Err(_) => break Err(Error::Panic("all workers have ended".into())),
+            }
+        };
+        self.stats.lap(Stage::BatchWait, start);
+        match &item {
+            Ok(_) => {
+                self.next += 1;
+                self.stats.count_batch();
+            }
+            Err(_) => self.next = self.total,
+        }
+        Some(item)
+    }
+}
+
+impl Drop for BatchStream {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        self.alive.take();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A worker's life: fill the slots of one task after the other.
+fn work(
+    mut worker: Worker,
+    inbox: &Receiver<Task>,
+    outlet: &Sender<Numbered>,
+    stats: &Stats,
+    stop: &AtomicBool,
+) {
+    loop {
+        let start = Instant::now();
+        let Ok(mut task) = inbox.recv() else { return };
+        stats.lap(Stage::WorkWait, start);
+        let number = task.number();
+        for (nth, item) in task.take_items().into_iter().enumerate() {
+            if stop.load(Ordering::Relaxed) {
+                return;
+            }
+            if let Err(error) = worker.fill(&mut task, nth, item) {
+                let _ = outlet.send((number, Err(error)));
+                return;
+            }
+        }
+        if let Some(batch) = task.finish() {
+            let _ = outlet.send((number, Ok(batch)));
+        }
+    }
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
+}

@@ -1,0 +1,186 @@
+//! What each stage counts: samples, busy time, waiting time. The slow stage
+//! shows itself in [`Snapshot::limit`].
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+/// A stage of the flow that is timed. `Feed`, `Work` and `Step` are waits: for
+/// a free buffer, for a task, for a finished batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Shard to encoded bytes.
+    Read,
+    /// Encoded bytes to an image.
+    Decode,
+    /// An image to its finished views.
+    Augment,
+    /// The feeder waits for a free buffer: the consumer is slower.
+    FeedWait,
+    /// A worker waits for a task: the feeder or the consumer is slower.
+    WorkWait,
+    /// The consumer waits for a batch: the loader is slower.
+    BatchWait,
+}
+
+const STAGES: usize = 6;
+
+/// Counters of one stream, written by all its threads.
+#[derive(Debug, Default)]
+pub struct Stats {
+    nanos: [AtomicU64; STAGES],
+    samples: AtomicU64,
+    batches: AtomicU64,
+    bad: AtomicU64,
+    ledger: Mutex<Ledger>,
+}
+
+/// One sample that was left out, and why.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct BadSample {
+    /// Its shard.
+    pub shard: PathBuf,
+    /// Its key in the shard.
+    pub key: String,
+    /// Where its image begins in the shard, in bytes.
+    pub offset: u64,
+    /// What was wrong.
+    pub cause: String,
+}
+
+#[derive(Debug, Default)]
+struct Ledger {
+    seen: HashSet<u64>,
+    fresh: Vec<BadSample>,
+}
+
+impl Stats {
+    /// Adds the time since `start` to `stage` and returns the present.
+    pub(crate) fn lap(&self, stage: Stage, start: Instant) -> Instant {
+        let now = Instant::now();
+        self.nanos[stage as usize].fetch_add((now - start).as_nanos() as u64, Relaxed);
+        now
+    }
+
+    pub(crate) fn count_sample(&self) {
+        self.samples.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn count_batch(&self) {
+        self.batches.fetch_add(1, Relaxed);
+    }
+
+    /// Counts a sample that was left out; it enters the ledger once.
+    pub(crate) fn count_bad(&self, sample: u64, entry: impl FnOnce() -> BadSample) {
+        self.bad.fetch_add(1, Relaxed);
+        let mut ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if ledger.seen.insert(sample) {
+            let entry = entry();
+            ledger.fresh.push(entry);
+        }
+    }
+
+    /// The bad samples that were met since the last call, each once in all.
+    pub fn take_bad(&self) -> Vec<BadSample> {
+        let mut ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        std::mem::take(&mut ledger.fresh)
+    }
+
+    /// The counters as they stand.
+    pub fn snapshot(&self) -> Snapshot {
+        let time = |stage: Stage| Duration::from_nanos(self.nanos[stage as usize].load(Relaxed));
+        Snapshot {
+            samples: self.samples.load(Relaxed),
+            batches: self.batches.load(Relaxed),
+            bad: self.bad.load(Relaxed),
+            read: time(Stage::Read),
+            decode: time(Stage::Decode),
+            augment: time(Stage::Augment),
+            feed_wait: time(Stage::FeedWait),
+            work_wait: time(Stage::WorkWait),
+            batch_wait: time(Stage::BatchWait),
+        }
+    }
+}
+
+/// [`Stats`] at one moment. Times are summed over the threads of a stage.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// Samples whose views are finished.
+    pub samples: u64,
+    /// Batches handed over.
+    pub batches: u64,
+    /// Times that a sample was left out and another taken.
+    pub bad: u64,
+    /// Busy time of reading.
+    pub read: Duration,
+    /// Busy time of decoding.
+    pub decode: Duration,
+    /// Busy time of augmenting.
+    pub augment: Duration,
+    /// The feeder waited for a free buffer.
+    pub feed_wait: Duration,
+    /// Workers waited for a task.
+    pub work_wait: Duration,
+    /// The consumer waited for a batch.
+    pub batch_wait: Duration,
+}
+
+impl Snapshot {
+    /// What was counted after `earlier`.
+    pub fn since(&self, earlier: &Snapshot) -> Snapshot {
+        Snapshot {
+            samples: self.samples - earlier.samples,
+            batches: self.batches - earlier.batches,
+            bad: self.bad - earlier.bad,
+            read: self.read - earlier.read,
+            decode: self.decode - earlier.decode,
+            augment: self.augment - earlier.augment,
+            feed_wait: self.feed_wait - earlier.feed_wait,
+            work_wait: self.work_wait - earlier.work_wait,
+            batch_wait: self.batch_wait - earlier.batch_wait,
+        }
+    }
+
+    /// The stage that limits when the stream ran for `wall`: the consumer
+    /// (`"step"`) unless it waited for more than a twentieth of the time, else
+    /// the loader's busiest stage.
+    pub fn limit(&self, wall: Duration) -> &'static str {
+        if self.batch_wait.as_secs_f64() < 0.05 * wall.as_secs_f64() {
+            return "step";
+        }
+        let stages = [("read", self.read), ("decode", self.decode), ("augment", self.augment)];
+        stages.into_iter().max_by_key(|(_, busy)| *busy).map_or("step", |(name, _)| name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_busiest_stage_limits_only_when_the_consumer_waits() {
+        let ms = Duration::from_millis;
+        let busy = Snapshot { decode: ms(90), augment: ms(50), ..Snapshot::default() };
+        assert_eq!(Snapshot { batch_wait: ms(1), ..busy }.limit(ms(100)), "step");
+        assert_eq!(Snapshot { batch_wait: ms(40), ..busy }.limit(ms(100)), "decode");
+    }
+
+    #[test]
+    fn a_bad_sample_enters_the_ledger_once() {
+        let stats = Stats::default();
+        let entry = || BadSample {
+            shard: "a.tar".into(),
+            key: "k".into(),
+            offset: 512,
+            cause: "empty".into(),
+        };
+        stats.count_bad(3, entry);
+        stats.count_bad(3, entry);
+        assert_eq!(stats.take_bad().len(), 1);
+        assert!(stats.take_bad().is_empty());
+        assert_eq!(stats.snapshot().bad, 2);
+    }
+}

@@ -1,0 +1,186 @@
+//! One thread's share of the work: sample -> image -> views, into a batch's slot.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::augment::Augmenter;
+use crate::batch::{Item, Task};
+use crate::decode::Decoder;
+use crate::loader::{LoaderConfig, OnBad};
+use crate::rng::Rng;
+use crate::shard::{OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
+use crate::stats::{BadSample, Stage, Stats};
+use crate::{Error, Image, Result};
+
+/// First view number of the draws that replace a bad sample; views count from 0.
+const REPLACEMENT_KEY: u64 = 1 << 32;
+
+/// Replacements that are tried for one position before the run is given up.
+const MAX_REPLACEMENTS: u64 = 64;
+
+/// The reusable state of one worker thread.
+pub(crate) struct Worker {
+    set: Arc<ShardSet>,
+    config: Arc<LoaderConfig>,
+    stats: Arc<Stats>,
+    maker: ViewMaker,
+    scratch: ReadScratch,
+}
+
+/// Decodes and augments; what is left of [`Worker`] while a sample is borrowed.
+struct ViewMaker {
+    decoder: Decoder,
+    augmenter: Augmenter,
+    image: Image,
+}
+
+impl Worker {
+    pub(crate) fn new(set: Arc<ShardSet>, config: Arc<LoaderConfig>, stats: Arc<Stats>) -> Self {
+        let maker = ViewMaker {
+            decoder: Decoder::new(config.decode.clone()),
+            augmenter: Augmenter::new(),
+            image: Image::default(),
+        };
+        Worker { set, config, stats, maker, scratch: ReadScratch::default() }
+    }
+
+    /// Fills item `nth` of the task, with another sample if its own is bad and
+    /// the configuration says so.
+    ///
+    /// # Errors
+    /// The sample's own error, or that of a shard.
+    pub(crate) fn fill(&mut self, task: &mut Task, nth: usize, item: Item) -> Result<()> {
+        let position = item.position;
+        let mut sample = item.sample;
+        let mut outcome = match item.owned {
+            Some(Ok(owned)) => self.fill_owned(task, nth, sample, &owned),
+            Some(Err(error)) => Err(error),
+            None => self.read_and_fill(task, nth, sample),
+        };
+        for attempt in 0..MAX_REPLACEMENTS {
+            let error = match outcome {
+                Ok(()) => {
+                    self.stats.count_sample();
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.note_bad(sample, error)?;
+            let key = REPLACEMENT_KEY + attempt;
+            let mut rng = Rng::keyed(self.config.seed, task.epoch(), position, key);
+            sample = rng.below(self.set.len() as u64);
+            outcome = if self.set.seekable() {
+                self.read_and_fill(task, nth, sample)
+            } else {
+                self.find(sample).and_then(|owned| self.fill_owned(task, nth, sample, &owned))
+            };
+        }
+        outcome.map_err(|last| {
+            Error::Usage(format!(
+                "{MAX_REPLACEMENTS} samples drawn in place of a bad one were bad too; \
+                 `shard verify` lists them. The last one: {last}"
+            ))
+        })
+    }
+
+    /// Puts a bad sample on record, or gives its error back.
+    fn note_bad(&self, sample: u64, error: Error) -> Result<()> {
+        match error {
+            Error::Sample { path, key, offset, cause } if self.config.on_bad == OnBad::Skip => {
+                self.stats.count_bad(sample, || BadSample { shard: path, key, offset, cause });
+                Ok(())
+            }
+            other => Err(other),
+        }
+    }
+
+    fn read_and_fill(&mut self, task: &mut Task, nth: usize, sample: u64) -> Result<()> {
+        let start = Instant::now();
+        let read = self.set.read(sample as usize, &mut self.scratch)?;
+        self.stats.lap(Stage::Read, start);
+        self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
+    }
+
+    fn fill_owned(
+        &mut self,
+        task: &mut Task,
+        nth: usize,
+        sample: u64,
+        owned: &OwnedSample,
+    ) -> Result<()> {
+        let shard = &self.set.shards()[self.set.shard_of(sample as usize)];
+        let read = Sample {
+            key: &owned.key,
+            label: owned.label,
+            format: owned.format,
+            image: &owned.image,
+            shard: &shard.path,
+            offset: owned.offset,
+        };
+        self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
+    }
+
+    /// Reads a sample of a shard that can only be streamed, from its front: as
+    /// slow as it is rare.
+    fn find(&self, sample: u64) -> Result<OwnedSample> {
+        let shard = self.set.shard_of(sample as usize);
+        let info = &self.set.shards()[shard];
+        let mut stream = self.set.stream(shard)?;
+        let mut owned = OwnedSample::default();
+        for place in info.first_sample as u64..=sample {
+            match stream.next_into(&mut owned) {
+                Ok(true) => {}
+                Ok(false) => return Err(short_shard(info)),
+                Err(Error::Sample { .. }) if place < sample => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(owned)
+    }
+}
+
+/// A shard gave fewer samples than its index lists.
+pub(crate) fn short_shard(info: &ShardInfo) -> Error {
+    Error::Shard {
+        path: info.path.clone(),
+        offset: info.bytes,
+        cause: format!("the index lists {} samples, the shard has fewer", info.samples),
+    }
+}
+
+impl ViewMaker {
+    fn fill(
+        &mut self,
+        config: &LoaderConfig,
+        stats: &Stats,
+        task: &mut Task,
+        nth: usize,
+        sample: u64,
+        read: Sample<'_>,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let in_sample = |error: Error| match error {
+            Error::Decode(cause) => Error::Sample {
+                path: read.shard.to_path_buf(),
+                key: read.key.to_owned(),
+                offset: read.offset,
+                cause,
+            },
+            other => other,
+        };
+        self.decoder.decode_into(read.format, read.image, &mut self.image).map_err(in_sample)?;
+        let decoded = stats.lap(Stage::Decode, start);
+        let (width, height) = (self.image.width, self.image.height);
+        for (view, transforms) in config.views.iter().enumerate() {
+            let mut rng = Rng::keyed(config.seed, task.epoch(), sample, view as u64);
+            let params = transforms.draw(&mut rng, width, height);
+            let out = task.view(nth, view);
+            self.augmenter
+                .apply_into(&self.image, transforms, &params, config.layout, out)
+                .map_err(in_sample)?;
+        }
+        stats.lap(Stage::Augment, decoded);
+        task.note(nth, sample, read.label);
+        Ok(())
+    }
+}

@@ -1,0 +1,261 @@
+//! The loader from shards to batches: determinism, ranks, resume, bad samples,
+//! shutdown.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use bt_pipeline::augment::{DType, Layout, Preset, ViewConfig};
+use bt_pipeline::{Batch, Error, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle};
+use common::{Coding, write_shards};
+
+const COUNTS: [u64; 4] = [13, 20, 1, 15];
+
+fn open(folder: &Path) -> Arc<ShardSet> {
+    Arc::new(ShardSet::open(folder.to_str().unwrap(), &Default::default()).unwrap())
+}
+
+fn config(batch_size: usize) -> LoaderConfig {
+    LoaderConfig {
+        threads: 2,
+        ..LoaderConfig::training(Preset::BarlowCifar.views(), batch_size, 5)
+    }
+}
+
+/// What a batch is, without its buffer.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    place: (u64, u64),
+    labels: Vec<u32>,
+    samples: Vec<u64>,
+    bytes: Vec<u8>,
+}
+
+fn seen(batch: &Batch) -> Seen {
+    Seen {
+        place: (batch.epoch, batch.index),
+        labels: batch.labels.clone(),
+        samples: batch.samples.clone(),
+        bytes: batch.as_bytes().to_vec(),
+    }
+}
+
+fn run(set: &Arc<ShardSet>, config: LoaderConfig, from: Position, epochs: u64) -> Vec<Seen> {
+    let loader = Loader::new(Arc::clone(set), config).unwrap();
+    loader.start(from, epochs).unwrap().map(|batch| seen(&batch.unwrap())).collect()
+}
+
+fn shuffles() -> [Shuffle; 3] {
+    [Shuffle::None, Shuffle::Global, Shuffle::Window { shards: 2, samples: 9 }]
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[3, 40]));
+    for shuffle in shuffles() {
+        let with = |threads| {
+            let config = LoaderConfig { threads, shuffle, ..config(8) };
+            run(&set, config, Position::default(), 2)
+        };
+        let one = with(1);
+        assert_eq!(one.len(), 2 * (49 / 8));
+        assert_eq!(one, with(2));
+        assert_eq!(one, with(5));
+        assert_eq!(one, with(16));
+    }
+}
+
+#[test]
+fn ranks_shares_taken_together_are_the_batches_of_one_rank() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    for shuffle in shuffles() {
+        let whole = run(&set, LoaderConfig { shuffle, ..config(12) }, Position::default(), 1);
+        for world in [2usize, 3] {
+            let shares: Vec<Vec<Seen>> = (0..world)
+                .map(|rank| {
+                    let config = LoaderConfig { shuffle, rank, world, ..config(12) };
+                    run(&set, config, Position::default(), 1)
+                })
+                .collect();
+            let view_bytes = whole[0].bytes.len() / 24;
+            for (step, batch) in whole.iter().enumerate() {
+                for slot in 0..12 {
+                    let (share, nth) = (&shares[slot % world][step], slot / world);
+                    assert_eq!(share.samples[nth], batch.samples[slot]);
+                    assert_eq!(share.labels[nth], batch.labels[slot]);
+                    for view in 0..2 {
+                        let mine = &share.bytes[(view * 12 / world + nth) * view_bytes..];
+                        let theirs = &batch.bytes[(view * 12 + slot) * view_bytes..];
+                        assert_eq!(mine[..view_bytes], theirs[..view_bytes]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_stream_started_in_the_middle_goes_on_with_the_very_next_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    for coding in [Coding::Tar, Coding::Stream] {
+        let folder = folder.path().join(if coding == Coding::Tar { "tar" } else { "zst" });
+        std::fs::create_dir(&folder).unwrap();
+        let set = open(&write_shards(&folder, &COUNTS, coding, &[]));
+        for shuffle in shuffles() {
+            if coding == Coding::Stream && shuffle == Shuffle::Global {
+                continue;
+            }
+            let config = || LoaderConfig { shuffle, ..config(10) };
+            let whole = run(&set, config(), Position::default(), 2);
+            let rest = run(&set, config(), Position { epoch: 0, batch: 3 }, 2);
+            assert_eq!(whole[3..], rest);
+            let rest = run(&set, config(), Position { epoch: 1, batch: 2 }, 2);
+            assert_eq!(whole[6..], rest);
+        }
+    }
+}
+
+#[test]
+fn shards_that_can_only_be_streamed_give_the_same_batches() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tars, frames) = (folder.path().join("tar"), folder.path().join("zst"));
+    for path in [&tars, &frames] {
+        std::fs::create_dir(path).unwrap();
+    }
+    let seekable = open(&write_shards(&tars, &COUNTS, Coding::Tar, &[7, 30]));
+    let streamed = open(&write_shards(&frames, &COUNTS, Coding::Stream, &[7, 30]));
+    assert!(seekable.seekable() && !streamed.seekable());
+    for shuffle in [Shuffle::None, Shuffle::Window { shards: 2, samples: 9 }] {
+        let config = || LoaderConfig { shuffle, ..config(10) };
+        let from = Position::default();
+        assert_eq!(run(&seekable, config(), from, 2), run(&streamed, config(), from, 2));
+    }
+    let message = Loader::new(streamed, config(10)).err().unwrap().to_string();
+    assert!(message.contains("window"), "{message}");
+}
+
+#[test]
+fn a_bad_sample_is_replaced_and_enters_the_ledger_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[3, 40]));
+    let loader = Loader::new(Arc::clone(&set), LoaderConfig { drop_last: false, ..config(7) });
+    let mut stream = loader.unwrap().start(Position::default(), 3).unwrap();
+    let mut met = 0;
+    for batch in stream.by_ref() {
+        let batch = batch.unwrap();
+        met += batch.size;
+        assert!(!batch.samples.contains(&3) && !batch.samples.contains(&40));
+    }
+    assert_eq!(met, 3 * 49);
+    let mut bad: Vec<String> = stream.stats().take_bad().into_iter().map(|b| b.key).collect();
+    bad.sort();
+    assert_eq!(bad, ["000003", "000040"]);
+    assert!(stream.stats().snapshot().bad >= 6);
+}
+
+#[test]
+fn on_request_a_bad_sample_ends_the_stream_with_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[23]));
+    let config = LoaderConfig { on_bad: OnBad::Stop, shuffle: Shuffle::None, ..config(10) };
+    let batches: Vec<Result<Batch>> =
+        Loader::new(set, config).unwrap().start(Position::default(), 1).unwrap().collect();
+    // The two batches before it are delivered, nothing after it.
+    assert_eq!(batches.len(), 3);
+    assert!(batches[..2].iter().all(|batch| batch.is_ok()));
+    match &batches[2] {
+        Err(Error::Sample { path, key, .. }) => {
+            assert_eq!(key, "000023");
+            assert!(path.ends_with("part-000001.tar"));
+        }
+        other => panic!("expected the sample's error, got {:?}", other.as_ref().err()),
+    }
+}
+
+#[test]
+fn evaluation_sees_every_sample_once_in_order() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let config = LoaderConfig::evaluation(ViewConfig::eval(20, 16), 10);
+    let batches = run(&set, config, Position::default(), 1);
+    let samples: Vec<u64> = batches.iter().flat_map(|batch| batch.samples.clone()).collect();
+    assert_eq!(samples, (0..49).collect::<Vec<_>>());
+    assert_eq!(batches.last().unwrap().samples.len(), 9);
+    assert_eq!(batches[0].labels[..5], [0, 1, 2, 3, 4]);
+}
+
+#[test]
+fn every_layout_and_type_holds_the_same_views() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let load = |layout, dtype| {
+        let config = LoaderConfig { layout, dtype, ..config(6) };
+        let loader = Loader::new(Arc::clone(&set), config).unwrap();
+        loader.start(Position::default(), 1).unwrap().next().unwrap().unwrap()
+    };
+    let (nhwc, nchw) = (load(Layout::Nhwc, DType::F32), load(Layout::Nchw, DType::F32));
+    let half = load(Layout::Nhwc, DType::Bf16);
+    let pixels = 32 * 32;
+    for image in 0..12 {
+        for pixel in 0..pixels {
+            for channel in 0..3 {
+                let at = image * pixels * 3 + pixel * 3 + channel;
+                let value = nhwc.as_f32()[at];
+                assert_eq!(value, nchw.as_f32()[(image * 3 + channel) * pixels + pixel]);
+                assert_eq!(half::bf16::from_f32(value), half.as_bf16()[at]);
+            }
+        }
+    }
+    assert_eq!(load(Layout::Nhwc, DType::U8).as_bytes().len(), 12 * pixels * 3);
+}
+
+#[test]
+fn dropping_a_stream_early_ends_its_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let loader = Loader::new(Arc::clone(&set), config(4)).unwrap();
+    for taken in 0..6 {
+        let mut stream = loader.start(Position::default(), 1_000_000).unwrap();
+        let kept: Vec<Batch> = stream.by_ref().take(taken.min(3)).map(Result::unwrap).collect();
+        drop(stream);
+        // What was taken stays readable.
+        assert!(kept.iter().all(|batch| batch.as_f32().len() == 2 * 4 * 32 * 32 * 3));
+    }
+    drop(loader);
+    assert_eq!(Arc::strong_count(&set), 1, "a thread still holds the set");
+}
+
+#[test]
+fn what_cannot_be_met_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let cases: [(LoaderConfig, &str); 6] = [
+        (config(50), "larger than the data set"),
+        (config(0), "batch of 0"),
+        (LoaderConfig { rank: 2, world: 2, ..config(4) }, "rank 2 of 2"),
+        (LoaderConfig { world: 3, ..config(4) }, "3 ranks"),
+        (LoaderConfig { budget_bytes: 1000, ..config(4) }, "byte budget"),
+        (LoaderConfig { views: vec![], ..config(4) }, "at least one view"),
+    ];
+    for (config, expected) in cases {
+        let message = Loader::new(Arc::clone(&set), config).err().unwrap().to_string();
+        assert!(message.contains(expected) && !message.contains('\n'), "{message}");
+    }
+}
+
+#[test]
+fn a_run_visits_each_sample_once_an_epoch() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let seen = run(&set, config(7), Position::default(), 2);
+    for epoch in 0..2 {
+        let batches = seen.iter().filter(|batch| batch.place.0 == epoch);
+        let samples: Vec<u64> = batches.flat_map(|batch| batch.samples.clone()).collect();
+        assert_eq!(samples.len(), 49);
+        assert_eq!(samples.iter().collect::<BTreeSet<_>>().len(), 49);
+    }
+}
