@@ -1,0 +1,170 @@
+//! What a twin network is made of: the `[model]` table of a run's configuration.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The backbone, torchvision's layout ("v1.5": a bottleneck strides in its 3x3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arch {
+    /// Basic blocks, 2-2-2-2.
+    ResNet18,
+    /// Basic blocks, 3-4-6-3.
+    ResNet34,
+    /// Bottlenecks, 3-4-6-3.
+    ResNet50,
+}
+
+impl Arch {
+    /// Blocks of each of the four layers.
+    pub fn blocks(self) -> [usize; 4] {
+        match self {
+            Self::ResNet18 => [2, 2, 2, 2],
+            Self::ResNet34 | Self::ResNet50 => [3, 4, 6, 3],
+        }
+    }
+
+    /// Whether blocks are bottlenecks.
+    pub fn bottleneck(self) -> bool {
+        self == Self::ResNet50
+    }
+
+    /// Output channels of a block per base channel of its layer.
+    pub fn expansion(self) -> usize {
+        if self.bottleneck() { 4 } else { 1 }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ResNet18 => "resnet18",
+            Self::ResNet34 => "resnet34",
+            Self::ResNet50 => "resnet50",
+        })
+    }
+}
+
+impl FromStr for Arch {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        [Self::ResNet18, Self::ResNet34, Self::ResNet50]
+            .into_iter()
+            .find(|a| a.to_string() == s.to_ascii_lowercase())
+            .ok_or_else(|| format!("no architecture '{s}'; there are resnet18, resnet34, resnet50"))
+    }
+}
+
+/// How the backbone begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stem {
+    /// 7x7 with stride 2, then a 3x3 max pool with stride 2.
+    Imagenet,
+    /// 3x3 with stride 1, no pool: for 32 x 32 images.
+    Cifar,
+}
+
+/// Output widths of the projector's linear layers; written `8192-8192-8192`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ProjectorWidths(pub Vec<usize>);
+
+impl FromStr for ProjectorWidths {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let width = |part: &str| match part.trim().parse() {
+            Ok(w) if (1..=1 << 20).contains(&w) => Ok(w),
+            _ => Err(format!("projector '{s}': expected widths as in 8192-8192-8192")),
+        };
+        s.split('-').map(width).collect::<Result<_, _>>().map(Self)
+    }
+}
+
+impl TryFrom<String> for ProjectorWidths {
+    type Error = String;
+
+    fn try_from(s: String) -> Result<Self, String> {
+        s.parse()
+    }
+}
+
+impl From<ProjectorWidths> for String {
+    fn from(widths: ProjectorWidths) -> Self {
+        widths.to_string()
+    }
+}
+
+impl fmt::Display for ProjectorWidths {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let words: Vec<String> = self.0.iter().map(|w| w.to_string()).collect();
+        f.write_str(&words.join("-"))
+    }
+}
+
+/// The network's description; the default is the authors'.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Backbone.
+    pub arch: Arch,
+    /// Channels of the stem and of the first layer; the others double it.
+    pub width: usize,
+    /// How the backbone begins.
+    pub stem: Stem,
+    /// Initialise the scale of each block's last BatchNorm to zero, so that blocks begin as identities.
+    pub zero_init: bool,
+    /// Widths of the projector.
+    pub projector: ProjectorWidths,
+}
+
+impl Default for ModelConfig {
+    fn default() -> Self {
+        Self {
+            arch: Arch::ResNet50,
+            width: 64,
+            stem: Stem::Imagenet,
+            zero_init: true,
+            projector: ProjectorWidths(vec![8192; 3]),
+        }
+    }
+}
+
+impl ModelConfig {
+    /// Dimensions of a feature.
+    pub fn feature_dim(&self) -> usize {
+        self.width * 8 * self.arch.expansion()
+    }
+
+    /// Dimensions of an embedding.
+    pub fn embedding_dim(&self) -> usize {
+        self.projector.0.last().copied().unwrap_or(self.feature_dim())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn projector_widths_are_read_and_written_as_the_authors_do() {
+        let widths: ProjectorWidths = "8192-8192-16".parse().unwrap();
+        assert_eq!(widths.0, [8192, 8192, 16]);
+        assert_eq!(widths.to_string(), "8192-8192-16");
+        for bad in ["", "512-", "a", "0", "-5"] {
+            assert!(bad.parse::<ProjectorWidths>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_config_goes_through_toml_unchanged() {
+        let config = ModelConfig { arch: Arch::ResNet18, width: 16, ..Default::default() };
+        let text = toml::to_string(&config).unwrap();
+        assert!(text.contains("resnet18") && text.contains("8192-8192-8192"), "{text}");
+        assert_eq!(toml::from_str::<ModelConfig>(&text).unwrap(), config);
+    }
+}

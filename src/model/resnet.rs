@@ -1,0 +1,268 @@
+//! ResNet-18, 34 and 50 in torchvision's layout, of any base width, without the classifier.
+
+use candle_core::{Device, Result, Tensor};
+
+use super::config::{ModelConfig, Stem};
+use crate::nn::{AvgPool, BatchNorm, Conv2d, Conv2dConfig, MaxPool, Param, Workspace};
+
+/// A convolution and the BatchNorm behind it.
+struct ConvNorm {
+    conv: Conv2d,
+    norm: BatchNorm,
+}
+
+impl ConvNorm {
+    fn forward(
+        &mut self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        ws: &mut Workspace,
+    ) -> Result<Tensor> {
+        let y = self.conv.forward(x, ws)?;
+        let out = self.norm.forward(&y, residual, ws)?;
+        ws.release(y);
+        Ok(out)
+    }
+}
+
+/// A basic block (two 3x3) or a bottleneck (1x1, 3x3, 1x1), its last ReLU behind the addition.
+struct Block {
+    /// All but the last are followed by ReLU; the last adds the shortcut first.
+    convs: Vec<ConvNorm>,
+    downsample: Option<ConvNorm>,
+}
+
+impl Block {
+    fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let shortcut = match &mut self.downsample {
+            Some(d) => d.forward(x, None, ws)?,
+            None => x.clone(),
+        };
+        let last = self.convs.len() - 1;
+        let mut y = x.clone();
+        for (i, layer) in self.convs.iter_mut().enumerate() {
+            let out = layer.forward(&y, (i == last).then_some(&shortcut), ws)?;
+            if i > 0 {
+                ws.release(y);
+            }
+            y = out;
+        }
+        if self.downsample.is_some() {
+            ws.release(shortcut);
+        }
+        Ok(y)
+    }
+
+    /// Takes the output's gradient, returns the input's.
+    fn backward(&mut self, dout: Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let mut layers = self.convs.iter_mut().rev();
+        let mut layer = layers.next().expect("a block has convolutions");
+        // The last BatchNorm leaves the shortcut's gradient in `dout`.
+        let mut d = ws.take(dout.dims())?;
+        layer.norm.backward(&dout, Some(&d))?;
+        for before in layers {
+            layer.conv.backward_weight(&d)?;
+            let dx = ws.take(layer.conv.input_dims()?)?;
+            layer.conv.backward_input(&d, &dx, false)?;
+            before.norm.backward(&dx, None)?;
+            ws.give(std::mem::replace(&mut d, dx));
+            layer = before;
+        }
+        layer.conv.backward_weight(&d)?;
+        let dx = match &mut self.downsample {
+            None => {
+                layer.conv.backward_input(&d, &dout, true)?;
+                dout
+            }
+            Some(down) => {
+                down.norm.backward(&dout, None)?;
+                down.conv.backward_weight(&dout)?;
+                let dx = ws.take(layer.conv.input_dims()?)?;
+                layer.conv.backward_input(&d, &dx, false)?;
+                down.conv.backward_input(&dout, &dx, true)?;
+                ws.give(dout);
+                dx
+            }
+        };
+        ws.give(d);
+        Ok(dx)
+    }
+
+    fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
+        self.convs.iter().chain(&self.downsample)
+    }
+
+    fn layers_mut(&mut self) -> impl Iterator<Item = &mut ConvNorm> {
+        self.convs.iter_mut().chain(&mut self.downsample)
+    }
+}
+
+/// A ResNet up to and with the global average pool.
+pub struct ResNet {
+    stem: ConvNorm,
+    pool: Option<MaxPool>,
+    blocks: Vec<Block>,
+    average: AvgPool,
+    last: Vec<usize>,
+    stem_out: Vec<usize>,
+}
+
+/// Makes the layers of one network under torchvision's names.
+struct Maker<'a> {
+    prefix: &'a str,
+    device: &'a Device,
+}
+
+impl Maker<'_> {
+    fn conv_norm(
+        &self,
+        conv: &str,
+        norm: &str,
+        (input, output): (usize, usize),
+        (kernel, stride): (usize, usize),
+        relu: bool,
+    ) -> Result<ConvNorm> {
+        let config = Conv2dConfig { input, output, kernel, stride, padding: kernel / 2 };
+        Ok(ConvNorm {
+            conv: Conv2d::new(&format!("{}{conv}", self.prefix), config, self.device)?,
+            norm: BatchNorm::new(&format!("{}{norm}", self.prefix), output, relu, self.device)?,
+        })
+    }
+
+    fn block(
+        &self,
+        name: &str,
+        input: usize,
+        planes: usize,
+        stride: usize,
+        bottleneck: bool,
+    ) -> Result<Block> {
+        let expansion = if bottleneck { 4 } else { 1 };
+        let output = planes * expansion;
+        // (kernel, stride, output): a bottleneck strides in its 3x3.
+        let plan = if bottleneck {
+            vec![(1, 1, planes), (3, stride, planes), (1, 1, output)]
+        } else {
+            vec![(3, stride, planes), (3, 1, planes)]
+        };
+        let mut convs = Vec::new();
+        let mut from = input;
+        for (i, &(kernel, stride, to)) in plan.iter().enumerate() {
+            let (conv, norm) = (format!("{name}.conv{}", i + 1), format!("{name}.bn{}", i + 1));
+            convs.push(self.conv_norm(&conv, &norm, (from, to), (kernel, stride), true)?);
+            from = to;
+        }
+        let shortcut = [format!("{name}.downsample.0"), format!("{name}.downsample.1")];
+        let downsample = (stride != 1 || input != output)
+            .then(|| {
+                let [conv, norm] = &shortcut;
+                self.conv_norm(conv, norm, (input, output), (1, stride), false)
+            })
+            .transpose()?;
+        Ok(Block { convs, downsample })
+    }
+}
+
+impl ResNet {
+    /// A network whose tensors' names begin with `prefix`; weights zero, BatchNorms fresh.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn new(prefix: &str, config: &ModelConfig, device: &Device) -> Result<Self> {
+        let (maker, width) = (Maker { prefix, device }, config.width);
+        let kernel_stride = if config.stem == Stem::Imagenet { (7, 2) } else { (3, 1) };
+        let stem = maker.conv_norm("conv1", "bn1", (3, width), kernel_stride, true)?;
+        let mut blocks = Vec::new();
+        let mut from = width;
+        for (layer, &count) in config.arch.blocks().iter().enumerate() {
+            for i in 0..count {
+                let stride = if layer > 0 && i == 0 { 2 } else { 1 };
+                let (name, planes) = (format!("layer{}.{i}", layer + 1), width << layer);
+                let bottleneck = config.arch.bottleneck();
+                blocks.push(maker.block(&name, from, planes, stride, bottleneck)?);
+                from = planes * config.arch.expansion();
+            }
+        }
+        Ok(Self {
+            stem,
+            pool: (config.stem == Stem::Imagenet).then(|| MaxPool::new(3, 2, 1)),
+            blocks,
+            average: AvgPool::default(),
+            last: Vec::new(),
+            stem_out: Vec::new(),
+        })
+    }
+
+    /// Images `[N, H, W, 3]` to features `[N, F]`.
+    ///
+    /// # Errors
+    /// When `images` is of another form, or too small.
+    pub fn forward(&mut self, images: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let mut x = self.stem.forward(images, None, ws)?;
+        self.stem_out = x.dims().to_vec();
+        if let Some(pool) = &mut self.pool {
+            let y = pool.forward(&x, ws)?;
+            ws.release(std::mem::replace(&mut x, y));
+        }
+        for block in &mut self.blocks {
+            let y = block.forward(&x, ws)?;
+            ws.release(std::mem::replace(&mut x, y));
+        }
+        self.last = x.dims().to_vec();
+        let features = self.average.forward(&x, ws)?;
+        ws.release(x);
+        Ok(features)
+    }
+
+    /// Sets every gradient from the features'. The images get none.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before, or when shapes do not fit.
+    pub fn backward(&mut self, grad_features: &Tensor, ws: &mut Workspace) -> Result<()> {
+        let mut d = ws.take(&self.last)?;
+        self.average.backward(grad_features, &d)?;
+        for block in self.blocks.iter_mut().rev() {
+            d = block.backward(d, ws)?;
+        }
+        if let Some(pool) = &mut self.pool {
+            let dx = ws.take(&self.stem_out)?;
+            pool.backward(&d, &dx)?;
+            ws.give(std::mem::replace(&mut d, dx));
+        }
+        self.stem.norm.backward(&d, None)?;
+        self.stem.conv.backward_weight(&d)?;
+        ws.give(d);
+        Ok(())
+    }
+
+    /// The last training pass's features, in their buffer.
+    pub fn last_features(&self) -> Option<&Tensor> {
+        self.average.last()
+    }
+
+    /// Parameters in torchvision's order.
+    pub fn params(&mut self) -> Vec<&mut Param> {
+        let layers = self.blocks.iter_mut().flat_map(Block::layers_mut);
+        std::iter::once(&mut self.stem)
+            .chain(layers)
+            .flat_map(|l| [&mut l.conv.weight, &mut l.norm.weight, &mut l.norm.bias])
+            .collect()
+    }
+
+    /// BatchNorm layers in torchvision's order.
+    pub fn norms(&self) -> Vec<&BatchNorm> {
+        let layers = self.blocks.iter().flat_map(Block::layers);
+        std::iter::once(&self.stem).chain(layers).map(|l| &l.norm).collect()
+    }
+
+    /// BatchNorm layers in torchvision's order.
+    pub fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+        let layers = self.blocks.iter_mut().flat_map(Block::layers_mut);
+        std::iter::once(&mut self.stem).chain(layers).map(|l| &mut l.norm).collect()
+    }
+
+    /// The last BatchNorm of each block, which `zero_init` silences.
+    pub(super) fn last_norms(&mut self) -> impl Iterator<Item = &mut BatchNorm> {
+        self.blocks.iter_mut().filter_map(|b| b.convs.last_mut()).map(|l| &mut l.norm)
+    }
+}

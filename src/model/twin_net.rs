@@ -1,0 +1,202 @@
+//! The network that is trained: backbone and projector, both views in one batch.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::config::ModelConfig;
+use super::projector::Projector;
+use super::resnet::ResNet;
+use super::{init, state};
+use crate::nn::{Param, Workspace, storage};
+
+/// Names of the backbone's tensors begin with this.
+const BACKBONE: &str = "backbone.";
+/// Names of the projector's tensors begin with this.
+const PROJECTOR: &str = "projector";
+
+/// Backbone and projector, with explicit forward and backward passes.
+pub struct TwinNet {
+    config: ModelConfig,
+    backbone: ResNet,
+    projector: Projector,
+    ws: Workspace,
+}
+
+impl TwinNet {
+    /// A network initialised as PyTorch and torchvision would (not the same numbers): Kaiming normal
+    /// with fan out for convolutions, uniform within 1 / sqrt(in) for linear layers, BatchNorm 1 and 0.
+    ///
+    /// # Errors
+    /// When the configuration has a width of 0, or the device cannot allocate.
+    pub fn new(config: &ModelConfig, seed: u64, device: &Device) -> Result<Self> {
+        if config.width == 0 || config.projector.0.contains(&0) {
+            bail!("a network's widths must be at least 1");
+        }
+        let widths = &config.projector.0;
+        let mut net = Self {
+            config: config.clone(),
+            backbone: ResNet::new(BACKBONE, config, device)?,
+            projector: Projector::new(PROJECTOR, config.feature_dim(), widths, device)?,
+            ws: Workspace::new(device),
+        };
+        net.initialise(seed)?;
+        Ok(net)
+    }
+
+    fn initialise(&mut self, seed: u64) -> Result<()> {
+        for (index, p) in self.params().into_iter().enumerate() {
+            match p.value.rank() {
+                4 => init::kaiming_normal_fan_out(p, seed, index)?,
+                2 => init::linear_default(p, seed, index)?,
+                _ => {}
+            }
+        }
+        if self.config.zero_init {
+            for norm in self.backbone.last_norms() {
+                storage::with_mut(&norm.weight.value, |w| w.fill(0.0))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The description it was made from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Dimensions of a feature.
+    pub fn feature_dim(&self) -> usize {
+        self.config.feature_dim()
+    }
+
+    /// Dimensions of an embedding.
+    pub fn embedding_dim(&self) -> usize {
+        self.config.embedding_dim()
+    }
+
+    /// Images `[N, H, W, 3]` to embeddings `[N, D]` in training mode; keeps what [`TwinNet::backward`]
+    /// needs. `groups` equal, contiguous parts of the batch get BatchNorm statistics of their own, in
+    /// order: with 2 groups, view a's images first, the result is that of two passes. The embeddings
+    /// live in a buffer that the next pass overwrites.
+    ///
+    /// # Errors
+    /// When `images` is of another form or does not split into `groups`.
+    pub fn forward_train(&mut self, images: &Tensor, groups: usize) -> Result<Tensor> {
+        self.ws.training = true;
+        self.ws.groups = groups;
+        let features = self.backbone.forward(images, &mut self.ws)?;
+        self.projector.forward(&features, &mut self.ws)
+    }
+
+    /// Sets every parameter's gradient from the embeddings', `[N, D]`.
+    ///
+    /// # Errors
+    /// Without [`TwinNet::forward_train`] before, or when the shape differs.
+    pub fn backward(&mut self, grad_embeddings: &Tensor) -> Result<()> {
+        let d = self.projector.backward(grad_embeddings, &mut self.ws)?;
+        self.backbone.backward(&d, &mut self.ws)?;
+        self.ws.give(d);
+        Ok(())
+    }
+
+    /// Features `[N, F]` of images `[N, H, W, 3]` in evaluation mode: the backbone alone, running
+    /// statistics, a tensor of its own.
+    ///
+    /// # Errors
+    /// When `images` is of another form.
+    pub fn features(&mut self, images: &Tensor) -> Result<Tensor> {
+        self.ws.training = false;
+        let out = self.backbone.forward(images, &mut self.ws);
+        self.ws.training = true;
+        out
+    }
+
+    /// Embeddings `[N, D]` of images in evaluation mode.
+    ///
+    /// # Errors
+    /// When `images` is of another form.
+    pub fn embeddings(&mut self, images: &Tensor) -> Result<Tensor> {
+        self.ws.training = false;
+        let out = self.backbone.forward(images, &mut self.ws);
+        let out = out.and_then(|f| self.projector.forward(&f, &mut self.ws));
+        self.ws.training = true;
+        out
+    }
+
+    /// The features, `[N, F]`, that the last training pass computed on its way; a copy.
+    pub fn last_features(&self) -> Result<Tensor> {
+        match self.backbone.last_features() {
+            Some(f) => f.force_contiguous(),
+            None => bail!("no training pass yet"),
+        }
+    }
+
+    /// Every parameter, the backbone's first, in PyTorch's order.
+    pub fn params(&mut self) -> Vec<&mut Param> {
+        let mut all = self.backbone.params();
+        all.extend(self.projector.params());
+        all
+    }
+
+    /// Parameters and buffers under torchvision's names (`backbone.conv1.weight`, ..,
+    /// `projector.0.weight`, ..) and in its layouts; copies.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn state_dict(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let mut all = Vec::new();
+        for p in self.params() {
+            all.push((p.name.clone(), state::outside(&p.value)?));
+        }
+        for norm in self.backbone.norms().into_iter().chain(self.projector.norms()) {
+            all.extend(state::buffers(norm)?);
+        }
+        Ok(all)
+    }
+
+    /// The backbone's part of [`TwinNet::state_dict`], without `backbone.`: what torchvision loads
+    /// (but for `fc`).
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn backbone_state_dict(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let all = self.state_dict()?.into_iter();
+        Ok(all.filter_map(|(n, t)| Some((n.strip_prefix(BACKBONE)?.to_string(), t))).collect())
+    }
+
+    /// Loads what [`TwinNet::state_dict`] gave; other tensors than the network's are refused. On an
+    /// error nothing has changed.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, unexpected or of another shape.
+    pub fn load_state_dict(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let params = state::named(self.params());
+        let mut norms = self.backbone.norms_mut();
+        norms.extend(self.projector.norms_mut());
+        state::load(tensors, "", &params, &mut norms, |_| false)
+    }
+
+    /// Loads the backbone alone, from torchvision's names (the classifier, `fc`, is passed over) or from
+    /// a twin network's (its projector is passed over). On an error nothing has changed.
+    ///
+    /// # Errors
+    /// As [`TwinNet::load_state_dict`].
+    pub fn load_backbone(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        let strip = if tensors.keys().any(|n| n.starts_with(BACKBONE)) { "" } else { BACKBONE };
+        let params = state::named(self.backbone.params());
+        let mut norms = self.backbone.norms_mut();
+        state::load(tensors, strip, &params, &mut norms, |n| {
+            n.starts_with("fc.") || (strip.is_empty() && n.starts_with(PROJECTOR))
+        })
+    }
+
+    /// Every gradient under its parameter's name in PyTorch's layout; copies.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn gradients(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let params = self.params().into_iter();
+        params.map(|p| Ok((p.name.clone(), state::outside(&p.grad)?))).collect()
+    }
+}

@@ -1,0 +1,146 @@
+//! Convolution without bias, as a ResNet has it: 1x1, 3x3, 7x7, stride 1 and 2, zero padding.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::cpu::conv::{Conv, ConvShape};
+use super::cpu::micro::Isa;
+use super::{Param, Workspace, no_forward, storage};
+
+/// A convolution, described.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conv2dConfig {
+    /// Input channels.
+    pub input: usize,
+    /// Output channels.
+    pub output: usize,
+    /// Kernel height and width.
+    pub kernel: usize,
+    /// Stride in both directions.
+    pub stride: usize,
+    /// Zeros on every side.
+    pub padding: usize,
+}
+
+/// A convolution; input `[N, H, W, I]`, output `[N, OH, OW, O]`.
+pub struct Conv2d {
+    config: Conv2dConfig,
+    /// O,KH,KW,I.
+    pub weight: Param,
+    plan: Option<Conv>,
+    input: Option<Tensor>,
+    output: Option<Tensor>,
+}
+
+impl Conv2d {
+    /// A convolution whose weight, named `{name}.weight`, is zero.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn new(name: &str, config: Conv2dConfig, device: &Device) -> Result<Self> {
+        let shape = [config.output, config.kernel, config.kernel, config.input];
+        let weight = Param::zeros(format!("{name}.weight"), &shape, device)?;
+        Ok(Self { config, weight, plan: None, input: None, output: None })
+    }
+
+    /// The description.
+    pub fn config(&self) -> Conv2dConfig {
+        self.config
+    }
+
+    /// Shape of the last training pass's input.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before.
+    pub fn input_dims(&self) -> Result<&[usize]> {
+        match &self.input {
+            Some(x) => Ok(x.dims()),
+            None => no_forward(),
+        }
+    }
+
+    /// x * w; keeps `x` for the backward pass when training.
+    ///
+    /// # Errors
+    /// When `x` is not `[N, H, W, I]` or smaller than the kernel.
+    pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let s = self.shape(x)?;
+        let (oh, ow) = s.out();
+        let y = ws.output(&mut self.output, &[s.n, oh, ow, s.o])?;
+        match x.device() {
+            Device::Cpu => {
+                let plan = plan(&mut self.plan, s);
+                let (x, w) = (storage::read(x)?, storage::read(&self.weight.value)?);
+                storage::with_mut(&y, |y| plan.forward(&x, &w, y))?;
+            }
+            other => bail!("convolution: no implementation for {other:?}"),
+        }
+        self.input = ws.training.then(|| x.clone());
+        Ok(y)
+    }
+
+    /// Sets the weight's gradient from `dy`, the output's.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before, or when `dy` has another shape.
+    pub fn backward_weight(&mut self, dy: &Tensor) -> Result<()> {
+        let Some(x) = self.input.clone() else { return no_forward() };
+        let s = self.check(&x, dy)?;
+        match dy.device() {
+            Device::Cpu => {
+                let plan = plan(&mut self.plan, s);
+                let (x, dy) = (storage::read(&x)?, storage::read(dy)?);
+                storage::with_mut(&self.weight.grad, |dw| plan.weight_grad(&x, &dy, dw))
+            }
+            other => bail!("convolution: no implementation for {other:?}"),
+        }
+    }
+
+    /// Writes the input's gradient to `dx`, or adds it.
+    ///
+    /// # Errors
+    /// As [`Conv2d::backward_weight`], or when `dx` is not of the input's shape.
+    pub fn backward_input(&mut self, dy: &Tensor, dx: &Tensor, accumulate: bool) -> Result<()> {
+        let Some(x) = self.input.clone() else { return no_forward() };
+        let s = self.check(&x, dy)?;
+        if dx.dims() != x.dims() {
+            bail!("{}: dx is {:?}, the input {:?}", self.weight.name, dx.dims(), x.dims());
+        }
+        match dy.device() {
+            Device::Cpu => {
+                let plan = plan(&mut self.plan, s);
+                let (dy, w) = (storage::read(dy)?, storage::read(&self.weight.value)?);
+                storage::with_mut(dx, |dx| plan.input_grad(&dy, &w, dx, accumulate))
+            }
+            other => bail!("convolution: no implementation for {other:?}"),
+        }
+    }
+
+    fn shape(&self, x: &Tensor) -> Result<ConvShape> {
+        let k = self.config;
+        let &[n, h, w, c] = x.dims() else {
+            bail!("{}: expected [N, H, W, C], got {:?}", self.weight.name, x.dims())
+        };
+        if c != k.input || h.min(w) + 2 * k.padding < k.kernel || n == 0 {
+            bail!("{}: {k:?} does not fit an input of {:?}", self.weight.name, x.dims());
+        }
+        let (kernel, stride, pad) = (k.kernel, k.stride, k.padding);
+        Ok(ConvShape { n, h, w, c, o: k.output, kernel, stride, pad })
+    }
+
+    fn check(&self, x: &Tensor, dy: &Tensor) -> Result<ConvShape> {
+        let s = self.shape(x)?;
+        let (oh, ow) = s.out();
+        if dy.dims() != [s.n, oh, ow, s.o] {
+            bail!("{}: dy is {:?} for an input of {:?}", self.weight.name, dy.dims(), x.dims());
+        }
+        Ok(s)
+    }
+}
+
+/// The CPU's plan for a shape, made anew when the shape changes.
+fn plan(slot: &mut Option<Conv>, shape: ConvShape) -> &Conv {
+    if slot.as_ref().is_none_or(|p| p.shape() != shape) {
+        *slot = None;
+    }
+    slot.get_or_insert_with(|| Conv::new(Isa::best(), shape))
+}

@@ -1,0 +1,474 @@
+//! Micro-kernels: a few rows times a few columns, all of it in registers.
+//!
+//! Operand A comes in panels of `mr` rows, cut along k in chunks of [`CHUNK`]: `[k / 16][mr][16]`, so
+//! packing copies whole cache lines and the kernel's addresses are constants from one pointer.
+//! Operand B comes in panels `[k][width]`. The second kind of kernel ([`Isa::outer`]) sums outer
+//! products of rows, for weight gradients: A is `[k][mr]`, B is read through a pointer for each k.
+//!
+//! `plain` is the specification; the AVX2 and AVX-512 versions differ from it in rounding alone
+//! (fused multiply-add), which the tests bound.
+
+/// Columns of k that are packed together: one cache line.
+pub const CHUNK: usize = 16;
+/// The most rows any kernel has.
+pub const MAX_MR: usize = 16;
+/// Columns of one outer-product block.
+pub const BLOCK: usize = 16;
+
+/// The instruction set that the kernels use; can be had only where the CPU has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isa(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Plain,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Target features for loops that the compiler vectorises.
+#[derive(Clone, Copy)]
+pub(super) enum Lanes {
+    Baseline,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+/// Defines functions whose plain loops are compiled once per instruction set and chosen by a leading
+/// `Isa` argument. No fused multiply-adds: all versions give the same bits.
+macro_rules! vectorised {
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
+        $(#[$meta])*
+        $vis fn $name(isa: $crate::nn::cpu::micro::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn body($($arg: $ty),*) $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) { body($($arg),*) }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($arg: $ty),*) { body($($arg),*) }
+            use $crate::nn::cpu::micro::Lanes;
+            match isa.lanes() {
+                Lanes::Baseline => body($($arg),*),
+                // SAFETY: an `Isa` exists only where the CPU has its instructions.
+                #[cfg(target_arch = "x86_64")]
+                Lanes::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Lanes::Avx512 => unsafe { avx512($($arg),*) },
+            }
+        }
+    )*};
+}
+pub(crate) use vectorised;
+
+/// One call of a product kernel: C rows (+)= A panel x B panel.
+pub struct Tile {
+    /// Chunks of k.
+    pub chunks: usize,
+    /// A, `[chunks][mr][CHUNK]`.
+    pub a: *const f32,
+    /// B, `[chunks * CHUNK][width]`, `width` being [`Isa::width`] of `cols`.
+    pub b: *const f32,
+    /// `n_rows` destinations of `cols` floats each.
+    pub rows: *const *mut f32,
+    /// Rows that are written, at most `mr`.
+    pub n_rows: usize,
+    /// Columns that are written, at most `nr`.
+    pub cols: usize,
+    /// Add to the destination instead of overwriting it.
+    pub accumulate: bool,
+}
+
+/// One call of an outer-product kernel: C (+)= sum over k of A[k]^T B[k].
+pub struct Outer {
+    /// Number of k.
+    pub count: usize,
+    /// A, `[count][outer_mr]`.
+    pub a: *const f32,
+    /// For each k the first of [`BLOCK`] columns; two blocks, or one when the second is null.
+    pub b: [*const *const f32; 2],
+    /// For each block the destination of row 0, column 0.
+    pub c: [*mut f32; 2],
+    /// Columns of each block that are written.
+    pub cols: [usize; 2],
+    /// Distance of the destination's rows.
+    pub stride: usize,
+    /// Rows that are written, at most `outer_mr`.
+    pub n_rows: usize,
+    /// Add to the destination instead of overwriting it.
+    pub accumulate: bool,
+}
+
+impl Isa {
+    /// The best instruction set of this CPU.
+    pub fn best() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if has_avx512() {
+                return Self(Kind::Avx512);
+            }
+            if has_avx2() {
+                return Self(Kind::Avx2);
+            }
+        }
+        Self(Kind::Plain)
+    }
+
+    /// Every instruction set that this CPU has, the specification first.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self(Kind::Plain)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if has_avx2() {
+                all.push(Self(Kind::Avx2));
+            }
+            if has_avx512() {
+                all.push(Self(Kind::Avx512));
+            }
+        }
+        all
+    }
+
+    /// Rows of a product panel.
+    pub fn mr(self) -> usize {
+        match self.0 {
+            Kind::Plain => 4,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 6,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 14,
+        }
+    }
+
+    /// Columns of a full product panel.
+    pub fn nr(self) -> usize {
+        match self.0 {
+            Kind::Plain => 16,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 16,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 32,
+        }
+    }
+
+    /// The packed width of a panel of `cols <= nr` columns.
+    pub fn width(self, cols: usize) -> usize {
+        if cols <= 16 { 16 } else { self.nr() }
+    }
+
+    /// Rows of an outer-product panel.
+    pub fn outer_mr(self) -> usize {
+        match self.0 {
+            Kind::Plain => 4,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => 6,
+            // 8 x 2 blocks: every width in use is a multiple of 8, so no row is wasted.
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 8,
+        }
+    }
+
+    /// How wide plain loops may be compiled: see [`vectorised`].
+    pub(super) fn lanes(self) -> Lanes {
+        match self.0 {
+            Kind::Plain => Lanes::Baseline,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx2 => Lanes::Avx2,
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => Lanes::Avx512,
+        }
+    }
+
+    /// Runs a product kernel.
+    ///
+    /// # Safety
+    /// The pointers of `tile` are valid for the extents it states, and nobody else touches the
+    /// destinations meanwhile.
+    pub unsafe fn tile(self, tile: &Tile) {
+        // SAFETY: the caller's promise; an `Isa` exists only where the CPU has the instructions.
+        unsafe {
+            match (self.0, self.width(tile.cols)) {
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx512, 32) => x86::tile_512::<14, 2>(tile),
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx512, _) => x86::tile_512::<14, 1>(tile),
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx2, _) => x86::tile_256(tile),
+                (Kind::Plain, _) => plain::tile(tile),
+            }
+        }
+    }
+
+    /// Runs an outer-product kernel.
+    ///
+    /// # Safety
+    /// As [`Isa::tile`].
+    pub unsafe fn outer(self, outer: &Outer) {
+        // SAFETY: as in `tile`.
+        unsafe {
+            match (self.0, outer.b[1].is_null()) {
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx512, false) => x86::outer_512::<8, 2>(outer),
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx512, true) => x86::outer_512::<8, 1>(outer),
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx2, _) => one_by_one(outer, |o| x86::outer_256(o)),
+                (Kind::Plain, _) => one_by_one(outer, |o| plain::outer(o)),
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma")
+}
+
+/// The feature set of every AVX-512 server CPU, so that plain loops may use masks and bytes too.
+#[cfg(target_arch = "x86_64")]
+fn has_avx512() -> bool {
+    has_avx2()
+        && std::is_x86_feature_detected!("avx512f")
+        && std::is_x86_feature_detected!("avx512bw")
+        && std::is_x86_feature_detected!("avx512dq")
+        && std::is_x86_feature_detected!("avx512vl")
+}
+
+/// Splits a call of two blocks for a kernel that takes one.
+fn one_by_one(outer: &Outer, kernel: impl Fn(&Outer)) {
+    for i in 0..2 {
+        if !outer.b[i].is_null() {
+            let null = std::ptr::null();
+            let one = Outer {
+                b: [outer.b[i], null],
+                c: [outer.c[i], std::ptr::null_mut()],
+                cols: [outer.cols[i], 0],
+                ..*outer
+            };
+            kernel(&one);
+        }
+    }
+}
+
+/// Writes or adds a finished `[MR][W]` tile to rows that it does not fill.
+///
+/// # Safety
+/// `row(r)` is valid for `cols` floats for all r < n_rows.
+unsafe fn store_part<const W: usize>(
+    tile: &[[f32; W]],
+    n_rows: usize,
+    cols: usize,
+    accumulate: bool,
+    row: impl Fn(usize) -> *mut f32,
+) {
+    for (r, values) in tile.iter().enumerate().take(n_rows) {
+        // SAFETY: the caller's promise.
+        let out = unsafe { std::slice::from_raw_parts_mut(row(r), cols) };
+        for (o, v) in out.iter_mut().zip(values) {
+            *o = if accumulate { *o + v } else { *v };
+        }
+    }
+}
+
+mod plain {
+    use super::*;
+
+    /// # Safety
+    /// As [`Isa::tile`].
+    pub unsafe fn tile(t: &Tile) {
+        const MR: usize = 4;
+        let mut acc = [[0f32; 16]; MR];
+        for k in 0..t.chunks * CHUNK {
+            let (chunk, lane) = (k / CHUNK, k % CHUNK);
+            // SAFETY: b holds `chunks * CHUNK` rows of 16.
+            let b = unsafe { &*t.b.add(k * 16).cast::<[f32; 16]>() };
+            for (r, acc) in acc.iter_mut().enumerate() {
+                // SAFETY: a holds `chunks` chunks of MR x CHUNK.
+                let a = unsafe { *t.a.add((chunk * MR + r) * CHUNK + lane) };
+                acc.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
+            }
+        }
+        // SAFETY: the caller's promise about `rows`.
+        unsafe { store_part(&acc, t.n_rows, t.cols, t.accumulate, |r| *t.rows.add(r)) }
+    }
+
+    /// # Safety
+    /// As [`Isa::outer`].
+    pub fn outer(o: &Outer) {
+        const MR: usize = 4;
+        let mut acc = [[0f32; BLOCK]; MR];
+        for k in 0..o.count {
+            // SAFETY: the caller of `Isa::outer` vouches for every b[k] and for a.
+            let (a, b) = unsafe {
+                (&*o.a.add(k * MR).cast::<[f32; MR]>(), &*(*o.b[0].add(k)).cast::<[f32; BLOCK]>())
+            };
+            for (acc, a) in acc.iter_mut().zip(a) {
+                acc.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
+            }
+        }
+        // SAFETY: as above, for c.
+        unsafe {
+            store_part(&acc, o.n_rows, o.cols[0], o.accumulate, |r| o.c[0].add(r * o.stride));
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    /// # Safety
+    /// As [`Isa::tile`], and the CPU has AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn tile_512<const MR: usize, const NV: usize>(t: &Tile) {
+        // SAFETY: the caller's promise about extents.
+        unsafe {
+            let mut acc = [[_mm512_setzero_ps(); NV]; MR];
+            let (mut a, mut b) = (t.a, t.b);
+            for _ in 0..t.chunks {
+                for _ in 0..CHUNK / 4 {
+                    for k in 0..4 {
+                        let mut bv = [_mm512_setzero_ps(); NV];
+                        for v in 0..NV {
+                            bv[v] = _mm512_loadu_ps(b.add((k * NV + v) * 16));
+                        }
+                        for r in 0..MR {
+                            let av = _mm512_set1_ps(*a.add(r * CHUNK + k));
+                            for v in 0..NV {
+                                acc[r][v] = _mm512_fmadd_ps(av, bv[v], acc[r][v]);
+                            }
+                        }
+                    }
+                    a = a.add(4);
+                    b = b.add(4 * NV * 16);
+                }
+                a = a.add((MR - 1) * CHUNK);
+            }
+            if t.n_rows == MR && t.cols == NV * 16 {
+                for r in 0..MR {
+                    let row = *t.rows.add(r);
+                    for v in 0..NV {
+                        let p = row.add(v * 16);
+                        let old =
+                            if t.accumulate { _mm512_loadu_ps(p) } else { _mm512_setzero_ps() };
+                        _mm512_storeu_ps(p, _mm512_add_ps(old, acc[r][v]));
+                    }
+                }
+            } else {
+                let mut out = [[0f32; 32]; MR];
+                for r in 0..MR {
+                    for v in 0..NV {
+                        _mm512_storeu_ps(out[r].as_mut_ptr().add(v * 16), acc[r][v]);
+                    }
+                }
+                store_part(&out, t.n_rows, t.cols, t.accumulate, |r| *t.rows.add(r));
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Isa::tile`], and the CPU has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn tile_256(t: &Tile) {
+        const MR: usize = 6;
+        // SAFETY: the caller's promise about extents.
+        unsafe {
+            let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+            let (mut a, mut b) = (t.a, t.b);
+            for _ in 0..t.chunks {
+                for _ in 0..CHUNK / 4 {
+                    for k in 0..4 {
+                        let b0 = _mm256_loadu_ps(b.add(k * 16));
+                        let b1 = _mm256_loadu_ps(b.add(k * 16 + 8));
+                        for r in 0..MR {
+                            let av = _mm256_set1_ps(*a.add(r * CHUNK + k));
+                            acc[r][0] = _mm256_fmadd_ps(av, b0, acc[r][0]);
+                            acc[r][1] = _mm256_fmadd_ps(av, b1, acc[r][1]);
+                        }
+                    }
+                    a = a.add(4);
+                    b = b.add(64);
+                }
+                a = a.add((MR - 1) * CHUNK);
+            }
+            let mut out = [[0f32; 16]; MR];
+            for r in 0..MR {
+                _mm256_storeu_ps(out[r].as_mut_ptr(), acc[r][0]);
+                _mm256_storeu_ps(out[r].as_mut_ptr().add(8), acc[r][1]);
+            }
+            store_part(&out, t.n_rows, t.cols, t.accumulate, |r| *t.rows.add(r));
+        }
+    }
+
+    /// # Safety
+    /// As [`Isa::outer`], and the CPU has AVX-512F.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn outer_512<const MR: usize, const NV: usize>(o: &Outer) {
+        // SAFETY: the caller's promise about extents.
+        unsafe {
+            let mut acc = [[_mm512_setzero_ps(); NV]; MR];
+            let mut a = o.a;
+            for k in 0..o.count {
+                let mut bv = [_mm512_setzero_ps(); NV];
+                for v in 0..NV {
+                    bv[v] = _mm512_loadu_ps(*o.b[v].add(k));
+                }
+                for r in 0..MR {
+                    let av = _mm512_set1_ps(*a.add(r));
+                    for v in 0..NV {
+                        acc[r][v] = _mm512_fmadd_ps(av, bv[v], acc[r][v]);
+                    }
+                }
+                a = a.add(MR);
+            }
+            for v in 0..NV {
+                let mask: __mmask16 = ((1u32 << o.cols[v]) - 1) as u16;
+                for r in 0..MR {
+                    if r < o.n_rows {
+                        let p = o.c[v].add(r * o.stride);
+                        let old = if o.accumulate {
+                            _mm512_maskz_loadu_ps(mask, p)
+                        } else {
+                            _mm512_setzero_ps()
+                        };
+                        _mm512_mask_storeu_ps(p, mask, _mm512_add_ps(old, acc[r][v]));
+                    }
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Isa::outer`], and the CPU has AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub unsafe fn outer_256(o: &Outer) {
+        const MR: usize = 6;
+        // SAFETY: the caller's promise about extents.
+        unsafe {
+            let mut acc = [[_mm256_setzero_ps(); 2]; MR];
+            for k in 0..o.count {
+                let b = *o.b[0].add(k);
+                let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
+                for r in 0..MR {
+                    let av = _mm256_set1_ps(*o.a.add(k * MR + r));
+                    acc[r][0] = _mm256_fmadd_ps(av, b0, acc[r][0]);
+                    acc[r][1] = _mm256_fmadd_ps(av, b1, acc[r][1]);
+                }
+            }
+            let mut out = [[0f32; BLOCK]; MR];
+            for r in 0..MR {
+                _mm256_storeu_ps(out[r].as_mut_ptr(), acc[r][0]);
+                _mm256_storeu_ps(out[r].as_mut_ptr().add(8), acc[r][1]);
+            }
+            store_part(&out, o.n_rows, o.cols[0], o.accumulate, |r| o.c[0].add(r * o.stride));
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! The CPU backend's arithmetic: plain slices in, plain slices out; knows neither tensors nor layers.
+//!
+//! One blocked product with packed operands (`product`) serves a convolution's output and its input
+//! gradient, `weight_grad` the gradient of its weight; both run on the micro-kernels of `micro`.
+//! `norm` and `pool` are passes over memory. Every reduction has a partition that depends on shapes
+//! alone, so results do not depend on the number of threads; they do depend on the instruction set.
+
+pub mod conv;
+pub mod gather;
+pub mod micro;
+pub mod norm;
+pub mod pool;
+pub mod product;
+pub mod weight_grad;
+
+/// A growable, line-aligned scratch of floats. Growing loses the content; it never shrinks.
+#[derive(Default)]
+pub struct Buffer {
+    data: Vec<Line>,
+}
+
+/// One cache line; what gives [`Buffer`] its alignment.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line(#[allow(dead_code)] [f32; 16]);
+
+impl Buffer {
+    /// `len` floats of unspecified content, allocated only when more than ever before are asked for.
+    pub fn get(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(16);
+        if self.data.len() < lines {
+            self.data.clear();
+            self.data.resize(lines, Line([0.0; 16]));
+        }
+        // SAFETY: `Line` is 16 floats without padding, and `data` holds at least `len / 16` of them.
+        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
+    }
+
+    /// The first `len` floats, as `get` left them.
+    ///
+    /// # Panics
+    /// When `get` was never called with `len` or more.
+    pub fn filled(&self, len: usize) -> &[f32] {
+        assert!(len <= self.data.len() * 16, "scratch was never filled to {len}");
+        // SAFETY: as in `get`; the length was checked just now.
+        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), len) }
+    }
+}
+
+/// A pointer that tasks of one parallel region share, each writing elements of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(pub *mut f32);
+
+// SAFETY: the pointer is only an address; each use states why its elements are nobody else's.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    /// The address `offset` elements in; a method, so that closures capture the whole wrapper.
+    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// Runs `f(0)`, .., `f(tasks - 1)` on rayon's threads; alone on the caller's when there is but one.
+pub(crate) fn each(tasks: usize, f: impl Fn(usize) + Sync + Send) {
+    use rayon::prelude::*;
+    if tasks <= 1 || rayon::current_num_threads() == 1 {
+        (0..tasks).for_each(f);
+    } else {
+        (0..tasks).into_par_iter().with_max_len(1).for_each(f);
+    }
+}

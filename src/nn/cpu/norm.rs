@@ -1,0 +1,308 @@
+//! Batch normalisation's passes over memory, on `[rows][c]` slices.
+//!
+//! Rows are handled in strips a few hundred floats wide (whole rows, several when channels are few),
+//! with the per-channel vectors repeated to that width: one loop for 16 channels and for 2048.
+//! Reductions run over blocks of rows whose size depends on the channels alone; a block's sums are
+//! f32 while it is in the cache, blocks are combined in order in f64.
+
+use super::micro::{Isa, vectorised};
+use super::{Buffer, Shared, each};
+
+/// Floats of a strip, at least.
+const STRIP: usize = 128;
+/// Floats of a block of a reduction, at least; two slices of them fit the first-level cache.
+const BLOCK: usize = 4096;
+/// Floats of a task of an elementwise pass.
+const TASK: usize = 128 * 1024;
+
+/// Scratch of the reductions, reused across steps.
+#[derive(Default)]
+pub struct Scratch {
+    partial: Buffer,
+}
+
+/// Per-channel constants of one elementwise pass.
+#[derive(Clone, Copy)]
+pub struct Affine<'a> {
+    /// Factor.
+    pub scale: &'a [f32],
+    /// Summand.
+    pub shift: &'a [f32],
+}
+
+/// Rows of a strip and of a reduction's block.
+fn strip_and_block(c: usize) -> (usize, usize) {
+    let strip = STRIP.div_ceil(c);
+    (strip, strip * (BLOCK.div_ceil(strip * c)).max(16))
+}
+
+fn repeated(values: &[f32], times: usize) -> Vec<f32> {
+    values.repeat(times)
+}
+
+/// Sums over channels' repetitions in a strip.
+fn fold(wide: &[f32], out: &mut [f32]) {
+    out.fill(0.0);
+    for part in wide.chunks(out.len()) {
+        out.iter_mut().zip(part).for_each(|(o, p)| *o += p);
+    }
+}
+
+/// Mean and variance (divided by the number of rows) of every channel of `y`, `[rows][c]`.
+pub fn moments(isa: Isa, y: &[f32], c: usize, s: &mut Scratch, mean: &mut [f64], var: &mut [f64]) {
+    let (strip, block) = strip_and_block(c);
+    let rows = y.len() / c;
+    let blocks = rows.div_ceil(block);
+    let partial = s.partial.get(blocks * 2 * c);
+    let target = Shared(partial.as_mut_ptr());
+    each_block(blocks, |b| {
+        let y = &y[b * block * c..((b + 1) * block).min(rows) * c];
+        // SAFETY: block b's 2 c floats, written by its task alone.
+        let out = unsafe { std::slice::from_raw_parts_mut(target.at(b * 2 * c), 2 * c) };
+        let (mean, square) = out.split_at_mut(c);
+        block_moments(isa, y, strip, mean, square);
+    });
+    // Chan's rule for combining means and squared deviations, in order.
+    mean.fill(0.0);
+    var.fill(0.0);
+    let mut before = 0.0;
+    for (b, part) in partial.chunks_exact(2 * c).enumerate() {
+        let count = (rows - b * block).min(block) as f64;
+        let total = before + count;
+        for i in 0..c {
+            let delta = part[i] as f64 - mean[i];
+            mean[i] += delta * count / total;
+            var[i] += part[c + i] as f64 + delta * delta * before * count / total;
+        }
+        before = total;
+    }
+    var.iter_mut().for_each(|v| *v /= rows as f64);
+}
+
+fn each_block(blocks: usize, f: impl Fn(usize) + Sync + Send) {
+    // A few blocks a task: a block alone is a matter of microseconds.
+    let tasks = blocks.div_ceil(8);
+    each(tasks, |t| (t * 8..(t * 8 + 8).min(blocks)).for_each(&f));
+}
+
+thread_local! {
+    static WIDE: std::cell::RefCell<[Vec<f32>; 3]> = const {
+        std::cell::RefCell::new([Vec::new(), Vec::new(), Vec::new()])
+    };
+}
+
+fn block_moments(isa: Isa, y: &[f32], strip: usize, mean: &mut [f32], square: &mut [f32]) {
+    let c = mean.len();
+    WIDE.with_borrow_mut(|[sum, centre, _]| {
+        sum.clear();
+        sum.resize(strip * c, 0.0);
+        add_strips(isa, y, sum);
+        fold(sum, mean);
+        let rows = (y.len() / c) as f32;
+        mean.iter_mut().for_each(|m| *m /= rows);
+        centre.clear();
+        (0..strip).for_each(|_| centre.extend_from_slice(mean));
+        sum.fill(0.0);
+        add_squares(isa, y, centre, sum);
+        fold(sum, square);
+    });
+}
+
+vectorised! {
+    fn add_strips(y: &[f32], sum: &mut [f32]) {
+        for row in y.chunks(sum.len()) {
+            sum.iter_mut().zip(row).for_each(|(s, y)| *s += y);
+        }
+    }
+
+    fn add_squares(y: &[f32], centre: &[f32], sum: &mut [f32]) {
+        for row in y.chunks(sum.len()) {
+            for ((s, y), m) in sum.iter_mut().zip(row).zip(centre) {
+                *s += (y - m) * (y - m);
+            }
+        }
+    }
+
+    fn affine_strips(y: &[f32], scale: &[f32], shift: &[f32], relu: bool, out: &mut [f32]) {
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        for (y, out) in y.chunks(scale.len()).zip(out.chunks_mut(scale.len())) {
+            for (((o, y), a), b) in out.iter_mut().zip(y).zip(scale).zip(shift) {
+                *o = (y * a + b).max(floor);
+            }
+        }
+    }
+
+    fn affine_add_strips(
+        y: &[f32],
+        residual: &[f32],
+        scale: &[f32],
+        shift: &[f32],
+        relu: bool,
+        out: &mut [f32],
+    ) {
+        let floor = if relu { 0.0 } else { f32::NEG_INFINITY };
+        let strips = y.chunks(scale.len()).zip(residual.chunks(scale.len()));
+        for ((y, r), out) in strips.zip(out.chunks_mut(scale.len())) {
+            for ((((o, y), r), a), b) in out.iter_mut().zip(y).zip(r).zip(scale).zip(shift) {
+                *o = (y * a + b + r).max(floor);
+            }
+        }
+    }
+
+    fn mask_strips(out: &[f32], dout: &mut [f32]) {
+        for (d, o) in dout.iter_mut().zip(out) {
+            *d = if *o > 0.0 { *d } else { 0.0 };
+        }
+    }
+
+    fn add_grads(dz: &[f32], y: &[f32], centre: &[f32], s1: &mut [f32], s2: &mut [f32]) {
+        for (dz, y) in dz.chunks(centre.len()).zip(y.chunks(centre.len())) {
+            for ((((s1, s2), d), y), m) in s1.iter_mut().zip(&mut *s2).zip(dz).zip(y).zip(centre) {
+                *s1 += d;
+                *s2 += d * (y - m);
+            }
+        }
+    }
+
+    fn grad_strips(dz: &[f32], y: &[f32], a: &[f32], b: &[f32], k: &[f32], dy: &mut [f32]) {
+        let strips = dz.chunks(a.len()).zip(y.chunks(a.len())).zip(dy.chunks_mut(a.len()));
+        for ((dz, y), dy) in strips {
+            for (((((o, d), y), a), b), k) in dy.iter_mut().zip(dz).zip(y).zip(a).zip(b).zip(k) {
+                *o = d * a + y * b + k;
+            }
+        }
+    }
+
+    fn grad_strips_in_place(y: &[f32], a: &[f32], b: &[f32], k: &[f32], dy: &mut [f32]) {
+        for (y, dy) in y.chunks(a.len()).zip(dy.chunks_mut(a.len())) {
+            for ((((o, y), a), b), k) in dy.iter_mut().zip(y).zip(a).zip(b).zip(k) {
+                *o = *o * a + y * b + k;
+            }
+        }
+    }
+}
+
+/// Splits `out`, `[rows][c]`, into tasks of whole strips and calls `f(range of elements, part)`.
+fn each_part(
+    c: usize,
+    out: &mut [f32],
+    f: impl Fn(std::ops::Range<usize>, &mut [f32]) + Sync + Send,
+) {
+    let (strip, _) = strip_and_block(c);
+    let width = (TASK / (strip * c)).max(1) * strip * c;
+    let len = out.len();
+    let target = Shared(out.as_mut_ptr());
+    each(len.div_ceil(width), |t| {
+        let range = t * width..((t + 1) * width).min(len);
+        // SAFETY: ranges of different tasks are disjoint parts of `out`.
+        let part = unsafe { std::slice::from_raw_parts_mut(target.at(range.start), range.len()) };
+        f(range, part);
+    });
+}
+
+/// out = y * scale + shift (+ residual), then ReLU where asked for.
+pub fn affine(
+    isa: Isa,
+    y: &[f32],
+    by: Affine<'_>,
+    residual: Option<&[f32]>,
+    relu: bool,
+    out: &mut [f32],
+) {
+    let c = by.scale.len();
+    let (strip, _) = strip_and_block(c);
+    let (scale, shift) = (repeated(by.scale, strip), repeated(by.shift, strip));
+    each_part(c, out, |range, out| match residual {
+        None => affine_strips(isa, &y[range], &scale, &shift, relu, out),
+        Some(r) => {
+            affine_add_strips(isa, &y[range.clone()], &r[range], &scale, &shift, relu, out);
+        }
+    });
+}
+
+/// Zeroes `dout` wherever `out`, a ReLU's output, is not positive.
+pub fn relu_grad(isa: Isa, out: &[f32], dout: &mut [f32]) {
+    each_part(STRIP, dout, |range, dout| mask_strips(isa, &out[range], dout));
+}
+
+/// The sums that the gradient needs: of dz, and of dz * (y - mean), for every channel. With `out`,
+/// `dz` is first masked in place by the ReLU whose output `out` is.
+pub fn grad_sums(
+    isa: Isa,
+    dz: &mut [f32],
+    out: Option<&[f32]>,
+    y: &[f32],
+    mean: &[f32],
+    s: &mut Scratch,
+    sums: &mut [Vec<f64>; 2],
+) {
+    let c = mean.len();
+    let (strip, block) = strip_and_block(c);
+    let (rows, centre) = (y.len() / c, repeated(mean, strip));
+    let blocks = rows.div_ceil(block);
+    let partial = s.partial.get(blocks * 2 * c);
+    let (target, dz) = (Shared(partial.as_mut_ptr()), Shared(dz.as_mut_ptr()));
+    each_block(blocks, |b| {
+        let range = b * block * c..((b + 1) * block).min(rows) * c;
+        // SAFETY: block b's elements of both, which its task alone touches.
+        let (sums, dz) = unsafe {
+            (
+                std::slice::from_raw_parts_mut(target.at(b * 2 * c), 2 * c),
+                std::slice::from_raw_parts_mut(dz.at(range.start), range.len()),
+            )
+        };
+        if let Some(out) = out {
+            mask_strips(isa, &out[range.clone()], dz);
+        }
+        WIDE.with_borrow_mut(|[s1, s2, _]| {
+            for s in [&mut *s1, &mut *s2] {
+                s.clear();
+                s.resize(strip * c, 0.0);
+            }
+            add_grads(isa, dz, &y[range], &centre, s1, s2);
+            let (first, second) = sums.split_at_mut(c);
+            fold(s1, first);
+            fold(s2, second);
+        });
+    });
+    for (i, sum) in sums.iter_mut().enumerate() {
+        sum.clear();
+        sum.resize(c, 0.0);
+        for part in partial.chunks_exact(2 * c) {
+            sum.iter_mut().zip(&part[i * c..]).for_each(|(s, p)| *s += *p as f64);
+        }
+    }
+}
+
+/// dy = dz * a + y * b + k, the three constants per channel; without `dz` in place over `dy`.
+pub fn grad(isa: Isa, dz: Option<&[f32]>, y: &[f32], abk: [&[f32]; 3], dy: &mut [f32]) {
+    let c = abk[0].len();
+    let (strip, _) = strip_and_block(c);
+    let [a, b, k] = abk.map(|v| repeated(v, strip));
+    each_part(c, dy, |range, dy| match dz {
+        Some(dz) => grad_strips(isa, &dz[range.clone()], &y[range], &a, &b, &k, dy),
+        None => grad_strips_in_place(isa, &y[range], &a, &b, &k, dy),
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_agree_with_a_two_pass_sum_in_f64() {
+        for (rows, c) in [(2, 3), (5, 16), (1000, 16), (777, 130), (64, 2048), (3, 1)] {
+            let y: Vec<f32> =
+                (0..rows * c).map(|i| 100.0 + ((i * 7919) % 1013) as f32 * 0.01).collect();
+            let (mut mean, mut var) = (vec![0.0; c], vec![0.0; c]);
+            moments(Isa::best(), &y, c, &mut Scratch::default(), &mut mean, &mut var);
+            for j in 0..c {
+                let column: Vec<f64> = y.iter().skip(j).step_by(c).map(|&v| v as f64).collect();
+                let m = column.iter().sum::<f64>() / rows as f64;
+                let v = column.iter().map(|x| (x - m) * (x - m)).sum::<f64>() / rows as f64;
+                assert!((mean[j] - m).abs() < 1e-5 * m, "{rows} {c} {j}");
+                assert!((var[j] - v).abs() < 1e-5 * v + 1e-9, "{rows} {c} {j}: {} {v}", var[j]);
+            }
+        }
+    }
+}

@@ -1,0 +1,229 @@
+//! The blocked product: gathered rows (A, packed on the fly) x packed panels (B), scattered to pixels.
+//!
+//! Blocks: k is cut so that a B panel stays in the first-level cache while the A panels of a tile of
+//! rows, which stay in the second, pass by. Each element of the result is summed in one order, over
+//! k blocks that depend on the depth alone, so neither tiles nor threads show in it.
+
+use std::cell::RefCell;
+
+use super::gather::Gather;
+use super::micro::{CHUNK, Isa, MAX_MR, Tile};
+use super::{Buffer, Shared, each};
+
+/// Most chunks of k in a block: 20 x 16 x 32 columns are 40 KB.
+const K_CHUNKS: usize = 20;
+/// Floats of A that a tile packs at once: 256 KB.
+const TILE_FLOATS: usize = 64 * 1024;
+
+/// Packed operand B: panels of `Isa::nr` columns (the last may be narrower), `[k][width]` each.
+#[derive(Default)]
+pub struct Panels {
+    data: Buffer,
+    cols: usize,
+    chunks: usize,
+}
+
+/// Where row m of the result goes: grid position (y, x) to pixel (y * stride + oy, x * stride + ox).
+#[derive(Clone, Debug)]
+pub struct Scatter {
+    /// Destination height and width.
+    pub size: (usize, usize),
+    /// Destination pixels from one grid position to the next.
+    pub stride: usize,
+    /// Destination pixel of grid position (0, 0).
+    pub origin: (usize, usize),
+}
+
+impl Panels {
+    /// Packs the transpose of `w`, `[cols][depth]`: B[k][j] = w[j][k].
+    pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, depth: usize) {
+        self.fill(isa, cols, depth, |k, j0, line| {
+            for (j, v) in line.iter_mut().enumerate() {
+                *v = w[(j0 + j) * depth + k];
+            }
+        });
+    }
+
+    /// Packs, for an input gradient, the chosen `taps` of `w`, `[o][kernel][i]`: row (t, o) of B is
+    /// w[o][taps[t]].
+    pub fn pack_taps(
+        &mut self,
+        isa: Isa,
+        w: &[f32],
+        (o, kernel, i): (usize, usize, usize),
+        taps: &[usize],
+    ) {
+        self.fill(isa, i, taps.len() * o, |k, j0, line| {
+            let (t, out) = (taps[k / o], k % o);
+            let at = (out * kernel + t) * i + j0;
+            line.copy_from_slice(&w[at..at + line.len()]);
+        });
+    }
+
+    fn fill(
+        &mut self,
+        isa: Isa,
+        cols: usize,
+        depth: usize,
+        line: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+    ) {
+        let chunks = depth.div_ceil(CHUNK);
+        let nr = isa.nr();
+        let panels = cols.div_ceil(nr);
+        let last = isa.width(cols - (panels - 1) * nr);
+        let len = ((panels - 1) * nr + last) * chunks * CHUNK;
+        let data = Shared(self.data.get(len).as_mut_ptr());
+        (self.cols, self.chunks) = (cols, chunks);
+        each(panels, |p| {
+            let (j0, used) = (p * nr, nr.min(cols - p * nr));
+            let width = isa.width(used);
+            // SAFETY: panel p is `chunks * CHUNK` lines of `width` from `j0 * chunks * CHUNK` on; all
+            // panels before it are `nr` wide, so they end there.
+            let panel = unsafe {
+                let at = data.at(j0 * chunks * CHUNK);
+                std::slice::from_raw_parts_mut(at, chunks * CHUNK * width)
+            };
+            for (k, out) in panel.chunks_exact_mut(width).enumerate() {
+                let (values, rest) = out.split_at_mut(if k < depth { used } else { 0 });
+                if k < depth {
+                    line(k, j0, values);
+                }
+                rest.fill(0.0);
+            }
+        });
+    }
+}
+
+thread_local! {
+    static PACKED_A: RefCell<Buffer> = RefCell::new(Buffer::default());
+    static ROWS: RefCell<Vec<*mut f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The fixed part of a product, shared by its tasks.
+struct Product<'a> {
+    isa: Isa,
+    gather: &'a Gather,
+    src: &'a [f32],
+    panels: &'a Panels,
+    scatter: &'a Scatter,
+    dst: Shared,
+    accumulate: bool,
+}
+
+/// dst (+)= gathered rows x panels. `dst` is NHWC with as many channels as the panels have columns.
+///
+/// # Panics
+/// When the panels' depth is not the gather's or a slice is too short.
+pub fn product(
+    isa: Isa,
+    gather: &Gather,
+    src: &[f32],
+    panels: &Panels,
+    scatter: &Scatter,
+    dst: &mut [f32],
+    accumulate: bool,
+) {
+    assert_eq!(panels.chunks, gather.chunks(), "panels packed for another depth");
+    assert!(src.len() >= gather.n * gather.source.0 * gather.source.1 * gather.c);
+    assert!(dst.len() >= gather.n * scatter.size.0 * scatter.size.1 * panels.cols);
+    let (gh, gw) = gather.grid;
+    if gather.rows() == 0 {
+        return;
+    }
+    assert!((gh - 1) * scatter.stride + scatter.origin.0 < scatter.size.0);
+    assert!((gw - 1) * scatter.stride + scatter.origin.1 < scatter.size.1);
+    let this =
+        Product { isa, gather, src, panels, scatter, dst: Shared(dst.as_mut_ptr()), accumulate };
+    let (tile, column_groups) = this.partition(rayon::current_num_threads());
+    let row_panels = gather.rows().div_ceil(isa.mr());
+    let tiles = row_panels.div_ceil(tile);
+    each(tiles * column_groups, |task| {
+        let (t, g) = (task / column_groups, task % column_groups);
+        this.tile(t * tile..((t + 1) * tile).min(row_panels), g, column_groups);
+    });
+}
+
+/// Chunks of k in a block: a function of the depth alone, for it shows in the rounding.
+fn k_block(chunks: usize) -> usize {
+    chunks.div_ceil(chunks.div_ceil(K_CHUNKS))
+}
+
+impl Product<'_> {
+    /// Row panels in a tile and groups of columns; free to depend on the number of threads.
+    fn partition(&self, threads: usize) -> (usize, usize) {
+        let (mr, block) = (self.isa.mr(), k_block(self.panels.chunks));
+        let row_panels = self.gather.rows().div_ceil(mr);
+        let most = (TILE_FLOATS / (mr * block * CHUNK)).max(1);
+        // As many tiles as a whole number of rounds over the threads, when there are few.
+        let tiles = row_panels.div_ceil(most).next_multiple_of(threads).min(row_panels);
+        let column_panels = self.panels.cols.div_ceil(self.isa.nr());
+        let groups = if tiles < threads { threads.div_ceil(tiles).min(column_panels) } else { 1 };
+        (row_panels.div_ceil(tiles), groups)
+    }
+
+    fn tile(&self, row_panels: std::ops::Range<usize>, group: usize, groups: usize) {
+        let (isa, mr) = (self.isa, self.isa.mr());
+        let rows = row_panels.start * mr..(row_panels.end * mr).min(self.gather.rows());
+        let block = k_block(self.panels.chunks);
+        let column_panels = self.panels.cols.div_ceil(isa.nr());
+        let columns = group * column_panels / groups..(group + 1) * column_panels / groups;
+        PACKED_A.with_borrow_mut(|packed| {
+            ROWS.with_borrow_mut(|destinations| {
+                self.destinations(rows.clone(), destinations);
+                for chunk0 in (0..self.panels.chunks).step_by(block) {
+                    let chunks = block.min(self.panels.chunks - chunk0);
+                    let panel_len = chunks * mr * CHUNK;
+                    let packed = packed.get(row_panels.len() * panel_len);
+                    for (i, panel) in packed.chunks_exact_mut(panel_len).enumerate() {
+                        self.gather.pack(isa, self.src, rows.start + i * mr, chunk0, mr, panel);
+                    }
+                    for column in columns.clone() {
+                        self.column(column, chunk0, chunks, packed, destinations);
+                    }
+                }
+            });
+        });
+    }
+
+    /// One B panel against all packed A panels of a tile.
+    fn column(&self, j: usize, chunk0: usize, chunks: usize, packed: &[f32], rows: &[*mut f32]) {
+        let (isa, mr, nr) = (self.isa, self.isa.mr(), self.isa.nr());
+        let (j0, cols) = (j * nr, nr.min(self.panels.cols - j * nr));
+        let width = isa.width(cols);
+        let all = self.panels.chunks * CHUNK;
+        let at = j0 * all + chunk0 * CHUNK * width;
+        let end = at + chunks * CHUNK * width;
+        let b = &self.panels.data.filled(end)[at..end];
+        for (a, rows) in packed.chunks_exact(chunks * mr * CHUNK).zip(rows.chunks(mr)) {
+            let mut out = [std::ptr::null_mut(); MAX_MR];
+            for (o, row) in out.iter_mut().zip(rows) {
+                *o = row.wrapping_add(j0);
+            }
+            let tile = Tile {
+                chunks,
+                a: a.as_ptr(),
+                b: b.as_ptr(),
+                rows: out.as_ptr(),
+                n_rows: rows.len(),
+                cols,
+                accumulate: self.accumulate || chunk0 > 0,
+            };
+            // SAFETY: `a` and `b` are slices of the stated extents. The rows are distinct pixels of
+            // `dst` (`product` checked its length and that the grid lies inside), columns j0 .. j0 +
+            // cols of them are written by this task alone, tasks differing in rows or columns.
+            unsafe { isa.tile(&tile) };
+        }
+    }
+
+    /// The pixels that the rows of a tile go to.
+    fn destinations(&self, rows: std::ops::Range<usize>, out: &mut Vec<*mut f32>) {
+        let (gh, gw) = self.gather.grid;
+        let s = self.scatter;
+        out.clear();
+        out.extend(rows.map(|m| {
+            let (image, y, x) = (m / (gh * gw), m / gw % gh, m % gw);
+            let (y, x) = (y * s.stride + s.origin.0, x * s.stride + s.origin.1);
+            self.dst.at(((image * s.size.0 + y) * s.size.1 + x) * self.panels.cols)
+        }));
+    }
+}

@@ -1,0 +1,90 @@
+//! Linear layer, with or without bias: a 1 x 1 convolution on 1 x 1 images.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::{Conv2d, Conv2dConfig, Param, Workspace, storage};
+
+/// A linear layer; input `[N, I]`, output `[N, O]`, weight `[O, I]`.
+pub struct Linear {
+    conv: Conv2d,
+    /// `[O]`.
+    pub bias: Option<Param>,
+}
+
+impl Linear {
+    /// A layer with zero parameters, `{name}.weight` and perhaps `{name}.bias`.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn new(
+        name: &str,
+        input: usize,
+        output: usize,
+        bias: bool,
+        device: &Device,
+    ) -> Result<Self> {
+        let config = Conv2dConfig { input, output, kernel: 1, stride: 1, padding: 0 };
+        let mut conv = Conv2d::new(name, config, device)?;
+        conv.weight = Param::zeros(format!("{name}.weight"), &[output, input], device)?;
+        let name = format!("{name}.bias");
+        let bias = bias.then(|| Param::zeros(name, &[output], device)).transpose()?;
+        Ok(Self { conv, bias })
+    }
+
+    /// The weight.
+    pub fn weight(&self) -> &Param {
+        &self.conv.weight
+    }
+
+    /// Every parameter.
+    pub fn params(&mut self) -> impl Iterator<Item = &mut Param> {
+        std::iter::once(&mut self.conv.weight).chain(&mut self.bias)
+    }
+
+    /// x W^T (+ bias).
+    ///
+    /// # Errors
+    /// When `x` is not `[N, I]`.
+    pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let y = self.conv.forward(&pixels(x)?, ws)?.flatten_from(1)?;
+        if let Some(bias) = &self.bias {
+            let b = storage::read(&bias.value)?;
+            storage::with_mut(&y, |y| {
+                for row in y.chunks_exact_mut(b.len()) {
+                    row.iter_mut().zip(&*b).for_each(|(y, b)| *y += b);
+                }
+            })?;
+        }
+        Ok(y)
+    }
+
+    /// Sets the parameters' gradients from `dy` and writes (or adds) the input's to `dx`.
+    ///
+    /// # Errors
+    /// As [`Conv2d::backward_weight`].
+    pub fn backward(&mut self, dy: &Tensor, dx: Option<&Tensor>, accumulate: bool) -> Result<()> {
+        if let Some(bias) = &self.bias {
+            let dy = storage::read(dy)?;
+            storage::with_mut(&bias.grad, |db| {
+                db.fill(0.0);
+                for row in dy.chunks_exact(db.len()) {
+                    db.iter_mut().zip(row).for_each(|(b, d)| *b += d);
+                }
+            })?;
+        }
+        let dy = pixels(dy)?;
+        self.conv.backward_weight(&dy)?;
+        match dx {
+            Some(dx) => self.conv.backward_input(&dy, &pixels(dx)?, accumulate),
+            None => Ok(()),
+        }
+    }
+}
+
+/// `[N, C]` as `[N, 1, 1, C]`, the same storage.
+fn pixels(x: &Tensor) -> Result<Tensor> {
+    match *x.dims() {
+        [n, c] => x.reshape((n, 1, 1, c)),
+        _ => bail!("linear: expected [N, C], got {:?}", x.dims()),
+    }
+}

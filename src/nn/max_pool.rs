@@ -1,0 +1,70 @@
+//! Max pool, as behind an ImageNet stem: 3x3, stride 2, padding 1 (any kernel up to 16).
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::cpu::micro::Isa;
+use super::cpu::pool::{self, PoolShape};
+use super::{Workspace, no_forward, storage};
+
+/// A max pool; input `[N, H, W, C]`. The gradient goes to the first of equal maxima.
+pub struct MaxPool {
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    winner: Vec<u8>,
+    shape: Option<PoolShape>,
+    output: Option<Tensor>,
+}
+
+impl MaxPool {
+    /// A pool with square windows; the border never wins.
+    ///
+    /// # Panics
+    /// When `kernel` is 0 or above 16, `stride` is 0, or `padding` more than half the kernel.
+    pub fn new(kernel: usize, stride: usize, padding: usize) -> Self {
+        assert!((1..=16).contains(&kernel) && stride > 0 && padding <= kernel / 2);
+        Self { kernel, stride, padding, winner: Vec::new(), shape: None, output: None }
+    }
+
+    /// The maximum of each window.
+    ///
+    /// # Errors
+    /// When `x` is not `[N, H, W, C]` or smaller than a window.
+    pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let &[n, h, w, c] = x.dims() else {
+            bail!("max pool: expected [N, H, W, C], got {:?}", x.dims())
+        };
+        if h.min(w) + 2 * self.padding < self.kernel {
+            bail!("max pool: {:?} is smaller than a window of {}", x.dims(), self.kernel);
+        }
+        let (kernel, stride, pad) = (self.kernel, self.stride, self.padding);
+        let shape = PoolShape { n, h, w, c, kernel, stride, pad };
+        let (oh, ow) = shape.out();
+        let y = ws.output(&mut self.output, &[n, oh, ow, c])?;
+        match x.device() {
+            Device::Cpu => {
+                let x = storage::read(x)?;
+                self.winner.resize(y.elem_count(), 0);
+                let winner = &mut self.winner;
+                storage::with_mut(&y, |y| pool::max_forward(Isa::best(), &shape, &x, y, winner))?;
+            }
+            other => bail!("max pool: no implementation for {other:?}"),
+        }
+        self.shape = ws.training.then_some(shape);
+        Ok(y)
+    }
+
+    /// Writes the input's gradient to `dx`.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before, or when shapes do not fit.
+    pub fn backward(&mut self, dy: &Tensor, dx: &Tensor) -> Result<()> {
+        let Some(s) = self.shape else { return no_forward() };
+        let (oh, ow) = s.out();
+        if dy.dims() != [s.n, oh, ow, s.c] || dx.dims() != [s.n, s.h, s.w, s.c] {
+            bail!("max pool: gradients {:?} and {:?} for {s:?}", dy.dims(), dx.dims());
+        }
+        let (dy, winner) = (storage::read(dy)?, &self.winner);
+        storage::with_mut(dx, |dx| pool::max_backward(Isa::best(), &s, winner, &dy, dx))
+    }
+}

@@ -1,0 +1,46 @@
+//! ReLU by itself. In the network it runs inside [`super::BatchNorm`]'s pass.
+
+use candle_core::{Device, Result, Tensor, bail};
+
+use super::cpu::micro::Isa;
+use super::cpu::norm;
+use super::{Workspace, no_forward, storage};
+
+/// max(x, 0); the gradient at 0 is 0, as PyTorch has it.
+#[derive(Default)]
+pub struct Relu {
+    output: Option<Tensor>,
+}
+
+impl Relu {
+    /// max(x, 0), of any shape.
+    ///
+    /// # Errors
+    /// When the device has no implementation.
+    pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let y = ws.output(&mut self.output, x.dims())?;
+        match x.device() {
+            Device::Cpu => {
+                let x = storage::read(x)?;
+                storage::with_mut(&y, |y| {
+                    y.iter_mut().zip(&*x).for_each(|(y, x)| *y = x.max(0.0));
+                })?;
+            }
+            other => bail!("relu: no implementation for {other:?}"),
+        }
+        Ok(y)
+    }
+
+    /// Turns the output's gradient into the input's, in place.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before, or when shapes do not fit.
+    pub fn backward(&mut self, dout: &Tensor) -> Result<()> {
+        let Some(y) = &self.output else { return no_forward() };
+        if y.dims() != dout.dims() {
+            bail!("relu: gradient {:?} for {:?}", dout.dims(), y.dims());
+        }
+        let y = storage::read(y)?;
+        storage::with_mut(dout, |d| norm::relu_grad(Isa::best(), &y, d))
+    }
+}
