@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use bt_pipeline::Image;
-use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, Simd};
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex, Simd};
 use bt_pipeline::rng::Rng;
 
 fn fixture_folder() -> PathBuf {
@@ -80,7 +80,7 @@ fn a_region_is_the_crop_of_the_whole() {
         let jpeg = Jpeg::parse(&bytes).unwrap();
         for _ in 0..200 {
             let region = random_region(&mut rng, expected.width, expected.height);
-            decoder.decode_region_into(&jpeg, region, &mut out).unwrap();
+            decoder.decode_region_into(&jpeg, region, None, &mut out).unwrap();
             assert!(out == crop(&expected, region), "{name}, {region:?}");
         }
     }
@@ -93,7 +93,7 @@ fn regions_outside_and_limits_are_errors() {
     let mut out = Image::default();
     for (left, width) in [(0, 0), (0, jpeg.width() + 1), (1, jpeg.width()), (usize::MAX, 2)] {
         let region = Region { left, top: 0, width, height: 1 };
-        let result = JpegDecoder::new().decode_region_into(&jpeg, region, &mut out);
+        let result = JpegDecoder::new().decode_region_into(&jpeg, region, None, &mut out);
         assert!(matches!(result, Err(JpegError::Region { .. })), "{region:?}");
     }
     let mut small = JpegDecoder::new().max_pixels(3);
@@ -125,7 +125,7 @@ fn damage_never_panics() {
             }
             if let Ok(jpeg) = Jpeg::parse(&bytes) {
                 let region = random_region(&mut rng, jpeg.width(), jpeg.height());
-                let _ = decoder.decode_region_into(&jpeg, region, &mut out);
+                let _ = decoder.decode_region_into(&jpeg, region, None, &mut out);
                 let _ = decoder.decode_into(&jpeg, &mut out);
             }
         }
@@ -140,4 +140,78 @@ fn a_huge_picture_without_data_is_refused_before_memory_is_taken() {
     let jpeg = Jpeg::parse(&bytes).unwrap();
     let result = JpegDecoder::new().max_pixels(u64::MAX).decode_into(&jpeg, &mut Image::default());
     assert!(matches!(result, Err(JpegError::Truncated(_))));
+}
+
+#[test]
+fn with_an_index_regions_are_the_same_on_every_path() {
+    let mut rng = Rng::keyed(7, 0, 0, 0);
+    let mut out = Image::default();
+    for (name, bytes, expected) in fixtures() {
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        for simd in Simd::all() {
+            let mut decoder = JpegDecoder::with_simd(simd);
+            for spacing in [1, 2, 3, 100] {
+                let index = SideIndex::build_with_spacing(&bytes, spacing).unwrap();
+                assert!(index.belongs_to(&bytes));
+                let index = SideIndex::from_bytes(&index.to_bytes()).unwrap();
+                for _ in 0..40 {
+                    let region = random_region(&mut rng, expected.width, expected.height);
+                    decoder.decode_region_into(&jpeg, region, Some(&index), &mut out).unwrap();
+                    assert!(out == crop(&expected, region), "{name}, {region:?}, every {spacing}");
+                    assert!(decoder.used_index(), "{name}, {region:?}, every {spacing}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_of_other_bytes_is_not_used() {
+    let fixtures = fixtures();
+    let find = |name: &str| fixtures.iter().find(|f| f.0 == name).unwrap();
+    let ((_, bytes, expected), (_, other, _)) = (find("444_75x49"), find("420_75x49"));
+    let mut one_bit_off = bytes.clone();
+    // In the thumbnail-free header's JFIF density: the pixels do not change.
+    one_bit_off[14] ^= 1;
+    let jpeg = Jpeg::parse(bytes).unwrap();
+    let mut decoder = JpegDecoder::new();
+    let mut out = Image::default();
+    for foreign in [other, &one_bit_off] {
+        let index = SideIndex::build_with_spacing(foreign, 2).unwrap();
+        decoder.decode_region_into(&jpeg, Region::full(&jpeg), Some(&index), &mut out).unwrap();
+        assert!(out == *expected && !decoder.used_index());
+    }
+}
+
+#[test]
+fn wrong_entries_never_panic() {
+    let mut rng = Rng::keyed(10, 0, 0, 0);
+    let mut decoder = JpegDecoder::new();
+    let mut out = Image::default();
+    for (_, bytes, _) in fixtures() {
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        let packed = SideIndex::build_with_spacing(&bytes, 2).unwrap().to_bytes();
+        for _ in 0..100 {
+            let mut packed = packed.clone();
+            // Beyond the hash, and with a checksum that is right again.
+            let at = 16 + rng.below(packed.len() as u64 - 20) as usize;
+            packed[at] = rng.below(256) as u8;
+            let body = packed.len() - 4;
+            let checksum = xxhash_rust::xxh3::xxh3_64(&packed[..body]) as u32;
+            packed[body..].copy_from_slice(&checksum.to_le_bytes());
+            if let Ok(index) = SideIndex::from_bytes(&packed) {
+                let region = random_region(&mut rng, jpeg.width(), jpeg.height());
+                let _ = decoder.decode_region_into(&jpeg, region, Some(&index), &mut out);
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_takes_at_most_its_share() {
+    for (name, bytes, _) in fixtures() {
+        if let Some(index) = SideIndex::build(&bytes).unwrap() {
+            assert!(index.to_bytes().len() * 40 <= bytes.len(), "{name}");
+        }
+    }
 }

@@ -3,6 +3,16 @@
 //! The variant after F. Giesen, "Reading bits in far too many ways" (2018):
 //! one unaligned load tops the buffer up to at least 56 bits, without a branch.
 
+/// Eight bytes as a number, the first one highest.
+///
+/// # Safety
+/// 8 bytes must be readable at `at`.
+#[inline(always)]
+pub(crate) unsafe fn load_be(at: *const u8) -> u64 {
+    // SAFETY: the caller's promise; `read_unaligned` has no other needs.
+    u64::from_be(unsafe { at.cast::<u64>().read_unaligned() })
+}
+
 /// A position in unstuffed bytes with a buffer of the bits that follow.
 ///
 /// Invariant: `count <= 63`, the top `count` bits of `buffer` are the next
@@ -11,35 +21,35 @@
 pub(crate) struct Bits {
     next: *const u8,
     pub buffer: u64,
-    pub count: u32,
+    count: u32,
 }
 
 impl Bits {
-    /// A reader of nothing, to be replaced.
-    pub const EMPTY: Bits = Bits { next: std::ptr::null(), buffer: 0, count: 0 };
-
-    /// Starts `bit` bits (0..8) into the byte at `start`.
+    /// Starts at bit `position` of the bytes at `base`.
     ///
     /// # Safety
-    /// 8 bytes must be readable at `start`.
-    pub unsafe fn new(start: *const u8, bit: u32) -> Bits {
-        let mut bits = Bits { next: start, buffer: 0, count: 0 };
+    /// 8 bytes must be readable from the bit's byte on.
+    #[inline(always)]
+    pub unsafe fn new(base: *const u8, position: usize) -> Bits {
         // SAFETY: the caller's promise.
-        unsafe { bits.refill() };
-        bits.consume(bit & 7);
-        bits
+        unsafe {
+            let mut bits = Bits { next: base.add(position / 8), buffer: 0, count: 0 };
+            bits.refill();
+            bits.consume(position as u32 & 7);
+            bits
+        }
     }
 
     /// Fills the buffer to at least 56 bits.
     ///
     /// # Safety
-    /// 8 bytes must be readable at [`Bits::byte`] + 8, which bounds `next`.
+    /// 16 bytes must be readable from the current position on, which bounds
+    /// `next`.
     #[inline(always)]
     pub unsafe fn refill(&mut self) {
-        // SAFETY: the caller's promise; `read_unaligned` has no other needs.
+        // SAFETY: the caller's promise.
         unsafe {
-            let word = u64::from_be(self.next.cast::<u64>().read_unaligned());
-            self.buffer |= word >> (self.count & 63);
+            self.buffer |= load_be(self.next) >> (self.count & 63);
             self.next = self.next.add(((63 - self.count) >> 3) as usize);
             self.count |= 56;
         }
@@ -53,6 +63,7 @@ impl Bits {
     }
 
     /// Bits consumed since the start of the byte at `base`.
+    #[inline(always)]
     pub fn position(&self, base: *const u8) -> usize {
         (self.next as usize - base as usize) * 8 - self.count as usize
     }

@@ -1,14 +1,19 @@
-//! Huffman decoding of batches of MCUs.
+//! Huffman decoding of batches of MCUs, by one stream or two in lock-step.
 //!
 //! A batch is a handful of MCUs whose coefficients stay in the first-level
-//! cache; there is no buffer for the coefficients of an image. Whether a run of
-//! MCUs is wanted or only passed over is a constant parameter, not a test per
-//! coefficient.
+//! cache; there is no buffer for the coefficients of an image. Decoding one
+//! symbol waits for the length of the one before, some eight cycles through
+//! the look-up table; two independent streams fill each other's waits. A
+//! stream keeps its place inside a block, so neither waits for the other's
+//! batch to end.
+//!
+//! The loop over two streams has as much state as there are registers: `cold`
+//! keeps the compiler from spilling what each symbol needs.
 
-use super::bits::Bits;
+use super::bits::{Bits, load_be};
 use super::error::JpegError;
 use super::header::ZIGZAG;
-use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table};
+use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table, extend};
 use super::idct::Block;
 use super::simd::Simd;
 
@@ -19,6 +24,10 @@ pub(crate) const MAX_BATCH: usize = 16;
 /// batch can take, and the bit reader's look-ahead. Ends are only checked
 /// between batches.
 pub(crate) const PAD: usize = MAX_BATCH * 64 * MAX_SYMBOL_BITS / 8 + 64;
+
+/// Look-ups that 56 bits suffice for.
+const LOOKUPS: usize = 5;
+const _: () = assert!(LOOKUPS * LOOKUP_BITS as usize <= 56 && MAX_SYMBOL_BITS <= 56);
 
 /// Row-major place of coefficient `position - 1` after an advance to
 /// `position`; the place after the block for what lies beyond it.
@@ -35,144 +44,407 @@ const PLACE: [u8; 192] = {
 /// The tables of one block: DC, AC.
 pub(crate) type Tables<'a> = (&'a Table, &'a Table);
 
-/// What one stream decodes into, and where it is.
+/// One stream: where it is and what it decodes into.
 pub(crate) struct Lane {
-    pub bits: Bits,
+    /// Position in the data, in bits.
+    pub at: usize,
     /// Coefficients of the batch, row-major, DC as a difference; one block more,
     /// whose first value takes what lies beyond the block before.
     pub blocks: Box<[Block; MAX_BATCH + 1]>,
     /// For each block, the zig-zag position after its last coefficient.
     pub spans: [u8; MAX_BATCH],
+    /// Blocks of the batch, and the one being decoded.
+    count: usize,
+    block: usize,
+    /// Zig-zag position of the next coefficient; 0 between blocks.
+    position: u32,
 }
+
+/// Marks a path as seldom taken.
+#[cold]
+#[inline]
+fn cold() {}
 
 impl Lane {
     pub fn new() -> Lane {
         Lane {
-            bits: Bits::EMPTY,
+            at: 0,
             blocks: Box::new([Block([0; 64]); MAX_BATCH + 1]),
             spans: [0; MAX_BATCH],
+            count: 0,
+            block: 0,
+            position: 0,
         }
     }
 
-    /// Decodes the blocks of one batch, `tables` telling the tables of each.
-    /// Without STORE only the DC differences are written.
+    /// Starts a batch of `count` blocks.
+    ///
+    /// # Panics
+    /// When that is more than [`MAX_BATCH`].
+    pub fn begin(&mut self, count: usize) {
+        assert!(count <= MAX_BATCH);
+        (self.count, self.block, self.position) = (count, 0, 0);
+    }
+
+    /// Whether the batch is decoded.
+    pub fn done(&self) -> bool {
+        self.block == self.count
+    }
+
+    /// Decodes what is left of the batch, `tables` telling the tables of each
+    /// block. Without STORE only the DC differences are written.
     ///
     /// # Safety
-    /// [`PAD`] bytes must be readable from the lane's position on.
+    /// When the batch began, [`PAD`] bytes of `data` followed the position.
     ///
     /// # Errors
     /// [`JpegError::Corrupt`] at a code that does not exist.
     pub unsafe fn decode<const STORE: bool>(
         &mut self,
         simd: Simd,
-        tables: &[Tables<'_>],
+        data: &[u8],
+        tables: &[Tables<'_>; MAX_BATCH],
     ) -> Result<(), JpegError> {
         let decoded = match simd {
             #[cfg(target_arch = "x86_64")]
             // SAFETY: `Simd::Avx2` exists only where BMI2 was detected; the caller's
             // promise.
-            Simd::Avx2(_) => unsafe { self.decode_bmi2::<STORE>(tables) },
+            Simd::Avx2(_) => unsafe { one_bmi2::<STORE>(self, data.as_ptr(), tables) },
             // SAFETY: the caller's promise.
-            Simd::Scalar => unsafe { self.decode_portable::<STORE>(tables) },
+            Simd::Scalar => unsafe { one::<STORE>(self, data.as_ptr(), tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
 
-    /// The portable code with single-instruction shifts.
+    /// Decodes two streams of the same data until the batch of one of them is
+    /// done.
     ///
     /// # Safety
-    /// As [`Lane::decode`]; BMI1 and BMI2 must be there.
-    #[cfg(target_arch = "x86_64")]
-    #[target_feature(enable = "avx2,bmi1,bmi2")]
-    unsafe fn decode_bmi2<const STORE: bool>(&mut self, tables: &[Tables<'_>]) -> Option<()> {
-        // SAFETY: the caller's promise.
-        unsafe { self.decode_portable::<STORE>(tables) }
+    /// As [`Lane::decode`], for both.
+    ///
+    /// # Errors
+    /// As [`Lane::decode`].
+    pub unsafe fn decode_two(
+        simd: Simd,
+        data: &[u8],
+        a: &mut Lane,
+        b: &mut Lane,
+        tables: &[Tables<'_>; MAX_BATCH],
+    ) -> Result<(), JpegError> {
+        let decoded = match simd {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `Simd::Avx2` exists only where BMI2 was detected; the caller's
+            // promise.
+            Simd::Avx2(_) => unsafe { two_bmi2(a, b, data.as_ptr(), tables) },
+            // SAFETY: the caller's promise.
+            Simd::Scalar => unsafe { two(a, b, data.as_ptr(), tables) },
+        };
+        decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
 
-    /// # Safety
-    /// As [`Lane::decode`].
+    /// Notes a block's span and goes to the next block. None where a run left
+    /// the block.
     #[inline(always)]
-    unsafe fn decode_portable<const STORE: bool>(&mut self, tables: &[Tables<'_>]) -> Option<()> {
-        assert!(tables.len() <= MAX_BATCH);
-        if STORE {
-            self.blocks[..tables.len()].fill(Block([0; 64]));
+    fn end_block(&mut self, position: u32) -> Option<()> {
+        // 64: the last coefficient was coded; from 128: end of block; between: a
+        // run that leaves the block.
+        if position > 64 && position < 128 {
+            return None;
         }
-        let mut bits = self.bits;
-        for (block, (dc, ac)) in tables.iter().enumerate() {
-            // SAFETY: blocks 0..=block exist, and the caller's promise: a batch
-            // takes at most PAD - 8 bytes.
-            let span = unsafe {
-                let to = self.blocks.as_mut_ptr().add(block).cast::<i16>();
-                to.write(decode_dc(&mut bits, dc)?);
-                decode_ac::<STORE>(&mut bits, ac, to)?
-            };
-            self.spans[block] = span;
-        }
-        self.bits = bits;
+        self.spans[self.block] = (position & 127) as u8;
+        self.block += 1;
         Some(())
     }
 }
 
-/// One DC difference.
-///
-/// # Safety
-/// As [`Bits::refill`].
+/// Looks up a DC difference: (bits, value). Needs [`MAX_SYMBOL_BITS`] bits.
 #[inline(always)]
-unsafe fn decode_dc(bits: &mut Bits, table: &Table) -> Option<i16> {
-    // SAFETY: the caller's promise.
-    unsafe { bits.refill() };
-    let entry = table.lut[(bits.buffer >> (64 - LOOKUP_BITS)) as usize];
+fn dc_symbol(table: &Table, buffer: u64) -> Option<(u32, i16)> {
+    let entry = table.lut[(buffer >> (64 - LOOKUP_BITS)) as usize];
     if entry & SLOW == 0 {
-        bits.consume(entry & 63);
-        return Some((entry >> 16) as i16);
+        return Some((entry & 63, (entry >> 16) as i16));
     }
-    let (length, _, value) = table.slow(bits.buffer)?;
-    bits.consume(length);
-    Some(value as i16)
+    let (length, _, value) = slow_symbol(table, entry, buffer)?;
+    Some((length, value as i16))
 }
 
-/// The AC coefficients of one block; gives the zig-zag position after the last.
+/// A symbol beyond the look-up: (bits, advance, value). Needs
+/// [`MAX_SYMBOL_BITS`] bits.
+#[inline(always)]
+fn slow_symbol(table: &Table, entry: u32, buffer: u64) -> Option<(u32, u32, i32)> {
+    if entry == SLOW {
+        cold();
+        return table.slow(buffer);
+    }
+    // Only the value reaches beyond; its size is not 0.
+    let (length, advance, size) = (entry & 63, entry >> 8 & 0xFF, entry >> 16);
+    let bits = (buffer << length >> (64 - size)) as u32;
+    Some((length + size, advance, extend(bits, size)))
+}
+
+/// Stores a coefficient after an advance to `position`.
 ///
 /// # Safety
-/// As [`Bits::refill`], for as many bits as a block can take; `to` must point to
-/// 65 writable values.
+/// `to` must point to a block followed by another; before the advance, of at
+/// most 128, `position` must have been in 1..64.
 #[inline(always)]
-unsafe fn decode_ac<const STORE: bool>(bits: &mut Bits, table: &Table, to: *mut i16) -> Option<u8> {
-    let mut position = 1u32;
-    'block: loop {
-        // SAFETY: the caller's promise.
-        unsafe { bits.refill() };
-        // 56 bits are enough for five look-ups.
-        for _ in 0..5 {
-            let entry = table.lut[(bits.buffer >> (64 - LOOKUP_BITS)) as usize];
-            let value = if entry & SLOW == 0 {
+unsafe fn store(to: *mut i16, position: u32, value: i16) {
+    // SAFETY: `PLACE` has an entry for the position, none is beyond 64, and the
+    // caller's promise.
+    unsafe {
+        let place = *PLACE.get_unchecked(position as usize - 1);
+        to.add(usize::from(place)).write(value);
+    }
+}
+
+/// See [`Lane::decode`]; portable.
+///
+/// # Safety
+/// As [`Lane::decode`].
+#[inline(always)]
+unsafe fn one<const STORE: bool>(
+    lane: &mut Lane,
+    data: *const u8,
+    tables: &[Tables<'_>; MAX_BATCH],
+) -> Option<()> {
+    // SAFETY: the caller's promise, here and below: a batch takes less than PAD
+    // bytes, so every load lies within the data.
+    let mut bits = unsafe { Bits::new(data, lane.at) };
+    let mut position = lane.position;
+    while lane.block < lane.count {
+        let (dc, ac) = tables[lane.block];
+        let to = lane.blocks[lane.block].0.as_mut_ptr();
+        if position == 0 {
+            // SAFETY: as above.
+            unsafe { bits.refill() };
+            let (length, value) = dc_symbol(dc, bits.buffer)?;
+            bits.consume(length);
+            if STORE {
+                lane.blocks[lane.block] = Block([0; 64]);
+            }
+            lane.blocks[lane.block].0[0] = value;
+            position = 1;
+        }
+        'block: loop {
+            // SAFETY: as above.
+            unsafe { bits.refill() };
+            for _ in 0..LOOKUPS {
+                let entry = ac.lut[(bits.buffer >> (64 - LOOKUP_BITS)) as usize];
+                if entry & SLOW != 0 {
+                    cold();
+                    // SAFETY: as above.
+                    unsafe { bits.refill() };
+                    let (length, advance, value) = slow_symbol(ac, entry, bits.buffer)?;
+                    bits.consume(length);
+                    position += advance;
+                    if STORE {
+                        // SAFETY: the position was below 64; a block follows each.
+                        unsafe { store(to, position, value as i16) };
+                    }
+                    if position >= 64 {
+                        break 'block;
+                    }
+                    continue 'block;
+                }
                 bits.consume(entry & 63);
                 position += entry >> 8 & 0xFF;
-                (entry >> 16) as i16
-            } else {
-                // SAFETY: the caller's promise.
-                unsafe { bits.refill() };
-                let (length, advance, value) = table.slow(bits.buffer)?;
-                bits.consume(length);
-                // SAFETY: the caller's promise.
-                unsafe { bits.refill() };
-                position += advance;
-                value as i16
-            };
-            if STORE {
-                // SAFETY: `position` was below 64 and an advance is at most 128, so
-                // `PLACE` has the entry, and no entry is beyond 64.
-                unsafe {
-                    let place = *PLACE.get_unchecked(position as usize - 1);
-                    to.add(usize::from(place)).write(value);
+                if STORE {
+                    // SAFETY: the position was below 64; a block follows each.
+                    unsafe { store(to, position, (entry >> 16) as i16) };
+                }
+                if position >= 64 {
+                    break 'block;
                 }
             }
-            if position >= 64 {
-                break 'block;
-            }
         }
+        lane.end_block(position)?;
+        position = 0;
     }
-    // 64: the last coefficient was coded; from 128: end of block; between: a run
-    // that leaves the block.
-    if position > 64 && position < 128 { None } else { Some((position & 127) as u8) }
+    lane.position = 0;
+    lane.at = bits.position(data);
+    Some(())
+}
+
+/// What each symbol of one stream needs, in registers.
+struct Hot<'a> {
+    /// The next bits, as far as they are loaded.
+    buffer: u64,
+    /// Their position in the data.
+    at: usize,
+    position: u32,
+    to: *mut i16,
+    table: &'a Table,
+}
+
+impl<'a> Hot<'a> {
+    /// Takes up a lane whose batch is not done.
+    ///
+    /// # Safety
+    /// As [`Lane::decode`].
+    #[inline(always)]
+    unsafe fn resume(
+        lane: &mut Lane,
+        data: *const u8,
+        tables: &[Tables<'a>; MAX_BATCH],
+    ) -> Option<Hot<'a>> {
+        let to = lane.blocks[lane.block].0.as_mut_ptr();
+        let table = tables[lane.block].1;
+        let mut hot = Hot { buffer: 0, at: lane.at, position: lane.position, to, table };
+        if hot.position == 0 {
+            // SAFETY: the caller's promise; the block is below the count.
+            unsafe { hot.start_block(lane, data, tables)? };
+        }
+        Some(hot)
+    }
+
+    #[inline(always)]
+    fn suspend(&self, lane: &mut Lane) {
+        (lane.at, lane.position) = (self.at, self.position);
+    }
+
+    /// Loads at least 56 bits.
+    ///
+    /// # Safety
+    /// As [`Lane::decode`].
+    #[inline(always)]
+    unsafe fn refill(&mut self, data: *const u8) {
+        // SAFETY: the caller's promise: a batch takes less than PAD bytes.
+        self.buffer = unsafe { load_be(data.add(self.at >> 3)) } << (self.at & 7);
+    }
+
+    /// Decodes the DC difference of the lane's block.
+    ///
+    /// # Safety
+    /// As [`Lane::decode`]; the block must be below the count.
+    #[inline(always)]
+    unsafe fn start_block(
+        &mut self,
+        lane: &mut Lane,
+        data: *const u8,
+        tables: &[Tables<'a>; MAX_BATCH],
+    ) -> Option<()> {
+        // SAFETY: a batch has at most MAX_BATCH blocks, and both arrays as many.
+        let (dc, ac) = unsafe {
+            self.to = lane.blocks.as_mut_ptr().add(lane.block).cast();
+            *tables.get_unchecked(lane.block)
+        };
+        self.table = ac;
+        // SAFETY: the caller's promise.
+        unsafe { self.refill(data) };
+        let (length, value) = dc_symbol(dc, self.buffer)?;
+        self.at += length as usize;
+        // SAFETY: `to` points to a block.
+        unsafe {
+            self.to.cast::<Block>().write(Block([0; 64]));
+            self.to.write(value);
+        }
+        self.position = 1;
+        Some(())
+    }
+}
+
+/// See [`Lane::decode_two`]; portable.
+///
+/// # Safety
+/// As [`Lane::decode_two`].
+#[inline(always)]
+unsafe fn two(
+    a: &mut Lane,
+    b: &mut Lane,
+    data: *const u8,
+    tables: &[Tables<'_>; MAX_BATCH],
+) -> Option<()> {
+    if a.done() || b.done() {
+        return Some(());
+    }
+    /// One symbol of one stream; at the end of the other things, back to `$next`.
+    macro_rules! step {
+        ($next:lifetime, $hot:ident, $lane:ident) => {
+            let entry = $hot.table.lut[($hot.buffer >> (64 - LOOKUP_BITS)) as usize];
+            if entry & SLOW != 0 {
+                cold();
+                $hot.refill(data);
+                let (length, advance, value) = slow_symbol($hot.table, entry, $hot.buffer)?;
+                $hot.at += length as usize;
+                $hot.position += advance;
+                store($hot.to, $hot.position, value as i16);
+                if $hot.position >= 64 {
+                    end_block!($next, $hot, $lane);
+                }
+                continue $next;
+            }
+            $hot.buffer <<= entry & 63;
+            $hot.at += (entry & 63) as usize;
+            $hot.position += entry >> 8 & 0xFF;
+            store($hot.to, $hot.position, (entry >> 16) as i16);
+            if $hot.position >= 64 {
+                cold();
+                end_block!($next, $hot, $lane);
+            }
+        };
+    }
+    macro_rules! end_block {
+        ($next:lifetime, $hot:ident, $lane:ident) => {
+            $lane.end_block($hot.position)?;
+            $hot.position = 0;
+            if $lane.done() {
+                break $next;
+            }
+            $hot.start_block($lane, data, tables)?;
+            continue $next;
+        };
+    }
+    // SAFETY: neither batch is done, the position is always in 1..64 before a
+    // step, and the caller's promise.
+    unsafe {
+        let (mut x, mut y) = (Hot::resume(a, data, tables)?, Hot::resume(b, data, tables)?);
+        'refill: loop {
+            x.refill(data);
+            y.refill(data);
+            step!('refill, x, a);
+            step!('refill, y, b);
+            step!('refill, x, a);
+            step!('refill, y, b);
+            step!('refill, x, a);
+            step!('refill, y, b);
+            step!('refill, x, a);
+            step!('refill, y, b);
+            step!('refill, x, a);
+            step!('refill, y, b);
+        }
+        x.suspend(a);
+        y.suspend(b);
+    }
+    Some(())
+}
+
+/// The portable code with single-instruction shifts.
+///
+/// # Safety
+/// As [`Lane::decode`]; BMI1 and BMI2 must be there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+unsafe fn one_bmi2<const STORE: bool>(
+    lane: &mut Lane,
+    data: *const u8,
+    tables: &[Tables<'_>; MAX_BATCH],
+) -> Option<()> {
+    // SAFETY: the caller's promise.
+    unsafe { one::<STORE>(lane, data, tables) }
+}
+
+/// The portable code with single-instruction shifts.
+///
+/// # Safety
+/// As [`Lane::decode_two`]; BMI1 and BMI2 must be there.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,bmi1,bmi2")]
+unsafe fn two_bmi2(
+    a: &mut Lane,
+    b: &mut Lane,
+    data: *const u8,
+    tables: &[Tables<'_>; MAX_BATCH],
+) -> Option<()> {
+    // SAFETY: the caller's promise.
+    unsafe { two(a, b, data, tables) }
 }

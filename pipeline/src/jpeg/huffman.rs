@@ -63,6 +63,7 @@ fn meaning(class: Class, symbol: u8) -> Option<(u32, u32)> {
 }
 
 /// T.81's EXTEND: `size` bits to the value they stand for.
+#[inline(always)]
 pub(crate) fn extend(bits: u32, size: u32) -> i32 {
     if size == 0 || bits >> (size - 1) != 0 { bits as i32 } else { bits as i32 - (1 << size) + 1 }
 }

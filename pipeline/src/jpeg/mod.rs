@@ -19,7 +19,7 @@
 //! let mut decoder = jpeg::JpegDecoder::new();
 //! let mut image = Image::default();
 //! let region = jpeg::Region { left: 10, top: 20, width: 224, height: 224 };
-//! decoder.decode_region_into(&header, region, &mut image)?;
+//! decoder.decode_region_into(&header, region, None, &mut image)?;
 //! # Ok(())
 //! # }
 //! ```
@@ -32,7 +32,10 @@ mod error;
 mod header;
 mod huffman;
 mod idct;
+mod index;
+mod pass;
 mod plan;
+mod runs;
 mod simd;
 mod unstuff;
 mod upsample;
@@ -40,5 +43,6 @@ mod upsample;
 pub use decoder::JpegDecoder;
 pub use error::JpegError;
 pub use header::{Color, Component, Jpeg};
+pub use index::SideIndex;
 pub use plan::Region;
 pub use simd::{Avx2Token, Simd};

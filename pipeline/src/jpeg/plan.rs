@@ -86,11 +86,11 @@ impl Grid {
 
 /// Bytes to the left of a plane's rows, for the copy of the edge.
 const PAD_LEFT: usize = 16;
-/// Bytes to the right, for the copy of the edge and the second block of a pair.
+/// Bytes to the right, for the copy of the edge.
 const PAD_RIGHT: usize = 16;
 
 /// The part of one component that a region needs, as a plane in memory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Window {
     /// Sampling factors.
     pub h: usize,
@@ -102,7 +102,7 @@ pub(crate) struct Window {
     pub block_columns: Range<usize>,
     pub block_rows: Range<usize>,
     /// How it gets to full size.
-    pub upsample: Option<Upsample>,
+    pub upsample: Upsample,
     /// Bytes from row to row, and of the first needed sample.
     pub stride: usize,
     offset: usize,
@@ -126,7 +126,6 @@ impl Window {
         let block_columns = blocks(region.columns(), h_ratio, reach_x, columns);
         let block_rows = blocks(region.rows(), v_ratio, reach_y, rows);
         let stride = PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT;
-        let upsample = Some(upsample);
         Window { h, v, columns, rows, block_columns, block_rows, upsample, stride, offset: 0 }
     }
 
@@ -172,7 +171,7 @@ impl Plan {
     /// Plans `region`, which lies inside the picture. Keeps its allocation.
     pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region) {
         self.windows.clear();
-        (self.columns, self.rows) = (usize::MAX..0, usize::MAX..0);
+        (self.columns, self.rows) = (0..0, 0..0);
         self.plane_bytes = 0;
         for component in 0..jpeg.components().len() {
             let mut window = Window::new(jpeg, component, region);
@@ -192,15 +191,19 @@ impl Plan {
             return end;
         }
         let ready = |window: &Window| {
-            let upsample = window.upsample.unwrap_or(Upsample::None);
-            (row * window.v * 8 * upsample.ratios().1).saturating_sub(upsample.reach().1)
+            let (ratio, reach) = (window.upsample.ratios().1, window.upsample.reach().1);
+            (row * window.v * 8 * ratio).saturating_sub(reach)
         };
         self.windows.iter().map(ready).min().unwrap_or(end).min(end)
     }
 }
 
-/// Extends a range of MCUs to cover `blocks`.
+/// Extends a range of MCUs, empty at first, to cover `blocks`.
 fn grow(mcus: &mut Range<usize>, blocks: &Range<usize>, factor: usize) {
-    mcus.start = mcus.start.min(blocks.start / factor);
-    mcus.end = mcus.end.max(blocks.end.div_ceil(factor));
+    let covered = blocks.start / factor..blocks.end.div_ceil(factor);
+    if mcus.is_empty() {
+        *mcus = covered;
+    } else {
+        *mcus = mcus.start.min(covered.start)..mcus.end.max(covered.end);
+    }
 }

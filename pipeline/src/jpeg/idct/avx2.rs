@@ -123,38 +123,101 @@ fn transpose_to_bytes(c: [__m256i; 8]) -> [__m256i; 4] {
     ]
 }
 
-/// See [`super::idct_pair`].
+/// See [`super::idct_row`].
 ///
 /// # Safety
-/// AVX2 must be there, and `out` at least `7 * stride + 16` long.
+/// AVX2 must be there, and `out` as long as [`super::idct_row`] demands.
 #[target_feature(enable = "avx2")]
-pub(super) unsafe fn idct_pair(
-    left: &Block,
-    right: &Block,
+pub(super) unsafe fn idct_row(
+    blocks: &[Block],
+    spans: &[u8],
+    numbers: &[u8],
     quant: &Block,
-    span: u8,
     out: &mut [u8],
     stride: usize,
 ) {
-    // SAFETY: the caller's promises.
-    unsafe {
-        if span <= SPAN_OF_QUARTER {
-            both_passes::<true>(left, right, quant, out, stride);
-        } else {
-            both_passes::<false>(left, right, quant, out, stride);
+    let mut to = out.as_mut_ptr();
+    for pair in numbers.chunks(2) {
+        let (left, right) = (usize::from(pair[0]), usize::from(pair[pair.len() - 1]));
+        let span = spans[left].max(spans[right]);
+        let (left, right) = (&blocks[left], &blocks[right]);
+        if pair.len() == 1 {
+            let mut alone = [0u8; 128];
+            // SAFETY: eight rows of 16 bytes; and `out` has eight columns left.
+            unsafe {
+                idct_pair(left, left, quant, span, alone.as_mut_ptr(), 16);
+                for y in 0..8 {
+                    to.add(y * stride).copy_from_nonoverlapping(alone.as_ptr().add(y * 16), 8);
+                }
+            }
+            return;
+        }
+        // SAFETY: `out` has eight rows of 16 columns for each pair.
+        unsafe {
+            idct_pair(left, right, quant, span, to, stride);
+            to = to.add(16);
         }
     }
 }
 
 /// # Safety
-/// As [`idct_pair`].
+/// As [`both_passes`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn idct_pair(
+    left: &Block,
+    right: &Block,
+    quant: &Block,
+    span: u8,
+    to: *mut u8,
+    stride: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if span <= 1 {
+            flat_pair(left.0[0], right.0[0], quant.0[0], to, stride);
+        } else if span <= SPAN_OF_QUARTER {
+            both_passes::<true>(left, right, quant, to, stride);
+        } else {
+            both_passes::<false>(left, right, quant, to, stride);
+        }
+    }
+}
+
+/// Two blocks that have only a DC coefficient.
+///
+/// # Safety
+/// As [`both_passes`].
+#[target_feature(enable = "avx2")]
+#[inline]
+unsafe fn flat_pair(left: i16, right: i16, step: i16, out: *mut u8, stride: usize) {
+    // Both passes reduce to shifts; saturation is where `both_passes` has it.
+    let dc = _mm_set_epi16(right, right, right, right, left, left, left, left);
+    let dc = _mm_mullo_epi16(dc, _mm_set1_epi16(step));
+    let four = _mm_adds_epi16(_mm_adds_epi16(dc, dc), _mm_adds_epi16(dc, dc));
+    let level = _mm_srai_epi16::<{ PASS1_BITS as i32 + 3 }>(_mm_adds_epi16(
+        four,
+        _mm_set1_epi16(PASS2_BIAS),
+    ));
+    let bytes = _mm_packus_epi16(level, level);
+    // Four bytes of each block, to eight.
+    let row = _mm_unpacklo_epi32(bytes, bytes);
+    for y in 0..8 {
+        // SAFETY: the caller's promise.
+        unsafe { _mm_storeu_si128(out.add(y * stride).cast(), row) };
+    }
+}
+
+/// # Safety
+/// AVX2 must be there, and eight rows of 16 bytes, `stride` apart, writable at
+/// `out`.
 #[target_feature(enable = "avx2")]
 #[inline]
 unsafe fn both_passes<const HALF: bool>(
     left: &Block,
     right: &Block,
     quant: &Block,
-    out: &mut [u8],
+    out: *mut u8,
     stride: usize,
 ) {
     const SHIFT1: u32 = CONST_BITS - PASS1_BITS;
@@ -163,7 +226,7 @@ unsafe fn both_passes<const HALF: bool>(
     for (y, row) in rows.iter_mut().enumerate().take(if HALF { 4 } else { 8 }) {
         // SAFETY: y < 8, and a block holds eight rows of eight values.
         unsafe {
-            let load = |block: &Block| _mm_loadu_si128(block.0.as_ptr().add(y * 8).cast());
+            let load = |block: &Block| _mm_load_si128(block.0.as_ptr().add(y * 8).cast());
             let steps = _mm256_broadcastsi128_si256(load(quant));
             *row = _mm256_mullo_epi16(_mm256_set_m128i(load(right), load(left)), steps);
         }
@@ -175,9 +238,9 @@ unsafe fn both_passes<const HALF: bool>(
     for (pair, lanes) in transpose_to_bytes(work).into_iter().enumerate() {
         // From (left 0, left 1 | right 0, right 1) to (left 0, right 0 | left 1, right 1).
         let rows = _mm256_permute4x64_epi64::<0b11_01_10_00>(lanes);
-        // SAFETY: rows 0..8 of 16 bytes, `stride` apart, lie within `out`.
+        // SAFETY: the caller's promise.
         unsafe {
-            let at = out.as_mut_ptr().add(2 * pair * stride);
+            let at = out.add(2 * pair * stride);
             _mm_storeu_si128(at.cast(), _mm256_castsi256_si128(rows));
             _mm_storeu_si128(at.add(stride).cast(), _mm256_extracti128_si256::<1>(rows));
         }

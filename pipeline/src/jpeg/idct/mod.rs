@@ -62,45 +62,37 @@ const ODD: [[i32; 4]; 4] = {
 /// in the 5 bits that are dropped after the constants' 13.
 const PASS2_BIAS: i16 = (128 << (PASS1_BITS + 3)) + (1 << (PASS1_BITS + 2));
 
-/// Writes the 8 x 16 samples of `left` and `right` to `out`, rows `stride`
-/// apart. `span` says that coefficients from zig-zag position `span` on are
-/// zero in both.
+/// Transforms neighbouring blocks: the samples of `blocks[numbers[i]]` go to
+/// columns 8 i to 8 i + 8 of `out`, whose rows are `stride` apart. `spans` says
+/// for each block that its coefficients from that zig-zag position on are zero.
 ///
 /// # Panics
-/// When `out` is shorter than `7 * stride + 16`.
+/// When a number is out of range, or `out` is shorter than seven rows and the
+/// columns of the blocks.
 #[inline]
-pub(crate) fn idct_pair(
+pub(crate) fn idct_row(
     simd: Simd,
-    left: &Block,
-    right: &Block,
+    blocks: &[Block],
+    spans: &[u8],
+    numbers: &[u8],
     quant: &Block,
-    span: u8,
     out: &mut [u8],
     stride: usize,
 ) {
-    assert!(stride >= 16 && out.len() >= 7 * stride + 16);
-    if span <= 1 {
-        return flat_pair(left.0[0], right.0[0], quant.0[0], out, stride);
-    }
+    let columns = numbers.len() * 8;
+    assert!(stride >= columns && out.len() >= 7 * stride + columns);
     match simd {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the assertion
         // above is the length condition.
-        Simd::Avx2(_) => unsafe { avx2::idct_pair(left, right, quant, span, out, stride) },
+        Simd::Avx2(_) => unsafe {
+            avx2::idct_row(blocks, spans, numbers, quant, out, stride);
+        },
         Simd::Scalar => {
-            scalar::idct(left, quant, out, stride);
-            scalar::idct(right, quant, &mut out[8..], stride);
+            for (x, &number) in numbers.iter().enumerate() {
+                scalar::idct(&blocks[usize::from(number)], quant, &mut out[8 * x..], stride);
+            }
         }
-    }
-}
-
-/// Two blocks of which only the DC coefficient is not zero.
-fn flat_pair(left: i16, right: i16, step: i16, out: &mut [u8], stride: usize) {
-    let row = [scalar::flat(left, step); 8].into_iter().chain([scalar::flat(right, step); 8]);
-    let mut pattern = [0; 16];
-    pattern.iter_mut().zip(row).for_each(|(to, from)| *to = from);
-    for y in 0..8 {
-        out[y * stride..][..16].copy_from_slice(&pattern);
     }
 }
 
@@ -133,7 +125,8 @@ mod tests {
             scalar::idct(&right, &quant, &mut expected[8..], 24);
             for simd in Simd::all() {
                 let mut out = vec![0; 7 * 24 + 16];
-                idct_pair(simd, &left, &right, &quant, span as u8, &mut out, 24);
+                let spans = [span as u8; 2];
+                idct_row(simd, &[left, right], &spans, &[0, 1], &quant, &mut out, 24);
                 assert_eq!(out, expected, "span {span}, magnitude {magnitude}");
             }
         }

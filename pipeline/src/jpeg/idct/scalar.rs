@@ -48,10 +48,3 @@ pub(super) fn idct(block: &Block, quant: &Block, out: &mut [u8], stride: usize) 
         }
     }
 }
-
-/// Every sample of a block that has only a DC coefficient.
-pub(super) fn flat(dc: i16, step: i16) -> u8 {
-    let value = i32::from(dc.wrapping_mul(step));
-    let work = saturate(value << PASS1_BITS).saturating_add(PASS2_BIAS);
-    (work >> (PASS1_BITS + 3)).clamp(0, 255) as u8
-}

@@ -98,7 +98,7 @@ pub(crate) fn h2v2(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
 /// When a row is shorter than `out`.
 pub(crate) fn v2(near: &[u8], far: &[u8], below: bool, out: &mut [u8]) {
     let bias = if below { 2 } else { 1 };
-    for ((out, &near), &far) in out.iter_mut().zip(&near[..]).zip(&far[..]) {
+    for ((out, &near), &far) in out.iter_mut().zip(near).zip(far) {
         *out = ((3 * u16::from(near) + u16::from(far) + bias) >> 2) as u8;
     }
 }
