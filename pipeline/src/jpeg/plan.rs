@@ -201,7 +201,7 @@ impl Plan {
 /// Extends a range of MCUs, empty at first, to cover `blocks`.
 fn grow(mcus: &mut Range<usize>, blocks: &Range<usize>, factor: usize) {
     let covered = blocks.start / factor..blocks.end.div_ceil(factor);
-    if mcus.is_empty() {
+    if mcus.start >= mcus.end {
         *mcus = covered;
     } else {
         *mcus = mcus.start.min(covered.start)..mcus.end.max(covered.end);
