@@ -1,12 +1,16 @@
 //! The twin network: backbone (ResNet) and projector.
 
+mod bench;
 mod config;
 mod init;
 mod projector;
 mod resnet;
 mod state;
+#[cfg(test)]
+mod tests;
 mod twin_net;
 
+pub use bench::{StepBench, StepTime, StepTimings, bench_step};
 pub use config::{Arch, ModelConfig, ProjectorWidths, Stem};
 pub use projector::Projector;
 pub use resnet::ResNet;

@@ -72,6 +72,12 @@ impl Projector {
         Ok(d)
     }
 
+    /// Multiply-adds of the last pass.
+    pub fn multiply_adds(&self) -> u64 {
+        let hidden = self.hidden.iter().map(|(linear, _)| linear);
+        hidden.chain(&self.last).map(Linear::multiply_adds).sum()
+    }
+
     /// Parameters in PyTorch's order.
     pub fn params(&mut self) -> Vec<&mut Param> {
         let mut all = Vec::new();

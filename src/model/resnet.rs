@@ -240,6 +240,12 @@ impl ResNet {
         self.average.last()
     }
 
+    /// Multiply-adds of the last pass.
+    pub fn multiply_adds(&self) -> u64 {
+        let layers = self.blocks.iter().flat_map(Block::layers);
+        std::iter::once(&self.stem).chain(layers).map(|l| l.conv.multiply_adds()).sum()
+    }
+
     /// Parameters in torchvision's order.
     pub fn params(&mut self) -> Vec<&mut Param> {
         let layers = self.blocks.iter_mut().flat_map(Block::layers_mut);

@@ -191,6 +191,11 @@ impl TwinNet {
         })
     }
 
+    /// Multiply-adds of the last forward pass by the definition, convolutions and linear layers.
+    pub fn multiply_adds(&self) -> u64 {
+        self.backbone.multiply_adds() + self.projector.multiply_adds()
+    }
+
     /// Every gradient under its parameter's name in PyTorch's layout; copies.
     ///
     /// # Errors

@@ -58,6 +58,14 @@ impl Conv2d {
         }
     }
 
+    /// Multiply-adds of the last pass by the definition.
+    pub fn multiply_adds(&self) -> u64 {
+        self.plan.as_ref().map_or(0, |p| {
+            let s = p.shape();
+            (s.output_len() * (s.weight_len() / s.o)) as u64
+        })
+    }
+
     /// x * w; keeps `x` for the backward pass when training.
     ///
     /// # Errors

@@ -41,6 +41,11 @@ impl Linear {
         std::iter::once(&mut self.conv.weight).chain(&mut self.bias)
     }
 
+    /// Multiply-adds of the last pass.
+    pub fn multiply_adds(&self) -> u64 {
+        self.conv.multiply_adds()
+    }
+
     /// x W^T (+ bias).
     ///
     /// # Errors

@@ -18,6 +18,9 @@ pub mod param;
 pub mod relu;
 pub mod storage;
 
+#[cfg(test)]
+mod tests;
+
 use candle_core::{Device, Result, Tensor, bail};
 
 pub use avg_pool::AvgPool;
