@@ -2,6 +2,8 @@
 //!
 //! # Layout
 //!
+//! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration.
+//! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
 //! - [`loss`]: the objective, equations 1 and 2 of the paper, with its gradient.
@@ -9,9 +11,17 @@
 //! - [`eval`]: features, weighted kNN, linear probe.
 //! - [`report`]: the self-contained HTML report of a run.
 
+pub mod checkpoint;
+pub mod cli;
+pub mod commands;
+pub mod config;
 pub mod eval;
+pub mod files;
 pub mod loss;
+pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod optim;
 pub mod report;
+pub mod signals;
+pub mod train;

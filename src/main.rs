@@ -1,3 +1,22 @@
 //! `bt-stream`: parse the command line, run the command, report.
 
-fn main() {}
+use std::process::ExitCode;
+
+use bt_stream::cli::Cli;
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .with_writer(std::io::stderr)
+        .init();
+    match cli.command.run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let text: Vec<String> = format!("{error:#}").lines().map(str::to_owned).collect();
+            eprintln!("bt-stream: {}", text.join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}

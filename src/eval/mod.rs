@@ -5,18 +5,23 @@
 //! sample once, and everything here works on the [`Features`] that come out.
 //!
 //! - [`features`]: the matrix of features with labels and keys.
+//! - [`encode`]: shard set -> loader -> features, by a network or from pixels.
+//! - [`compare`]: a checkpoint beside the floor, as the commands print it.
 //! - [`knn`]: the weighted nearest-neighbour classifier.
 //! - [`probe`]: the linear classifier on stored features.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 
 pub mod baseline;
+pub mod compare;
+pub mod encode;
 pub mod features;
 pub mod knn;
 mod lbfgs;
 pub mod npy;
 pub mod probe;
 
+pub use encode::knn_during_training;
 pub use features::Features;
 pub use knn::{KnnConfig, knn_accuracy};
-pub use probe::{Probe, ProbeConfig};
+pub use probe::{Accuracy, Probe, ProbeConfig};

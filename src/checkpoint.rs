@@ -1,0 +1,338 @@
+//! A run's state on disk: one folder a checkpoint, written under a temporary name
+//! and renamed, so that it is there whole or not at all.
+//!
+//! ```text
+//! RUN/checkpoints/step-0000000320/
+//!     weights.safetensors     torchvision's names under `backbone.` and `projector.`
+//!     optimizer.safetensors   the optimizer's tensors
+//!     state.json              step, position, configuration, checksums of the above
+//! ```
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::Position;
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::config::RunConfig;
+use crate::files::sync_folder;
+use crate::model::TwinNet;
+
+/// Folder of the checkpoints in a run's folder.
+pub const FOLDER: &str = "checkpoints";
+
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+const TEMPORARY: &str = ".tmp-";
+
+/// What `state.json` holds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this layout.
+    pub format: u32,
+    /// The program's version.
+    pub version: String,
+    /// Optimizer steps done.
+    pub step: u64,
+    /// The next batch.
+    pub position: Position,
+    /// Samples of the training set, which the position is relative to.
+    pub samples: u64,
+    /// The effective configuration.
+    pub config: RunConfig,
+    /// Name -> length and checksum of the other files.
+    files: BTreeMap<String, FileSum>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct FileSum {
+    bytes: u64,
+    /// 64-bit XXH3, hexadecimal.
+    xxh3: String,
+}
+
+const FORMAT: u32 = 1;
+
+impl State {
+    /// The state after `step` steps.
+    pub fn new(step: u64, position: Position, samples: u64, config: &RunConfig) -> Self {
+        State {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").into(),
+            step,
+            position,
+            samples,
+            config: config.clone(),
+            files: BTreeMap::new(),
+        }
+    }
+}
+
+/// A checkpoint that was read and verified.
+pub struct Checkpoint {
+    /// Its folder.
+    pub path: PathBuf,
+    /// `state.json`.
+    pub state: State,
+}
+
+impl Checkpoint {
+    /// The network's tensors, by name, on the CPU.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn weights(&self) -> Result<HashMap<String, Tensor>> {
+        read_tensors(&self.path.join(WEIGHTS))
+    }
+
+    /// The optimizer's tensors, by name, on the CPU.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn optimizer(&self) -> Result<HashMap<String, Tensor>> {
+        read_tensors(&self.path.join(OPTIMIZER))
+    }
+
+    /// The network that was saved.
+    ///
+    /// # Errors
+    /// When a tensor is missing or has another shape than the configuration says.
+    pub fn network(&self, device: &Device) -> Result<TwinNet> {
+        let config = &self.state.config;
+        let mut net = TwinNet::new(&config.model, config.train.seed, device)?;
+        net.load_state_dict(&self.weights()?)
+            .with_context(|| format!("{} does not fit", self.path.display()))?;
+        Ok(net)
+    }
+}
+
+/// Saves a checkpoint in `run/checkpoints` and removes all but the newest `keep`.
+///
+/// # Errors
+/// When it cannot be written; older checkpoints are then untouched.
+pub fn save(
+    run: &Path,
+    mut state: State,
+    weights: Vec<(String, Tensor)>,
+    optimizer: Vec<(String, Tensor)>,
+    keep: usize,
+) -> Result<PathBuf> {
+    let folder = run.join(FOLDER);
+    let target = folder.join(format!("step-{:010}", state.step));
+    let write = || -> Result<()> {
+        fs::create_dir_all(&folder)?;
+        let temporary = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
+            .tempdir_in(&folder)?;
+        for (name, tensors) in [(WEIGHTS, weights), (OPTIMIZER, optimizer)] {
+            let sum = write_tensors(&temporary.path().join(name), tensors)?;
+            state.files.insert(name.into(), sum);
+        }
+        let text = serde_json::to_vec_pretty(&state)?;
+        crate::files::write_atomically(&temporary.path().join(STATE), &text)?;
+        sync_folder(temporary.path())?;
+        if target.exists() {
+            fs::remove_dir_all(&target)?;
+        }
+        fs::rename(temporary.path(), &target)?;
+        // The folder has its final name; there is nothing left to remove.
+        let _ = temporary.keep();
+        Ok(sync_folder(&folder)?)
+    };
+    write().with_context(|| format!("cannot write the checkpoint {}", target.display()))?;
+    prune(&folder, keep)?;
+    Ok(target)
+}
+
+/// Reads the newest checkpoint of a run that is intact; `None` when there is none
+/// at all. `warn` is told of those that are not.
+///
+/// # Errors
+/// When there are checkpoints and none is intact.
+pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
+    let folder = run.join(FOLDER);
+    let mut last_error = None;
+    for path in list(&folder).into_iter().rev() {
+        match open(&path) {
+            Ok(checkpoint) => return Ok(Some(checkpoint)),
+            Err(error) => {
+                warn(&format!("{error:#}; trying the checkpoint before it"));
+                last_error = Some(error);
+            }
+        }
+    }
+    match last_error {
+        None => Ok(None),
+        Some(error) => Err(error.context("no checkpoint of this run is intact")),
+    }
+}
+
+/// Reads the checkpoint that `path` names: a checkpoint's folder, or a run's, whose
+/// newest one is taken.
+///
+/// # Errors
+/// When there is none, or it is damaged.
+pub fn find(path: &Path) -> Result<Checkpoint> {
+    if path.join(STATE).exists() {
+        return open(path);
+    }
+    let found = latest(path, |text| tracing::warn!("{text}"))?;
+    found.with_context(|| {
+        format!("{} holds no checkpoint: expected a run's folder or a checkpoint's", path.display())
+    })
+}
+
+fn open(path: &Path) -> Result<Checkpoint> {
+    let context = || format!("checkpoint {}", path.display());
+    let text = fs::read(path.join(STATE)).with_context(context)?;
+    let state: State = serde_json::from_slice(&text).with_context(context)?;
+    if state.format != FORMAT {
+        bail!("{}: format {} is not known, only {FORMAT} is", context(), state.format);
+    }
+    for name in [WEIGHTS, OPTIMIZER] {
+        let Some(expected) = state.files.get(name) else {
+            bail!("{}: state.json does not list {name}", context());
+        };
+        let found = sum_of(&path.join(name)).with_context(context)?;
+        if found != *expected {
+            bail!(
+                "{}: {name} is damaged ({} bytes with checksum {}, expected {} with {})",
+                context(),
+                found.bytes,
+                found.xxh3,
+                expected.bytes,
+                expected.xxh3
+            );
+        }
+    }
+    Ok(Checkpoint { path: path.to_path_buf(), state })
+}
+
+/// The checkpoints of a run, oldest first.
+pub fn list(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|path| name_of(path).starts_with("step-"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Removes what a killed process left behind under temporary names.
+///
+/// # Errors
+/// When a leftover cannot be removed.
+pub fn clean(run: &Path) -> Result<()> {
+    let Ok(entries) = fs::read_dir(run.join(FOLDER)) else { return Ok(()) };
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        if name_of(&path).starts_with(TEMPORARY) {
+            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+fn prune(folder: &Path, keep: usize) -> Result<()> {
+    let paths = list(folder);
+    for path in &paths[..paths.len().saturating_sub(keep)] {
+        fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+fn name_of(path: &Path) -> &str {
+    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+fn write_tensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileSum> {
+    let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
+    candle_core::safetensors::save(&tensors, path)?;
+    File::open(path)?.sync_all()?;
+    Ok(sum_of(path)?)
+}
+
+fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
+    candle_core::safetensors::load(path, &Device::Cpu).with_context(|| path.display().to_string())
+}
+
+fn sum_of(path: &Path) -> std::io::Result<FileSum> {
+    use std::io::Read;
+    let mut file = File::open(path)?;
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let (mut chunk, mut bytes) = (vec![0; 1 << 20], 0);
+    loop {
+        let n = file.read(&mut chunk)?;
+        if n == 0 {
+            return Ok(FileSum { bytes, xxh3: format!("{:016x}", hasher.digest()) });
+        }
+        hasher.update(&chunk[..n]);
+        bytes += n as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(run: &Path, step: u64, keep: usize) -> PathBuf {
+        let tensor = |v: f64| {
+            let values = Tensor::full(v, (2, 3), &Device::Cpu).unwrap();
+            vec![("t".to_owned(), values)]
+        };
+        let state = State::new(step, Position { epoch: 1, batch: 2 }, 10, &RunConfig::default());
+        save(run, state, tensor(step as f64), tensor(0.5), keep).unwrap()
+    }
+
+    #[test]
+    fn the_last_ones_are_kept_and_the_newest_is_found() {
+        let run = tempfile::tempdir().unwrap();
+        assert!(latest(run.path(), |_| ()).unwrap().is_none());
+        for step in [1, 2, 30] {
+            saved(run.path(), step, 2);
+        }
+        assert_eq!(list(&run.path().join(FOLDER)).len(), 2);
+        let found = find(run.path()).unwrap();
+        assert_eq!((found.state.step, found.state.position.batch), (30, 2));
+        assert_eq!(found.weights().unwrap()["t"].to_vec2::<f64>().unwrap()[1][2], 30.0);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
+        let run = tempfile::tempdir().unwrap();
+        saved(run.path(), 1, 5);
+        let newest = saved(run.path(), 2, 5);
+        for (name, cut) in [(WEIGHTS, 0), (OPTIMIZER, 9), (STATE, 40)] {
+            let path = newest.join(name);
+            let whole = fs::read(&path).unwrap();
+            let mut bytes = whole.clone();
+            if cut == 0 {
+                *bytes.last_mut().unwrap() ^= 1;
+            } else {
+                bytes.truncate(bytes.len() - cut);
+            }
+            fs::write(&path, bytes).unwrap();
+            let said = std::cell::RefCell::new(String::new());
+            let found = latest(run.path(), |text| said.borrow_mut().push_str(text)).unwrap();
+            assert_eq!(found.unwrap().state.step, 1);
+            assert!(said.borrow().contains("step-0000000002"), "{}", said.borrow());
+            fs::write(&path, whole).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_cleaned_and_never_found() {
+        let run = tempfile::tempdir().unwrap();
+        let left = run.path().join(FOLDER).join(".tmp-abc");
+        fs::create_dir_all(&left).unwrap();
+        fs::write(left.join(STATE), "{}").unwrap();
+        assert!(latest(run.path(), |_| ()).unwrap().is_none());
+        clean(run.path()).unwrap();
+        assert!(!left.exists());
+    }
+}

@@ -1,0 +1,96 @@
+//! `bt-stream train`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use super::{ConfigSource, flag};
+
+/// Arguments of `bt-stream train`.
+#[derive(Args, Debug)]
+pub struct TrainArgs {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// Training shards: a folder, a glob, a brace list or a manifest [data.train]
+    #[arg(long, value_name = "SHARDS")]
+    data: Option<String>,
+    /// The run's folder [train.dir; default: runs/default]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Passes over the data [train.epochs; default: 100]
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Source images of a step [train.batch_size; default: 256]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Decides weights, order and views [train.seed; default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Loader threads, 0 for one each core [data.threads; default: 0]
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Continue the run in its folder from the newest checkpoint
+    #[arg(long)]
+    resume: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`crate::train::train`].
+pub fn run(args: TrainArgs) -> Result<()> {
+    let quoted = |text: &str| format!("{text:?}");
+    let dir = args.dir.as_ref().map(|dir| quoted(&dir.to_string_lossy()));
+    let mut source = args.source.clone();
+    if args.resume && source.config.is_none() {
+        // The run's own configuration is the one to go on with.
+        let Some(dir) = &args.dir else {
+            bail!("--resume needs --dir (the run's folder) or --config");
+        };
+        let saved = dir.join("config.toml");
+        if saved.exists() {
+            source.config = Some(saved);
+        }
+    }
+    let config = source.load(&[
+        flag("data.train", &args.data.as_deref().map(quoted)),
+        flag("train.dir", &dir),
+        flag("train.epochs", &args.epochs),
+        flag("train.batch_size", &args.batch_size),
+        flag("train.seed", &args.seed),
+        flag("data.threads", &args.threads),
+    ])?;
+    set_threads(config.train.threads)?;
+    if !args.json {
+        eprintln!("# effective configuration\n{}", config.to_toml()?);
+    }
+    let stop = crate::signals::stop_flag()?;
+    let summary = crate::train::train(&config, args.resume, &stop)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&summary)?);
+    } else {
+        println!(
+            "{} steps done; {:.0} images/s; limited by {}; newest checkpoint {}",
+            summary.steps,
+            summary.images as f64 / summary.seconds.max(1e-9),
+            summary.limit,
+            summary.checkpoint.display()
+        );
+    }
+    Ok(())
+}
+
+/// Sets the number of computing threads of the process.
+///
+/// # Errors
+/// When threads cannot be made.
+pub fn set_threads(threads: usize) -> Result<()> {
+    if threads > 0 {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,197 @@
+//! A network's features beside the floor: an untrained network of the same
+//! shape, and what the pixels say without one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Result;
+use bt_pipeline::ShardSet;
+use candle_core::Device;
+use indicatif::{ProgressBar, ProgressStyle};
+
+use super::encode::{features, open, pixel_features};
+use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, knn_accuracy};
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::RunConfig;
+use crate::model::TwinNet;
+use crate::report::{Score, percent};
+
+/// Features of the two sets that an evaluation compares.
+pub struct Kind {
+    /// Whose they are.
+    pub name: String,
+    /// References, or what the probe is fitted to.
+    pub train: Features,
+    /// What is classified.
+    pub test: Features,
+}
+
+/// Where features come from: a checkpoint and two shard sets.
+pub struct Source {
+    /// The checkpoint.
+    pub checkpoint: Checkpoint,
+    /// References.
+    pub train: Arc<ShardSet>,
+    /// Queries.
+    pub test: Arc<ShardSet>,
+    device: Device,
+}
+
+impl Source {
+    /// Opens the checkpoint that `path` names and two sets; absent ones are those
+    /// that the checkpoint was trained and validated on.
+    ///
+    /// # Errors
+    /// What cannot be found or read.
+    pub fn open(path: &Path, train: Option<&str>, test: Option<&str>) -> Result<Source> {
+        let checkpoint = checkpoint::find(path)?;
+        let data = &checkpoint.state.config.data;
+        let train = open(train.unwrap_or(&data.train), "name the training shards with --train")?;
+        let test = open(test.unwrap_or(&data.val), "name the test shards with --test")?;
+        let device = crate::train::device(&checkpoint.state.config.train.device)?;
+        Ok(Source { checkpoint, train, test, device })
+    }
+
+    /// The configuration the checkpoint was made with.
+    pub fn config(&self) -> &RunConfig {
+        &self.checkpoint.state.config
+    }
+
+    /// The trained network's features.
+    ///
+    /// # Errors
+    /// A checkpoint that does not fit its configuration, or unreadable samples.
+    pub fn trained(&self) -> Result<Kind> {
+        let mut net = self.checkpoint.network(&self.device)?;
+        self.encode("trained network", &mut net)
+    }
+
+    /// Features of the network as it was before its first step.
+    ///
+    /// # Errors
+    /// Unreadable samples.
+    pub fn untrained(&self) -> Result<Kind> {
+        let config = self.config();
+        let mut net = TwinNet::new(&config.model, config.train.seed, &self.device)?;
+        self.encode("untrained network", &mut net)
+    }
+
+    /// Raw pixels and colour histograms.
+    ///
+    /// # Errors
+    /// Unreadable samples.
+    pub fn pixels(&self) -> Result<[Kind; 2]> {
+        pixel_kinds(&self.train, &self.test, self.config())
+    }
+
+    fn encode(&self, name: &str, net: &mut TwinNet) -> Result<Kind> {
+        encode(name, net, [&self.train, &self.test], self.config(), &self.device)
+    }
+}
+
+/// `net`'s features of both sets, with a progress line on a terminal.
+///
+/// # Errors
+/// Unreadable samples.
+pub fn encode(
+    name: &str,
+    net: &mut TwinNet,
+    [train, test]: [&Arc<ShardSet>; 2],
+    config: &RunConfig,
+    device: &Device,
+) -> Result<Kind> {
+    let bar = progress((train.len() + test.len()) as u64, name)?;
+    let mut of = |set: &Arc<ShardSet>, before: usize| {
+        features(net, set, config.eval_loader()?, device, |n| bar.set_position((before + n) as u64))
+    };
+    let kind = Kind { name: name.into(), train: of(train, 0)?, test: of(test, train.len())? };
+    bar.finish_and_clear();
+    Ok(kind)
+}
+
+/// Raw pixels and colour histograms of both sets.
+///
+/// # Errors
+/// Unreadable samples.
+pub fn pixel_kinds(
+    train: &Arc<ShardSet>,
+    test: &Arc<ShardSet>,
+    config: &RunConfig,
+) -> Result<[Kind; 2]> {
+    let (raw_train, colour_train) = pixel_features(train, config.eval_loader()?)?;
+    let (raw_test, colour_test) = pixel_features(test, config.eval_loader()?)?;
+    Ok([
+        Kind { name: "raw pixels".into(), train: raw_train, test: raw_test },
+        Kind { name: "colour histogram".into(), train: colour_train, test: colour_test },
+    ])
+}
+
+/// A progress line for `total` images; hidden when standard error is no terminal.
+///
+/// # Errors
+/// Never in practice: the template is a constant.
+pub fn progress(total: u64, name: &str) -> Result<ProgressBar> {
+    let bar = ProgressBar::new(total);
+    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} images  {msg}")?);
+    bar.set_message(name.to_owned());
+    Ok(bar)
+}
+
+impl Kind {
+    /// The accuracies that `knn` and `probe` ask for.
+    ///
+    /// # Errors
+    /// Missing labels, or options out of range.
+    pub fn score(&self, knn: Option<KnnConfig>, probe: Option<&ProbeConfig>) -> Result<Score> {
+        let knn = knn.map(|options| knn_accuracy(&self.train, &self.test, options)).transpose()?;
+        let fit = |options| Probe::fit(&self.train, options)?.accuracy(&self.test);
+        let linear: Option<Accuracy> = probe.map(fit).transpose()?;
+        Ok(Score { name: self.name.clone(), knn, linear })
+    }
+}
+
+/// Scores in aligned columns, a line each.
+pub fn table(scores: &[Score]) -> String {
+    let wide = scores.iter().map(|score| score.name.chars().count()).max().unwrap_or(0).max(8);
+    let knn = scores.iter().any(|score| score.knn.is_some());
+    let linear = scores.iter().any(|score| score.linear.is_some());
+    let mut out = format!("{:wide$}", "features");
+    if knn {
+        out.push_str("     kNN");
+    }
+    if linear {
+        out.push_str("  linear top-1  top-5");
+    }
+    for score in scores {
+        out.push_str(&format!("\n{:wide$}", score.name));
+        if knn {
+            out.push_str(&format!("{:>8}", score.knn.map_or("-".into(), percent)));
+        }
+        if linear {
+            let cell = |value: fn(&Accuracy) -> f64| {
+                score.linear.as_ref().map_or("-".into(), |accuracy| percent(value(accuracy)))
+            };
+            out.push_str(&format!("{:>14}{:>7}", cell(|a| a.top1), cell(|a| a.top5)));
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_the_columns_that_were_measured() {
+        let linear = Some(Accuracy { top1: 0.5, top5: 1.0 });
+        let scores = [
+            Score { name: "trained network".into(), knn: Some(0.623), linear },
+            Score { name: "raw pixels".into(), knn: Some(0.1), linear: None },
+        ];
+        let expected = "features            kNN  linear top-1  top-5\n\
+                        trained network   62.3%         50.0% 100.0%\n\
+                        raw pixels        10.0%             -      -";
+        assert_eq!(table(&scores), expected);
+        assert!(!table(&scores[1..]).contains("linear"));
+    }
+}

@@ -1,0 +1,110 @@
+//! Shard set -> loader -> features: one eval view of each sample, in the order
+//! of the shards.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::augment::DType;
+use bt_pipeline::{Batch, Image, Loader, LoaderConfig, Position, ShardSet};
+use candle_core::Device;
+
+use super::Features;
+use super::baseline::{HISTOGRAM_DIM, colour_histogram, raw_pixels};
+use crate::config::RunConfig;
+use crate::model::TwinNet;
+use crate::report::picture::fit;
+use crate::train::images_of;
+
+/// Longer side of the pictures that raw pixels are taken from: features of a whole
+/// 224 x 224 view would fill the memory and be no better.
+pub const RAW_SIDE: usize = 32;
+
+/// Opens the shards of a set; `key` names them in the answer when there are none.
+///
+/// # Errors
+/// No shards, or unreadable ones.
+pub fn open(pattern: &str, key: &str) -> Result<Arc<ShardSet>> {
+    if pattern.is_empty() {
+        bail!("no shards were given: {key}");
+    }
+    let set = ShardSet::open(pattern, &Default::default())?;
+    if set.is_empty() {
+        bail!("{pattern} holds no samples");
+    }
+    Ok(Arc::new(set))
+}
+
+/// The backbone's features, in evaluation mode, of every sample. `done` is told
+/// how many there are after each batch.
+///
+/// # Errors
+/// A sample that cannot be read, or a device that fails.
+pub fn features(
+    net: &mut TwinNet,
+    set: &Arc<ShardSet>,
+    config: LoaderConfig,
+    device: &Device,
+    mut done: impl FnMut(usize),
+) -> Result<Features> {
+    let mut out = Features::empty(net.feature_dim());
+    each_batch(set, config, |batch| {
+        let values = net.features(&images_of(batch, device)?)?.flatten_all()?.to_vec1::<f32>()?;
+        out.append(&values, &batch.labels, &batch.samples)?;
+        done(out.len());
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+/// What the pixels say without a network: the view's pixels, at most
+/// [`RAW_SIDE`] on a side, and its colour histogram.
+///
+/// # Errors
+/// A sample that cannot be read.
+pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Features, Features)> {
+    let (height, width) = config.views.first().context("evaluation needs one view")?.out_size();
+    let side = height.max(width).min(RAW_SIDE);
+    let mut raw: Option<Features> = None;
+    let mut histograms = Features::empty(HISTOGRAM_DIM);
+    each_batch(set, LoaderConfig { dtype: DType::U8, ..config }, |batch| {
+        let images = batch.as_bytes().chunks_exact(batch.spec().view_len());
+        for ((pixels, label), sample) in images.zip(&batch.labels).zip(&batch.samples) {
+            let (label, sample) = (&[*label], &[*sample]);
+            let view = Image { width, height, pixels_hwc: pixels.to_vec() };
+            let values = raw_pixels(&fit(&view, side).pixels_hwc);
+            raw.get_or_insert_with(|| Features::empty(values.len()))
+                .append(&values, label, sample)?;
+            histograms.append(&colour_histogram(pixels), label, sample)?;
+        }
+        Ok(())
+    })?;
+    Ok((raw.context("the set holds no samples")?, histograms))
+}
+
+fn each_batch(
+    set: &Arc<ShardSet>,
+    config: LoaderConfig,
+    mut f: impl FnMut(&Batch) -> Result<()>,
+) -> Result<()> {
+    let loader = Loader::new(Arc::clone(set), config)?;
+    for batch in loader.start(Position::default(), 1)? {
+        f(&batch?)?;
+    }
+    Ok(())
+}
+
+/// kNN accuracy (0 to 1) of a network in training: references are all of
+/// `data.train`, queries `data.val`, options those of `[eval]`.
+///
+/// # Errors
+/// Shards that cannot be read or have no labels.
+pub fn knn_during_training(net: &mut TwinNet, config: &RunConfig) -> Result<f64> {
+    let device = crate::train::device(&config.train.device)?;
+    let mut of = |pattern: &str, key: &str| {
+        features(net, &open(pattern, key)?, config.eval_loader()?, &device, |_| ())
+    };
+    let references = of(&config.data.train, "data.train")?;
+    let queries = of(&config.data.val, "data.val")?;
+    let options = super::KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    super::knn_accuracy(&references, &queries, options)
+}

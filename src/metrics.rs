@@ -1,0 +1,290 @@
+//! What a run says about itself: one JSON line every n steps, and the progress
+//! line on a terminal.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use bt_pipeline::stats::{BadSample, Snapshot, Stats};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::{Deserialize, Serialize};
+
+use crate::loss::LossOutput;
+
+/// File in the run's folder.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// File in the run's folder that lists the samples that were left out.
+pub const LEDGER_FILE: &str = "bad-samples.jsonl";
+
+/// One line of `metrics.jsonl`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Line {
+    /// Steps done.
+    pub step: u64,
+    /// Epochs done, with the fraction of the present one.
+    pub epoch: f64,
+    /// Seconds since this process began to train.
+    pub seconds: f64,
+    /// The loss, mean over the steps since the last line.
+    pub loss: Option<f64>,
+    /// The invariance term, likewise.
+    pub invariance: Option<f64>,
+    /// The redundancy term (lambda included), likewise.
+    pub redundancy: Option<f64>,
+    /// Mean of C's diagonal.
+    pub on_diag: Option<f64>,
+    /// Root mean square of C's off-diagonal elements.
+    pub off_diag: Option<f64>,
+    /// Learning rate of weights.
+    pub lr_weights: Option<f64>,
+    /// Learning rate of biases and BN parameters.
+    pub lr_biases: Option<f64>,
+    /// Source images per second since the last line.
+    pub images_per_s: Option<f64>,
+    /// Share of the time since the last line spent waiting for data.
+    pub wait: Option<f64>,
+    /// The stage that limits.
+    pub limit: Option<String>,
+    /// Samples left out so far, repetitions counted.
+    pub bad: Option<u64>,
+    /// kNN accuracy on `data.val`, 0 to 1.
+    pub knn: Option<f64>,
+}
+
+/// Sums since the last line.
+#[derive(Default)]
+struct Sums {
+    steps: u64,
+    images: u64,
+    loss: f64,
+    invariance: f64,
+    redundancy: f64,
+    on_diag: f64,
+    off_diag: f64,
+}
+
+/// Writes the metrics file and keeps the progress line.
+pub struct Metrics {
+    file: File,
+    ledger: PathBuf,
+    path: PathBuf,
+    every: u64,
+    steps_per_epoch: u64,
+    begun: Instant,
+    last: (Instant, Snapshot),
+    sums: Sums,
+    bar: ProgressBar,
+}
+
+impl Metrics {
+    /// Opens the file in `dir`. Lines after `step`, which a run that was cut off
+    /// left behind, are taken out.
+    ///
+    /// # Errors
+    /// When the file cannot be read or written.
+    pub fn open(
+        dir: &Path,
+        step: u64,
+        steps: u64,
+        steps_per_epoch: u64,
+        every: u64,
+    ) -> Result<Self> {
+        let path = dir.join(METRICS_FILE);
+        drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
+        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        bar.set_style(
+            ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {eta} left")
+                .context("progress template")?,
+        );
+        bar.set_position(step);
+        bar.reset_eta();
+        Ok(Metrics {
+            file: file.with_context(|| path.display().to_string())?,
+            ledger: dir.join(LEDGER_FILE),
+            path,
+            every,
+            steps_per_epoch,
+            begun: Instant::now(),
+            last: (Instant::now(), Snapshot::default()),
+            sums: Sums::default(),
+            bar,
+        })
+    }
+
+    /// Counts a step; each `every` steps a line is written.
+    ///
+    /// # Errors
+    /// When a line cannot be written.
+    pub fn step(
+        &mut self,
+        step: u64,
+        images: usize,
+        out: &LossOutput,
+        rates: (f64, f64),
+        stats: &Stats,
+    ) -> Result<()> {
+        let sums = &mut self.sums;
+        sums.steps += 1;
+        sums.images += images as u64;
+        sums.loss += out.loss;
+        sums.invariance += out.invariance;
+        sums.redundancy += out.redundancy;
+        if let Some(c) = &out.correlation {
+            sums.on_diag += c.on_diag_mean;
+            sums.off_diag += c.off_diag_rms.unwrap_or(f64::NAN);
+        }
+        self.bar.set_position(step);
+        if step % self.every == 0 {
+            self.line(step, out, rates, stats)?;
+        }
+        Ok(())
+    }
+
+    fn line(
+        &mut self,
+        step: u64,
+        out: &LossOutput,
+        (lr_weights, lr_biases): (f64, f64),
+        stats: &Stats,
+    ) -> Result<()> {
+        let now = Instant::now();
+        let snapshot = stats.snapshot();
+        let (wall, since) = (now - self.last.0, snapshot.since(&self.last.1));
+        let sums = std::mem::take(&mut self.sums);
+        let mean = |sum: f64| Some(sum / sums.steps as f64).filter(|mean| mean.is_finite());
+        let correlation = |sum: f64| out.correlation.as_ref().and_then(|_| mean(sum));
+        let rate = sums.images as f64 / wall.as_secs_f64();
+        let wait = share(since.batch_wait, wall);
+        let limit = since.limit(wall);
+        let line = Line {
+            step,
+            epoch: step as f64 / self.steps_per_epoch as f64,
+            seconds: self.begun.elapsed().as_secs_f64(),
+            loss: mean(sums.loss),
+            invariance: mean(sums.invariance),
+            redundancy: mean(sums.redundancy),
+            on_diag: correlation(sums.on_diag),
+            off_diag: correlation(sums.off_diag),
+            lr_weights: Some(lr_weights),
+            lr_biases: Some(lr_biases),
+            images_per_s: Some(rate),
+            wait: Some(wait),
+            limit: Some(limit.to_owned()),
+            bad: Some(snapshot.bad),
+            knn: None,
+        };
+        self.bar.set_message(format!(
+            "epoch {:>6.2}  loss {:>9.3}  {:>7.0} images/s  limit {limit}{}",
+            line.epoch,
+            line.loss.unwrap_or(f64::NAN),
+            rate,
+            if snapshot.bad > 0 { format!("  bad {}", snapshot.bad) } else { String::new() },
+        ));
+        self.write(&line)?;
+        self.record_bad(&stats.take_bad())?;
+        self.last = (now, snapshot);
+        Ok(())
+    }
+
+    /// Writes the kNN accuracy after `step`.
+    ///
+    /// # Errors
+    /// When the line cannot be written.
+    pub fn knn(&mut self, step: u64, accuracy: f64) -> Result<()> {
+        let epoch = step as f64 / self.steps_per_epoch as f64;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.say(&format!("epoch {epoch:.0}: kNN {:.1}%", accuracy * 100.0));
+        self.write(&Line { step, epoch, seconds, knn: Some(accuracy), ..Line::default() })?;
+        // The evaluation's time belongs to no step.
+        self.last.0 = Instant::now();
+        Ok(())
+    }
+
+    /// Writes what the loader left out since the last call to the ledger.
+    ///
+    /// # Errors
+    /// When the ledger cannot be written.
+    pub fn record_bad(&mut self, bad: &[BadSample]) -> Result<()> {
+        if bad.is_empty() {
+            return Ok(());
+        }
+        let open = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&self.ledger)?;
+            for sample in bad {
+                let text = serde_json::to_string(sample).map_err(std::io::Error::other)?;
+                writeln!(file, "{text}")?;
+            }
+            Ok(())
+        };
+        open().with_context(|| self.ledger.display().to_string())
+    }
+
+    /// A line for the person, above the progress bar where there is one.
+    pub fn say(&self, text: &str) {
+        if self.bar.is_hidden() {
+            eprintln!("{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    /// Ends the progress line.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    fn write(&mut self, line: &Line) -> Result<()> {
+        let text = serde_json::to_string(line)?;
+        writeln!(self.file, "{text}").with_context(|| self.path.display().to_string())
+    }
+}
+
+fn share(part: Duration, whole: Duration) -> f64 {
+    (part.as_secs_f64() / whole.as_secs_f64().max(1e-9)).min(1.0)
+}
+
+/// Reads the metrics of a run; lines that are no metrics are passed over, as the
+/// last one of a run that was killed may be cut off.
+///
+/// # Errors
+/// When the file cannot be read.
+pub fn read(dir: &Path) -> Result<Vec<Line>> {
+    let path = dir.join(METRICS_FILE);
+    let file = File::open(&path).with_context(|| path.display().to_string())?;
+    let lines = BufReader::new(file).lines().collect::<std::io::Result<Vec<_>>>()?;
+    Ok(lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+fn drop_later_lines(path: &Path, step: u64) -> Result<()> {
+    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
+    let kept: String = text
+        .lines()
+        .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    if kept.len() != text.len() {
+        crate::files::write_atomically(path, kept.as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resuming_takes_out_the_lines_of_steps_that_will_be_repeated() {
+        let dir = tempfile::tempdir().unwrap();
+        let text: String = (1..=4)
+            .map(|step| format!("{{\"step\":{step},\"epoch\":0.0,\"seconds\":1.0}}\n"))
+            .collect();
+        std::fs::write(dir.path().join(METRICS_FILE), text + "{\"step\":5,\"ep").unwrap();
+        drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+        let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
+        assert_eq!(steps, [1, 2]);
+    }
+}

@@ -1,0 +1,249 @@
+//! Line charts as inline SVG: colours come from the page's style sheet, so that
+//! they follow light and dark mode.
+
+use std::fmt::Write as _;
+
+/// One line of a chart.
+#[derive(Clone, Debug, Default)]
+pub struct Series {
+    /// For the legend.
+    pub name: String,
+    /// (x, y), x rising.
+    pub points: Vec<(f64, f64)>,
+}
+
+/// A chart of a few lines over one axis.
+#[derive(Clone, Debug, Default)]
+pub struct Chart {
+    /// Above the chart.
+    pub title: String,
+    /// Under the x axis.
+    pub x_label: String,
+    /// A logarithmic y axis; points that are not positive are left out.
+    pub log_y: bool,
+    /// y is a share, 0 to 1, and shown as a percentage.
+    pub percent: bool,
+    /// The lines.
+    pub series: Vec<Series>,
+}
+
+/// The drawing's size in its own units; the page scales it to its column. Small, so
+/// that the letters stay readable on a phone.
+const WIDTH: f64 = 420.0;
+const HEIGHT: f64 = 250.0;
+const LEFT: f64 = 46.0;
+const RIGHT: f64 = 10.0;
+const TOP: f64 = 10.0;
+const BOTTOM: f64 = 36.0;
+
+/// The range of an axis and how values lie on it.
+struct Axis {
+    low: f64,
+    high: f64,
+    log: bool,
+    ticks: Vec<f64>,
+}
+
+impl Chart {
+    /// The chart as a `<figure>`; empty when no line has two points.
+    pub fn svg(&self) -> String {
+        let drawn: Vec<(usize, Vec<(f64, f64)>)> = (0..self.series.len())
+            .map(|i| (i, self.usable(&self.series[i].points)))
+            .filter(|(_, points)| points.len() > 1)
+            .collect();
+        let all = || drawn.iter().flat_map(|(_, points)| points.iter().copied());
+        let (Some(x), Some(y)) =
+            (Axis::over(all().map(|p| p.0), false), Axis::over(all().map(|p| p.1), self.log_y))
+        else {
+            return String::new();
+        };
+        let mut out = format!(
+            "<figure class=\"chart\"><figcaption>{}</figcaption>\
+             <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
+            escape(&self.title),
+            escape(&self.title)
+        );
+        self.axes(&mut out, &x, &y);
+        for (i, points) in &drawn {
+            let mut path = String::new();
+            for (px, py) in points {
+                let (px, py) = (horizontal(&x, *px), vertical(&y, *py));
+                let verb = if path.is_empty() { 'M' } else { 'L' };
+                let _ = write!(path, "{verb}{px:.1} {py:.1}");
+            }
+            let _ = write!(out, "<path class=\"line s{}\" d=\"{path}\"/>", i % 4);
+        }
+        out.push_str("</svg><div class=\"legend\">");
+        for (i, _) in &drawn {
+            let name = escape(&self.series[*i].name);
+            let _ = write!(out, "<span><i class=\"s{}\"></i>{name}</span>", i % 4);
+        }
+        out.push_str("</div></figure>\n");
+        out
+    }
+
+    fn usable(&self, points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+        let fits =
+            |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite() && (!self.log_y || p.1 > 0.0);
+        points.iter().filter(fits).copied().collect()
+    }
+
+    fn axes(&self, out: &mut String, x: &Axis, y: &Axis) {
+        for tick in &y.ticks {
+            let at = vertical(y, *tick);
+            let text =
+                if self.percent { format!("{}%", number(100.0 * tick)) } else { number(*tick) };
+            let _ = write!(
+                out,
+                "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{}\"/>\
+                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{text}</text>",
+                WIDTH - RIGHT,
+                LEFT - 6.0,
+                at + 4.0
+            );
+        }
+        let bottom = HEIGHT - BOTTOM;
+        for tick in &x.ticks {
+            let at = horizontal(x, *tick);
+            let _ = write!(
+                out,
+                "<path class=\"grid\" d=\"M{at:.1} {bottom}v4\"/>\
+                 <text x=\"{at:.1}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                bottom + 17.0,
+                number(*tick)
+            );
+        }
+        let _ = write!(
+            out,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>",
+            WIDTH - RIGHT,
+            HEIGHT - 4.0,
+            escape(&self.x_label)
+        );
+    }
+}
+
+fn horizontal(axis: &Axis, value: f64) -> f64 {
+    LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT)
+}
+
+fn vertical(axis: &Axis, value: f64) -> f64 {
+    TOP + (1.0 - axis.share(value)) * (HEIGHT - TOP - BOTTOM)
+}
+
+impl Axis {
+    fn over(values: impl Iterator<Item = f64>, log: bool) -> Option<Axis> {
+        let (low, high) = values.fold((f64::MAX, f64::MIN), |(l, h), v| (l.min(v), h.max(v)));
+        if low > high {
+            return None;
+        }
+        Some(if log { Axis::log(low, high) } else { Axis::linear(low, high) })
+    }
+
+    /// About five steps of 1, 2 or 5 times a power of ten.
+    fn linear(low: f64, high: f64) -> Axis {
+        let span = if high > low { high - low } else { high.abs().max(1.0) };
+        let power = 10f64.powf((span / 5.0).log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| span / s <= 5.5);
+        let step = step.unwrap_or(power);
+        let first = (low / step).floor() as i64;
+        let last = ((high / step).ceil() as i64).max(first + 1);
+        let ticks = (first..=last).map(|i| i as f64 * step).collect();
+        Axis { low: first as f64 * step, high: last as f64 * step, log: false, ticks }
+    }
+
+    /// Ticks at 1, 2 and 5 times powers of ten, or at powers alone when there are many.
+    fn log(low: f64, high: f64) -> Axis {
+        let (low, high) = (low / 1.08, high * 1.08);
+        let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
+        let all: Vec<f64> = powers
+            .flat_map(|p| [1.0, 2.0, 5.0].map(|m| m * 10f64.powi(p)))
+            .filter(|tick| (low..=high).contains(tick))
+            .collect();
+        let round = |tick: &f64| (tick.log10() - tick.log10().round()).abs() < 1e-9;
+        let few: Vec<f64> = all.iter().copied().filter(round).collect();
+        Axis { low, high, log: true, ticks: if all.len() > 7 { few } else { all } }
+    }
+
+    /// Where `value` lies between the axis' ends, 0 to 1.
+    fn share(&self, value: f64) -> f64 {
+        let place = |v: f64| if self.log { v.ln() } else { v };
+        (place(value) - place(self.low)) / (place(self.high) - place(self.low)).max(1e-300)
+    }
+}
+
+/// A number without needless digits.
+fn number(value: f64) -> String {
+    if value.abs() >= 10_000.0 {
+        return format!("{}k", number(value / 1000.0));
+    }
+    let text = format!("{value:.4}");
+    let short = text.trim_end_matches('0').trim_end_matches('.');
+    if short == "-0" { "0".into() } else { short.to_owned() }
+}
+
+/// Text made safe between tags and in attributes.
+pub fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            _ => out.push(c),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chart(points: Vec<(f64, f64)>, log_y: bool) -> Chart {
+        let series = vec![Series { name: "a < b".into(), points }];
+        Chart { title: "loss".into(), log_y, series, ..Chart::default() }
+    }
+
+    #[test]
+    fn every_point_lies_within_the_drawing() {
+        for log_y in [false, true] {
+            let points = (1..50).map(|i| (f64::from(i), 300.0 / f64::from(i) - 7.0)).collect();
+            let svg = chart(points, log_y).svg();
+            let path = svg.split("class=\"line s0\" d=\"M").nth(1).unwrap();
+            let path = &path[..path.find('"').unwrap()];
+            for pair in path.split('L') {
+                let (x, y) = pair.split_once(' ').unwrap();
+                let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());
+                assert!((LEFT..=WIDTH - RIGHT).contains(&x), "{x}");
+                assert!((TOP..=HEIGHT - BOTTOM).contains(&y), "{y}");
+            }
+            assert!(svg.contains("a &lt; b"));
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_drawn_is_left_out() {
+        assert_eq!(chart(vec![], false).svg(), "");
+        assert_eq!(chart(vec![(0.0, f64::NAN), (1.0, 1.0)], false).svg(), "");
+        assert_eq!(chart(vec![(0.0, -1.0), (1.0, 0.0)], true).svg(), "");
+    }
+
+    #[test]
+    fn a_flat_line_has_an_axis() {
+        assert!(chart(vec![(0.0, 5.0), (1.0, 5.0)], false).svg().contains("class=\"line"));
+        assert!(chart(vec![(0.0, 5.0), (1.0, 5.0)], true).svg().contains("class=\"line"));
+    }
+
+    #[test]
+    fn ticks_are_round_numbers_around_the_values() {
+        let axis = Axis::linear(0.03, 0.97);
+        assert_eq!(
+            axis.ticks.iter().map(|t| number(*t)).collect::<Vec<_>>(),
+            ["0", "0.2", "0.4", "0.6", "0.8", "1"]
+        );
+        let axis = Axis::log(40.0, 260.0);
+        assert_eq!(axis.ticks, [50.0, 100.0, 200.0]);
+    }
+}

@@ -1,0 +1,116 @@
+//! What a run's folder tells: configuration, metrics, summary, scores, and
+//! pictures drawn anew from the checkpoint and the shards.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+
+use super::{Correlation, Report, Score, TimeTable};
+use crate::config::RunConfig;
+use crate::metrics;
+use crate::model::TwinNet;
+use crate::train::{SUMMARY_FILE, Summary, images_of};
+
+/// File in the run's folder that holds its evaluation: a list of [`Score`]s.
+pub const SCORES_FILE: &str = "evaluation.json";
+
+/// Samples of the batch that C is computed over.
+const CORRELATION_BATCH: usize = 256;
+
+/// The part of the report that needs nothing but the files of the run in `dir`.
+/// Summary and scores are left out when the run has none yet.
+///
+/// # Errors
+/// A folder without metrics, or files that cannot be read.
+pub fn from_run(dir: &Path) -> Result<Report> {
+    let text = |name: &str| {
+        let path = dir.join(name);
+        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
+    };
+    let summary: Option<Summary> = match text(SUMMARY_FILE) {
+        Ok(json) => Some(serde_json::from_str(&json).context(SUMMARY_FILE)?),
+        Err(_) => None,
+    };
+    let scores: Vec<Score> = match text(SCORES_FILE) {
+        Ok(json) => serde_json::from_str(&json).context(SCORES_FILE)?,
+        Err(_) => Vec::new(),
+    };
+    Ok(Report {
+        title: "Barlow Twins run".into(),
+        metrics: metrics::read(dir)?,
+        scores,
+        facts: summary.iter().flat_map(facts).collect(),
+        times: summary.iter().flat_map(times).collect(),
+        config: text("config.toml").unwrap_or_default(),
+        ..Report::default()
+    })
+}
+
+fn facts(summary: &Summary) -> Vec<(String, String)> {
+    let rate = summary.images as f64 / summary.seconds.max(1e-9);
+    vec![
+        ("steps".into(), summary.steps.to_string()),
+        ("source images per second".into(), format!("{rate:.0}")),
+        ("training time".into(), duration(summary.seconds)),
+        ("limited by".into(), summary.limit.clone()),
+    ]
+}
+
+fn times(summary: &Summary) -> Vec<TimeTable> {
+    vec![
+        TimeTable { title: "Training thread".into(), rows: summary.step_seconds.clone() },
+        TimeTable {
+            title: "Loader threads, added up".into(),
+            rows: summary.loader_seconds.clone(),
+        },
+    ]
+}
+
+/// Seconds as people say them.
+pub fn duration(seconds: f64) -> String {
+    let whole = seconds.round() as u64;
+    match whole {
+        0..60 => format!("{seconds:.1} s"),
+        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
+        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    }
+}
+
+/// C of `net` over the first training batch of epoch 0, BatchNorm taking the batch's
+/// statistics as in training. It moves `net`'s running statistics: hand over a copy
+/// when they are still needed.
+///
+/// # Errors
+/// Unreadable samples, or a device that fails.
+pub fn correlation(
+    name: &str,
+    net: &mut TwinNet,
+    set: &Arc<ShardSet>,
+    config: &RunConfig,
+) -> Result<Correlation> {
+    let loader = config.loader()?;
+    let batch_size = CORRELATION_BATCH.min(set.len());
+    let loader = Loader::new(Arc::clone(set), LoaderConfig { batch_size, ..loader })?;
+    let mut stream = loader.start(Position::default(), 1)?;
+    let batch = stream.next().context("the training set holds no batch")??;
+    let images = images_of(&batch, &crate::train::device(&config.train.device)?)?;
+    let z = net.forward_train(&images, 2)?;
+    let (a, b) = (z.narrow(0, 0, batch.size)?, z.narrow(0, batch.size, batch.size)?);
+    let c = crate::loss::cross_correlation(&a, &b, crate::loss::BarlowConfig::default().eps)?;
+    let dim = c.dim(0)?;
+    Ok(Correlation { name: name.into(), dim, values: c.flatten_all()?.to_vec1()? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_said_in_the_unit_that_suits_them() {
+        assert_eq!(duration(12.34), "12.3 s");
+        assert_eq!(duration(125.0), "2 min 05 s");
+        assert_eq!(duration(7380.0), "2 h 03 min");
+    }
+}

@@ -1,0 +1,266 @@
+//! A [`Report`] as HTML. Each section is one function; a section without content
+//! writes nothing.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::chart::{Chart, Series, escape};
+use super::picture::{correlation_uri, data_uri};
+use super::{Report, Score, TimeTable, percent};
+use crate::metrics::Line;
+
+/// The page. It names no other file and no address.
+///
+/// # Errors
+/// When a picture cannot be encoded.
+pub fn render(report: &Report) -> Result<String> {
+    let title = escape(&report.title);
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title>\n<style>\n{}</style></head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
+        include_str!("style.css"),
+        escape(&report.summary)
+    );
+    facts(&mut out, &report.facts);
+    scores(&mut out, report);
+    curves(&mut out, &report.metrics);
+    correlations(&mut out, report)?;
+    neighbours(&mut out, report)?;
+    samples(&mut out, report)?;
+    times(&mut out, &report.times);
+    next(&mut out, &report.next);
+    config(&mut out, &report.config);
+    out.push_str("</body></html>\n");
+    Ok(out)
+}
+
+fn facts(out: &mut String, facts: &[(String, String)]) {
+    if facts.is_empty() {
+        return;
+    }
+    out.push_str("<div class=\"facts\">");
+    for (name, value) in facts {
+        let _ = write!(out, "<div><b>{}</b><span>{}</span></div>", escape(value), escape(name));
+    }
+    out.push_str("</div>\n");
+}
+
+fn scores(out: &mut String, report: &Report) {
+    if report.scores.is_empty() {
+        return;
+    }
+    out.push_str("<section id=\"scores\"><h2>Is the representation better?</h2>\n");
+    let _ = writeln!(out, "<p class=\"note\">{}</p>", escape(&report.scores_note));
+    let any = |has: fn(&Score) -> bool| report.scores.iter().any(has);
+    let (knn, linear) = (any(|s| s.knn.is_some()), any(|s| s.linear.is_some()));
+    out.push_str("<table><thead><tr><th>Features</th>");
+    if knn {
+        out.push_str("<th>kNN</th>");
+    }
+    if linear {
+        out.push_str("<th>Linear, top-1</th><th class=\"num\">top-5</th>");
+    }
+    out.push_str("</tr></thead><tbody>\n");
+    for (i, score) in report.scores.iter().enumerate() {
+        let own = if i == 0 { " class=\"own\"" } else { "" };
+        let _ = write!(out, "<tr{own}><td>{}</td>", escape(&score.name));
+        if knn {
+            bar(out, score.knn);
+        }
+        if linear {
+            bar(out, score.linear.map(|l| l.top1));
+            let top5 = score.linear.map_or("–".into(), |l| percent(l.top5));
+            let _ = write!(out, "<td class=\"num\">{top5}</td>");
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody></table></section>\n");
+}
+
+fn bar(out: &mut String, share: Option<f64>) {
+    match share {
+        Some(share) => {
+            let width = (100.0 * share).clamp(0.0, 100.0);
+            let _ = write!(
+                out,
+                "<td class=\"bar\">{}<div class=\"track\"><i style=\"width:{width:.1}%\"></i>\
+                 </div></td>",
+                percent(share)
+            );
+        }
+        None => out.push_str("<td class=\"bar\">–</td>"),
+    }
+}
+
+fn curves(out: &mut String, lines: &[Line]) {
+    let series = |name: &str, value: fn(&Line) -> Option<f64>| {
+        let points = lines.iter().filter_map(|line| Some((line.epoch, value(line)?))).collect();
+        Series { name: name.to_owned(), points }
+    };
+    let chart = |title: &str, log_y: bool, percent: bool, series: Vec<Series>| {
+        Chart { title: title.into(), x_label: "epoch".into(), log_y, percent, series }.svg()
+    };
+    let loss = vec![
+        series("loss", |l| l.loss),
+        series("invariance", |l| l.invariance),
+        series("redundancy (with lambda)", |l| l.redundancy),
+    ];
+    let diag = vec![
+        series("diagonal of C, mean", |l| l.on_diag),
+        series("off the diagonal, root mean square", |l| l.off_diag),
+    ];
+    let charts = [
+        chart("Loss and its two terms", true, false, loss),
+        chart("Cross-correlation C", false, false, diag),
+        chart("kNN accuracy during training", false, true, vec![series("kNN", |l| l.knn)]),
+        chart(
+            "Source images per second",
+            false,
+            false,
+            vec![series("images/s", |l| l.images_per_s)],
+        ),
+    ];
+    if charts.iter().all(String::is_empty) {
+        return;
+    }
+    out.push_str(
+        "<section id=\"curves\"><h2>Training</h2><p class=\"note\">Invariance makes the two views \
+         of an image agree, redundancy reduction keeps the dimensions apart.</p>\
+         <div class=\"grid2\">\n",
+    );
+    charts.iter().for_each(|chart| out.push_str(chart));
+    out.push_str("</div></section>\n");
+}
+
+fn correlations(out: &mut String, report: &Report) -> Result<()> {
+    if report.correlations.is_empty() {
+        return Ok(());
+    }
+    out.push_str(
+        "<section id=\"correlation\"><h2>The cross-correlation matrix C</h2><p class=\"note\">\
+         Between the embeddings of the two views of one batch. The objective wants 1 on the \
+         diagonal and 0 elsewhere. Orange is positive, blue negative.</p><div class=\"grid2\">\n",
+    );
+    for c in &report.correlations {
+        let (on, off) = (c.on_diag_mean(), c.off_diag_rms());
+        let cut = if c.dim > 256 { format!(", the first 256 of {}", c.dim) } else { String::new() };
+        let _ = writeln!(
+            out,
+            "<figure class=\"matrix\"><img alt=\"C {name}\" src=\"{}\"><figcaption>{name}{cut}: \
+             diagonal {on:.3}, off the diagonal {off:.3} (root mean square)</figcaption></figure>",
+            correlation_uri(c)?,
+            name = escape(&c.name),
+        );
+    }
+    out.push_str("</div></section>\n");
+    Ok(())
+}
+
+fn neighbours(out: &mut String, report: &Report) -> Result<()> {
+    if report.neighbours.is_empty() {
+        return Ok(());
+    }
+    out.push_str(
+        "<section id=\"neighbours\"><h2>What looks alike to the network</h2><p class=\"note\">\
+         A test image, then the training images with the most similar features. Green: the same \
+         class, red: another. Labels took no part in training.</p><div class=\"grid2\">\n",
+    );
+    for kind in &report.neighbours {
+        let _ = writeln!(out, "<div><figcaption>{}</figcaption>", escape(&kind.name));
+        for (query, near) in &kind.rows {
+            let _ = write!(
+                out,
+                "<div class=\"near\"><img class=\"query\" alt=\"query\" src=\"{}\">",
+                data_uri(query)?
+            );
+            for (image, same) in near {
+                let class = if *same { "same" } else { "other" };
+                let uri = data_uri(image)?;
+                let _ = write!(out, "<img class=\"{class}\" alt=\"{class} class\" src=\"{uri}\">");
+            }
+            out.push_str("</div>\n");
+        }
+        out.push_str("</div>\n");
+    }
+    out.push_str("</div></section>\n");
+    Ok(())
+}
+
+fn samples(out: &mut String, report: &Report) -> Result<()> {
+    if report.samples.is_empty() {
+        return Ok(());
+    }
+    out.push_str(
+        "<section id=\"views\"><h2>What the network sees</h2><p class=\"note\">Each image as it \
+         lies in the shard, then view A and view B of it.</p><div class=\"samples\">\n",
+    );
+    for sample in &report.samples {
+        out.push_str("<figure><div>");
+        let name = escape(&sample.name);
+        let _ = write!(out, "<img alt=\"{name}\" src=\"{}\">", data_uri(&sample.original)?);
+        for (view, letter) in sample.views.iter().zip('A'..) {
+            let uri = data_uri(view)?;
+            let _ = write!(out, "<img alt=\"{name}, view {letter}\" src=\"{uri}\">");
+        }
+        let _ = writeln!(out, "</div><figcaption>{name}</figcaption></figure>");
+    }
+    out.push_str("</div></section>\n");
+    Ok(())
+}
+
+fn times(out: &mut String, tables: &[TimeTable]) {
+    let tables: Vec<&TimeTable> = tables.iter().filter(|t| !t.rows.is_empty()).collect();
+    if tables.is_empty() {
+        return;
+    }
+    out.push_str("<section id=\"time\"><h2>Where the time went</h2><div class=\"grid2\">\n");
+    for table in tables {
+        let total: f64 = table.rows.iter().map(|row| row.1).sum();
+        let _ = writeln!(
+            out,
+            "<div><table><thead><tr><th>{}</th><th></th><th class=\"num\">seconds</th></tr>\
+             </thead><tbody>",
+            escape(&table.title)
+        );
+        for (stage, seconds) in &table.rows {
+            let share = 100.0 * seconds / total.max(1e-9);
+            let _ = writeln!(
+                out,
+                "<tr><td>{}</td><td class=\"bar\">{share:.1}%<div class=\"track\">\
+                 <i style=\"width:{share:.1}%\"></i></div></td><td class=\"num\">{seconds:.1}</td></tr>",
+                escape(stage)
+            );
+        }
+        let _ = writeln!(
+            out,
+            "<tr class=\"own\"><td>together</td><td></td><td class=\"num\">{total:.1}</td></tr>\
+             </tbody></table></div>"
+        );
+    }
+    out.push_str("</div></section>\n");
+}
+
+fn next(out: &mut String, commands: &[(String, String)]) {
+    if commands.is_empty() {
+        return;
+    }
+    out.push_str("<section id=\"next\"><h2>Next</h2>\n");
+    for (what, command) in commands {
+        let _ = writeln!(out, "<p>{}</p><pre>{}</pre>", escape(what), escape(command));
+    }
+    out.push_str("</section>\n");
+}
+
+fn config(out: &mut String, config: &str) {
+    if config.is_empty() {
+        return;
+    }
+    let _ = writeln!(
+        out,
+        "<section id=\"config\"><details><summary>Effective configuration</summary>\
+         <pre>{}</pre></details></section>",
+        escape(config)
+    );
+}

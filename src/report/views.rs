@@ -1,0 +1,119 @@
+//! Samples with their views as the network gets them, for people to look at:
+//! the same draws as the loader's, before normalisation.
+
+use bt_pipeline::augment::{Augmenter, Layout, ViewOut};
+use bt_pipeline::decode::Decoder;
+use bt_pipeline::rng::Rng;
+use bt_pipeline::shard::{OwnedSample, ReadScratch, Sample as Encoded, ShardSet};
+use bt_pipeline::{Image, LoaderConfig, Result};
+
+use super::Sample;
+
+/// Reads `wanted` samples of `set` (places in the set, rising) and draws the views
+/// that `config` describes as the loader does in epoch `epoch`. A sample that
+/// cannot be used is told in the second list instead.
+///
+/// # Errors
+/// A shard that cannot be read.
+pub fn draw(
+    set: &ShardSet,
+    wanted: &[u64],
+    config: &LoaderConfig,
+    epoch: u64,
+) -> Result<(Vec<Sample>, Vec<String>)> {
+    let mut artist = Artist {
+        config,
+        epoch,
+        decoder: Decoder::new(config.decode.clone()),
+        augmenter: Augmenter::new(),
+        classes: set.classes(),
+    };
+    let (mut drawn, mut failed) = (Vec::new(), Vec::new());
+    let mut keep = |outcome: Result<Sample>| match outcome {
+        Ok(sample) => drawn.push(sample),
+        Err(error) => failed.push(error.to_string()),
+    };
+    if set.seekable() {
+        let mut scratch = ReadScratch::default();
+        for place in wanted {
+            let outcome = set
+                .read(*place as usize, &mut scratch)
+                .and_then(|encoded| artist.draw(*place, &encoded));
+            keep(outcome);
+        }
+        return Ok((drawn, failed));
+    }
+    for (number, shard) in set.shards().iter().enumerate() {
+        let first = shard.first_sample as u64;
+        let here = first..first + shard.samples as u64;
+        let Some(last) = wanted.iter().rev().find(|place| here.contains(place)) else { continue };
+        let mut stream = set.stream(number)?;
+        let mut owned = OwnedSample::default();
+        for place in first..=*last {
+            if !stream.next_into(&mut owned)? {
+                break;
+            }
+            if wanted.binary_search(&place).is_ok() {
+                let encoded = Encoded {
+                    key: &owned.key,
+                    label: owned.label,
+                    format: owned.format,
+                    image: &owned.image,
+                    shard: &shard.path,
+                    offset: owned.offset,
+                };
+                keep(artist.draw(place, &encoded));
+            }
+        }
+    }
+    Ok((drawn, failed))
+}
+
+/// `count` places spread evenly over `0..len`, rising.
+pub fn spread(count: usize, len: usize) -> Vec<u64> {
+    let count = count.min(len);
+    (0..count).map(|i| (i * len / count.max(1)) as u64).collect()
+}
+
+struct Artist<'a> {
+    config: &'a LoaderConfig,
+    epoch: u64,
+    decoder: Decoder,
+    augmenter: Augmenter,
+    classes: &'a [String],
+}
+
+impl Artist<'_> {
+    fn draw(&mut self, place: u64, encoded: &Encoded<'_>) -> Result<Sample> {
+        let mut original = Image::default();
+        self.decoder.decode_into(encoded.format, encoded.image, &mut original)?;
+        let mut views = Vec::with_capacity(self.config.views.len());
+        for (number, view) in self.config.views.iter().enumerate() {
+            let mut rng = Rng::keyed(self.config.seed, self.epoch, place, number as u64);
+            let params = view.draw(&mut rng, original.width, original.height);
+            let (height, width) = view.out_size();
+            let mut image = Image::new(width, height);
+            let out = ViewOut::U8(&mut image.pixels_hwc);
+            self.augmenter.apply_into(&original, view, &params, Layout::Nhwc, out)?;
+            views.push(image);
+        }
+        let class = encoded.label.map(|label| match self.classes.get(label as usize) {
+            Some(name) => name.clone(),
+            None => format!("class {label}"),
+        });
+        let name = class.unwrap_or_else(|| encoded.key.to_owned());
+        Ok(Sample { name, original, views })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_spread_over_the_whole_set() {
+        assert_eq!(spread(4, 100), [0, 25, 50, 75]);
+        assert_eq!(spread(5, 3), [0, 1, 2]);
+        assert!(spread(3, 0).is_empty());
+    }
+}

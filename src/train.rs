@@ -1,0 +1,323 @@
+//! The training loop: batch -> embeddings -> loss -> gradients -> step.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::{Batch, Loader, Position, ShardSet};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use crate::checkpoint::{self, Checkpoint, State};
+use crate::config::{OnCheckpointError, RunConfig};
+use crate::loss::Objective;
+use crate::metrics::Metrics;
+use crate::model::TwinNet;
+use crate::optim::{Optimizer, Schedule};
+
+/// File in the run's folder that tells where the time went.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// How a run ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Optimizer steps done, those before a resume included.
+    pub steps: u64,
+    /// Source images trained on by this process.
+    pub images: u64,
+    /// Whether a signal ended it before its last step.
+    pub interrupted: bool,
+    /// Wall seconds of this process, from the first batch asked for.
+    pub seconds: f64,
+    /// Seconds by stage of the training thread.
+    pub step_seconds: Vec<(String, f64)>,
+    /// Seconds by stage of the loader, summed over its threads.
+    pub loader_seconds: Vec<(String, f64)>,
+    /// The stage that limited.
+    pub limit: String,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+}
+
+/// The device that `train.device` names.
+///
+/// # Errors
+/// A name that is not known, or a device that this build cannot use.
+pub fn device(name: &str) -> Result<Device> {
+    match name {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        _ => bail!("train.device: `{name}` is not known; this build has `auto` and `cpu`"),
+    }
+}
+
+/// A batch's views as one tensor, `[views * size, H, W, 3]`: the one place where
+/// the pipeline's memory becomes candle's.
+///
+/// # Errors
+/// When the device cannot take it.
+pub fn images_of(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> {
+    let spec = batch.spec();
+    let shape = (spec.views * batch.size, spec.height, spec.width, 3);
+    Tensor::from_slice(batch.as_f32(), shape, device)
+}
+
+/// Trains as `config` says; with `resume` from the newest intact checkpoint of the
+/// run's folder. `stop` ends the run after the step in progress, with a checkpoint.
+///
+/// # Errors
+/// What the configuration, the data, the disk or the numbers do not allow.
+pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summary> {
+    let mut run = Run::prepare(config, resume)?;
+    let mut stream = run.loader.start(run.position, config.train.epochs)?;
+    let stats = Arc::clone(stream.stats());
+    let mut clock = Clock::start();
+    while let Some(batch) = stream.next() {
+        let batch = batch?;
+        clock.lap("wait for data");
+        let images = images_of(&batch, &run.device)?;
+        clock.lap("copy in");
+        let z = run.net.forward_train(&images, 2)?;
+        clock.lap("forward");
+        let out = run
+            .objective
+            .evaluate(&z.narrow(0, 0, batch.size)?, &z.narrow(0, batch.size, batch.size)?)?;
+        if !out.loss.is_finite() {
+            bail!("the loss became {} at step {}; lower the learning rate", out.loss, run.step + 1);
+        }
+        clock.lap("loss");
+        run.net.backward(&out.grad)?;
+        clock.lap("backward");
+        let rates = run.schedule.rates(run.step);
+        run.optimizer.step(&mut run.net.params(), rates.0, rates.1)?;
+        clock.lap("optimizer");
+
+        run.advance(&batch);
+        run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
+        drop(batch);
+        run.after_step(config, &mut clock)?;
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+    }
+    let interrupted = stream.remaining() > 0;
+    if interrupted {
+        run.metrics.say("stopping: a signal was received");
+    }
+    run.metrics.record_bad(&stats.take_bad())?;
+    let snapshot = stats.snapshot();
+    drop(stream);
+    run.finish(config, clock, snapshot, interrupted)
+}
+
+/// All that a run holds between two steps.
+struct Run {
+    device: Device,
+    loader: Loader,
+    net: TwinNet,
+    objective: Box<dyn Objective>,
+    optimizer: Box<dyn Optimizer>,
+    schedule: Schedule,
+    metrics: Metrics,
+    /// Steps done.
+    step: u64,
+    /// The next batch.
+    position: Position,
+    /// Steps done when the newest checkpoint was written.
+    saved: Option<u64>,
+    checkpoint: PathBuf,
+    begun_step: u64,
+}
+
+impl Run {
+    fn prepare(config: &RunConfig, resume: bool) -> Result<Self> {
+        let dir = &config.train.dir;
+        let device = device(&config.train.device)?;
+        if config.data.train.is_empty() {
+            bail!(
+                "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
+            );
+        }
+        let set = ShardSet::open(&config.data.train, &Default::default())?;
+        let loader = Loader::new(Arc::new(set), config.loader()?)?;
+        let found = if resume {
+            checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?
+        } else {
+            None
+        };
+        if !resume && !checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty() {
+            bail!(
+                "{} already holds a run: continue it with --resume, or choose another --dir",
+                dir.display()
+            );
+        }
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        checkpoint::clean(dir)?;
+        let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        let mut optimizer = config.optim.build()?;
+        let (mut step, mut position) = (0, Position::default());
+        if let Some(found) = &found {
+            (step, position) = restore(found, config, &loader, &mut net, &mut *optimizer)?;
+        }
+        let steps_per_epoch = loader.batches_per_epoch();
+        let steps = steps_per_epoch.saturating_mul(config.train.epochs);
+        let every = config.train.log_every;
+        crate::files::write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+        Ok(Run {
+            objective: config.objective()?,
+            schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
+            metrics: Metrics::open(dir, step, steps, steps_per_epoch, every)?,
+            saved: found.is_some().then_some(step),
+            checkpoint: found.map(|found| found.path).unwrap_or_default(),
+            device,
+            loader,
+            net,
+            optimizer,
+            step,
+            position,
+            begun_step: step,
+        })
+    }
+
+    fn advance(&mut self, batch: &Batch) {
+        self.step += 1;
+        self.position = Position { epoch: batch.epoch, batch: batch.index + 1 };
+        if self.position.batch == self.loader.batches_per_epoch() {
+            self.position = Position { epoch: batch.epoch + 1, batch: 0 };
+        }
+    }
+
+    /// Saves and evaluates when it is time to.
+    fn after_step(&mut self, config: &RunConfig, clock: &mut Clock) -> Result<()> {
+        let Position { epoch, batch } = self.position;
+        let every = &config.checkpoint;
+        let due = match batch {
+            0 => epoch % every.every_epochs == 0,
+            _ => every.every_steps > 0 && self.step % every.every_steps == 0,
+        };
+        if due {
+            self.save(config)?;
+            clock.lap("checkpoint");
+        }
+        let knn = config.eval.knn_every;
+        if batch == 0 && knn > 0 && epoch % knn == 0 && !config.data.val.is_empty() {
+            let accuracy = crate::eval::knn_during_training(&mut self.net, config)?;
+            self.metrics.knn(self.step, accuracy)?;
+            clock.lap("evaluation");
+        }
+        Ok(())
+    }
+
+    fn save(&mut self, config: &RunConfig) -> Result<()> {
+        if self.saved == Some(self.step) {
+            return Ok(());
+        }
+        let samples = self.loader.set().len() as u64;
+        let state = State::new(self.step, self.position, samples, config);
+        let (weights, moments) = (self.net.state_dict()?, self.optimizer.state());
+        let keep = config.checkpoint.keep;
+        match checkpoint::save(&config.train.dir, state, weights, moments, keep) {
+            Ok(path) => {
+                self.saved = Some(self.step);
+                self.checkpoint = path;
+            }
+            Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
+                self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    fn finish(
+        mut self,
+        config: &RunConfig,
+        mut clock: Clock,
+        loader: bt_pipeline::stats::Snapshot,
+        interrupted: bool,
+    ) -> Result<Summary> {
+        self.save(config)?;
+        clock.lap("checkpoint");
+        self.metrics.finish();
+        let wall = clock.begun.elapsed();
+        let seconds = |time: Duration| time.as_secs_f64();
+        let summary = Summary {
+            steps: self.step,
+            images: (self.step - self.begun_step) * config.train.batch_size as u64,
+            interrupted,
+            seconds: seconds(wall),
+            step_seconds: clock.laps.iter().map(|(n, t)| ((*n).to_owned(), seconds(*t))).collect(),
+            loader_seconds: [
+                ("read", loader.read),
+                ("decode", loader.decode),
+                ("augment", loader.augment),
+                ("wait for work", loader.work_wait),
+            ]
+            .map(|(name, time)| (name.to_owned(), seconds(time)))
+            .to_vec(),
+            limit: loader.limit(wall).to_owned(),
+            checkpoint: self.checkpoint,
+        };
+        let text = serde_json::to_vec_pretty(&summary)?;
+        crate::files::write_atomically(&config.train.dir.join(SUMMARY_FILE), &text)?;
+        Ok(summary)
+    }
+}
+
+/// Puts a checkpoint's state into the network and the optimizer.
+fn restore(
+    found: &Checkpoint,
+    config: &RunConfig,
+    loader: &Loader,
+    net: &mut TwinNet,
+    optimizer: &mut dyn Optimizer,
+) -> Result<(u64, Position)> {
+    let State { step, position, samples, config: saved, .. } = &found.state;
+    let here = loader.set().len() as u64;
+    if *samples != here {
+        bail!(
+            "{} was made with {samples} training samples, the shards hold {here}: the order of \
+             the samples would differ",
+            found.path.display()
+        );
+    }
+    let (was, is) = (&saved.train, &config.train);
+    if (was.batch_size, was.seed) != (is.batch_size, is.seed) {
+        bail!(
+            "{} was made with batch size {} and seed {}, not {} and {}: resume with those",
+            found.path.display(),
+            was.batch_size,
+            was.seed,
+            is.batch_size,
+            is.seed
+        );
+    }
+    let context = || format!("{} does not fit this configuration", found.path.display());
+    net.load_state_dict(&found.weights()?).with_context(context)?;
+    optimizer.load_state(&found.optimizer()?).with_context(context)?;
+    Ok((*step, *position))
+}
+
+/// Wall time by stage of the training thread.
+struct Clock {
+    begun: Instant,
+    last: Instant,
+    laps: Vec<(&'static str, Duration)>,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Clock { begun: Instant::now(), last: Instant::now(), laps: Vec::new() }
+    }
+
+    /// Adds the time since the last call to `stage`.
+    fn lap(&mut self, stage: &'static str) {
+        let now = Instant::now();
+        let time = now - std::mem::replace(&mut self.last, now);
+        match self.laps.iter_mut().find(|(name, _)| *name == stage) {
+            Some((_, sum)) => *sum += time,
+            None => self.laps.push((stage, time)),
+        }
+    }
+}
