@@ -1,0 +1,126 @@
+//! Bad input is answered by one clear line and a non-zero exit.
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use bt_pipeline::synth;
+use common::{bt_stream, tiny_run, tiny_shards, write_tar};
+
+/// The one line of a command that fails.
+fn complaint(command: &mut Command) -> String {
+    let output: Output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    // A command prints its configuration first; comments and TOML are no complaint.
+    let lines: Vec<&str> = said.lines().filter(|line| line.starts_with("bt-stream: ")).collect();
+    let [line] = &lines[..] else { panic!("expected one line of complaint:\n{said}") };
+    assert!(said.trim_end().ends_with(line), "the complaint is the last line:\n{said}");
+    (*line).to_owned()
+}
+
+fn says(line: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(line.contains(part), "`{part}` is missing from: {line}");
+    }
+}
+
+#[test]
+fn no_such_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = complaint(&mut tiny_run(&dir.path().join("nowhere"), &dir.path().join("run")));
+    says(&line, &["nowhere"]);
+}
+
+#[test]
+fn an_empty_shard_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = dir.path().join("shards");
+    std::fs::create_dir(&shards).unwrap();
+    let line = complaint(&mut tiny_run(&shards, &dir.path().join("run")));
+    says(&line, &["shards"]);
+    let empty = write_tar(&dir.path().join("empty"), 0, |_, _| unreachable!());
+    let line = complaint(&mut tiny_run(&empty, &dir.path().join("run")));
+    says(&line, &["no samples"]);
+}
+
+#[test]
+fn a_class_file_that_is_not_a_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = synth::Spec { images: 8, side: 16, ..Default::default() };
+    let shards = write_tar(&dir.path().join("shards"), 24, |sample, _| {
+        let png = synth::encode_png(&synth::draw(&spec, sample).0).unwrap();
+        (png, if sample == 5 { "tabby cat".into() } else { "0".into() })
+    });
+    let mut command = tiny_run(&shards, &dir.path().join("run"));
+    let line = complaint(command.args(["--set", "data.on_bad=stop"]));
+    says(&line, &["000005", "tabby cat"]);
+}
+
+#[test]
+fn a_key_that_does_not_exist() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    std::fs::write(&file, "[train]\nbatchsize = 3\n").unwrap();
+    let mut command = bt_stream();
+    let line = complaint(command.arg("train").arg("--config").arg(&file));
+    says(&line, &["batchsize", "batch_size"]);
+    std::fs::write(&file, "[train\n").unwrap();
+    let line = complaint(bt_stream().arg("train").arg("--config").arg(&file));
+    says(&line, &["run.toml"]);
+}
+
+#[test]
+fn a_batch_larger_than_the_data_set() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(dir.path());
+    let mut command = tiny_run(&shards, &dir.path().join("run"));
+    let line = complaint(command.args(["--batch-size", "97"]));
+    says(&line, &["97", "96 samples"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_architecture() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    let output = tiny_run(&shards, &run).args(["--epochs", "1"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut command = tiny_run(&shards, &run);
+    let line = complaint(command.args(["--resume", "--set", "model.width=16"]));
+    says(&line, &["backbone.", "step-0000000006"]);
+    // Without --resume a run is never overwritten.
+    let line = complaint(&mut tiny_run(&shards, &run));
+    says(&line, &["--resume"]);
+}
+
+/// Runs `command` with a limit on file sizes, whose excess is an error of the
+/// write, as a full disk is.
+fn with_file_limit(command: &Command, kib: u32) -> Command {
+    let mut limited = Command::new("bash");
+    limited.arg("-c").arg(format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\"")).arg("limited");
+    limited.arg(command.get_program()).args(command.get_args());
+    limited
+}
+
+#[test]
+fn a_disk_that_is_full_when_a_checkpoint_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    let line = complaint(&mut with_file_limit(&tiny_run(&shards, &run), 64));
+    says(&line, &["checkpoint", "step-"]);
+    assert!(leftovers(&run.join("checkpoints")).is_empty());
+    // With `warn` the run goes on; the last checkpoint fails too, and is said.
+    let warned = dir.path().join("warned");
+    let mut command = tiny_run(&shards, &warned);
+    command.args(["--set", "checkpoint.on_error=warn", "--epochs", "1"]);
+    let output = with_file_limit(&command, 64).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert!(said.contains("warning: cannot write the checkpoint"), "{said}");
+}
+
+fn leftovers(folder: &Path) -> Vec<std::path::PathBuf> {
+    std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
