@@ -155,6 +155,11 @@ impl<S: Source> Groups<S> {
         &self.tar
     }
 
+    /// Gives the tar back, at what follows the last member read.
+    pub fn into_tar(self) -> Tar<S> {
+        self.tar
+    }
+
     /// Reads the next sample; false at the end of the archive.
     pub fn next_into(&mut self, group: &mut Group) -> Result<bool> {
         group.used = 0;

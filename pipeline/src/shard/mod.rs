@@ -9,33 +9,57 @@
 //! - `tar`, `group`: archive members, and the samples they form.
 //! - `map`, `zst`: the one memory map; frames of a seekable `.tar.zst`.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
-//! - `pattern`, `set`, `stream`: finding shards, random access, reading in order.
+//! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
+//! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
+//! - `pack`, `pool`, `segment`, `writer`, `atomic`: packing in parallel, written in order.
+//! - `reindex`, `verify`, `unpack`: what else is done with whole sets.
 
+mod access;
+mod atomic;
 mod format;
 mod group;
 mod index;
 mod manifest;
 mod map;
+mod pack;
 mod pattern;
+mod pool;
 mod raw;
+mod recode;
+mod reindex;
 mod scan;
+mod segment;
+mod select;
 mod set;
+mod source;
 mod stream;
 mod tar;
+mod tar_write;
+mod unpack;
+mod verify;
+mod writer;
 mod zst;
 
 use std::path::Path;
 
 use crate::Error;
 
+pub use access::{ReadScratch, Sample};
 pub use format::{Format, dimensions_of, sniff};
 pub use index::{Entry, IndexBuilder, ShardIndex, index_path};
 pub use manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
+pub use pack::{OnBad, PackOptions, Packed, Progress, pack};
 pub use pattern::expand_braces;
 pub use raw::{raw_header, raw_parse};
+pub use recode::{Recode, Recoded, Shrink};
+pub use reindex::{Indexed, index_shards};
 pub use scan::{Depth, Scanned, scan};
-pub use set::{OpenOptions, ReadScratch, Sample, SampleMeta, ShardInfo, ShardSet};
+pub use select::{Selection, select};
+pub use set::{OpenOptions, SampleMeta, ShardInfo, ShardSet};
+pub use source::{FolderSource, ListSource, Loaded, ShardSource, Source, SynthSource, open_source};
 pub use stream::{OwnedSample, ShardStream};
+pub use unpack::{Tree, Unpacked, unpack};
+pub use verify::{Damage, VerifyReport, verify};
 
 /// Limits on what a shard may claim, checked before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -87,8 +87,8 @@ impl Finder<'_> {
             } else if name.contains(['*', '?', '[']) {
                 self.glob(&name, out)?;
             } else {
-                let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-                return Err(Error::io(name, missing));
+                std::fs::metadata(&name).map_err(|e| Error::io(&name, e))?;
+                return Err(Error::Usage(format!("{name}: neither a file nor a folder")));
             }
         }
         Ok(())

@@ -249,6 +249,13 @@ impl<S: Source> Tar<S> {
         Ok(())
     }
 
+    /// Reads to the end of the source, so that what checks itself at its end
+    /// (zstd) does; the length of the whole.
+    pub fn drain(mut self) -> Result<u64> {
+        self.at += self.source.skip(u64::MAX).map_err(|e| self.failed(e))?;
+        Ok(self.at + if self.ended { BLOCK } else { 0 })
+    }
+
     /// Notes that `size` bytes of data and their padding follow.
     fn expect(&mut self, size: u64, header_at: u64) -> Result<()> {
         let padded = size

@@ -1,3 +1,49 @@
-//! `shard`: packs, indexes, lists, verifies and unpacks image shards.
+//! `shard`: packs, indexes, lists, verifies and unpacks image shards. Thin
+//! over `bt_pipeline::shard`, which does the work.
 
-fn main() {}
+mod cli;
+mod commands;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use cli::{Cli, Command};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    let outcome = match cli.command {
+        Command::Pack(args) => commands::pack::run(&args),
+        Command::Index(args) => commands::index::run(&args),
+        Command::Ls(args) => commands::ls::run(&args),
+        Command::Verify(args) => commands::verify::run(&args),
+        Command::Unpack(args) => commands::unpack::run(&args),
+        Command::Synth(args) => commands::synth::run(&args),
+    };
+    match outcome {
+        Ok(code) => code,
+        // The reader of a pipe has seen enough: `shard ls ... | head`.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The pipeline's errors say in one line what their sources say again.
+            match error.downcast_ref::<bt_pipeline::Error>() {
+                Some(error) => eprintln!("error: {error}"),
+                None => eprintln!("error: {error:#}"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .downcast_ref::<std::io::Error>()
+        .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

@@ -1,0 +1,102 @@
+//! Files that are whole or not there: written under a temporary name beside
+//! the target, synced, renamed. A failure removes what was written.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+use xxhash_rust::xxh3::Xxh3;
+
+use crate::{Error, Result};
+
+/// How temporary names end; they begin with a dot.
+pub(crate) const PART: &str = ".part";
+
+/// A file on its way.
+pub(crate) struct AtomicFile {
+    target: PathBuf,
+    writer: BufWriter<NamedTempFile>,
+    hash: Xxh3,
+    written: u64,
+}
+
+impl AtomicFile {
+    /// Begins a file that will be called `target`; its folder must exist.
+    pub fn create(target: &Path) -> Result<Self> {
+        let folder =
+            target.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let name = target.file_name().unwrap_or_default().to_string_lossy();
+        let prefix = format!(".{name}.");
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&prefix).suffix(PART);
+        // As any other new file: what the umask leaves, not the owner alone.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+        let temp = builder.tempfile_in(folder).map_err(|e| Error::io(target, plain(e)))?;
+        let writer = BufWriter::with_capacity(1 << 20, temp);
+        Ok(AtomicFile { target: target.to_owned(), writer, hash: Xxh3::new(), written: 0 })
+    }
+
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.writer.write_all(bytes).map_err(|e| Error::io(&self.target, plain(e)))?;
+        self.hash.update(bytes);
+        self.written += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Bytes so far.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// XXH3-64 of the bytes so far.
+    pub fn checksum(&self) -> u64 {
+        self.hash.digest()
+    }
+
+    /// Writes out what is buffered and lends the file, to look at it before it is named.
+    pub fn flushed(&mut self) -> Result<&File> {
+        self.writer.flush().map_err(|e| Error::io(&self.target, plain(e)))?;
+        Ok(self.writer.get_ref().as_file())
+    }
+
+    /// Syncs the file and gives it its name, replacing a file that has it.
+    pub fn commit(mut self) -> Result<()> {
+        self.flushed()?.sync_all().map_err(|e| Error::io(&self.target, e))?;
+        let failed = |e| Error::io(&self.target, e);
+        let temp = self.writer.into_inner().map_err(|e| failed(plain(e.into_error())))?;
+        temp.persist(&self.target).map_err(|e| failed(e.error))?;
+        Ok(())
+    }
+
+    /// A whole small file.
+    pub fn write_all(target: &Path, bytes: &[u8]) -> Result<()> {
+        let mut file = AtomicFile::create(target)?;
+        file.write(bytes)?;
+        file.commit()
+    }
+}
+
+/// The system's answer without `tempfile`'s mention of the temporary name.
+fn plain(error: std::io::Error) -> std::io::Error {
+    let code = error.raw_os_error().or_else(|| {
+        let mut source: &dyn std::error::Error = error.get_ref()?;
+        loop {
+            if let Some(inner) = source.downcast_ref::<std::io::Error>() {
+                return inner.raw_os_error();
+            }
+            source = source.source()?;
+        }
+    });
+    code.map_or(error, std::io::Error::from_raw_os_error)
+}
+
+/// Makes names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<()> {
+    #[cfg(unix)]
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| Error::io(folder, e))?;
+    let _ = folder;
+    Ok(())
+}

@@ -1,0 +1,265 @@
+//! Packing: a source, selected and put in order, becomes a set of shards.
+//! Threads load, recode and compress; the caller's thread writes in order, so
+//! that the files have the same bytes for any number of threads.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::ReadScratch;
+use super::manifest::Manifest;
+use super::pool::in_order;
+use super::recode::Recode;
+use super::segment::{Segment, SegmentBuilder};
+use super::select::{Selection, select};
+use super::source::{Loaded, Source};
+use super::writer::{Layout, SetWriter};
+use crate::decode::Decoder;
+use crate::{Error, Result};
+
+/// Samples of one job, at most. Jobs do not depend on threads: frames end with them.
+const JOB_SAMPLES: usize = 256;
+/// Bytes of a job's source images, about.
+const JOB_BYTES: u64 = 1 << 20;
+/// What a shard holds unless told otherwise.
+const DEFAULT_SHARD_BYTES: u64 = 256 << 20;
+
+/// What to do with an image that cannot be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBad {
+    /// End with the error.
+    #[default]
+    Stop,
+    /// Leave the image out and tell of it.
+    Skip,
+}
+
+/// How a set is packed. What is serialised goes into the manifest.
+#[derive(Clone, Debug, Serialize)]
+pub struct PackOptions {
+    /// Shards are called `{prefix}-000000.tar` and so on.
+    pub prefix: String,
+    /// Samples in a shard, at most; `None` for no limit.
+    pub samples_per_shard: Option<u64>,
+    /// Bytes of a shard's file, at most, unless one sample is larger; `None`
+    /// for no limit, or 256 MiB when there is no other.
+    pub bytes_per_shard: Option<u64>,
+    /// zstd level for `.tar.zst`, or `None` for plain `.tar`.
+    pub zstd: Option<i32>,
+    /// Which samples, in which order.
+    pub selection: Selection,
+    /// What is done to each image.
+    pub recode: Recode,
+    /// What to do with an image that cannot be used.
+    pub on_bad: OnBad,
+    /// Whether a set of the same prefix may be replaced.
+    #[serde(skip)]
+    pub overwrite: bool,
+    /// Threads that load, recode and compress; 0 for one per core.
+    #[serde(skip)]
+    pub threads: usize,
+}
+
+impl Default for PackOptions {
+    fn default() -> Self {
+        PackOptions {
+            prefix: "shard".to_owned(),
+            samples_per_shard: None,
+            bytes_per_shard: None,
+            zstd: None,
+            selection: Selection::default(),
+            recode: Recode::KEEP,
+            on_bad: OnBad::Stop,
+            overwrite: false,
+            threads: 0,
+        }
+    }
+}
+
+/// How far packing has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Samples packed or left out.
+    pub done: u64,
+    /// Samples in all.
+    pub total: u64,
+    /// Bytes written.
+    pub bytes: u64,
+}
+
+/// What packing made.
+#[derive(Clone, Debug)]
+pub struct Packed {
+    /// The manifest's file.
+    pub manifest_path: PathBuf,
+    /// Its content.
+    pub manifest: Manifest,
+    /// Images left out, and why.
+    pub skipped: Vec<String>,
+}
+
+/// Packs `source` into `folder`. `origin` says in the manifest where it came
+/// from. Every file is written under a temporary name and renamed, the
+/// manifest last: a set with a manifest is whole.
+///
+/// # Errors
+/// [`Error::Usage`] for options that cannot be met; [`Error::Io`] when a file cannot be
+/// read or written (a full disk, say); [`Error::Sample`] for an image that
+/// cannot be used, with [`OnBad::Stop`].
+pub fn pack(
+    source: &dyn Source,
+    folder: &Path,
+    origin: &str,
+    options: &PackOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Packed> {
+    check(options)?;
+    let labels = (0..source.len()).map(|i| source.label(i)).collect::<Result<Vec<_>>>()?;
+    let order = select(&labels, &options.selection)?;
+    if order.is_empty() {
+        return Err(Error::Usage(format!("{origin}: the selection leaves no samples")));
+    }
+    let layout = layout(folder, options);
+    let jobs = divide(source, &order, layout.samples_per_shard)?;
+    let mut writer = SetWriter::new(layout, options.overwrite)?;
+    let mut skipped = Vec::new();
+    let (mut done, total) = (0, order.len() as u64);
+    progress(Progress { done, total, bytes: 0 });
+    in_order(
+        threads(options.threads),
+        jobs.len(),
+        Worker::default,
+        |worker, job| worker.run(source, &order[jobs[job].clone()], options),
+        |job, packed| {
+            let (segments, left_out) = packed?;
+            segments.into_iter().try_for_each(|segment| writer.push(segment))?;
+            skipped.extend(left_out);
+            done += jobs[job].len() as u64;
+            progress(Progress { done, total, bytes: writer.written() });
+            Ok(())
+        },
+    )?;
+    if skipped.len() as u64 == total {
+        return Err(Error::Usage(format!(
+            "{origin}: no image can be used; the first: {}",
+            skipped[0]
+        )));
+    }
+    let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
+    let made = serde_json::json!({ "tool": tool, "source": origin, "options": options, "left_out": skipped.len() });
+    let (manifest_path, manifest) = writer.finish(source.classes(), made)?;
+    Ok(Packed { manifest_path, manifest, skipped })
+}
+
+/// Threads to use when `asked` says; 0 asks for one per core.
+pub(crate) fn threads(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
+}
+
+fn check(options: &PackOptions) -> Result<()> {
+    let prefix = &options.prefix;
+    let plain =
+        !prefix.is_empty() && !prefix.starts_with('.') && !prefix.contains(['/', '\\', '\0']);
+    if !plain {
+        return Err(Error::Usage(format!(
+            "prefix {prefix:?}: it must be the beginning of a file name"
+        )));
+    }
+    if options.samples_per_shard == Some(0) || options.bytes_per_shard == Some(0) {
+        return Err(Error::Usage("a shard cannot hold 0 samples or bytes".to_owned()));
+    }
+    let levels = zstd::compression_level_range();
+    if options.zstd.is_some_and(|level| !levels.contains(&level)) {
+        return Err(Error::Usage(format!(
+            "zstd levels go from {} to {}",
+            levels.start(),
+            levels.end()
+        )));
+    }
+    Ok(())
+}
+
+fn layout(folder: &Path, options: &PackOptions) -> Layout {
+    let unlimited =
+        if options.samples_per_shard.is_some() { u64::MAX } else { DEFAULT_SHARD_BYTES };
+    Layout {
+        folder: folder.to_owned(),
+        prefix: options.prefix.clone(),
+        samples_per_shard: options.samples_per_shard.unwrap_or(u64::MAX),
+        bytes_per_shard: options.bytes_per_shard.unwrap_or(unlimited),
+        zstd: options.zstd,
+    }
+}
+
+/// Cuts the order into jobs that end where shards of `per_shard` samples do.
+fn divide(
+    source: &dyn Source,
+    order: &[usize],
+    per_shard: u64,
+) -> Result<Vec<std::ops::Range<usize>>> {
+    let mut jobs = Vec::new();
+    let (mut start, mut bytes) = (0, 0u64);
+    for (at, &sample) in order.iter().enumerate() {
+        bytes = bytes.saturating_add(source.bytes(sample)?);
+        let end = at + 1;
+        if end - start >= JOB_SAMPLES
+            || bytes >= JOB_BYTES
+            || (end as u64).is_multiple_of(per_shard)
+            || end == order.len()
+        {
+            jobs.push(start..end);
+            (start, bytes) = (end, 0);
+        }
+    }
+    Ok(jobs)
+}
+
+/// What a packing thread keeps between jobs.
+#[derive(Default)]
+struct Worker {
+    scratch: ReadScratch,
+    sample: Loaded,
+    decoder: Decoder,
+    builder: Option<SegmentBuilder>,
+}
+
+impl Worker {
+    fn run(
+        &mut self,
+        source: &dyn Source,
+        job: &[usize],
+        options: &PackOptions,
+    ) -> Result<(Vec<Segment>, Vec<String>)> {
+        let builder = match &mut self.builder {
+            Some(builder) => builder,
+            empty => empty.insert(SegmentBuilder::new(options.zstd)?),
+        };
+        let mut skipped = Vec::new();
+        for &i in job {
+            let sample = &mut self.sample;
+            let prepared = source
+                .load(i, &mut self.scratch, sample)
+                .and_then(|()| options.recode.apply(&mut sample.image, &mut self.decoder));
+            match prepared {
+                Ok(kind) => builder.push(sample, kind)?,
+                Err(error) => {
+                    let named = named(error, source, i);
+                    match options.on_bad {
+                        OnBad::Stop => return Err(named),
+                        OnBad::Skip => skipped.push(named.to_string()),
+                    }
+                }
+            }
+        }
+        Ok((builder.finish()?, skipped))
+    }
+}
+
+/// An error of decoding does not know whose bytes they were.
+fn named(error: Error, source: &dyn Source, i: usize) -> Error {
+    match error {
+        Error::Decode(cause) => Error::Decode(format!("{}: {cause}", source.name(i))),
+        other => other,
+    }
+}

@@ -1,0 +1,225 @@
+//! Images on their way into a shard: kept byte for byte, made smaller and
+//! encoded anew, or decoded for good (`--raw`). Between sources and writer.
+
+use std::io::Cursor;
+
+use fast_image_resize as fir;
+use image::{ImageDecoder, codecs::jpeg::JpegEncoder};
+use serde::Serialize;
+
+use super::raw::raw_header;
+use super::{Format, dimensions_of, sniff};
+use crate::decode::Decoder;
+use crate::{Error, Image, Result};
+
+/// How far an image is made smaller. None is ever made larger.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Shrink {
+    /// Until its longer side has this many pixels.
+    MaxSide(u32),
+    /// Until its shorter side has this many pixels.
+    ShortSide(u32),
+}
+
+/// What is done to each image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Recode {
+    /// The size that images are reduced to.
+    pub shrink: Option<Shrink>,
+    /// JPEG quality of reduced images, 1 to 100.
+    pub quality: u8,
+    /// Decoded RGB instead of a coded image, for every image.
+    pub raw: bool,
+}
+
+impl Recode {
+    /// Every image as it is.
+    pub const KEEP: Recode = Recode { shrink: None, quality: 90, raw: false };
+
+    /// The size that an image of `width` x `height` pixels is given.
+    pub fn size(&self, width: u32, height: u32) -> (u32, u32) {
+        let (side, limit) = match self.shrink {
+            None => return (width, height),
+            Some(Shrink::MaxSide(limit)) => (width.max(height), limit),
+            Some(Shrink::ShortSide(limit)) => (width.min(height), limit),
+        };
+        if side <= limit || limit == 0 {
+            return (width, height);
+        }
+        let scaled = |n: u32| {
+            ((u64::from(n) * u64::from(limit) + u64::from(side) / 2) / u64::from(side)).max(1)
+                as u32
+        };
+        (scaled(width), scaled(height))
+    }
+
+    /// Replaces `image` by what goes into the shard. Images within the
+    /// limit stay byte for byte, unless `raw` is set.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood.
+    pub fn apply(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
+        let unknown =
+            || Error::Decode("not an image of a known format, or its header is damaged".to_owned());
+        let (width, height) = dimensions_of(image).ok_or_else(unknown)?;
+        let (new_width, new_height) = self.size(width, height);
+        let format = sniff(image);
+        if (new_width, new_height) == (width, height) && (!self.raw || format == Format::Raw) {
+            return Ok(Recoded { width, height, format });
+        }
+        let mut decoded = Image::default();
+        decoder.decode_into(format, image, &mut decoded)?;
+        let resized = resize(decoded, new_width, new_height)?;
+        *image = if self.raw {
+            to_raw(&resized)
+        } else {
+            to_jpeg(&resized, self.quality, orientation(image))?
+        };
+        let format = if self.raw { Format::Raw } else { Format::Jpeg };
+        Ok(Recoded { width: new_width, height: new_height, format })
+    }
+}
+
+/// What an image in a shard is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recoded {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// How it is coded.
+    pub format: Format,
+}
+
+/// The EXIF orientation, 1 to 8; 1 where there is none.
+fn orientation(bytes: &[u8]) -> u8 {
+    let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+    let decoder = reader.ok().and_then(|reader| reader.into_decoder().ok());
+    let found = decoder.and_then(|mut decoder| decoder.orientation().ok());
+    found.map_or(1, |orientation| orientation.to_exif())
+}
+
+/// Lanczos with the filter widened to the scale, so that nothing aliases.
+fn resize(image: Image, width: u32, height: u32) -> Result<Image> {
+    if (image.width, image.height) == (width as usize, height as usize) {
+        return Ok(image);
+    }
+    let bad = |e: &dyn std::fmt::Display| Error::Decode(format!("cannot be resized: {e}"));
+    let pixel = fir::PixelType::U8x3;
+    let source = fir::images::ImageRef::new(
+        image.width as u32,
+        image.height as u32,
+        &image.pixels_hwc,
+        pixel,
+    )
+    .map_err(|e| bad(&e))?;
+    let mut out = fir::images::Image::new(width, height, pixel);
+    let options = fir::ResizeOptions::new()
+        .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3));
+    fir::Resizer::new().resize(&source, &mut out, &options).map_err(|e| bad(&e))?;
+    Ok(Image { width: width as usize, height: height as usize, pixels_hwc: out.into_vec() })
+}
+
+fn to_raw(image: &Image) -> Vec<u8> {
+    let header = raw_header(image.width as u32, image.height as u32);
+    [&header[..], &image.pixels_hwc].concat()
+}
+
+fn to_jpeg(image: &Image, quality: u8, orientation: u8) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, quality.clamp(1, 100))
+        .encode(
+            &image.pixels_hwc,
+            image.width as u32,
+            image.height as u32,
+            image::ExtendedColorType::Rgb8,
+        )
+        .map_err(|e| Error::Decode(format!("cannot be encoded: {e}")))?;
+    if (2..=8).contains(&orientation) {
+        bytes.splice(2..2, exif(orientation));
+    }
+    Ok(bytes)
+}
+
+/// An EXIF segment that says the orientation and nothing else, so that a
+/// reduced image is still turned by those who turn images.
+fn exif(orientation: u8) -> [u8; 36] {
+    let mut segment =
+        *b"\xFF\xE1\0\x22Exif\0\0MM\0\x2A\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\0\0\0\0\0\0\0";
+    segment[29] = orientation;
+    segment
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{ImageFormat, RgbImage};
+
+    fn png(width: u32, height: u32) -> Vec<u8> {
+        let mut bytes = Cursor::new(Vec::new());
+        let image =
+            RgbImage::from_fn(width, height, |x, y| image::Rgb([(x * 5) as u8, (y * 3) as u8, 99]));
+        image.write_to(&mut bytes, ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    }
+
+    fn apply(recode: Recode, image: &mut Vec<u8>) -> Result<Recoded> {
+        recode.apply(image, &mut Decoder::default())
+    }
+
+    fn decoded(bytes: &[u8]) -> Image {
+        let mut image = Image::default();
+        Decoder::default().decode_into(sniff(bytes), bytes, &mut image).unwrap();
+        image
+    }
+
+    #[test]
+    fn images_within_the_limit_stay_byte_for_byte_and_larger_ones_shrink() {
+        let recode = |shrink| Recode { shrink: Some(shrink), ..Recode::KEEP };
+        let original = png(60, 40);
+        for (recode, size, kept) in [
+            (Recode::KEEP, (60, 40), true),
+            (recode(Shrink::MaxSide(60)), (60, 40), true),
+            (recode(Shrink::MaxSide(30)), (30, 20), false),
+            (recode(Shrink::ShortSide(40)), (60, 40), true),
+            (recode(Shrink::ShortSide(10)), (15, 10), false),
+        ] {
+            let mut image = original.clone();
+            let done = apply(recode, &mut image).unwrap();
+            assert_eq!(((done.width, done.height), image == original), (size, kept), "{recode:?}");
+            assert_eq!(dimensions_of(&image), Some(size));
+        }
+        assert_eq!(recode(Shrink::MaxSide(10)).size(1000, 3), (10, 1));
+    }
+
+    #[test]
+    fn raw_images_hold_the_decoded_pixels() {
+        let mut image = png(7, 5);
+        let expected = decoded(&image);
+        let done = apply(Recode { raw: true, ..Recode::KEEP }, &mut image).unwrap();
+        assert_eq!(done, Recoded { width: 7, height: 5, format: Format::Raw });
+        assert_eq!(super::super::raw_parse(&image), Some((7, 5, &expected.pixels_hwc[..])));
+        assert_eq!(decoded(&image), expected, "other programs read it as PPM");
+    }
+
+    #[test]
+    fn the_orientation_outlives_the_encoding() {
+        let image = decoded(&png(20, 10));
+        for turn in 1..=8 {
+            let jpeg = to_jpeg(&image, 90, turn).unwrap();
+            let again = decoded(&jpeg);
+            assert_eq!((orientation(&jpeg), again.width, again.height), (turn, 20, 10));
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_refused() {
+        for bytes in [&b""[..], b"hello", b"\xFF\xD8\xFF\xE0"] {
+            assert!(apply(Recode::KEEP, &mut bytes.to_vec()).is_err(), "{bytes:?}");
+        }
+        let mut torn = png(60, 40);
+        torn.truncate(80);
+        assert!(apply(Recode { raw: true, ..Recode::KEEP }, &mut torn).is_err());
+    }
+}

@@ -1,0 +1,122 @@
+//! Indexes, and if asked a manifest, for shards that exist already.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Limits;
+use super::atomic::AtomicFile;
+use super::index::index_path;
+use super::manifest::{ClassCount, Manifest, ManifestShard};
+use super::map::Map;
+use super::pack::{Progress, threads};
+use super::pattern::resolve;
+use super::pool::in_order;
+use super::scan::{Depth, Scanned, scan_map};
+use super::zst::{has_table, is_zstd};
+use crate::{Error, Result};
+
+/// What [`index_shards`] found in one shard.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Indexed {
+    /// The shard.
+    pub shard: PathBuf,
+    /// Its samples.
+    pub samples: u64,
+    /// Samples passed over because they have no image.
+    pub without_image: u64,
+    /// Images whose header was not understood.
+    pub unreadable: u64,
+    /// Whether the archive ends as it should.
+    pub ended: bool,
+    /// Whether the shard allows random access.
+    pub seekable: bool,
+}
+
+/// Writes the index of every shard of `pattern` beside it, and, when `manifest` is given, a
+/// manifest of that name, with `classes` as the names of the classes. The shards must
+/// lie in the manifest's folder. `workers` threads, 0 for one per core.
+///
+/// # Errors
+/// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`].
+pub fn index_shards(
+    pattern: &str,
+    manifest: Option<&Path>,
+    classes: &[String],
+    limits: &Limits,
+    workers: usize,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Vec<Indexed>> {
+    let found = resolve(pattern, false, limits)?.shards;
+    let (mut reports, mut shards, mut counts) = (Vec::new(), Vec::new(), Vec::<u64>::new());
+    let (total, mut bytes) = (found.len() as u64, 0);
+    in_order(
+        threads(workers),
+        found.len(),
+        || (),
+        |(), shard| index_one(&found[shard].path, manifest, limits),
+        |done, indexed| {
+            let (report, shard, labels) = indexed?;
+            counts.resize(counts.len().max(labels.len()), 0);
+            counts.iter_mut().zip(&labels).for_each(|(count, label)| *count += label);
+            bytes += shard.bytes;
+            reports.push(report);
+            shards.push(shard);
+            progress(Progress { done: done as u64 + 1, total, bytes });
+            Ok(())
+        },
+    )?;
+    if let Some(path) = manifest {
+        counts.resize(counts.len().max(classes.len()), 0);
+        let name = |label: usize| classes.get(label).cloned().unwrap_or_default();
+        let classes =
+            counts.iter().enumerate().map(|(i, &samples)| ClassCount { name: name(i), samples });
+        let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
+        let made = serde_json::json!({ "tool": tool, "source": pattern, "indexed": true });
+        let manifest = Manifest::new(shards, classes.collect(), made);
+        AtomicFile::write_all(path, manifest.to_json().as_bytes())?;
+    }
+    Ok(reports)
+}
+
+type One = (Indexed, ManifestShard, Vec<u64>);
+
+fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<One> {
+    let folder = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
+    if manifest.is_some_and(|manifest| folder(manifest) != folder(path)) {
+        let path = path.display();
+        return Err(Error::Usage(format!(
+            "{path}: the manifest must lie in the same folder as its shards"
+        )));
+    }
+    let map = Map::open(path)?;
+    let Scanned { index, bytes, without_image, ended } = scan_map(&map, path, Depth::Full, limits)?;
+    AtomicFile::write_all(&index_path(path), &bytes)?;
+    let (mut unreadable, mut labels) = (0, vec![0; index.head().classes as usize]);
+    for i in 0..index.len() {
+        let entry = index.entry(i);
+        unreadable += u64::from(entry.width == 0);
+        if let Some(count) = entry.label.and_then(|label| labels.get_mut(label as usize)) {
+            *count += 1;
+        }
+    }
+    let file = map.as_ref();
+    let seekable = !is_zstd(file) || has_table(file);
+    let samples = index.len() as u64;
+    let without_image = without_image.into();
+    let shard = ManifestShard {
+        name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        samples,
+        bytes: file.len() as u64,
+        checksum: if manifest.is_some() {
+            format!("xxh3:{:016x}", xxh3_64(file))
+        } else {
+            String::new()
+        },
+        seekable,
+    };
+    let report =
+        Indexed { shard: path.to_owned(), samples, without_image, unreadable, ended, seekable };
+    Ok((report, shard, labels))
+}

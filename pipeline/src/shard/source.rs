@@ -1,0 +1,162 @@
+//! Where images to be packed come from. Sources are lists with random
+//! access, so that selection, shuffling and threads need not know them.
+
+use std::path::Path;
+
+use super::ReadScratch;
+use super::{Limits, OpenOptions};
+use crate::{Error, Result};
+
+mod folder;
+mod list;
+mod shards;
+mod synth;
+
+pub use folder::FolderSource;
+pub use list::ListSource;
+pub use shards::ShardSource;
+pub use synth::SynthSource;
+
+/// One image with its key and label, as a source gives it.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// Its key; unique within the source.
+    pub key: String,
+    /// Its class, if it has one.
+    pub label: Option<u32>,
+    /// The encoded image.
+    pub image: Vec<u8>,
+    /// The extension it had, lower case, for formats that do not imply one.
+    pub extension: String,
+    /// Other members of the sample (`json`, ...): extension and bytes.
+    pub extras: Vec<(String, Vec<u8>)>,
+}
+
+/// A numbered list of labelled images.
+pub trait Source: Sync {
+    /// How many images there are.
+    fn len(&self) -> usize;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The class of image `i`.
+    ///
+    /// # Errors
+    /// Those of reading it from disk.
+    fn label(&self, i: usize) -> Result<Option<u32>>;
+
+    /// About how many bytes image `i` has; decides how work is divided.
+    ///
+    /// # Errors
+    /// Those of reading it from disk.
+    fn bytes(&self, i: usize) -> Result<u64>;
+
+    /// Where image `i` is, for messages.
+    fn name(&self, i: usize) -> String;
+
+    /// Names of the classes by number; empty where only numbers are known.
+    fn classes(&self) -> &[String];
+
+    /// Reads image `i`.
+    ///
+    /// # Errors
+    /// Those of reading it from disk.
+    fn load(&self, i: usize, scratch: &mut ReadScratch, into: &mut Loaded) -> Result<()>;
+}
+
+/// Opens what `source` names: an ImageFolder tree, a `.csv`/`.tsv` list of path
+/// and label, or WebDataset shards in any form [`super::ShardSet::open`]
+/// takes. Shards that can only be read in order are expanded into unnamed
+/// temporary files in `temporary` first.
+///
+/// # Errors
+/// [`Error::Usage`] when it is none of these or holds no image; those of the source.
+pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Box<dyn Source>> {
+    let path = Path::new(source);
+    let is_list = path.extension().is_some_and(|extension| {
+        ["csv", "tsv", "txt"].iter().any(|list| extension.eq_ignore_ascii_case(list))
+    });
+    if !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::") {
+        std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
+    }
+    let opened: Box<dyn Source> = if path.is_file() && is_list {
+        Box::new(ListSource::open(path, limits)?)
+    } else if path.is_dir() && !has_shards(path)? {
+        Box::new(FolderSource::open(path)?)
+    } else {
+        let options = OpenOptions { limits: *limits, ..OpenOptions::default() };
+        Box::new(ShardSource::open(source, temporary, &options)?)
+    };
+    if opened.is_empty() {
+        return Err(Error::Usage(format!("{source}: no images found")));
+    }
+    Ok(opened)
+}
+
+fn has_shards(folder: &Path) -> Result<bool> {
+    Ok(super::pattern::files_in(folder)?.iter().any(|path| super::pattern::is_shard_name(path)))
+}
+
+/// Makes keys of file paths: forward slashes, no extension, no dots behind
+/// the last slash, each only once.
+#[derive(Default)]
+struct Keys {
+    /// Hashes of the keys given so far; a false alarm costs a suffix.
+    taken: std::collections::HashSet<u64>,
+}
+
+impl Keys {
+    fn make(&mut self, path: &Path) -> String {
+        let parts: Vec<String> = path
+            .components()
+            .filter_map(|part| match part {
+                std::path::Component::Normal(name) => Some(name.to_string_lossy().into_owned()),
+                _ => None,
+            })
+            .collect();
+        let mut key = parts.join("/");
+        let base = key.rfind('/').map_or(0, |slash| slash + 1);
+        if let Some(dot) = key[base..].rfind('.').filter(|&dot| dot > 0) {
+            key.truncate(base + dot);
+        }
+        let stem = key.split_off(base).replace('.', "_");
+        key.push_str(&stem);
+        // `__name__` in front would mark a member that WebDataset passes over.
+        if key.starts_with("__") {
+            key.replace_range(..2, "_");
+        }
+        let (plain, mut number) = (key.clone(), 1);
+        while !self.taken.insert(xxhash_rust::xxh3::xxh3_64(key.as_bytes())) {
+            number += 1;
+            key = format!("{plain}-{number}");
+        }
+        key
+    }
+}
+
+fn extension_of(path: &Path) -> String {
+    path.extension().unwrap_or_default().to_string_lossy().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_no_dot_in_the_name_and_are_given_once() {
+        let mut keys = Keys::default();
+        for (path, key) in [
+            ("a/b.c/d.e.jpg", "a/b.c/d_e"),
+            ("./a//x.PNG", "a/x"),
+            ("a/x.jpg", "a/x-2"),
+            ("/a/x", "a/x-3"),
+            ("../y.jpg", "y"),
+            ("__z__/y.jpg", "_z__/y"),
+        ] {
+            assert_eq!(keys.make(Path::new(path)), key, "{path}");
+        }
+    }
+}

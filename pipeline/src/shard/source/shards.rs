@@ -1,0 +1,108 @@
+//! Shards that exist already as a source of new ones: members other than image
+//! and label (`.json`, ...) travel along.
+
+use std::io::{Seek, SeekFrom};
+use std::path::Path;
+
+use super::{Loaded, Source};
+use crate::shard::group::{Group, Groups, Keep};
+use crate::shard::map::Map;
+use crate::shard::tar::{SliceSource, Tar};
+use crate::shard::{Limits, OpenOptions, damaged};
+use crate::shard::{ReadScratch, ShardSet};
+use crate::{Error, Result};
+
+/// The images of a shard set.
+pub struct ShardSource {
+    set: ShardSet,
+    limits: Limits,
+}
+
+impl ShardSource {
+    /// Opens a set as [`ShardSet::open`] does. Shards that can be read in
+    /// order only are decompressed into unnamed files in `temporary`, so that
+    /// they can be selected from and shuffled like any other.
+    ///
+    /// # Errors
+    /// Those of [`ShardSet::open`], and of writing to `temporary`.
+    pub fn open(pattern: &str, temporary: &Path, options: &OpenOptions) -> Result<ShardSource> {
+        let mut set = ShardSet::open(pattern, options)?;
+        for shard in 0..set.shards().len() {
+            if !set.shards()[shard].seekable {
+                let path = set.shards()[shard].path.clone();
+                let map = expand(&path, temporary, options.limits.zstd_window_log)?;
+                set.replace_data(shard, map)?;
+            }
+        }
+        Ok(ShardSource { set, limits: options.limits })
+    }
+}
+
+/// Decompresses a shard into a file that has no name and goes with its map.
+fn expand(shard: &Path, temporary: &Path, window_log: u32) -> Result<Map> {
+    std::fs::create_dir_all(temporary).map_err(|e| Error::io(temporary, e))?;
+    let mut plain = tempfile::tempfile_in(temporary).map_err(|e| Error::io(temporary, e))?;
+    let file = std::fs::File::open(shard).map_err(|e| Error::io(shard, e))?;
+    let mut decoder = zstd::stream::read::Decoder::new(file).map_err(|e| Error::io(shard, e))?;
+    decoder.window_log_max(window_log).map_err(|e| Error::io(shard, e))?;
+    std::io::copy(&mut decoder, &mut plain).map_err(|e| match e.raw_os_error() {
+        // The decompressor's own errors carry no number of the system's.
+        None => damaged(shard, 0, format!("cannot be decompressed: {e}")),
+        Some(_) => Error::io(temporary, e),
+    })?;
+    plain.seek(SeekFrom::Start(0)).map_err(|e| Error::io(temporary, e))?;
+    Map::of(&plain).map_err(|e| Error::io(temporary, e))
+}
+
+impl Source for ShardSource {
+    fn len(&self) -> usize {
+        self.set.len()
+    }
+
+    fn label(&self, i: usize) -> Result<Option<u32>> {
+        self.set.label(i)
+    }
+
+    fn bytes(&self, i: usize) -> Result<u64> {
+        Ok(self.set.meta(i)?.length)
+    }
+
+    fn name(&self, i: usize) -> String {
+        let shard = &self.set.shards()[self.set.shard_of(i)];
+        match self.set.meta(i) {
+            Ok(meta) => {
+                format!("{}: sample `{}` at byte {}", shard.path.display(), meta.key, meta.offset)
+            }
+            Err(_) => shard.path.display().to_string(),
+        }
+    }
+
+    fn classes(&self) -> &[String] {
+        self.set.classes()
+    }
+
+    fn load(&self, i: usize, scratch: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
+        let (entry, blocks) = self.set.blocks(i, scratch)?;
+        let path = &self.set.shards()[self.set.shard_of(i)].path;
+        let tar = Tar::new(SliceSource::new(blocks), path, entry.start, self.limits);
+        let mut group = Group::default();
+        let found = Groups::new(tar, Keep::All).next_into(&mut group)?;
+        let image = found.then(|| group.image()).flatten();
+        let image = image.filter(|&image| group.parts()[image].offset == entry.offset);
+        let image = image.ok_or_else(|| {
+            damaged(path, entry.start, "the index names a sample here, the shard has none")
+        })?;
+        into.extension = group.parts()[image].extension.rsplit('.').next().unwrap_or("").to_owned();
+        group.swap_data(image, &mut into.image);
+        into.label = entry.label;
+        into.extras.clear();
+        let others = group
+            .parts()
+            .iter()
+            .enumerate()
+            .filter(|(i, part)| *i != image && part.extension != "cls");
+        into.extras.extend(others.map(|(_, part)| (part.extension.clone(), part.data.clone())));
+        into.key = group.key;
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+//! Shards back to files: a tree as ImageFolder reads it, or every member
+//! under its own name.
+
+use std::collections::HashSet;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use super::group::{Group, Groups, Keep};
+use super::map::Map;
+use super::pack::Progress;
+use super::scan::open_tar;
+use super::set::ShardSet;
+use super::{Limits, OpenOptions, sniff};
+use crate::{Error, Result};
+
+/// What an unpacked set looks like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tree {
+    /// `CLASS/NAME.jpg`: the class's name, or its number with leading zeros;
+    /// `NUMBER_NAME` when the names are not in the order of the numbers. `NAME` is the key behind its last
+    /// slash. Samples without a label go to `unlabelled/`, or, when none has
+    /// one, into the folder itself.
+    Folders,
+    /// `KEY.EXTENSION` for every member of every sample.
+    Members,
+}
+
+/// What [`unpack`] wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Unpacked {
+    /// Samples.
+    pub samples: u64,
+    /// Files.
+    pub files: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Files that were given another name because theirs was taken: the
+    /// shard's name in front, then a number behind.
+    pub renamed: u64,
+}
+
+/// Writes the samples of `pattern` below `folder`, which must be empty or missing.
+///
+/// # Errors
+/// [`Error::Usage`] when the folder is not empty; those of [`ShardSet::open`]; the
+/// first damage; [`Error::Io`] when a file cannot be written.
+pub fn unpack(
+    pattern: &str,
+    folder: &Path,
+    tree: Tree,
+    options: &OpenOptions,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<Unpacked> {
+    let set = ShardSet::open(pattern, options)?;
+    std::fs::create_dir_all(folder).map_err(|e| Error::io(folder, e))?;
+    if std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))?.next().is_some() {
+        return Err(Error::Usage(format!(
+            "{}: not empty; unpack into a new folder",
+            folder.display()
+        )));
+    }
+    let classes = match tree {
+        Tree::Folders => class_folders(&set)?,
+        Tree::Members => Vec::new(),
+    };
+    let mut writer =
+        Writer { folder, taken: HashSet::new(), made: HashSet::new(), done: Unpacked::default() };
+    for shard in set.shards() {
+        let stem = shard.path.file_name().unwrap_or_default().to_string_lossy();
+        let stem = stem.split('.').next().unwrap_or("shard").to_owned();
+        let tar = open_tar(&Map::open(&shard.path)?, &shard.path, &options.limits)?;
+        let keep = if tree == Tree::Members { Keep::All } else { Keep::Images };
+        let mut groups = Groups::new(tar, keep);
+        let mut group = Group::default();
+        while groups.next_into(&mut group)? {
+            if group.image().is_none() {
+                continue;
+            }
+            match tree {
+                Tree::Folders => {
+                    writer.image(&group, &classes, &stem, &shard.path, &options.limits)?
+                }
+                Tree::Members => writer.members(&group, &stem)?,
+            }
+            writer.done.samples += 1;
+            let (done, total) = (writer.done.samples, set.len() as u64);
+            progress(Progress { done, total, bytes: writer.done.bytes });
+        }
+    }
+    Ok(writer.done)
+}
+
+/// The folder of each class; the last one is for samples without a label.
+fn class_folders(set: &ShardSet) -> Result<Vec<String>> {
+    let (names, count) = (set.classes(), set.num_classes()?);
+    let width = count.saturating_sub(1).to_string().len();
+    let sorted = names.windows(2).all(|pair| pair[0] < pair[1]);
+    let mut folders: Vec<String> = (0..count)
+        .map(|label| match names.get(label).map(|name| component(name)) {
+            Some(name) if sorted => name,
+            Some(name) => format!("{label:0width$}_{name}"),
+            None => format!("{label:0width$}"),
+        })
+        .collect();
+    folders.push(if count == 0 { String::new() } else { "unlabelled".to_owned() });
+    Ok(folders)
+}
+
+/// A name that is one harmless path component.
+fn component(name: &str) -> String {
+    let clean: String = name
+        .chars()
+        .map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c })
+        .collect();
+    match clean.as_str() {
+        "" | "." | ".." => format!("_{clean}"),
+        _ => clean,
+    }
+}
+
+struct Writer<'a> {
+    folder: &'a Path,
+    /// Relative paths written so far.
+    taken: HashSet<PathBuf>,
+    made: HashSet<PathBuf>,
+    done: Unpacked,
+}
+
+impl Writer<'_> {
+    fn image(
+        &mut self,
+        group: &Group,
+        classes: &[String],
+        stem: &str,
+        shard: &Path,
+        limits: &Limits,
+    ) -> Result<()> {
+        let Some(part) = group.image().map(|image| &group.parts()[image]) else { return Ok(()) };
+        let label = group.label(shard, limits)?.map_or(classes.len() - 1, |label| label as usize);
+        let class = classes.get(label).ok_or_else(|| {
+            super::damaged(
+                shard,
+                group.start,
+                format!("label {label} is beyond the set's {} classes", classes.len() - 1),
+            )
+        })?;
+        let extension = sniff(&part.data).extension().unwrap_or_else(|| last(&part.extension));
+        let name = component(group.key.rsplit('/').next().unwrap_or(""));
+        let wanted = Path::new(class).join(format!("{name}.{extension}"));
+        let second = Path::new(class).join(format!("{stem}_{name}.{extension}"));
+        self.write(wanted, second, &part.data)
+    }
+
+    fn members(&mut self, group: &Group, stem: &str) -> Result<()> {
+        let key: PathBuf =
+            group.key.split('/').filter(|part| !matches!(*part, "" | ".")).map(component).collect();
+        let renames = self.done.renamed;
+        for part in group.parts() {
+            let mut name = key.clone().into_os_string();
+            name.push(format!(".{}", component(&part.extension)));
+            let second = Path::new(stem).join(&name);
+            self.write(name.into(), second, &part.data)?;
+        }
+        self.done.renamed = renames + u64::from(self.done.renamed > renames);
+        Ok(())
+    }
+
+    fn write(&mut self, wanted: PathBuf, second: PathBuf, data: &[u8]) -> Result<()> {
+        let mut relative = wanted;
+        if self.taken.contains(&relative) {
+            self.done.renamed += 1;
+            relative = second.clone();
+            let mut number = 1;
+            while self.taken.contains(&relative) {
+                number += 1;
+                let (stem, extension) = (second.file_stem(), second.extension());
+                let mut name = stem.unwrap_or_default().to_owned();
+                name.push(format!("-{number}."));
+                name.push(extension.unwrap_or_default());
+                relative = second.with_file_name(name);
+            }
+        }
+        let path = self.folder.join(&relative);
+        let parent = path.parent().unwrap_or(self.folder).to_owned();
+        let failed = |e| Error::io(&path, e);
+        if !self.made.contains(&parent) {
+            std::fs::create_dir_all(&parent).map_err(failed)?;
+            self.made.insert(parent);
+        }
+        let mut file = std::fs::File::create_new(&path).map_err(failed)?;
+        file.write_all(data).map_err(failed)?;
+        self.done.files += 1;
+        self.done.bytes += data.len() as u64;
+        self.taken.insert(relative);
+        Ok(())
+    }
+}
+
+fn last(extension: &str) -> &str {
+    extension.rsplit('.').next().unwrap_or(extension)
+}

@@ -1,0 +1,266 @@
+//! Looks at every byte of a set and tells what is wrong with it, without
+//! stopping at the first fault.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::group::{Group, Groups, Keep};
+use super::index::{Entry, ShardIndex, index_path};
+use super::map::Map;
+use super::pack::{Progress, threads};
+use super::pattern::{Found, resolve};
+use super::pool::in_order;
+use super::scan::{Depth, entry_of, open_tar};
+use super::tar::Source;
+use super::zst::{SeekTable, is_zstd};
+use super::{Limits, OpenOptions, sniff};
+use crate::decode::Decoder;
+use crate::{Error, Image, Result};
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// The shard.
+    pub shard: PathBuf,
+    /// The sample, where it is one sample's fault.
+    pub key: Option<String>,
+    /// Where in the (decompressed) shard.
+    pub offset: u64,
+    /// What was expected and what was found.
+    pub cause: String,
+}
+
+/// What [`verify`] saw.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct VerifyReport {
+    /// Shards looked at.
+    pub shards: usize,
+    /// Samples that were reached.
+    pub samples: u64,
+    /// Bytes of the shard files.
+    pub bytes: u64,
+    /// Shards that have an index.
+    pub indexed: usize,
+    /// Samples passed over because they have no image.
+    pub without_image: u64,
+    /// Everything that is wrong, in the order of the shards.
+    pub damage: Vec<Damage>,
+}
+
+/// Verifies the shards of `pattern`: archives, checksums of files and images, indexes, and, with
+/// `decode`, that every image can be decoded. `workers` threads, 0 for one per core.
+///
+/// # Errors
+/// [`Error::Usage`] when nothing matches, [`Error::Io`] when a folder cannot be
+/// read. What is wrong with a shard is in the report instead.
+pub fn verify(
+    pattern: &str,
+    options: &OpenOptions,
+    decode: bool,
+    workers: usize,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<VerifyReport> {
+    let found = resolve(pattern, options.use_manifest, &options.limits)?.shards;
+    let mut report = VerifyReport { shards: found.len(), ..VerifyReport::default() };
+    let total = found.len() as u64;
+    in_order(
+        threads(workers),
+        found.len(),
+        || decode.then(Scratch::default),
+        |scratch, shard| verify_shard(&found[shard], &options.limits, scratch),
+        |done, shard: VerifyReport| {
+            report.samples += shard.samples;
+            report.bytes += shard.bytes;
+            report.indexed += shard.indexed;
+            report.without_image += shard.without_image;
+            report.damage.extend(shard.damage);
+            progress(Progress { done: done as u64 + 1, total, bytes: report.bytes });
+            Ok(())
+        },
+    )?;
+    Ok(report)
+}
+
+/// What a thread decodes with.
+#[derive(Default)]
+struct Scratch {
+    decoder: Decoder,
+    image: Image,
+}
+
+/// One shard under examination.
+struct Examined<'a> {
+    path: &'a Path,
+    report: VerifyReport,
+}
+
+impl Examined<'_> {
+    fn note(&mut self, error: Error) {
+        let (key, offset, cause) = match error {
+            Error::Shard { path, offset, cause } if path == self.path => (None, offset, cause),
+            Error::Sample { key, offset, cause, .. } => (Some(key), offset, cause),
+            other => (None, 0, other.to_string()),
+        };
+        self.report.damage.push(Damage { shard: self.path.to_owned(), key, offset, cause });
+    }
+
+    fn sample(&mut self, group: &Group, cause: String) {
+        let offset = group.image().map_or(group.start, |image| group.parts()[image].offset);
+        let (shard, key) = (self.path.to_owned(), Some(group.key.clone()));
+        self.report.damage.push(Damage { shard, key, offset, cause });
+    }
+}
+
+fn verify_shard(found: &Found, limits: &Limits, scratch: &mut Option<Scratch>) -> VerifyReport {
+    let mut examined = Examined { path: &found.path, report: VerifyReport::default() };
+    let map = match Map::open(&found.path) {
+        Ok(map) => map,
+        Err(error) => {
+            examined.note(error);
+            return examined.report;
+        }
+    };
+    let bytes = map.as_ref();
+    examined.report.bytes = bytes.len() as u64;
+    if let Some(known) = &found.known {
+        let checksum = format!("xxh3:{:016x}", xxh3_64(bytes));
+        if (known.bytes, &known.checksum) != (bytes.len() as u64, &checksum) {
+            let cause = format!(
+                "{} bytes with checksum {checksum}, the manifest says {} and {}",
+                bytes.len(),
+                known.bytes,
+                known.checksum
+            );
+            examined.note(super::damaged(&found.path, 0, cause));
+        }
+    }
+    let index = open_index(&mut examined, bytes, limits);
+    if let Err(error) = verify_samples(&mut examined, &map, index.as_ref(), limits, scratch) {
+        examined.note(error);
+    }
+    if let Some(known) = &found.known
+        && known.samples != examined.report.samples
+    {
+        let cause =
+            format!("{} samples, the manifest says {}", examined.report.samples, known.samples);
+        examined.note(super::damaged(&found.path, 0, cause));
+    }
+    examined.report
+}
+
+fn open_index(examined: &mut Examined<'_>, shard: &[u8], limits: &Limits) -> Option<ShardIndex> {
+    let path = index_path(examined.path);
+    if !path.exists() {
+        return None;
+    }
+    examined.report.indexed = 1;
+    let index = ShardIndex::open(&path, limits);
+    match index.and_then(|index| index.belongs_to(examined.path, shard).map(|()| index)) {
+        Ok(index) => Some(index),
+        Err(error) => {
+            examined.note(error);
+            None
+        }
+    }
+}
+
+/// Walks the archive; an error is one that keeps the walk from going on.
+fn verify_samples(
+    examined: &mut Examined<'_>,
+    map: &Map,
+    index: Option<&ShardIndex>,
+    limits: &Limits,
+    scratch: &mut Option<Scratch>,
+) -> Result<()> {
+    let mut groups = Groups::new(open_tar(map, examined.path, limits)?, Keep::Images);
+    let mut group = Group::default();
+    let mut number = 0;
+    while groups.next_into(&mut group)? {
+        let entry = match entry_of(&group, Depth::Full, examined.path, limits) {
+            Ok(Some(entry)) => entry,
+            Ok(None) => {
+                examined.report.without_image += 1;
+                continue;
+            }
+            Err(error) => {
+                examined.note(error);
+                number += 1;
+                continue;
+            }
+        };
+        if let Some(index) = index
+            && let Some(cause) = differs(index, number, &group.key, &entry)?
+        {
+            examined.sample(&group, cause);
+        }
+        let image = group.image().map(|image| group.parts()[image].data.as_slice()).unwrap_or(&[]);
+        let readable = match scratch {
+            Some(s) => s.decoder.decode_into(sniff(image), image, &mut s.image),
+            None => Ok(()),
+        };
+        if let Err(error) = readable {
+            examined.sample(&group, error.to_string());
+        } else if entry.width == 0 {
+            examined.sample(
+                &group,
+                "not an image of a known format, or its header is damaged".to_owned(),
+            );
+        }
+        number += 1;
+        examined.report.samples += 1;
+    }
+    if let Some(index) = index.filter(|index| index.len() != number) {
+        let cause = format!("{number} samples, the index says {}", index.len());
+        examined.note(super::damaged(examined.path, groups.tar().position(), cause));
+    }
+    verify_end(examined, groups, map, limits)
+}
+
+/// The end-of-archive marker, what follows it, and the seek table.
+fn verify_end(
+    examined: &mut Examined<'_>,
+    groups: Groups<Box<dyn Source + Send>>,
+    map: &Map,
+    limits: &Limits,
+) -> Result<()> {
+    if !groups.tar().ended {
+        let cause = "no end-of-archive marker: the shard may have been cut short";
+        examined.note(super::damaged(examined.path, groups.tar().position(), cause));
+    }
+    let length = groups.into_tar().drain()?;
+    if is_zstd(map.as_ref())
+        && let Some(table) = SeekTable::parse(map.as_ref(), examined.path, limits)?
+        && table.length() != length
+    {
+        let cause =
+            format!("the seek table says {} bytes, its frames hold {length}", table.length());
+        examined.note(super::damaged(examined.path, length, cause));
+    }
+    Ok(())
+}
+
+/// How an index entry differs from the sample it stands for.
+fn differs(index: &ShardIndex, number: usize, key: &str, found: &Entry) -> Result<Option<String>> {
+    if number >= index.len() {
+        return Ok(Some("not in the index".to_owned()));
+    }
+    let (entry, indexed_key) = index.get(number)?;
+    if indexed_key != key {
+        return Ok(Some(format!("the index has sample `{indexed_key}` here")));
+    }
+    let fields = [
+        ("offset", entry.offset, found.offset),
+        ("length", entry.length.into(), found.length.into()),
+        ("label", entry.label.map_or(u64::MAX, u64::from), found.label.map_or(u64::MAX, u64::from)),
+        ("checksum", entry.checksum, if entry.checksum == 0 { 0 } else { found.checksum }),
+    ];
+    let wrong = fields.into_iter().find(|(_, indexed, found)| indexed != found);
+    Ok(wrong.map(|(name, indexed, found)| match name {
+        "checksum" => {
+            format!("the image's checksum is {found:016x}, the index says {indexed:016x}")
+        }
+        _ => format!("{name} {found}, the index says {indexed}"),
+    }))
+}

@@ -1,0 +1,6 @@
+//! Shards as their users meet them. One binary, so that the crate is linked once.
+
+mod damage;
+mod interop;
+mod pack;
+mod read;

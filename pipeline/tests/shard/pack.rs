@@ -1,0 +1,378 @@
+//! What is packed is what is read, for any options and any number of threads.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use bt_pipeline::shard::{
+    FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
+    ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_shards, pack,
+    raw_header, unpack, verify,
+};
+use bt_pipeline::{Error, Result};
+use proptest::prelude::*;
+
+/// Samples in memory.
+#[derive(Clone, Debug, Default)]
+struct Memory {
+    samples: Vec<(String, Option<u32>, Vec<u8>)>,
+    extras: Vec<(String, Vec<u8>)>,
+    classes: Vec<String>,
+}
+
+impl Memory {
+    /// `count` small images of three classes, all different.
+    fn some(count: u32) -> Memory {
+        let samples = (0..count)
+            .map(|i| (format!("d/{i:05}"), Some(i % 3), image(1 + i % 40, 1 + i % 7, i as u8)));
+        Memory { samples: samples.collect(), ..Memory::default() }
+    }
+}
+
+/// A decoded image of noise, which does not compress away.
+fn image(width: u32, height: u32, seed: u8) -> Vec<u8> {
+    let mut bytes = raw_header(width, height).to_vec();
+    let mut noise = u32::from(seed) + 77;
+    bytes.extend((0..width * height * 3).map(|_| {
+        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (noise >> 24) as u8
+    }));
+    bytes
+}
+
+impl Source for Memory {
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+    fn label(&self, i: usize) -> Result<Option<u32>> {
+        Ok(self.samples[i].1)
+    }
+    fn bytes(&self, i: usize) -> Result<u64> {
+        Ok(self.samples[i].2.len() as u64)
+    }
+    fn name(&self, i: usize) -> String {
+        self.samples[i].0.clone()
+    }
+    fn classes(&self) -> &[String] {
+        &self.classes
+    }
+    fn load(&self, i: usize, _: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
+        let (key, label, image) = self.samples[i].clone();
+        *into = Loaded { key, label, image, extension: String::new(), extras: self.extras.clone() };
+        Ok(())
+    }
+}
+
+fn packed(source: &dyn Source, folder: &Path, options: &PackOptions) -> Result<Packed> {
+    pack(source, folder, "a test", options, &mut |_| {})
+}
+
+fn open(folder: &Path) -> ShardSet {
+    ShardSet::open(
+        &folder.to_string_lossy(),
+        &OpenOptions { verify: true, ..OpenOptions::default() },
+    )
+    .unwrap()
+}
+
+fn contents(set: &ShardSet) -> Vec<(String, Option<u32>, Vec<u8>)> {
+    let mut scratch = ReadScratch::new();
+    (0..set.len())
+        .map(|i| {
+            let sample = set.read(i, &mut scratch).unwrap();
+            (sample.key.to_owned(), sample.label, sample.image.to_vec())
+        })
+        .collect()
+}
+
+/// Every file of a folder.
+fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(40))]
+    #[test]
+    fn samples_survive_packing(
+        samples in proptest::collection::vec(("[a-zü/_ -]{0,120}[a-z]", proptest::option::of(0u32..9), 1u32..60, 1u32..60), 1..60),
+        zstd in proptest::option::of(1i32..5),
+        samples_per_shard in proptest::option::of(1u64..20),
+        bytes_per_shard in proptest::option::of(1u64..60_000),
+        threads in 1usize..4,
+    ) {
+        let name = |i: usize, key: &str| format!("{i}{key}");
+        let source = Memory {
+            samples: samples.iter().enumerate().map(|(i, (k, l, w, h))| (name(i, k), *l, image(*w, *h, i as u8))).collect(),
+            ..Memory::default()
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let options = PackOptions { zstd, samples_per_shard, bytes_per_shard, threads, ..PackOptions::default() };
+        let done = packed(&source, folder.path(), &options).unwrap();
+        let set = open(folder.path());
+        prop_assert_eq!(contents(&set), source.samples.clone());
+        prop_assert!(set.seekable());
+        prop_assert!(set.shards().iter().all(|s| s.samples as u64 <= samples_per_shard.unwrap_or(u64::MAX)));
+        for (i, (_, _, width, height)) in samples.iter().enumerate() {
+            let meta = set.meta(i).unwrap();
+            prop_assert_eq!((meta.width, meta.height), (*width, *height));
+        }
+        let report = verify(&done.manifest_path.to_string_lossy(), &OpenOptions::default(), true, 1, &mut |_| {}).unwrap();
+        prop_assert_eq!((report.damage.len(), report.samples), (0, source.len() as u64));
+        // Indexes made from the shards alone are those the packer wrote.
+        let before = files(folder.path());
+        index_shards(&folder.path().to_string_lossy(), None, &[], &Default::default(), 1, &mut |_| {}).unwrap();
+        prop_assert!(before == files(folder.path()));
+    }
+}
+
+#[test]
+fn the_files_are_the_same_for_any_number_of_threads() {
+    let source = Memory::some(1500);
+    for (zstd, samples_per_shard) in [(None, None), (Some(3), Some(400)), (Some(3), None)] {
+        let pack_with = |threads| {
+            let folder = tempfile::tempdir().unwrap();
+            let selection =
+                Selection { shuffle: Some(5), fraction: Some(0.9), ..Selection::default() };
+            let bytes_per_shard = if samples_per_shard.is_none() { Some(300_000) } else { None };
+            let options = PackOptions {
+                zstd,
+                samples_per_shard,
+                bytes_per_shard,
+                threads,
+                selection,
+                ..PackOptions::default()
+            };
+            packed(&source, folder.path(), &options).unwrap();
+            files(folder.path())
+        };
+        let one = pack_with(1);
+        assert!(one.len() >= 5, "several shards, or the test tests nothing: {}", one.len());
+        assert!(one == pack_with(2) && one == pack_with(5));
+    }
+}
+
+#[test]
+fn a_set_is_replaced_only_when_asked_and_then_altogether() {
+    let folder = tempfile::tempdir().unwrap();
+    let many = PackOptions { samples_per_shard: Some(10), ..PackOptions::default() };
+    packed(&Memory::some(50), folder.path(), &many).unwrap();
+    std::fs::write(
+        folder.path().join(".shard-000001.tar.abc.part"),
+        b"left by a run that was killed",
+    )
+    .unwrap();
+    std::fs::write(folder.path().join("shard-notes.txt"), b"mine").unwrap();
+    let before = files(folder.path()).len();
+    assert!(packed(&Memory::some(5), folder.path(), &many).is_err());
+    assert!(files(folder.path()).len() >= before - 1);
+    packed(&Memory::some(5), folder.path(), &PackOptions { overwrite: true, ..many.clone() })
+        .unwrap();
+    let names: Vec<_> = files(folder.path()).into_keys().collect();
+    assert_eq!(
+        names,
+        ["shard-000000.tar", "shard-000000.tar.idx", "shard-notes.txt", "shard.manifest.json"]
+    );
+    // Another prefix is another set.
+    packed(&Memory::some(5), folder.path(), &PackOptions { prefix: "shard-b".into(), ..many })
+        .unwrap();
+    assert_eq!(open(folder.path()).len(), 10);
+}
+
+#[test]
+fn the_manifest_counts_names_and_explains() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = Memory::some(9);
+    source.samples[0].1 = None;
+    source.classes = ["ant", "bee", "cat", "dog"].map(str::to_owned).to_vec();
+    let done = packed(&source, folder.path(), &PackOptions::default()).unwrap();
+    let manifest = Manifest::read(&done.manifest_path, &Default::default()).unwrap().unwrap();
+    assert_eq!(manifest, done.manifest);
+    let counts: Vec<_> =
+        manifest.classes.iter().map(|class| (class.name.as_str(), class.samples)).collect();
+    assert_eq!(counts, [("ant", 2), ("bee", 3), ("cat", 3), ("dog", 0)]);
+    assert_eq!((manifest.samples, manifest.unlabelled), (9, 1));
+    assert_eq!(manifest.made["source"], "a test");
+    let set = open(folder.path());
+    assert_eq!((set.classes(), set.num_classes().unwrap()), (&source.classes[..], 4));
+    let manifest = folder.path().join(MANIFEST_SUFFIX);
+    std::fs::rename(&done.manifest_path, &manifest).unwrap();
+    assert_eq!(
+        ShardSet::open(&manifest.to_string_lossy(), &OpenOptions::default()).unwrap().len(),
+        9
+    );
+}
+
+#[test]
+fn shards_are_packed_again_with_their_other_members() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, plain, second) =
+        (folder.path().join("1"), folder.path().join("2"), folder.path().join("3"));
+    let mut source = Memory::some(300);
+    source.extras =
+        vec![("json".to_owned(), b"{\"a\":1}".to_vec()), ("seg.png".to_owned(), vec![])];
+    source.classes = ["a", "b", "c"].map(str::to_owned).to_vec();
+    packed(&source, &first, &PackOptions { samples_per_shard: Some(70), ..PackOptions::default() })
+        .unwrap();
+    // A shard without table or index, as `zstd` makes it.
+    std::fs::create_dir(&plain).unwrap();
+    for (name, bytes) in files(&first).into_iter().filter(|(name, _)| name.ends_with(".tar")) {
+        std::fs::write(plain.join(name + ".zst"), zstd::encode_all(&bytes[..], 1).unwrap())
+            .unwrap();
+    }
+    for from in [&first, &plain] {
+        let again =
+            ShardSource::open(&from.to_string_lossy(), folder.path(), &OpenOptions::default())
+                .unwrap();
+        let options =
+            PackOptions { samples_per_shard: Some(70), overwrite: true, ..PackOptions::default() };
+        packed(&again, &second, &options).unwrap();
+        let tars = |folder: &Path| {
+            files(folder).into_iter().filter(|(name, _)| name.ends_with(".tar")).collect::<Vec<_>>()
+        };
+        assert!(tars(&first) == tars(&second), "from {}", from.display());
+        assert_eq!(open(&second).classes().len(), if *from == first { 3 } else { 0 });
+    }
+}
+
+#[test]
+fn folders_become_shards_and_folders_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards, back) =
+        (folder.path().join("t"), folder.path().join("s"), folder.path().join("b"));
+    let picture = |value| {
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let pixels = image::RgbImage::from_pixel(9, 5, image::Rgb([value; 3]));
+        pixels.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+        bytes.into_inner()
+    };
+    let names = [
+        "b/2.PNG",
+        "a/x.y.png",
+        "a/1.png",
+        "a/deep/1.png",
+        ".hidden/1.png",
+        "a/notes.txt",
+        "top.png",
+    ];
+    for (value, name) in names.iter().enumerate() {
+        let path = tree.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, picture(value as u8)).unwrap();
+    }
+    std::fs::create_dir(tree.join("empty")).unwrap();
+    let source = FolderSource::open(&tree).unwrap();
+    assert_eq!(source.classes(), ["a", "b", "empty"]);
+    packed(&source, &shards, &PackOptions::default()).unwrap();
+    let expected = [("a/1", 0, 2), ("a/x_y", 0, 1), ("a/deep/1", 0, 3), ("b/2", 1, 0)];
+    let expected =
+        expected.map(|(key, label, value)| (key.to_owned(), Some(label), picture(value)));
+    assert_eq!(contents(&open(&shards)), expected);
+    let done = unpack(
+        &shards.to_string_lossy(),
+        &back,
+        Tree::Folders,
+        &OpenOptions::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    assert_eq!((done.samples, done.files, done.renamed), (4, 4, 1));
+    assert_eq!(
+        files(&back.join("a")).into_keys().collect::<Vec<_>>(),
+        ["1.png", "shard-000000_1.png", "x_y.png"]
+    );
+    assert_eq!(std::fs::read(back.join("b/2.png")).unwrap(), picture(0));
+    let members = folder.path().join("m");
+    unpack(
+        &shards.to_string_lossy(),
+        &members,
+        Tree::Members,
+        &OpenOptions::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    assert_eq!(std::fs::read(members.join("a/deep/1.cls")).unwrap(), b"0");
+    let again = unpack(
+        &shards.to_string_lossy(),
+        &back,
+        Tree::Folders,
+        &OpenOptions::default(),
+        &mut |_| {},
+    );
+    assert!(matches!(again, Err(Error::Usage(_))));
+}
+
+#[test]
+fn an_image_that_is_none_stops_packing_or_is_left_out_by_name() {
+    let mut source = Memory::some(10);
+    source.samples[3].2 = b"no image".to_vec();
+    let folder = tempfile::tempdir().unwrap();
+    let error = packed(&source, folder.path(), &PackOptions::default()).unwrap_err().to_string();
+    assert!(error.contains("d/00003"), "{error}");
+    assert_eq!(files(folder.path()).len(), 0, "nothing half-done stays");
+    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let done = packed(&source, folder.path(), &skip).unwrap();
+    assert_eq!((open(folder.path()).len(), done.skipped.len()), (9, 1));
+}
+
+#[test]
+fn options_that_cannot_be_met_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = |change: fn(&mut PackOptions)| {
+        let mut options = PackOptions { recode: Recode::KEEP, ..PackOptions::default() };
+        change(&mut options);
+        let error = packed(&Memory::some(3), folder.path(), &options).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "{error}");
+    };
+    bad(|o| o.samples_per_shard = Some(0));
+    bad(|o| o.bytes_per_shard = Some(0));
+    bad(|o| o.prefix = "a/b".to_owned());
+    bad(|o| o.prefix = String::new());
+    bad(|o| o.zstd = Some(99));
+    bad(|o| o.selection.fraction = Some(2.0));
+    bad(|o| o.selection.limit = Some(0));
+}
+
+/// Makes 1,000,000 samples in 1,000 shards first, which takes a minute or two:
+/// `cargo test --release -p bt-pipeline --test shard million -- --ignored --nocapture`.
+#[test]
+#[ignore = "packs a million samples"]
+fn a_million_samples_open_within_two_seconds_and_200_megabytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = (0..1_000_000).map(|i| (format!("{i:09}"), Some(i % 1000), image(1, 1, i as u8)));
+    let source = Memory { samples: samples.collect(), ..Memory::default() };
+    let options =
+        PackOptions { zstd: Some(1), samples_per_shard: Some(1000), ..PackOptions::default() };
+    packed(&source, folder.path(), &options).unwrap();
+    drop(source);
+    let manifest = folder.path().join("shard.manifest.json");
+    for with_manifest in [true, false] {
+        if !with_manifest {
+            std::fs::remove_file(&manifest).unwrap();
+        }
+        let before = resident_bytes();
+        let start = std::time::Instant::now();
+        let set =
+            ShardSet::open(&folder.path().to_string_lossy(), &OpenOptions::default()).unwrap();
+        let opened = start.elapsed();
+        let mut scratch = ReadScratch::new();
+        let first = set.read(900_000, &mut scratch).unwrap().key.to_owned();
+        let read = start.elapsed();
+        let labels: u64 = (0..set.len()).map(|i| u64::from(set.label(i).unwrap().unwrap())).sum();
+        let all = start.elapsed();
+        let grown = resident_bytes().saturating_sub(before);
+        println!(
+            "manifest {with_manifest}: open {opened:?}, first sample {read:?}, every entry {all:?}, +{} MiB resident",
+            grown >> 20
+        );
+        assert_eq!((set.len(), first.as_str(), labels), (1_000_000, "000900000", 499_500_000));
+        assert!(all.as_secs_f64() < 2.0 && grown < 200 << 20);
+    }
+}
+
+/// Resident memory of this process; 0 where the system does not tell.
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
+}

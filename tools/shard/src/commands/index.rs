@@ -1,0 +1,72 @@
+//! `shard index`: indexes for shards made elsewhere.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, ensure};
+use bt_pipeline::shard::{Limits, MANIFEST_SUFFIX, index_shards};
+
+use crate::cli::Index;
+use crate::output::{Bar, count, line};
+
+pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
+    let classes: Vec<String> = match &args.classes {
+        None => Vec::new(),
+        Some(path) => {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
+        }
+    };
+    if let Some(path) = &args.manifest {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        ensure!(
+            name.ends_with(MANIFEST_SUFFIX),
+            "{}: the name must end in {MANIFEST_SUFFIX}",
+            path.display()
+        );
+    }
+    let bar = Bar::new("shards");
+    let indexed = index_shards(
+        &args.shards.pattern(),
+        args.manifest.as_deref(),
+        &classes,
+        &Limits::default(),
+        args.threads,
+        &mut |progress| bar.show(progress),
+    );
+    drop(bar);
+    for shard in indexed? {
+        if args.json {
+            line(serde_json::to_string(&shard)?)?;
+            continue;
+        }
+        let mut remarks = Vec::new();
+        if shard.without_image > 0 {
+            remarks.push(format!(
+                "{} without an image passed over",
+                count(shard.without_image, "sample")
+            ));
+        }
+        if shard.unreadable > 0 {
+            remarks.push(format!(
+                "{} with a header that cannot be read",
+                count(shard.unreadable, "image")
+            ));
+        }
+        if !shard.ended {
+            remarks.push("no end-of-archive marker: cut short?".to_owned());
+        }
+        if !shard.seekable {
+            remarks.push("no seek table: can be read in order only".to_owned());
+        }
+        let remarks: String = remarks.iter().map(|remark| format!("; {remark}")).collect();
+        line(format_args!(
+            "{}: {}{remarks}",
+            shard.shard.display(),
+            count(shard.samples, "sample")
+        ))?;
+    }
+    if let Some(manifest) = &args.manifest {
+        line(manifest.display())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,85 @@
+//! `shard pack`: a source becomes a set of shards.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use bt_pipeline::shard::{
+    Limits, OnBad, PackOptions, Packed, Recode, Selection, Shrink, Source, open_source, pack,
+};
+
+use crate::cli::{Division, Pack};
+use crate::output::{Bar, bytes, count, line};
+
+pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
+    let origin = args.sources.join("::");
+    let source = open_source(&origin, &args.out, &Limits::default())?;
+    let options = PackOptions {
+        selection: Selection {
+            shuffle: args.shuffle,
+            per_class: args.per_class,
+            fraction: args.fraction,
+            limit: args.limit,
+        },
+        recode: Recode {
+            shrink: args.max_side.map(Shrink::MaxSide).or(args.short_side.map(Shrink::ShortSide)),
+            quality: args.quality,
+            raw: args.raw,
+        },
+        on_bad: if args.skip_bad { OnBad::Skip } else { OnBad::Stop },
+        ..divided(&args.prefix, &args.division)
+    };
+    run_pack(source.as_ref(), &args.out, &origin, &options, args.division.json)
+}
+
+/// Options that say how a set is divided, all else by default.
+pub fn divided(prefix: &str, division: &Division) -> PackOptions {
+    PackOptions {
+        prefix: prefix.to_owned(),
+        samples_per_shard: division.samples_per_shard,
+        bytes_per_shard: division.bytes_per_shard,
+        zstd: division.zstd,
+        overwrite: division.overwrite,
+        threads: division.threads,
+        ..PackOptions::default()
+    }
+}
+
+/// Packs with a progress bar and prints what was made.
+pub fn run_pack(
+    source: &dyn Source,
+    out: &Path,
+    origin: &str,
+    options: &PackOptions,
+    json: bool,
+) -> anyhow::Result<ExitCode> {
+    let bar = Bar::new("images");
+    let packed = pack(source, out, origin, options, &mut |progress| bar.show(progress));
+    drop(bar);
+    let Packed { manifest_path, manifest, skipped } = packed?;
+    for cause in &skipped {
+        eprintln!("left out: {cause}");
+    }
+    if json {
+        line(serde_json::json!({
+            "manifest": manifest_path,
+            "shards": manifest.shards.len(),
+            "samples": manifest.samples,
+            "bytes": manifest.bytes,
+            "classes": manifest.classes.len(),
+            "left_out": skipped,
+        }))?;
+    } else {
+        let (shards, samples) = (manifest.shards.len() as u64, manifest.samples);
+        let (shards, samples) = (count(shards, "shard"), count(samples, "sample"));
+        let classes = manifest.classes.len();
+        line(format_args!(
+            "{samples} of {classes} classes in {shards}, {}",
+            bytes(manifest.bytes)
+        ))?;
+        if !skipped.is_empty() {
+            line(format_args!("{} left out", count(skipped.len() as u64, "image")))?;
+        }
+        line(manifest_path.display())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,40 @@
+//! `shard unpack`: samples as files.
+
+use std::process::ExitCode;
+
+use bt_pipeline::shard::{OpenOptions, Tree, unpack};
+
+use crate::cli::Unpack;
+use crate::output::{Bar, bytes, count, line};
+
+pub fn run(args: &Unpack) -> anyhow::Result<ExitCode> {
+    let bar = Bar::new("samples");
+    let (tree, named) = if args.members {
+        (Tree::Members, "KEY.EXTENSION")
+    } else {
+        (Tree::Folders, "CLASS/NAME.EXTENSION, NAME being the key behind its last slash")
+    };
+    let pattern = args.patterns.join("::");
+    let done = unpack(&pattern, &args.out, tree, &OpenOptions::default(), &mut |progress| {
+        bar.show(progress)
+    });
+    drop(bar);
+    let done = done?;
+    if args.json {
+        line(serde_json::json!({
+            "folder": args.out, "samples": done.samples, "files": done.files, "bytes": done.bytes,
+            "renamed": done.renamed,
+        }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (samples, files) = (count(done.samples, "sample"), count(done.files, "file"));
+    line(format_args!("{samples} in {files}, {}, named {named}", bytes(done.bytes)))?;
+    if done.renamed > 0 {
+        line(format_args!(
+            "{} had a name that was taken and got the shard's name in front",
+            count(done.renamed, "sample")
+        ))?;
+    }
+    line(args.out.display())?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,52 @@
+//! What commands print: results to standard output, progress to a terminal.
+
+use std::io::Write;
+
+use bt_pipeline::shard::Progress;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// A line of standard output. Errors are returned: the reader may be gone.
+pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
+    writeln!(std::io::stdout().lock(), "{text}")?;
+    Ok(())
+}
+
+/// A progress bar on standard error, where that is a terminal.
+pub struct Bar(ProgressBar);
+
+impl Bar {
+    /// A bar that counts `unit`.
+    pub fn new(unit: &'static str) -> Self {
+        let template = format!(
+            "{{bar:30}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{msg}}  {{elapsed}} elapsed, {{eta}} left"
+        );
+        let style = ProgressStyle::with_template(&template)
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
+        Bar(ProgressBar::new(0).with_style(style))
+    }
+
+    /// Shows how far it has come.
+    pub fn show(&self, progress: Progress) {
+        self.0.set_length(progress.total);
+        self.0.set_position(progress.done);
+        if progress.bytes > 0 {
+            self.0.set_message(bytes(progress.bytes));
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// Bytes for people: `1.51 MiB`.
+pub fn bytes(count: u64) -> String {
+    indicatif::BinaryBytes(count).to_string()
+}
+
+/// `1 shard`, `2 shards`.
+pub fn count(number: u64, thing: &str) -> String {
+    format!("{} {thing}{}", indicatif::HumanCount(number), if number == 1 { "" } else { "s" })
+}

@@ -1,0 +1,213 @@
+//! The binary as a person meets it: what it prints, what it answers to bad
+//! input, and what is left behind when the disk is full.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn shard(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_shard")).args(args).output().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Runs a command that must succeed; what it printed.
+fn ok(args: &[&str]) -> String {
+    let output = shard(args);
+    assert!(output.status.success(), "{args:?}: {}", err(&output));
+    out(&output)
+}
+
+/// A tree of `images` PNG files in two classes.
+fn tree(root: &Path, images: u32) -> PathBuf {
+    let tree = root.join("tree");
+    for i in 0..images {
+        let folder = tree.join(["cat", "dog"][i as usize % 2]);
+        std::fs::create_dir_all(&folder).unwrap();
+        let pixel = |x: u32, y: u32| image::Rgb([(x * y) as u8, i as u8, x as u8]);
+        image::RgbImage::from_fn(40, 30, pixel).save(folder.join(format!("{i:03}.png"))).unwrap();
+    }
+    tree
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<String> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_tree_is_packed_listed_verified_and_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 20), folder.path().join("shards"));
+    let (tree, shards) = (tree.to_str().unwrap(), shards.to_str().unwrap());
+    let flags = ["--prefix", "train", "--zstd", "--samples-per-shard", "8"];
+    let printed = ok(&[&["pack", tree, shards], &flags[..]].concat());
+    assert!(printed.starts_with("20 samples of 2 classes in 3 shards"), "{printed}");
+    assert_eq!(ok(&["ls", shards]).lines().count(), 20);
+    let first = ok(&["ls", shards, "--json", "--limit", "1"]);
+    let first: serde_json::Value = serde_json::from_str(first.trim()).unwrap();
+    assert_eq!((first["key"].as_str(), first["class"].as_str()), (Some("cat/000"), Some("cat")));
+    assert_eq!((first["width"].as_u64(), first["height"].as_u64()), (Some(40), Some(30)));
+    assert!(ok(&["ls", shards, "--summary"]).contains("20 samples in 3 shards"));
+    let verified = ok(&["verify", shards]);
+    assert!(verified.starts_with("no damage in 20 samples of 3 shards (3 indexed)"), "{verified}");
+    let back = folder.path().join("back");
+    assert!(ok(&["unpack", shards, back.to_str().unwrap()]).contains("CLASS/NAME"));
+    for name in ["cat/000.png", "dog/019.png"] {
+        let original = std::fs::read(Path::new(tree).join(name)).unwrap();
+        assert!(std::fs::read(back.join(name)).unwrap() == original, "{name}");
+    }
+
+    // A byte changes: verification lists the shard and fails.
+    let damaged = Path::new(shards).join("train-000001.tar.zst");
+    let mut bytes = std::fs::read(&damaged).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    let output = shard(&["verify", shards, "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_str(out(&output).trim()).unwrap();
+    let named = report["damage"][0]["shard"].as_str().unwrap();
+    assert!(named.ends_with("train-000001.tar.zst"), "{report}");
+    assert!(out(&shard(&["verify", shards])).contains("fault"));
+}
+
+#[test]
+fn images_are_reduced_decoded_and_chosen() {
+    let folder = tempfile::tempdir().unwrap();
+    let tree = tree(folder.path(), 20);
+    let tree = tree.to_str().unwrap();
+    let list = |name: &str, args: &[&str]| -> Vec<String> {
+        let shards = folder.path().join(name);
+        ok(&[&["pack", tree, shards.to_str().unwrap()], args].concat());
+        ok(&["ls", shards.to_str().unwrap()]).lines().map(str::to_owned).collect()
+    };
+    let small = list("small", &["--max-side", "20", "--quality", "80"]);
+    assert!(small[0].contains("jpeg") && small[0].contains("20x15"), "{}", small[0]);
+    assert!(list("same", &["--short-side", "30"])[0].contains("png"));
+    let raw = list("raw", &["--raw"]);
+    assert!(raw[0].contains("raw") && raw[0].contains(" 3632 "), "{}", raw[0]);
+    assert_eq!(list("few", &["--per-class", "3"]).len(), 6);
+    assert_eq!(list("share", &["--fraction", "0.5", "--limit", "7"]).len(), 7);
+    assert_ne!(list("one", &["--shuffle", "1"]), list("two", &["--shuffle", "2"]));
+    let csv = folder.path().join("list.csv");
+    std::fs::write(&csv, "path,label\ntree/dog/001.png,hot\ntree/cat/000.png,cold\n").unwrap();
+    let shards = folder.path().join("listed");
+    ok(&["pack", csv.to_str().unwrap(), shards.to_str().unwrap()]);
+    assert!(ok(&["ls", shards.to_str().unwrap(), "--json"]).contains("\"class\":\"hot\""));
+}
+
+#[test]
+fn the_embedded_data_set_is_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = folder.path().to_str().unwrap();
+    ok(&["synth", shards, "--images", "24", "--side", "16", "--split", "test"]);
+    let verified = ok(&["verify", &format!("{shards}/test-000000.tar")]);
+    assert!(verified.starts_with("no damage in 24 samples"), "{verified}");
+}
+
+#[test]
+fn bad_input_is_answered_by_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let path = |name: &str| root.join(name).to_str().unwrap().to_owned();
+    let tree = tree(root, 2).to_str().unwrap().to_owned();
+    std::fs::create_dir(root.join("void")).unwrap();
+    std::fs::write(root.join("zero.tar"), [0; 1024]).unwrap();
+    std::fs::write(root.join("text.tar"), "this is no tar\n".repeat(99)).unwrap();
+    std::fs::write(root.join("list.csv"), "absent.jpg,1\n").unwrap();
+    std::fs::write(root.join("mixed.csv"), "a.jpg,1\nb.jpg,cat\n").unwrap();
+    std::fs::write(root.join("file"), "in the way").unwrap();
+    let (shards, to) = (path("shards"), path("out"));
+    ok(&["pack", &tree, &shards]);
+    let cases: [(&[&str], &str); 16] = [
+        (&["pack", &path("absent"), &to], "No such file"),
+        (&["pack", &path("void"), &to], "no images"),
+        (&["pack", &path("zero.tar"), &to], "no samples"),
+        (&["pack", &path("text.tar"), &to], "not a tar"),
+        (&["pack", &path("list.csv"), &to], "absent.jpg"),
+        (&["pack", &path("mixed.csv"), &to], "not both"),
+        (&["pack", &tree, &path("file")], "file: "),
+        (&["pack", &tree, &shards], "--overwrite"),
+        (&["pack", &tree, &to, "--limit", "0"], "no samples"),
+        (&["pack", &tree, &to, "--fraction", "1.5"], "fraction"),
+        (&["ls", &path("void")], "no shards"),
+        (&["ls", &path("x-{0..3}.tar")], "x-0.tar"),
+        (&["verify", &path("none-*.tar")], "no shards"),
+        (&["index", &path("text.tar")], "not a tar"),
+        (&["index", &path("zero.tar"), "--manifest", &path("m.json")], "manifest.json"),
+        (&["unpack", &shards, &tree], "not empty"),
+    ];
+    for (args, expected) in cases {
+        let output = shard(args);
+        let printed = err(&output);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {printed}");
+        assert!(printed.contains(expected), "{args:?}: {printed}");
+        assert_eq!(printed.lines().count(), 1, "{args:?}: {printed}");
+    }
+    assert_eq!(shard(&["pack", &tree]).status.code(), Some(2), "usage is answered by clap");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_is_full_leaves_nothing_half_done() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 200), folder.path().join("shards"));
+    // A limit on the size of files stands in for a full disk: writes fail
+    // after 64 KiB, and the signal that comes with it is ignored.
+    let script = "trap '' XFSZ; ulimit -f 64 || exit 9; exec \"$@\"";
+    let mut command = Command::new("bash");
+    command
+        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_shard"), "pack"])
+        .args([&tree, &shards]);
+    let Ok(output) = command.output() else {
+        println!("skipped: no bash");
+        return;
+    };
+    if output.status.code() == Some(9) {
+        println!("skipped: no `ulimit -f`");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(err(&output).contains("shard-000000.tar: File too large"), "{}", err(&output));
+    assert_eq!(names(&shards), Vec::<String>::new());
+    // /dev/full answers every write as a full disk does; here, for a listing.
+    ok(&["pack", tree.to_str().unwrap(), shards.to_str().unwrap()]);
+    if let Ok(full) = std::fs::OpenOptions::new().write(true).open("/dev/full") {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shard"));
+        let output = command.arg("ls").arg(&shards).stdout(full).output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(err(&output).contains("No space left"), "{}", err(&output));
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_run_that_is_killed_leaves_no_shard_that_looks_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 300), folder.path().join("shards"));
+    let (tree, to) = (tree.to_str().unwrap(), shards.to_str().unwrap());
+    let args = ["pack", tree, to, "--max-side", "39", "--samples-per-shard", "20"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_shard")).args(args).spawn().unwrap();
+    while child.try_wait().unwrap().is_none() {
+        if shards.is_dir() && names(&shards).len() > 2 {
+            child.kill().unwrap();
+        }
+    }
+    for name in names(&shards).iter().filter(|name| name.ends_with(".tar")) {
+        let path = shards.join(name);
+        assert_eq!(ok(&["ls", path.to_str().unwrap()]).lines().count(), 20, "{name}");
+        assert!(ok(&["verify", path.to_str().unwrap()]).contains("no damage"), "{name}");
+    }
+    // The next run clears up.
+    ok(&[&args[..], &["--overwrite"]].concat());
+    assert!(!names(&shards).iter().any(|name| name.ends_with(".part")));
+    assert_eq!(ok(&["ls", to]).lines().count(), 300);
+}
