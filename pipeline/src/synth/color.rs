@@ -19,7 +19,7 @@ pub fn lerp(a: Rgb, b: Rgb, t: f32) -> Rgb {
 /// A colour of random hue and saturation with the luma `target` (0..=1).
 pub fn with_luma(rng: &mut Rng, target: f32) -> Rgb {
     let hue = rng.unit() as f32 * 6.0;
-    let saturation = rng.uniform(0.15, 1.0) as f32;
+    let saturation = rng.uniform(0.15, 0.8) as f32;
     let wheel = [hue_ramp(hue + 2.0), hue_ramp(hue), hue_ramp(hue - 2.0)];
     let pure = wheel.map(|v| 1.0 - saturation + saturation * v);
     let own = luma(pure);

@@ -15,22 +15,30 @@ enum Class {
 
 const LOOKS: [Class; 12] = [
     Class::Texture(Texture::Stripes),
+    Class::Shape(Shape::Disc),
     Class::Texture(Texture::Checks),
+    Class::Shape(Shape::Triangle),
     Class::Texture(Texture::Zigzag),
+    Class::Shape(Shape::Cross),
     Class::Texture(Texture::Bricks),
     Class::Texture(Texture::Cells),
+    Class::Texture(Texture::Layers),
     Class::Texture(Texture::Ripples),
-    Class::Shape(Shape::Disc),
-    Class::Shape(Shape::Ring),
-    Class::Shape(Shape::Triangle),
-    Class::Shape(Shape::Square),
-    Class::Shape(Shape::Cross),
-    Class::Shape(Shape::Star),
+    Class::Texture(Texture::Grid),
+    Class::Texture(Texture::Blotches),
 ];
 
-/// The part of the image that bears the class. Lengths are in image sides.
+/// A region with colours and polarity of its own; the figure runs on across its
+/// border.
+struct Patch {
+    centre: Vec2,
+    ground: [Rgb; 2],
+    ink: Rgb,
+}
+
+/// What bears the class. Lengths are in image sides.
 enum Figure {
-    Pattern { pattern: Pattern, turn: Vec2, centre: Vec2, colour: Rgb },
+    Pattern { pattern: Pattern, turn: Vec2, centre: Vec2 },
     Scattering { shape: Shape, instances: Vec<Instance> },
 }
 
@@ -39,7 +47,6 @@ struct Instance {
     centre: Vec2,
     radius: f32,
     turn: Vec2,
-    colour: Rgb,
 }
 
 /// A short line of some colour, which says nothing about the class.
@@ -52,11 +59,11 @@ struct Scratch {
 
 /// Everything that is drawn before a pixel is.
 struct Scene {
-    ground: [Rgb; 2],
+    patches: Vec<Patch>,
+    figure: Figure,
     ground_noise: ValueNoise,
     warp: [ValueNoise; 2],
     warp_size: f32,
-    figure: Figure,
     scratches: Vec<Scratch>,
     /// Brightness changes along this direction by up to its length.
     light: Vec2,
@@ -86,23 +93,19 @@ const SCENE: u64 = 0x5CE9E;
 
 impl Scene {
     fn new(rng: &mut Rng, class: &Class) -> Self {
-        let (ground_luma, figure_luma) = two_lumas(rng, 0.28);
-        let base = with_luma(rng, ground_luma);
-        let step = rng.uniform(-0.1, 0.1) as f32;
-        let other = with_luma(rng, (ground_luma + step).clamp(0.03, 0.97));
         let figure = match *class {
-            Class::Texture(texture) => pattern(rng, texture, figure_luma),
-            Class::Shape(shape) => scattering(rng, shape, figure_luma),
+            Class::Texture(texture) => pattern(rng, texture),
+            Class::Shape(shape) => scattering(rng, shape),
         };
         let cells = 2 + rng.below(6) as usize;
         let turn = direction(rng);
         let strength = rng.uniform(0.0, 0.35) as f32;
         Scene {
-            ground: [base, other],
+            patches: (0..1 + rng.below(4)).map(|_| Patch::new(rng)).collect(),
+            figure,
             ground_noise: ValueNoise::new(rng, cells),
             warp: [ValueNoise::new(rng, 2), ValueNoise::new(rng, 2)],
-            warp_size: rng.uniform(0.0, 0.10) as f32,
-            figure,
+            warp_size: rng.uniform(0.0, 0.3) as f32,
             scratches: (0..rng.below(4)).map(|_| scratch(rng)).collect(),
             light: turn.map(|t| t * strength),
             noise: rng.uniform(0.01, 0.05) as f32,
@@ -111,30 +114,73 @@ impl Scene {
 
     /// The colour at `p`, before noise. `pixel` is a pixel's width.
     fn colour(&self, p: Vec2, pixel: f32) -> Rgb {
-        let mut colour = lerp(self.ground[0], self.ground[1], self.ground_noise.at(p[0], p[1]));
         let bent = [0, 1].map(|i| p[i] + self.warp_size * (self.warp[i].at(p[0], p[1]) - 0.5));
-        match &self.figure {
-            Figure::Pattern { pattern, turn, centre, colour: ink } => {
-                let local = rotate([bent[0] - centre[0], bent[1] - centre[1]], *turn);
-                colour = lerp(colour, *ink, coverage(pattern.distance(local), pixel));
-            }
-            Figure::Scattering { shape, instances } => {
-                for one in instances {
-                    let off = [bent[0] - one.centre[0], bent[1] - one.centre[1]];
-                    if off[0].abs().max(off[1].abs()) > one.radius * 1.1 + pixel {
-                        continue;
-                    }
-                    let local = rotate(off, one.turn).map(|v| v / one.radius);
-                    let distance = shape.distance(local) * one.radius;
-                    colour = lerp(colour, one.colour, coverage(distance, pixel));
-                }
-            }
+        let tint = self.ground_noise.at(p[0], p[1]);
+        let figure = coverage(self.figure.distance(bent), pixel);
+        let paint =
+            |patch: &Patch| lerp(lerp(patch.ground[0], patch.ground[1], tint), patch.ink, figure);
+        let (near, next) = self.nearest_patches(p);
+        let mut colour = paint(near.1);
+        // Half the difference is the distance to the border, about.
+        let over = coverage(0.5 * (next.0 - near.0), pixel);
+        if over > 0.0 {
+            colour = lerp(colour, paint(next.1), over);
         }
         for scratch in &self.scratches {
             colour = lerp(colour, scratch.colour, 0.9 * coverage(scratch.distance(p), pixel));
         }
         let light = 1.0 + 2.0 * (self.light[0] * (p[0] - 0.5) + self.light[1] * (p[1] - 0.5));
         colour.map(|v| v * light)
+    }
+
+    /// The two patches whose centres are nearest, with their distances.
+    fn nearest_patches(&self, p: Vec2) -> ((f32, &Patch), (f32, &Patch)) {
+        let mut best = (f32::MAX, &self.patches[0]);
+        let mut second = best;
+        for patch in &self.patches {
+            let (x, y) = (p[0] - patch.centre[0], p[1] - patch.centre[1]);
+            let distance = (x * x + y * y).sqrt();
+            if distance < best.0 {
+                second = best;
+                best = (distance, patch);
+            } else if distance < second.0 {
+                second = (distance, patch);
+            }
+        }
+        (best, second)
+    }
+}
+
+impl Patch {
+    fn new(rng: &mut Rng) -> Self {
+        let (ground_luma, ink_luma) = two_lumas(rng, 0.4);
+        let step = rng.uniform(-0.1, 0.1) as f32;
+        Patch {
+            centre: [rng.unit() as f32, rng.unit() as f32],
+            ground: [ground_luma, (ground_luma + step).clamp(0.03, 0.97)]
+                .map(|luma| with_luma(rng, luma)),
+            ink: with_luma(rng, ink_luma),
+        }
+    }
+}
+
+impl Figure {
+    fn distance(&self, p: Vec2) -> f32 {
+        match self {
+            Figure::Pattern { pattern, turn, centre } => {
+                pattern.distance(rotate([p[0] - centre[0], p[1] - centre[1]], *turn))
+            }
+            Figure::Scattering { shape, instances } => {
+                instances.iter().map(|one| one.distance(*shape, p)).fold(f32::MAX, f32::min)
+            }
+        }
+    }
+}
+
+impl Instance {
+    fn distance(&self, shape: Shape, p: Vec2) -> f32 {
+        let local = rotate([p[0] - self.centre[0], p[1] - self.centre[1]], self.turn);
+        shape.distance(local.map(|v| v / self.radius)) * self.radius
     }
 }
 
@@ -149,34 +195,31 @@ impl Scratch {
     }
 }
 
-fn pattern(rng: &mut Rng, texture: Texture, ink_luma: f32) -> Figure {
+fn pattern(rng: &mut Rng, texture: Texture) -> Figure {
     let period = rng.uniform(0.15, 0.28) as f32;
     Figure::Pattern {
         pattern: Pattern::new(rng, texture, period),
-        turn: direction(rng),
+        turn: tilt(rng),
         centre: [rng.uniform(0.2, 0.8) as f32, rng.uniform(0.2, 0.8) as f32],
-        colour: with_luma(rng, ink_luma),
     }
 }
 
 /// Shapes of about one size, none on top of another, thrown until there is no
 /// room left.
-fn scattering(rng: &mut Rng, shape: Shape, ink_luma: f32) -> Figure {
+fn scattering(rng: &mut Rng, shape: Shape) -> Figure {
     let size = rng.uniform(0.13, 0.21) as f32;
-    let one_colour = rng.chance(0.5).then(|| with_luma(rng, ink_luma));
     let mut instances: Vec<Instance> = Vec::new();
     for _ in 0..60 {
         let centre = [rng.uniform(-0.05, 1.05) as f32, rng.uniform(-0.05, 1.05) as f32];
-        let radius = size * rng.uniform(0.85, 1.15) as f32;
-        let turn = direction(rng);
+        let radius = size * rng.uniform(0.8, 1.2) as f32;
+        let turn = tilt(rng);
         let free = instances.iter().all(|other| {
             let (x, y) = (centre[0] - other.centre[0], centre[1] - other.centre[1]);
             let room = 0.95 * (radius + other.radius);
             x * x + y * y > room * room
         });
         if free {
-            let colour = one_colour.unwrap_or_else(|| with_luma(rng, ink_luma));
-            instances.push(Instance { centre, radius, turn, colour });
+            instances.push(Instance { centre, radius, turn });
         }
     }
     Figure::Scattering { shape, instances }
@@ -204,6 +247,13 @@ fn direction(rng: &mut Rng) -> Vec2 {
             return v.map(|c| c / square.sqrt());
         }
     }
+}
+
+/// A direction within 20 degrees of upright: more would make stripes layers.
+fn tilt(rng: &mut Rng) -> Vec2 {
+    let slope = rng.uniform(-0.35, 0.35) as f32;
+    let length = (1.0 + slope * slope).sqrt();
+    [1.0 / length, slope / length]
 }
 
 fn rotate(p: Vec2, turn: Vec2) -> Vec2 {

@@ -9,12 +9,18 @@ use crate::rng::{Rng, mix};
 pub enum Texture {
     /// Straight parallel bands.
     Stripes,
+    /// Level parallel bands.
+    Layers,
     /// A checkerboard.
     Checks,
     /// Bands that turn by right angles.
     Zigzag,
     /// Bricks in a running bond; the mortar is the ground.
     Bricks,
+    /// Thin lines that cross.
+    Grid,
+    /// Islands of no particular shape.
+    Blotches,
     /// The borders of irregular cells.
     Cells,
     /// Rings around one centre.
@@ -42,6 +48,12 @@ impl Pattern {
         let t = self.period;
         match self.texture {
             Texture::Stripes => band(p[0], t, self.duty),
+            Texture::Layers => band(p[1], t, self.duty),
+            Texture::Grid => {
+                let line = |x: f32| band(x, 1.1 * t, 0.25);
+                line(p[0]).min(line(p[1]))
+            }
+            Texture::Blotches => self.blotches(p),
             Texture::Checks => {
                 let (a, b) = (band(p[0], 1.5 * t, 0.5), band(p[1], 1.5 * t, 0.5));
                 let size = a.abs().min(b.abs());
@@ -56,6 +68,29 @@ impl Pattern {
             Texture::Cells => self.cells(p),
             Texture::Ripples => band((p[0] * p[0] + p[1] * p[1]).sqrt(), t, self.duty),
         }
+    }
+
+    /// Value noise of two sizes around its middle.
+    fn blotches(&self, p: Vec2) -> f32 {
+        let size = 1.2 * self.period;
+        let fine = self.value([p[0] / size, p[1] / size], 0);
+        let finer = self.value([2.3 * p[0] / size, 2.3 * p[1] / size], 1);
+        // The slope of the noise is about 2 per cell.
+        (fine + 0.45 * finer - 0.725) * size * 0.6
+    }
+
+    fn value(&self, p: Vec2, octave: u64) -> f32 {
+        let home = [p[0].floor(), p[1].floor()];
+        let at = |dx: f32, dy: f32| {
+            let (x, y) = ((home[0] + dx) as i32 as u32, (home[1] + dy) as i32 as u32);
+            let hash = mix(self.salt ^ mix(octave) ^ mix(u64::from(x) ^ (u64::from(y) << 32)));
+            f32::from(hash as u16) / 65_536.0
+        };
+        let soft = |f: f32| f * f * (3.0 - 2.0 * f);
+        let (fx, fy) = (soft(p[0] - home[0]), soft(p[1] - home[1]));
+        let top = at(0.0, 0.0) + (at(1.0, 0.0) - at(0.0, 0.0)) * fx;
+        let bottom = at(0.0, 1.0) + (at(1.0, 1.0) - at(0.0, 1.0)) * fx;
+        top + (bottom - top) * fy
     }
 
     fn bricks(&self, p: Vec2) -> f32 {
@@ -104,16 +139,19 @@ mod tests {
 
     #[test]
     fn every_texture_has_figure_and_ground_and_no_jumps() {
-        use Texture::{Bricks, Cells, Checks, Ripples, Stripes, Zigzag};
-        for texture in [Stripes, Checks, Zigzag, Bricks, Cells, Ripples] {
+        use Texture::{Blotches, Bricks, Cells, Checks, Grid, Layers, Ripples, Stripes, Zigzag};
+        let all = [Stripes, Layers, Checks, Zigzag, Bricks, Grid, Cells, Ripples, Blotches];
+        for texture in all {
             let pattern = Pattern::new(&mut Rng::keyed(3, 0, 0, 0), texture, 10.0);
             let at = |x: i32, y: i32| pattern.distance([x as f32 * 0.1, y as f32 * 0.1]);
             let mut inside = 0;
             for y in -150..150 {
                 for x in -300..300 {
                     inside += u32::from(at(x, y) < 0.0);
-                    // A distance changes by no more than the way that was gone.
-                    assert!((at(x + 1, y) - at(x, y)).abs() < 0.11, "{texture:?} at {x} {y}");
+                    // A distance changes by no more than the way that was gone; the
+                    // noise of blotches is a distance only about.
+                    let most = if texture == Blotches { 0.2 } else { 0.11 };
+                    assert!((at(x + 1, y) - at(x, y)).abs() < most, "{texture:?} at {x} {y}");
                 }
             }
             let share = f64::from(inside) / 180_000.0;
