@@ -18,6 +18,14 @@ pub struct Cli {
 pub enum Command {
     /// Train a network on shards
     Train(commands::train::TrainArgs),
+    /// Classify by the nearest neighbours in the space of a checkpoint's features
+    Knn(commands::knn::KnnArgs),
+    /// Train a linear classifier on a checkpoint's features
+    Probe(commands::probe::ProbeArgs),
+    /// Write a checkpoint's features to a file
+    Embed(commands::embed::EmbedArgs),
+    /// Tell what shards hold, and draw samples with their two views
+    Inspect(commands::inspect::InspectArgs),
     /// Check a configuration and print what is in effect
     Config(commands::config::ConfigArgs),
     /// Measure the loader or the training step
@@ -32,6 +40,10 @@ impl Command {
     pub fn run(self) -> anyhow::Result<()> {
         match self {
             Command::Train(args) => commands::train::run(args),
+            Command::Knn(args) => commands::knn::run(args),
+            Command::Probe(args) => commands::probe::run(args),
+            Command::Embed(args) => commands::embed::run(args),
+            Command::Inspect(args) => commands::inspect::run(args),
             Command::Config(args) => commands::config::run(args),
             Command::Bench(args) => commands::bench::run(args),
         }

@@ -2,6 +2,10 @@
 
 pub mod bench;
 pub mod config;
+pub mod embed;
+pub mod inspect;
+pub mod knn;
+pub mod probe;
 pub mod train;
 
 use std::path::PathBuf;

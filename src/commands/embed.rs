@@ -1,0 +1,119 @@
+//! `bt-stream embed`
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::ShardSet;
+use candle_core::{Device, Tensor};
+use clap::Args;
+
+use crate::checkpoint;
+use crate::eval::compare::progress;
+use crate::eval::encode::{features, open};
+use crate::eval::{Features, npy};
+
+/// Arguments of `bt-stream embed`.
+#[derive(Args, Debug)]
+pub struct EmbedArgs {
+    /// A run's folder (its newest checkpoint is taken) or a checkpoint's
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// The shards
+    #[arg(value_name = "SHARDS")]
+    shards: String,
+    /// The file to write. `.safetensors`: `features` [n, dim], `labels` [n] (-1: none).
+    /// `.npy`: the features, and `*.labels.npy` beside it. The keys are written to
+    /// `*.keys.txt`, one a line
+    #[arg(value_name = "OUT")]
+    out: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// What cannot be read or written.
+pub fn run(args: EmbedArgs) -> Result<()> {
+    let extension = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default().to_owned();
+    if !["safetensors", "npy"].contains(&extension.as_str()) {
+        bail!("{}: the name must end in .safetensors or .npy", args.out.display());
+    }
+    let checkpoint = checkpoint::find(&args.checkpoint)?;
+    let config = &checkpoint.state.config;
+    let device = crate::train::device(&config.train.device)?;
+    let set = open(&args.shards, "name the shards after the checkpoint")?;
+    let mut net = checkpoint.network(&device)?;
+    let bar = progress(set.len() as u64, "encoded")?;
+    let count = |n| bar.set_position(n as u64);
+    let rows = features(&mut net, &set, config.eval_loader()?, &device, count)?;
+    bar.finish_and_clear();
+    if extension == "npy" {
+        write_npy(&rows, &args.out)?;
+    } else {
+        write_safetensors(&rows, &args.out)?;
+    }
+    let keys = args.out.with_extension("keys.txt");
+    write_keys(&rows, &set, &keys).with_context(|| keys.display().to_string())?;
+    println!("wrote {} features of {} values to {}", rows.len(), rows.dim(), args.out.display());
+    Ok(())
+}
+
+/// -1 for a sample that has none, as Python code expects it.
+fn labels(rows: &Features) -> Vec<i64> {
+    let signed = |label: &u32| if *label == Features::NO_LABEL { -1 } else { i64::from(*label) };
+    rows.labels().iter().map(signed).collect()
+}
+
+fn write_safetensors(rows: &Features, out: &Path) -> Result<()> {
+    let shape = (rows.len(), rows.dim());
+    let tensors = HashMap::from([
+        ("features", Tensor::from_slice(rows.values(), shape, &Device::Cpu)?),
+        ("labels", Tensor::from_vec(labels(rows), rows.len(), &Device::Cpu)?),
+    ]);
+    candle_core::safetensors::save(&tensors, out).with_context(|| out.display().to_string())
+}
+
+fn write_npy(rows: &Features, out: &Path) -> Result<()> {
+    let write = |path: &Path, f: &dyn Fn(&mut BufWriter<File>) -> std::io::Result<()>| {
+        let mut file = BufWriter::new(File::create(path)?);
+        f(&mut file)?;
+        file.flush()
+    };
+    write(out, &|file| npy::write_f32(file, &[rows.len(), rows.dim()], rows.values()))
+        .with_context(|| out.display().to_string())?;
+    let beside = out.with_extension("labels.npy");
+    write(&beside, &|file| npy::write_i64(file, &labels(rows)))
+        .with_context(|| beside.display().to_string())
+}
+
+fn write_keys(rows: &Features, set: &ShardSet, out: &Path) -> Result<()> {
+    let mut file = BufWriter::new(File::create(out)?);
+    for sample in rows.samples() {
+        writeln!(file, "{}", set.meta(*sample as usize)?.key)?;
+    }
+    file.flush()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_formats_hold_the_same_rows() {
+        let dir = tempfile::tempdir().unwrap();
+        let rows =
+            Features::from_parts(2, vec![1., 2., 3., 4.], vec![5, Features::NO_LABEL]).unwrap();
+        let (a, b) = (dir.path().join("f.safetensors"), dir.path().join("f.npy"));
+        write_safetensors(&rows, &a).unwrap();
+        write_npy(&rows, &b).unwrap();
+        let tensors = candle_core::safetensors::load(&a, &Device::Cpu).unwrap();
+        let npy = Tensor::read_npy(&b).unwrap();
+        assert_eq!(tensors["features"].to_vec2::<f32>().unwrap(), npy.to_vec2::<f32>().unwrap());
+        assert_eq!(tensors["labels"].to_vec1::<i64>().unwrap(), [5, -1]);
+        let beside = Tensor::read_npy(dir.path().join("f.labels.npy")).unwrap();
+        assert_eq!(beside.to_vec1::<i64>().unwrap(), [5, -1]);
+    }
+}

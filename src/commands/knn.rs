@@ -1,0 +1,85 @@
+//! `bt-stream knn`
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::eval::KnnConfig;
+use crate::eval::compare::{Source, table};
+use crate::report::Score;
+
+/// Arguments of `bt-stream knn`.
+#[derive(Args, Debug)]
+pub struct KnnArgs {
+    #[command(flatten)]
+    what: Evaluated,
+    /// Neighbours that vote
+    #[arg(long, default_value_t = 20)]
+    k: usize,
+    /// Temperature t of the votes' weights exp(similarity / t)
+    #[arg(long, default_value_t = 0.1)]
+    temperature: f64,
+}
+
+/// A checkpoint and the sets it is evaluated on.
+#[derive(Args, Debug)]
+pub struct Evaluated {
+    /// A run's folder (its newest checkpoint is taken) or a checkpoint's
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// Shards that are learnt from [default: those the run was trained on]
+    #[arg(long, value_name = "SHARDS")]
+    train: Option<String>,
+    /// Shards that are classified [default: the run's data.val]
+    #[arg(long, value_name = "SHARDS")]
+    test: Option<String>,
+    /// Measure raw pixels and colour histograms too
+    #[arg(long)]
+    pixels: bool,
+    /// Do not measure an untrained network of the same shape beside it
+    #[arg(long)]
+    no_untrained: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Evaluated {
+    /// Measures each kind of features with `score`, and prints the table.
+    ///
+    /// # Errors
+    /// What cannot be read, or has no labels.
+    pub fn measure(
+        &self,
+        score: impl Fn(&crate::eval::compare::Kind) -> Result<Score>,
+    ) -> Result<()> {
+        let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
+        let mut scores = vec![score(&source.trained()?)?];
+        if !self.no_untrained {
+            scores.push(score(&source.untrained()?)?);
+        }
+        if self.pixels {
+            for kind in source.pixels()? {
+                scores.push(score(&kind)?);
+            }
+        }
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&scores)?);
+            return Ok(());
+        }
+        let (train, test) = (source.train.len(), source.test.len());
+        println!("{}: {train} training and {test} test images", source.checkpoint.path.display());
+        println!("{}", table(&scores));
+        Ok(())
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`Evaluated::measure`].
+pub fn run(args: KnnArgs) -> Result<()> {
+    let options = KnnConfig { k: args.k, temperature: args.temperature };
+    args.what.measure(|kind| kind.score(Some(options), None))
+}

@@ -1,0 +1,40 @@
+//! `bt-stream probe`
+
+use anyhow::Result;
+use clap::Args;
+
+use super::knn::Evaluated;
+use crate::eval::ProbeConfig;
+
+/// Arguments of `bt-stream probe`.
+#[derive(Args, Debug)]
+pub struct ProbeArgs {
+    #[command(flatten)]
+    what: Evaluated,
+    /// Weight decays to choose from, by accuracy on held-out training data
+    #[arg(long, value_delimiter = ',', default_value = "0.1,0.01,0.001,0.0001")]
+    decays: Vec<f64>,
+    /// Share of the training data that is held out for this choice
+    #[arg(long, default_value_t = 0.2)]
+    held_out: f64,
+    /// Most L-BFGS iterations of a fit
+    #[arg(long, default_value_t = 150)]
+    iterations: usize,
+    /// Decides what is held out
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`Evaluated::measure`].
+pub fn run(args: ProbeArgs) -> Result<()> {
+    let options = ProbeConfig {
+        decays: args.decays,
+        held_out: args.held_out,
+        max_iterations: args.iterations,
+        seed: args.seed,
+    };
+    args.what.measure(|kind| kind.score(None, Some(&options)))
+}
