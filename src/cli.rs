@@ -16,6 +16,8 @@ pub struct Cli {
 /// The subcommands; each one's arguments and code are a file of [`commands`].
 #[derive(Subcommand)]
 pub enum Command {
+    /// Make a data set, pack it, train on it and report, in a few minutes on a CPU
+    Quickstart(commands::quickstart::QuickstartArgs),
     /// Train a network on shards
     Train(commands::train::TrainArgs),
     /// Classify by the nearest neighbours in the space of a checkpoint's features
@@ -26,6 +28,8 @@ pub enum Command {
     Embed(commands::embed::EmbedArgs),
     /// Tell what shards hold, and draw samples with their two views
     Inspect(commands::inspect::InspectArgs),
+    /// Write a checkpoint's backbone for torchvision
+    Export(commands::export::ExportArgs),
     /// Check a configuration and print what is in effect
     Config(commands::config::ConfigArgs),
     /// Measure the loader or the training step
@@ -39,11 +43,13 @@ impl Command {
     /// What the command's own `run` says.
     pub fn run(self) -> anyhow::Result<()> {
         match self {
+            Command::Quickstart(args) => commands::quickstart::run(args),
             Command::Train(args) => commands::train::run(args),
             Command::Knn(args) => commands::knn::run(args),
             Command::Probe(args) => commands::probe::run(args),
             Command::Embed(args) => commands::embed::run(args),
             Command::Inspect(args) => commands::inspect::run(args),
+            Command::Export(args) => commands::export::run(args),
             Command::Config(args) => commands::config::run(args),
             Command::Bench(args) => commands::bench::run(args),
         }

@@ -242,19 +242,20 @@ impl RunConfig {
     /// A file that cannot be read, a key that does not exist (with the nearest
     /// known one), a value of the wrong type or out of range.
     pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self> {
-        let Some(path) = file else { return Self::parse("", "configuration", overrides) };
+        let Some(path) = file else { return Self::parse("", "", overrides) };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("cannot read the configuration {}", path.display()))?;
         Self::parse(&text, &path.display().to_string(), overrides)
     }
 
-    /// Reads `text`, which messages call `name`, and puts `key=value` pairs on top.
+    /// As [`RunConfig::load`], from the `text` of a file called `name`.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self> {
-        let mut table: toml::Table =
-            text.parse().map_err(|error| anyhow::anyhow!("{name}: {}", one_line(&error)))?;
+        let mut table = text
+            .parse::<toml::Table>()
+            .map_err(|error| anyhow::anyhow!("{name}: {}", one_line(&error)))?;
         for pair in overrides {
             set(&mut table, pair)?;
         }

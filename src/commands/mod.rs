@@ -3,9 +3,11 @@
 pub mod bench;
 pub mod config;
 pub mod embed;
+pub mod export;
 pub mod inspect;
 pub mod knn;
 pub mod probe;
+pub mod quickstart;
 pub mod train;
 
 use std::path::PathBuf;

@@ -1,0 +1,358 @@
+//! `bt-stream quickstart`: the whole road at once, from drawing images to a page
+//! that shows what the network learnt. Each station is what a person would do by
+//! hand with the other commands.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::shard::{PackOptions, ShardSet, SynthSource, pack};
+use bt_pipeline::synth::Spec;
+use clap::Args;
+
+use crate::config::RunConfig;
+use crate::eval::compare::{Kind, encode, pixel_kinds, progress, table};
+use crate::eval::encode::open;
+use crate::eval::knn::nearest;
+use crate::eval::{KnnConfig, ProbeConfig};
+use crate::files::write_atomically;
+use crate::model::TwinNet;
+use crate::report::collect::{self, correlation, duration};
+use crate::report::{Neighbours, Report, Sample, Score, TimeTable, percent, render, views};
+use crate::{checkpoint, train};
+
+/// Arguments of `bt-stream quickstart`.
+#[derive(Args, Debug)]
+pub struct QuickstartArgs {
+    /// The folder for shards, run and report; made if need be, replaced if it is
+    /// quickstart's own
+    #[arg(long, default_value = "runs/quickstart")]
+    dir: PathBuf,
+    /// Images to draw for training
+    #[arg(long, default_value_t = 4000)]
+    images: u64,
+    /// Images to draw for testing
+    #[arg(long, default_value_t = 1200)]
+    test_images: u64,
+    /// Passes over the training images
+    #[arg(long, default_value_t = 8)]
+    epochs: u64,
+    /// Decides images, weights, order and views
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Set a key of the configuration, as in `--set optim.lr_weights=0.002`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+}
+
+/// Names the folder as quickstart's own, so that it may be replaced.
+const MARKER: &str = "made-by-quickstart";
+
+/// Runs the command.
+///
+/// # Errors
+/// A folder that holds something else, a disk that is full, a signal.
+pub fn run(args: QuickstartArgs) -> Result<()> {
+    let begun = Instant::now();
+    prepare_folder(&args.dir)?;
+    let mut phases = Phases { last: begun, rows: Vec::new() };
+
+    eprintln!("1/4 drawing {} + {} images into shards", args.images, args.test_images);
+    draw_shards(&args)?;
+    phases.lap("draw and pack");
+
+    let config = configuration(&args)?;
+    eprintln!("2/4 looking at the images before training");
+    let data = Data::open(&config)?;
+    let before = Before::measure(&config, &data)?;
+    phases.lap("evaluate before training");
+
+    eprintln!(
+        "3/4 training {} (width {}, projector {}) for {} epochs of {} images",
+        config.model.arch,
+        config.model.width,
+        config.model.projector,
+        config.train.epochs,
+        data.train.len()
+    );
+    let stop = crate::signals::stop_flag()?;
+    let summary = train::train(&config, false, &stop)?;
+    if summary.interrupted {
+        bail!("interrupted; `bt-stream quickstart` starts anew");
+    }
+    phases.lap("train");
+
+    eprintln!("4/4 evaluating and writing the report");
+    let found = checkpoint::find(&config.train.dir)?;
+    let device = train::device(&config.train.device)?;
+    let mut net = found.network(&device)?;
+    let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
+    let mut scores = vec![score(&trained, &config)?];
+    scores.extend(before.scores.iter().cloned());
+    let text = serde_json::to_vec_pretty(&scores)?;
+    write_atomically(&config.train.dir.join(collect::SCORES_FILE), &text)?;
+    let neighbours = neighbours(&data, &before.untrained, &trained)?;
+    let after = correlation("after training", &mut net, &data.train, &config)?;
+    phases.lap("evaluate after training");
+
+    let mut report = collect::from_run(&config.train.dir)?;
+    headline(&mut report, &data, begun);
+    report.correlations = vec![before.correlation, after];
+    report.neighbours = neighbours;
+    report.samples = data.examples(&config)?;
+    report.times.insert(0, TimeTable { title: "Quickstart".into(), rows: phases.rows });
+    report.next = next(&config);
+    let path = args.dir.join("report.html");
+    write_atomically(&path, render(&report)?.as_bytes())?;
+    say(&scores, &path, &report, begun);
+    Ok(())
+}
+
+fn say(scores: &[Score], path: &Path, report: &Report, begun: Instant) {
+    println!("{}", table(scores));
+    println!("\nreport  {}", std::path::absolute(path).unwrap_or(path.into()).display());
+    println!("time    {}", duration(begun.elapsed().as_secs_f64()));
+    for (what, command) in &report.next {
+        println!("\n{what}\n{}", indent(command));
+    }
+}
+
+fn indent(text: &str) -> String {
+    text.lines().map(|line| format!("    {line}\n")).collect::<String>().trim_end().to_owned()
+}
+
+/// Makes the folder, or empties it when an earlier quickstart made it.
+fn prepare_folder(dir: &Path) -> Result<()> {
+    let marker = dir.join(MARKER);
+    let io = || format!("cannot prepare {}", dir.display());
+    if dir.exists() {
+        let empty = std::fs::read_dir(dir).with_context(io)?.next().is_none();
+        if !empty && !marker.exists() {
+            bail!("{} holds something else: name another folder with --dir", dir.display());
+        }
+        for own in ["data", "run"] {
+            let own = dir.join(own);
+            if own.exists() {
+                std::fs::remove_dir_all(&own).with_context(|| own.display().to_string())?;
+            }
+        }
+    }
+    std::fs::create_dir_all(dir).with_context(io)?;
+    write_atomically(&marker, b"bt-stream quickstart made this folder and may replace it.\n")
+}
+
+fn draw_shards(args: &QuickstartArgs) -> Result<()> {
+    let folder = args.dir.join("data");
+    let bar = progress(args.images + args.test_images, "drawn")?;
+    let mut before = 0;
+    for (name, split, images) in [("train", 0, args.images), ("test", 1, args.test_images)] {
+        let spec = Spec { images, split, seed: args.seed, ..Spec::default() };
+        let options = PackOptions {
+            prefix: name.into(),
+            samples_per_shard: Some(1000),
+            overwrite: true,
+            ..PackOptions::default()
+        };
+        let origin = format!("drawn by the program, seed {}, {name}", args.seed);
+        let source = SynthSource::new(spec)?;
+        pack(&source, &folder, &origin, &options, &mut |p| bar.set_position(before + p.done))?;
+        before += images;
+    }
+    bar.finish_and_clear();
+    Ok(())
+}
+
+fn configuration(args: &QuickstartArgs) -> Result<RunConfig> {
+    let quoted = |path: PathBuf| format!("{:?}", path.to_string_lossy());
+    let mut pairs = vec![
+        format!("data.train={}", quoted(args.dir.join("data/train.manifest.json"))),
+        format!("data.val={}", quoted(args.dir.join("data/test.manifest.json"))),
+        format!("train.dir={}", quoted(args.dir.join("run"))),
+        format!("train.epochs={}", args.epochs),
+        format!("train.seed={}", args.seed),
+    ];
+    pairs.extend(args.set.iter().cloned());
+    RunConfig::parse(include_str!("quickstart.toml"), "quickstart.toml", &pairs)
+}
+
+/// The two sets that were drawn.
+struct Data {
+    train: Arc<ShardSet>,
+    test: Arc<ShardSet>,
+}
+
+impl Data {
+    fn open(config: &RunConfig) -> Result<Self> {
+        Ok(Data {
+            train: open(&config.data.train, "data.train")?,
+            test: open(&config.data.val, "data.val")?,
+        })
+    }
+
+    fn sets(&self) -> [&Arc<ShardSet>; 2] {
+        [&self.train, &self.test]
+    }
+
+    /// One image of each class with its views; classes take turns in the set.
+    fn examples(&self, config: &RunConfig) -> Result<Vec<Sample>> {
+        let classes = self.train.num_classes()? as u64;
+        let wanted: Vec<u64> = (0..classes.min(self.train.len() as u64)).collect();
+        Ok(views::draw(&self.train, &wanted, &config.loader()?, 0)?.0)
+    }
+}
+
+/// What is known before the first step.
+struct Before {
+    untrained: Kind,
+    /// Untrained network, raw pixels, colour histogram.
+    scores: Vec<Score>,
+    correlation: crate::report::Correlation,
+}
+
+impl Before {
+    fn measure(config: &RunConfig, data: &Data) -> Result<Self> {
+        let device = train::device(&config.train.device)?;
+        let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        let untrained = encode("untrained network", &mut net, data.sets(), config, &device)?;
+        let mut scores = vec![score(&untrained, config)?];
+        for kind in pixel_kinds(&data.train, &data.test, config)? {
+            scores.push(score(&kind, config)?);
+        }
+        let correlation = correlation("before training", &mut net, &data.train, config)?;
+        Ok(Before { untrained, scores, correlation })
+    }
+}
+
+fn score(kind: &Kind, config: &RunConfig) -> Result<Score> {
+    let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    // Raw pixels have 3,072 dimensions: few iterations keep them within seconds.
+    let probe =
+        ProbeConfig { decays: vec![1e-1, 1e-2, 1e-3], max_iterations: 60, ..Default::default() };
+    kind.score(Some(knn), Some(&probe))
+}
+
+/// For the first test image of some classes, the nearest training images by both
+/// networks' features.
+fn neighbours(data: &Data, untrained: &Kind, trained: &Kind) -> Result<Vec<Neighbours>> {
+    const NEAR: usize = 6;
+    let queries: Vec<u64> = (0..data.test.num_classes()? as u64).step_by(2).collect();
+    let pictures = |set: &ShardSet, mut wanted: Vec<u64>| -> Result<Vec<(u64, Sample)>> {
+        wanted.sort_unstable();
+        wanted.dedup();
+        let config = bt_pipeline::LoaderConfig::training(Vec::new(), 1, 0);
+        Ok(wanted.iter().copied().zip(views::draw(set, &wanted, &config, 0)?.0).collect())
+    };
+    let asked = pictures(&data.test, queries)?;
+    let mut out = Vec::new();
+    for kind in [untrained, trained] {
+        let place: Vec<u64> = asked.iter().map(|(place, _)| *place).collect();
+        let rows = kind.test.select(|i| place.contains(&kind.test.samples()[i]));
+        let found = nearest(&kind.train, &rows, NEAR)?;
+        let all = found.iter().flatten().map(|one| kind.train.samples()[one.index as usize]);
+        let images = pictures(&data.train, all.collect())?;
+        let image = |index: u32| {
+            let place = kind.train.samples()[index as usize];
+            images.iter().find(|(at, _)| *at == place).map(|(_, sample)| sample.original.clone())
+        };
+        let rows = asked.iter().zip(&found).enumerate().map(|(i, ((_, query), near))| {
+            let near = near.iter().filter_map(|one| {
+                let same = kind.train.labels()[one.index as usize] == rows.labels()[i];
+                Some((image(one.index)?, same))
+            });
+            (query.original.clone(), near.collect())
+        });
+        out.push(Neighbours { name: kind.name.clone(), rows: rows.collect() });
+    }
+    Ok(out)
+}
+
+fn headline(report: &mut Report, data: &Data, begun: Instant) {
+    report.title = "bt-stream quickstart".into();
+    let knn = |i: usize| report.scores.get(i).and_then(|s| s.knn).map_or("-".into(), percent);
+    report.summary = format!(
+        "A Barlow Twins network trained for a few minutes on {} drawn images without their \
+         labels. Its features now find the class of a new image in {} of cases; before training \
+         it was {}, and comparing pixels gives {}.",
+        data.train.len(),
+        knn(0),
+        knn(1),
+        knn(2)
+    );
+    let classes = data.train.classes().len();
+    report.scores_note = format!(
+        "{} test images of {classes} classes: guessing is right in {} of cases. kNN: the 20 most \
+         similar training images vote. Linear: a classifier on frozen features. Only here are \
+         labels used.",
+        data.test.len(),
+        percent(1.0 / classes.max(1) as f64)
+    );
+    let total = duration(begun.elapsed().as_secs_f64());
+    report.facts.insert(0, ("whole quickstart".into(), total));
+    report.facts.insert(0, ("kNN accuracy".into(), knn(0)));
+}
+
+/// The command for the person's own images.
+fn next(config: &RunConfig) -> Vec<(String, String)> {
+    let saved = config.train.dir.join("config.toml");
+    vec![(
+        "Your own images (a folder with a subfolder for each class), with this configuration:"
+            .into(),
+        format!(
+            "cargo run --release -p shard -- pack path/to/images runs/own/data --prefix train\n\
+             cargo run --release -- train --config {} --data runs/own/data --dir runs/own/run \
+             --set eval.knn_every=0",
+            saved.display()
+        ),
+    )]
+}
+
+/// Wall time by phase.
+struct Phases {
+    last: Instant,
+    rows: Vec<(String, f64)>,
+}
+
+impl Phases {
+    fn lap(&mut self, name: &str) {
+        let now = Instant::now();
+        let seconds = (now - std::mem::replace(&mut self.last, now)).as_secs_f64();
+        self.rows.push((name.to_owned(), seconds));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_foreign_folder_is_left_alone_and_its_own_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("own");
+        prepare_folder(&own).unwrap();
+        std::fs::create_dir(own.join("run")).unwrap();
+        prepare_folder(&own).unwrap();
+        assert!(!own.join("run").exists());
+        let foreign = dir.path().join("foreign");
+        std::fs::create_dir_all(foreign.join("run")).unwrap();
+        let error = prepare_folder(&foreign).unwrap_err().to_string();
+        assert!(error.contains("holds something else"), "{error}");
+        assert!(foreign.join("run").exists());
+    }
+
+    #[test]
+    fn the_embedded_configuration_is_valid() {
+        let args = QuickstartArgs {
+            dir: "a \"b".into(),
+            images: 1,
+            test_images: 1,
+            epochs: 3,
+            seed: 5,
+            set: vec!["model.width=8".into()],
+        };
+        let config = configuration(&args).unwrap();
+        assert_eq!((config.train.epochs, config.train.seed, config.model.width), (3, 5, 8));
+        assert_eq!(config.data.train, "a \"b/data/train.manifest.json");
+        assert_eq!(config.views.views().unwrap().len(), 2);
+    }
+}
