@@ -120,7 +120,7 @@ pub struct ViewsConfig {
 impl Default for ViewsConfig {
     fn default() -> Self {
         let same = ViewPatch::default();
-        ViewsConfig { preset: Preset::BarlowImagenet, both: same.clone(), a: same.clone(), b: same }
+        ViewsConfig { preset: Preset::BarlowImagenet, both: same, a: same, b: same }
     }
 }
 
@@ -293,7 +293,7 @@ impl RunConfig {
         if self.train.batch_size < 2 {
             bail!("configuration: `train.batch_size` must be at least 2: C needs a batch");
         }
-        if !(self.eval.temperature > 0.0) {
+        if self.eval.temperature.is_nan() || self.eval.temperature <= 0.0 {
             bail!("configuration: `eval.temperature` must be positive");
         }
         self.views.views().context("configuration")?;

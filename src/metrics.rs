@@ -138,7 +138,7 @@ impl Metrics {
             sums.off_diag += c.off_diag_rms.unwrap_or(f64::NAN);
         }
         self.bar.set_position(step);
-        if step % self.every == 0 {
+        if step.is_multiple_of(self.every) {
             self.line(step, out, rates, stats)?;
         }
         Ok(())

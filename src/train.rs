@@ -73,7 +73,7 @@ pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summ
     let mut stream = run.loader.start(run.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
     let mut clock = Clock::start();
-    while let Some(batch) = stream.next() {
+    for batch in stream.by_ref() {
         let batch = batch?;
         clock.lap("wait for data");
         let images = images_of(&batch, &run.device)?;
@@ -193,15 +193,15 @@ impl Run {
         let Position { epoch, batch } = self.position;
         let every = &config.checkpoint;
         let due = match batch {
-            0 => epoch % every.every_epochs == 0,
-            _ => every.every_steps > 0 && self.step % every.every_steps == 0,
+            0 => epoch.is_multiple_of(every.every_epochs),
+            _ => every.every_steps > 0 && self.step.is_multiple_of(every.every_steps),
         };
         if due {
             self.save(config)?;
             clock.lap("checkpoint");
         }
         let knn = config.eval.knn_every;
-        if batch == 0 && knn > 0 && epoch % knn == 0 && !config.data.val.is_empty() {
+        if batch == 0 && knn > 0 && epoch.is_multiple_of(knn) && !config.data.val.is_empty() {
             let accuracy = crate::eval::knn_during_training(&mut self.net, config)?;
             self.metrics.knn(self.step, accuracy)?;
             clock.lap("evaluation");

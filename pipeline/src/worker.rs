@@ -37,7 +37,7 @@ struct ViewMaker {
 impl Worker {
     pub(crate) fn new(set: Arc<ShardSet>, config: Arc<LoaderConfig>, stats: Arc<Stats>) -> Self {
         let maker = ViewMaker {
-            decoder: Decoder::new(config.decode.clone()),
+            decoder: Decoder::new(config.decode),
             augmenter: Augmenter::new(),
             image: Image::default(),
         };

@@ -24,7 +24,7 @@ pub fn draw(
     let mut artist = Artist {
         config,
         epoch,
-        decoder: Decoder::new(config.decode.clone()),
+        decoder: Decoder::new(config.decode),
         augmenter: Augmenter::new(),
         classes: set.classes(),
     };

@@ -8,6 +8,11 @@
 //! `plain` is the specification; the AVX2 and AVX-512 versions differ from it in rounding alone
 //! (fused multiply-add), which the tests bound.
 
+#![allow(
+    clippy::needless_range_loop,
+    reason = "register tiles are indexed, so that the loops unroll"
+)]
+
 /// Columns of k that are packed together: one cache line.
 pub const CHUNK: usize = 16;
 /// The most rows any kernel has.
@@ -219,7 +224,7 @@ impl Isa {
                 (Kind::Avx512, true) => x86::outer_512::<8, 1>(outer),
                 #[cfg(target_arch = "x86_64")]
                 (Kind::Avx2, _) => one_by_one(outer, |o| x86::outer_256(o)),
-                (Kind::Plain, _) => one_by_one(outer, |o| plain::outer(o)),
+                (Kind::Plain, _) => one_by_one(outer, plain::outer),
             }
         }
     }
