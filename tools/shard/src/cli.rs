@@ -41,7 +41,7 @@ pub struct Division {
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bytes_per_shard: Option<u64>,
     /// Write .tar.zst that can be read at random, with this level of zstd (1 to 22) [default level: 3]
-    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", allow_hyphen_values = true)]
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", allow_negative_numbers = true)]
     pub zstd: Option<i32>,
     /// Replace a set of the same prefix
     #[arg(long)]
