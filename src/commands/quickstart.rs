@@ -17,6 +17,7 @@ use crate::eval::encode::open;
 use crate::eval::knn::nearest;
 use crate::eval::{KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
+use crate::metrics::Line;
 use crate::model::TwinNet;
 use crate::report::collect::{self, correlation, duration};
 use crate::report::{Neighbours, Report, Sample, Score, TimeTable, percent, render, views};
@@ -30,7 +31,7 @@ pub struct QuickstartArgs {
     #[arg(long, default_value = "runs/quickstart")]
     dir: PathBuf,
     /// Images to draw for training
-    #[arg(long, default_value_t = 4000)]
+    #[arg(long, default_value_t = 8000)]
     images: u64,
     /// Images to draw for testing
     #[arg(long, default_value_t = 1200)]
@@ -97,6 +98,8 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     phases.lap("evaluate after training");
 
     let mut report = collect::from_run(&config.train.dir)?;
+    let untrained = before.scores.first().and_then(|score| score.knn);
+    report.metrics.insert(0, Line { knn: untrained, ..Line::default() });
     headline(&mut report, &data, begun);
     report.correlations = vec![before.correlation, after];
     report.neighbours = neighbours;

@@ -54,7 +54,7 @@ fn facts(summary: &Summary) -> Vec<(String, String)> {
         ("steps".into(), summary.steps.to_string()),
         ("source images per second".into(), format!("{rate:.0}")),
         ("training time".into(), duration(summary.seconds)),
-        ("limited by".into(), summary.limit.clone()),
+        ("stage that limits".into(), summary.limit.clone()),
     ]
 }
 

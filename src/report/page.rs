@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::chart::{Chart, Series, escape};
-use super::picture::{correlation_uri, data_uri};
+use super::picture::{MOST_ROWS, correlation_uri, data_uri};
 use super::{Report, Score, TimeTable, percent};
 use crate::metrics::Line;
 
@@ -145,11 +145,14 @@ fn correlations(out: &mut String, report: &Report) -> Result<()> {
     );
     for c in &report.correlations {
         let (on, off) = (c.on_diag_mean(), c.off_diag_rms());
-        let cut = if c.dim > 256 { format!(", the first 256 of {}", c.dim) } else { String::new() };
+        let cut = match c.dim > MOST_ROWS {
+            true => format!(" (drawn: the first {MOST_ROWS} of {} dimensions)", c.dim),
+            false => String::new(),
+        };
         let _ = writeln!(
             out,
-            "<figure class=\"matrix\"><img alt=\"C {name}\" src=\"{}\"><figcaption>{name}{cut}: \
-             diagonal {on:.3}, off the diagonal {off:.3} (root mean square)</figcaption></figure>",
+            "<figure class=\"matrix\"><img alt=\"C {name}\" src=\"{}\"><figcaption>{name}: \
+             diagonal {on:.3}, off the diagonal {off:.3} (root mean square){cut}</figcaption></figure>",
             correlation_uri(c)?,
             name = escape(&c.name),
         );

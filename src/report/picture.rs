@@ -7,8 +7,9 @@ use bt_pipeline::Image;
 
 use super::Correlation;
 
-/// Rows of C that are drawn at most: a pixel each.
-const MOST_ROWS: usize = 256;
+/// Rows and columns of C that are drawn at most: with more of them the diagonal is
+/// too thin to be seen.
+pub const MOST_ROWS: usize = 64;
 
 /// An image as an `<img>` address that carries it.
 ///
@@ -22,7 +23,7 @@ fn address(png: &[u8]) -> String {
     format!("data:image/png;base64,{}", base64::engine::general_purpose::STANDARD.encode(png))
 }
 
-/// C as a picture, at most its first 256 rows and columns: orange is positive, blue
+/// C as a picture, at most its first [`MOST_ROWS`] rows and columns: orange is positive, blue
 /// negative, and nothing is transparent, so that it suits a light and a dark page.
 ///
 /// # Errors
@@ -43,9 +44,9 @@ pub fn correlation_uri(c: &Correlation) -> Result<String> {
     Ok(address(&png))
 }
 
-/// Orange over 0, blue under it; the root makes small values seen.
+/// Orange over 0, blue under it, opaque at 1.
 fn colour(value: f32) -> [u8; 4] {
-    let strength = (value.abs().min(1.0).sqrt() * 255.0) as u8;
+    let strength = (value.abs().min(1.0) * 255.0).round() as u8;
     let [r, g, b] = if value >= 0.0 { [230, 110, 20] } else { [40, 120, 240] };
     [r, g, b, strength]
 }
