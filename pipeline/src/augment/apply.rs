@@ -1,7 +1,7 @@
 //! [`Augmenter`]: drawn parameters applied to pixels.
 //!
 //! Rows flow from the resize through the colour operations into the output; the
-//! view is set down as 8-bit planes only where an operation must have seen all
+//! whole view is set down only where an operation must have seen all
 //! of it (contrast needs the mean of the gray image).
 
 use super::ViewConfig;
@@ -24,7 +24,8 @@ pub struct Augmenter {
     blur: Blur,
     row: Scratch,
     blurred: Scratch,
-    planes: Vec<u8>,
+    /// All rows of a view, where an operation must have seen all of them.
+    rows: Scratch,
 }
 
 impl Default for Augmenter {
@@ -134,7 +135,7 @@ impl Augmenter {
             blur: Blur::default(),
             row: Scratch::default(),
             blurred: Scratch::default(),
-            planes: Vec::new(),
+            rows: Scratch::default(),
         }
     }
 
@@ -187,13 +188,22 @@ impl Augmenter {
     ) {
         let (height, width) = (sink.height, sink.width);
         let plan = ColorPlan::new(params);
-        self.resize.begin(filter, geometry(params, height, width));
+        self.resize.begin(self.level, filter, geometry(params, height, width));
         let sigma = params.blur_sigma.unwrap_or(0.0);
-        let blurs = sigma > 0.0 && self.blur.begin(sigma, width, height, padded(width));
+        let blurs = sigma > 0.0 && self.blur.begin(sigma, width, height);
+        let row_len = 3 * padded(width);
         let mean = plan.contrast.map(|factor| (factor, self.set_down(image, &plan, width, height)));
         for y in 0..height {
-            self.first_or_kept(image, &plan, mean, y, width);
-            let row = self.row.get(3 * padded(width));
+            let row = if let Some((factor, mean)) = mean {
+                let row = &mut self.rows.get(row_len * height)[row_len * y..][..row_len];
+                color::contrast(self.level, &mut Row::new(row), factor, mean);
+                row
+            } else {
+                let row = self.row.get(row_len);
+                self.resize.next_row(self.level, image, row);
+                recolor(self.level, &mut Row::new(row), &plan.before);
+                row
+            };
             recolor(self.level, &mut Row::new(row), &plan.after);
             if blurs {
                 self.blur.push(self.level, row);
@@ -204,49 +214,20 @@ impl Augmenter {
         }
     }
 
-    /// Resizes all rows, applies what comes before contrast, keeps them as
-    /// 8-bit planes and returns the mean of their gray, as Pillow rounds it.
+    /// Resizes all rows, applies what comes before contrast, keeps them and
+    /// returns the mean of their gray, as Pillow rounds it.
     fn set_down(&mut self, image: &Image, plan: &ColorPlan, width: usize, height: usize) -> u8 {
-        let stride = padded(width);
-        if self.planes.len() < 3 * stride * height {
-            self.planes.resize(3 * stride * height, 0);
-        }
+        let row_len = 3 * padded(width);
         let mut sum = 0;
-        for kept in self.planes.chunks_exact_mut(3 * stride).take(height) {
-            let row = self.row.get(3 * stride);
+        for row in self.rows.get(row_len * height).chunks_exact_mut(row_len) {
             self.resize.next_row(self.level, image, row);
             // The padding is black and stays so: no operation before contrast
             // makes black into something else.
             recolor(self.level, &mut Row::new(row), &plan.before);
             sum += color::gray_sum(self.level, &Row::new(row));
-            for (to, from) in kept.iter_mut().zip(row.iter()) {
-                *to = *from as u8;
-            }
         }
         let pixels = (width * height) as f64;
         (sum as f64 / pixels + 0.5) as u8
-    }
-
-    /// Row `y` up to and with contrast, into `self.row`.
-    fn first_or_kept(
-        &mut self,
-        image: &Image,
-        plan: &ColorPlan,
-        mean: Option<(f32, u8)>,
-        y: usize,
-        width: usize,
-    ) {
-        let stride = padded(width);
-        let row = self.row.get(3 * stride);
-        if let Some((factor, mean)) = mean {
-            for (to, from) in row.iter_mut().zip(&self.planes[3 * stride * y..][..3 * stride]) {
-                *to = i16::from(*from);
-            }
-            color::contrast(self.level, &mut Row::new(row), factor, mean);
-        } else {
-            self.resize.next_row(self.level, image, row);
-            recolor(self.level, &mut Row::new(row), &plan.before);
-        }
     }
 
     fn drain_blur<T: Store>(&mut self, sink: &mut Sink<'_, T>) {

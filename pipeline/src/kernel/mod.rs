@@ -4,8 +4,11 @@
 //! integers, 0..=255 each, padded to a whole number of vectors. The operations
 //! are written once, as plain loops over integers that say exactly what comes
 //! out; [`level::multiversion`] compiles them for each instruction set, so all of
-//! them give the same bytes. Where shuffles decide (horizontal resize), a folder
-//! has a `scalar.rs` that specifies and vector files that must agree with it.
+//! them give the same bytes. Where shuffles decide, or sums that must stay in
+//! registers (resize, blur), a scalar function specifies and a generic one over
+//! [`vector::Vector`] must agree with it.
+
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 pub mod blur;
 pub mod color;
@@ -13,6 +16,7 @@ pub mod level;
 pub mod resize;
 mod row;
 pub mod store;
+mod vector;
 
 pub use level::Level;
 pub use row::{LANES, Row, Scratch, padded};

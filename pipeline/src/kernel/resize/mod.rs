@@ -11,13 +11,22 @@
 //! Pillow's by what its own rounding loses, at most one level.
 
 mod axis;
+mod block;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+mod vertical;
 
 pub use axis::Filter;
 use axis::{Axis, AxisRange};
 
-use super::level::multiversion;
+use block::{Block, MAX_ROWS};
+use vertical::vertical;
+
+use super::level::Kind;
 use super::row::Scratch;
+#[cfg(target_arch = "x86_64")]
+use super::vector::{Avx2, Avx512, Vector};
 use super::{Level, padded};
 use crate::Image;
 
@@ -48,15 +57,22 @@ pub struct Resize {
     horizontal: Axis,
     vertical: Axis,
     geometry: Option<Geometry>,
+    /// Rows of the crop, resized horizontally.
     ring: Scratch,
-    /// Rows of the crop that went through the horizontal pass.
+    /// The block on its way through the horizontal pass.
+    columns: Scratch,
+    tail: Vec<u8>,
+    /// Where the ring has the rows of the output row that is being made.
+    rows: Vec<usize>,
+    block_rows: usize,
+    /// Rows that went through the horizontal pass.
     done: usize,
     next: usize,
 }
 
 impl Resize {
     /// Begins a view.
-    pub fn begin(&mut self, filter: Filter, geometry: Geometry) {
+    pub fn begin(&mut self, level: Level, filter: Filter, geometry: Geometry) {
         let Geometry { in_y, in_x, out_y, out_x, flip, .. } = geometry;
         let range = |input: usize, (total, first, count): (usize, usize, usize)| AxisRange {
             input,
@@ -66,7 +82,8 @@ impl Resize {
         };
         self.horizontal.build(filter, range(in_x.1, out_x), flip);
         self.vertical.build(filter, range(in_y.1, out_y), false);
-        self.done = self.vertical.start(0);
+        self.block_rows = block_rows(level, in_y.1);
+        self.done = 0;
         self.next = 0;
         self.geometry = Some(geometry);
     }
@@ -78,59 +95,111 @@ impl Resize {
     /// When no view was begun, when all its rows were taken, or when the crop
     /// does not lie in the image.
     pub fn next_row(&mut self, level: Level, image: &Image, planes: &mut [i16]) {
+        let weights = self.vertical.weights(self.next).len();
+        let start = self.vertical.start(self.next) - self.vertical.lowest();
+        while self.done < start + weights {
+            self.next_block(level, image);
+        }
+        let (row_len, capacity) = (self.row_len(), self.capacity());
+        assert_eq!(planes.len(), row_len);
+        let ring = self.ring.get(row_len * capacity);
+        self.rows.clear();
+        self.rows.extend((start..start + weights).map(|row| row % capacity * row_len));
+        vertical(level, ring, &self.rows, self.vertical.weights(self.next), planes);
+        self.next += 1;
+    }
+
+    /// Puts the next rows of the crop through the horizontal pass.
+    fn next_block(&mut self, level: Level, image: &Image) {
         let geometry = self.geometry.expect("a view was begun");
+        let (row_len, capacity) = (self.row_len(), self.capacity());
+        let (top, left) = (geometry.in_y.0, geometry.in_x.0);
+        let (first, end) = self.horizontal.bounds();
+        let (first_row, end_row) = self.vertical.bounds();
+        let block = Block::new(
+            image,
+            (top + first_row + self.done, top + end_row),
+            (left + first, left + end),
+            &mut self.tail,
+        );
+        let ring = self.ring.get(row_len * capacity);
+        let out = &mut ring[self.done % capacity * row_len..][..self.block_rows * row_len];
         let width = geometry.out_x.2;
-        let stride = padded(width);
-        assert_eq!(planes.len(), 3 * stride);
-        let capacity = self.vertical.taps();
-        let ring = self.ring.get(3 * stride * capacity);
-        let start = self.vertical.start(self.next);
-        let weights = self.vertical.weights(self.next);
-        while self.done < start + weights.len() {
-            let slot = self.done % capacity * 3 * stride;
-            let y = geometry.in_y.0 + self.done;
-            let crop = &image.row(y)[3 * geometry.in_x.0..][..3 * geometry.in_x.1];
-            let row = &mut ring[slot..][..3 * stride];
-            for plane in row.chunks_exact_mut(stride) {
+        if width != padded(width) {
+            for plane in out.chunks_exact_mut(row_len / 3) {
                 plane[width..].fill(0);
             }
-            scalar::horizontal(crop, &self.horizontal, row);
-            self.done += 1;
         }
-        planes.fill(1 << (BITS - 1));
-        for (tap, &weight) in weights.iter().enumerate() {
-            let slot = (start + tap) % capacity * 3 * stride;
-            accumulate(level, &ring[slot..][..3 * stride], weight, planes);
-        }
-        finish(level, planes);
-        self.next += 1;
+        horizontal(level, self.block_rows, &block, &self.horizontal, &mut self.columns, out);
+        self.done += self.block_rows;
+    }
+
+    /// Elements of a row of the ring.
+    fn row_len(&self) -> usize {
+        3 * padded(self.horizontal.len())
+    }
+
+    /// Rows of the ring: whole blocks, enough that a new one never overwrites
+    /// rows that the next output row needs.
+    fn capacity(&self) -> usize {
+        (self.vertical.taps() + self.block_rows - 1).next_multiple_of(self.block_rows)
     }
 }
 
-multiversion! {
-    fn accumulate(row: &[i16], weight: i16, sum: &mut [i16]) = accumulate_inner
+/// Rows that go through the horizontal pass together.
+fn block_rows(level: Level, crop_rows: usize) -> usize {
+    match level.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 if crop_rows > Avx2::LEN => Avx512::LEN,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 | Kind::Avx512 => Avx2::LEN,
+        Kind::Scalar => MAX_ROWS.min(crop_rows),
+    }
+}
+
+/// Resizes the block's rows horizontally into the rows of `out`.
+fn horizontal(
+    level: Level,
+    block_rows: usize,
+    block: &Block<'_>,
+    axis: &Axis,
+    columns: &mut Scratch,
+    out: &mut [i16],
+) {
+    let row_len = out.len() / block_rows;
+    #[cfg(target_arch = "x86_64")]
+    if level != Level::SCALAR {
+        let columns = columns.get(vector::columns_len(block.bytes, axis.taps(), block_rows));
+        if level.kind() == Kind::Avx512 && block_rows == Avx512::LEN {
+            // SAFETY: a level of this kind exists only where the CPU was found to
+            // have these features (`Level::available`).
+            unsafe { horizontal_avx512(block, axis, columns, out, row_len) }
+        } else {
+            // SAFETY: as above; both kinds have AVX2.
+            unsafe { horizontal_avx2(block, axis, columns, out, row_len) }
+        }
+        return;
+    }
+    let _ = (level, columns);
+    scalar::horizontal(block, axis, out, row_len);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn horizontal_avx2(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
+    // SAFETY: this function runs only where AVX2 is.
+    unsafe { vector::horizontal::<Avx2>(b, axis, columns, out, len) }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,avx512f,avx512bw")]
+fn horizontal_avx512(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
+    // SAFETY: this function runs only where AVX-512 BW is.
+    unsafe { vector::horizontal::<Avx512>(b, axis, columns, out, len) }
 }
 
 /// `(a * b + 2^14) >> 15`: x86's `pmulhrsw`.
 #[inline(always)]
-fn mulhrs(a: i16, b: i16) -> i16 {
+pub(super) fn mulhrs(a: i16, b: i16) -> i16 {
     ((((i32::from(a) * i32::from(b)) >> 14) + 1) >> 1) as i16
-}
-
-#[inline(always)]
-fn accumulate_inner(row: &[i16], weight: i16, sum: &mut [i16]) {
-    for (to, from) in sum.iter_mut().zip(row) {
-        *to += mulhrs(*from, weight);
-    }
-}
-
-multiversion! {
-    fn finish(planes: &mut [i16]) = finish_inner
-}
-
-#[inline(always)]
-fn finish_inner(planes: &mut [i16]) {
-    for v in planes {
-        *v = (*v >> BITS).clamp(0, 255);
-    }
 }

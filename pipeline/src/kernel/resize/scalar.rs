@@ -1,16 +1,24 @@
 //! The horizontal pass in plain code: the specification of the vector files.
 
 use super::axis::Axis;
+use super::block::Block;
 use super::{BITS, IN_BITS, mulhrs};
 
-/// Resizes one row of interleaved 8-bit pixels into three planes of values with
-/// [`IN_BITS`] fractional bits, clamped to 0..=255. The padding is not touched.
-pub(super) fn horizontal(crop_hwc: &[u8], axis: &Axis, planes: &mut [i16]) {
+/// Resizes the rows of a block into `out[row * row_len..]`, three planes of
+/// values with [`IN_BITS`] fractional bits, clamped to 0..=255. The padding is
+/// not touched.
+pub(super) fn horizontal(block: &Block<'_>, axis: &Axis, out: &mut [i16], row_len: usize) {
+    for (row, out) in block.rows.iter().zip(out.chunks_exact_mut(row_len)) {
+        one_row(&row[..block.bytes], axis, out);
+    }
+}
+
+fn one_row(row_hwc: &[u8], axis: &Axis, planes: &mut [i16]) {
     let stride = planes.len() / 3;
     for x in 0..axis.len() {
-        let (start, weights) = (axis.start(x), axis.weights(x));
+        let pixels = row_hwc[3 * (axis.start(x) - axis.lowest())..].chunks_exact(3);
         let mut sums = [0i16; 3];
-        for (pixel, &weight) in crop_hwc[3 * start..].chunks_exact(3).zip(weights) {
+        for (pixel, &[weight, _]) in pixels.zip(axis.weights(x)) {
             for (sum, &value) in sums.iter_mut().zip(pixel) {
                 *sum += mulhrs(i16::from(value) << IN_BITS, weight);
             }
