@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 
+use super::direct::Direct;
 use super::gather::Gather;
 use super::micro::Isa;
 use super::product::{Panels, Scatter, product};
@@ -94,13 +95,14 @@ impl ConvShape {
         let grid = ((self.h - oy).div_ceil(s), (self.w - ox).div_ceil(s));
         let gather = Gather { n: self.n, source: self.out(), c: self.o, grid, stride: 1, taps };
         let scatter = Scatter { size: (self.h, self.w), stride: s, origin: (oy, ox) };
-        Phase { gather, scatter, kernel_taps }
+        Phase { direct: Direct::new(&gather), gather, scatter, kernel_taps }
     }
 }
 
 /// One phase of an input gradient.
 struct Phase {
     gather: Gather,
+    direct: Option<Direct>,
     scatter: Scatter,
     kernel_taps: Vec<usize>,
 }
@@ -116,6 +118,7 @@ pub struct Conv {
     isa: Isa,
     shape: ConvShape,
     patches: Gather,
+    direct: Option<Direct>,
     output: Scatter,
     phases: Vec<Phase>,
 }
@@ -124,7 +127,9 @@ impl Conv {
     /// The plan for `shape`.
     pub fn new(isa: Isa, shape: ConvShape) -> Self {
         let output = Scatter { size: shape.out(), stride: 1, origin: (0, 0) };
-        Self { isa, shape, patches: shape.patches(), output, phases: shape.phases() }
+        let patches = shape.patches();
+        let direct = Direct::new(&patches);
+        Self { isa, shape, patches, direct, output, phases: shape.phases() }
     }
 
     /// The shape that this plan is for.
@@ -136,7 +141,8 @@ impl Conv {
     pub fn forward(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
         let mut panels = PANELS.take();
         panels.pack_transposed(self.isa, w, self.shape.o, self.patches.depth());
-        product(self.isa, &self.patches, x, &panels, &self.output, y, false);
+        let of = (&self.patches, self.direct.as_ref());
+        product(self.isa, of, x, &panels, &self.output, y, false);
         PANELS.set(panels);
     }
 
@@ -150,14 +156,16 @@ impl Conv {
         let mut panels = PANELS.take();
         for phase in self.phases.iter().filter(|p| !p.kernel_taps.is_empty()) {
             panels.pack_taps(isa, w, (s.o, s.kernel * s.kernel, s.c), &phase.kernel_taps);
-            product(isa, &phase.gather, dy, &panels, &phase.scatter, dx, accumulate);
+            let of = (&phase.gather, phase.direct.as_ref());
+            product(isa, of, dy, &panels, &phase.scatter, dx, accumulate);
         }
         PANELS.set(panels);
     }
 
     /// Overwrites `dw` with the gradient with respect to the weight.
     pub fn weight_grad(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
-        weight_grad(self.isa, &self.patches, x, dy, self.shape.o, dw);
+        let of = (&self.patches, self.direct.as_ref());
+        weight_grad(self.isa, of, x, dy, self.shape.o, dw);
     }
 }
 
@@ -246,6 +254,10 @@ mod tests {
             of(1, 1, 1, 16, 16, 3, 2, 1),
             of(37, 1, 1, 350, 40, 1, 1, 0),
             of(5, 16, 15, 16, 8, 3, 1, 1),
+            of(2, 17, 16, 32, 37, 3, 1, 1),
+            of(2, 33, 31, 16, 20, 3, 2, 1),
+            of(1, 20, 40, 48, 16, 7, 2, 3),
+            of(2, 70, 28, 64, 33, 3, 1, 1),
         ]
     }
 

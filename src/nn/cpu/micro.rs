@@ -1,9 +1,10 @@
 //! Micro-kernels: a few rows times a few columns, all of it in registers.
 //!
-//! Operand A comes in panels of `mr` rows, cut along k in chunks of [`CHUNK`]: `[k / 16][mr][16]`, so
-//! packing copies whole cache lines and the kernel's addresses are constants from one pointer.
+//! Operand A is cut along k in chunks of [`CHUNK`]: `[mr][16]`, one cache line a row, each chunk at
+//! an offset of its own. So packing copies whole lines, the kernel's addresses are constants from one
+//! pointer, and where an image lies in lines of 16 channels its pixels are chunks without packing.
 //! Operand B comes in panels `[k][width]`. The second kind of kernel ([`Isa::outer`]) sums outer
-//! products of rows, for weight gradients: A is `[k][mr]`, B is read through a pointer for each k.
+//! products of rows, for weight gradients: A is `[k][mr]`, B three blocks of columns.
 //!
 //! `plain` is the specification; the AVX2 and AVX-512 versions differ from it in rounding alone
 //! (fused multiply-add), which the tests bound.
@@ -19,6 +20,8 @@ pub const CHUNK: usize = 16;
 pub const MAX_MR: usize = 16;
 /// Columns of one outer-product block.
 pub const BLOCK: usize = 16;
+/// Blocks of one outer-product call: the three taps of a 3x3 kernel's row.
+pub const BLOCKS: usize = 3;
 
 /// The instruction set that the kernels use; can be had only where the CPU has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,8 +79,10 @@ pub(crate) use vectorised;
 pub struct Tile {
     /// Chunks of k.
     pub chunks: usize,
-    /// A, `[chunks][mr][CHUNK]`.
+    /// A; chunk i, `[mr][CHUNK]`, begins `offsets[i]` floats in.
     pub a: *const f32,
+    /// `chunks` offsets.
+    pub offsets: *const usize,
     /// B, `[chunks * CHUNK][width]`, `width` being [`Isa::width`] of `cols`.
     pub b: *const f32,
     /// `n_rows` destinations of `cols` floats each.
@@ -96,12 +101,16 @@ pub struct Outer {
     pub count: usize,
     /// A, `[count][outer_mr]`.
     pub a: *const f32,
-    /// For each k the first of [`BLOCK`] columns; two blocks, or one when the second is null.
-    pub b: [*const *const f32; 2],
+    /// The blocks' columns for k = 0; the first `blocks` are used.
+    pub b: [*const f32; BLOCKS],
+    /// Floats from one k to the next in B.
+    pub b_stride: usize,
     /// For each block the destination of row 0, column 0.
-    pub c: [*mut f32; 2],
-    /// Columns of each block that are written.
-    pub cols: [usize; 2],
+    pub c: [*mut f32; BLOCKS],
+    /// Columns of each block that are written; a block is [`BLOCK`] wide.
+    pub cols: [usize; BLOCKS],
+    /// Blocks in use, at least 1.
+    pub blocks: usize,
     /// Distance of the destination's rows.
     pub stride: usize,
     /// Rows that are written, at most `outer_mr`.
@@ -173,7 +182,7 @@ impl Isa {
             Kind::Plain => 4,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx2 => 6,
-            // 8 x 2 blocks: every width in use is a multiple of 8, so no row is wasted.
+            // 8 x 3 blocks: every width in use is a multiple of 8, so no row is wasted.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => 8,
         }
@@ -217,14 +226,16 @@ impl Isa {
     pub unsafe fn outer(self, outer: &Outer) {
         // SAFETY: as in `tile`.
         unsafe {
-            match (self.0, outer.b[1].is_null()) {
+            match (self.0, outer.blocks) {
                 #[cfg(target_arch = "x86_64")]
-                (Kind::Avx512, false) => x86::outer_512::<8, 2>(outer),
+                (Kind::Avx512, 3) => x86::outer_512::<8, 3>(outer),
                 #[cfg(target_arch = "x86_64")]
-                (Kind::Avx512, true) => x86::outer_512::<8, 1>(outer),
+                (Kind::Avx512, 2) => x86::outer_512::<8, 2>(outer),
                 #[cfg(target_arch = "x86_64")]
-                (Kind::Avx2, _) => one_by_one(outer, |o| x86::outer_256(o)),
-                (Kind::Plain, _) => one_by_one(outer, plain::outer),
+                (Kind::Avx512, _) => x86::outer_512::<8, 1>(outer),
+                #[cfg(target_arch = "x86_64")]
+                (Kind::Avx2, n) => (0..n).for_each(|i| x86::outer_256(outer, i)),
+                (Kind::Plain, n) => (0..n).for_each(|i| plain::outer(outer, i)),
             }
         }
     }
@@ -243,22 +254,6 @@ fn has_avx512() -> bool {
         && std::is_x86_feature_detected!("avx512bw")
         && std::is_x86_feature_detected!("avx512dq")
         && std::is_x86_feature_detected!("avx512vl")
-}
-
-/// Splits a call of two blocks for a kernel that takes one.
-fn one_by_one(outer: &Outer, kernel: impl Fn(&Outer)) {
-    for i in 0..2 {
-        if !outer.b[i].is_null() {
-            let null = std::ptr::null();
-            let one = Outer {
-                b: [outer.b[i], null],
-                c: [outer.c[i], std::ptr::null_mut()],
-                cols: [outer.cols[i], 0],
-                ..*outer
-            };
-            kernel(&one);
-        }
-    }
 }
 
 /// Writes or adds a finished `[MR][W]` tile to rows that it does not fill.
@@ -294,8 +289,8 @@ mod plain {
             // SAFETY: b holds `chunks * CHUNK` rows of 16.
             let b = unsafe { &*t.b.add(k * 16).cast::<[f32; 16]>() };
             for (r, acc) in acc.iter_mut().enumerate() {
-                // SAFETY: a holds `chunks` chunks of MR x CHUNK.
-                let a = unsafe { *t.a.add((chunk * MR + r) * CHUNK + lane) };
+                // SAFETY: `offsets` holds `chunks` offsets of chunks of MR x CHUNK.
+                let a = unsafe { *t.a.add(*t.offsets.add(chunk) + r * CHUNK + lane) };
                 acc.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
             }
         }
@@ -305,22 +300,22 @@ mod plain {
 
     /// # Safety
     /// As [`Isa::outer`].
-    pub fn outer(o: &Outer) {
+    pub unsafe fn outer(o: &Outer, block: usize) {
         const MR: usize = 4;
         let mut acc = [[0f32; BLOCK]; MR];
         for k in 0..o.count {
-            // SAFETY: the caller of `Isa::outer` vouches for every b[k] and for a.
+            // SAFETY: the caller vouches for `count` rows of a and b.
             let (a, b) = unsafe {
-                (&*o.a.add(k * MR).cast::<[f32; MR]>(), &*(*o.b[0].add(k)).cast::<[f32; BLOCK]>())
+                let b = o.b[block].add(k * o.b_stride);
+                (&*o.a.add(k * MR).cast::<[f32; MR]>(), &*b.cast::<[f32; BLOCK]>())
             };
             for (acc, a) in acc.iter_mut().zip(a) {
                 acc.iter_mut().zip(b).for_each(|(s, b)| *s += a * b);
             }
         }
-        // SAFETY: as above, for c.
-        unsafe {
-            store_part(&acc, o.n_rows, o.cols[0], o.accumulate, |r| o.c[0].add(r * o.stride));
-        }
+        let row = |r| o.c[block].wrapping_add(r * o.stride);
+        // SAFETY: the caller vouches for c.
+        unsafe { store_part(&acc, o.n_rows, o.cols[block], o.accumulate, row) }
     }
 }
 
@@ -337,8 +332,9 @@ mod x86 {
         // SAFETY: the caller's promise about extents.
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); NV]; MR];
-            let (mut a, mut b) = (t.a, t.b);
-            for _ in 0..t.chunks {
+            let mut b = t.b;
+            for chunk in 0..t.chunks {
+                let mut a = t.a.add(*t.offsets.add(chunk));
                 for _ in 0..CHUNK / 4 {
                     for k in 0..4 {
                         let mut bv = [_mm512_setzero_ps(); NV];
@@ -355,7 +351,6 @@ mod x86 {
                     a = a.add(4);
                     b = b.add(4 * NV * 16);
                 }
-                a = a.add((MR - 1) * CHUNK);
             }
             if t.n_rows == MR && t.cols == NV * 16 {
                 for r in 0..MR {
@@ -387,8 +382,9 @@ mod x86 {
         // SAFETY: the caller's promise about extents.
         unsafe {
             let mut acc = [[_mm256_setzero_ps(); 2]; MR];
-            let (mut a, mut b) = (t.a, t.b);
-            for _ in 0..t.chunks {
+            let mut b = t.b;
+            for chunk in 0..t.chunks {
+                let mut a = t.a.add(*t.offsets.add(chunk));
                 for _ in 0..CHUNK / 4 {
                     for k in 0..4 {
                         let b0 = _mm256_loadu_ps(b.add(k * 16));
@@ -402,7 +398,6 @@ mod x86 {
                     a = a.add(4);
                     b = b.add(64);
                 }
-                a = a.add((MR - 1) * CHUNK);
             }
             let mut out = [[0f32; 16]; MR];
             for r in 0..MR {
@@ -421,10 +416,12 @@ mod x86 {
         unsafe {
             let mut acc = [[_mm512_setzero_ps(); NV]; MR];
             let mut a = o.a;
-            for k in 0..o.count {
+            let mut b = o.b;
+            for _ in 0..o.count {
                 let mut bv = [_mm512_setzero_ps(); NV];
                 for v in 0..NV {
-                    bv[v] = _mm512_loadu_ps(*o.b[v].add(k));
+                    bv[v] = _mm512_loadu_ps(b[v]);
+                    b[v] = b[v].wrapping_add(o.b_stride);
                 }
                 for r in 0..MR {
                     let av = _mm512_set1_ps(*a.add(r));
@@ -432,7 +429,7 @@ mod x86 {
                         acc[r][v] = _mm512_fmadd_ps(av, bv[v], acc[r][v]);
                     }
                 }
-                a = a.add(MR);
+                a = a.wrapping_add(MR);
             }
             for v in 0..NV {
                 let mask: __mmask16 = ((1u32 << o.cols[v]) - 1) as u16;
@@ -454,13 +451,13 @@ mod x86 {
     /// # Safety
     /// As [`Isa::outer`], and the CPU has AVX2 and FMA.
     #[target_feature(enable = "avx2,fma")]
-    pub unsafe fn outer_256(o: &Outer) {
+    pub unsafe fn outer_256(o: &Outer, block: usize) {
         const MR: usize = 6;
         // SAFETY: the caller's promise about extents.
         unsafe {
             let mut acc = [[_mm256_setzero_ps(); 2]; MR];
             for k in 0..o.count {
-                let b = *o.b[0].add(k);
+                let b = o.b[block].add(k * o.b_stride);
                 let (b0, b1) = (_mm256_loadu_ps(b), _mm256_loadu_ps(b.add(8)));
                 for r in 0..MR {
                     let av = _mm256_set1_ps(*o.a.add(k * MR + r));
@@ -473,7 +470,8 @@ mod x86 {
                 _mm256_storeu_ps(out[r].as_mut_ptr(), acc[r][0]);
                 _mm256_storeu_ps(out[r].as_mut_ptr().add(8), acc[r][1]);
             }
-            store_part(&out, o.n_rows, o.cols[0], o.accumulate, |r| o.c[0].add(r * o.stride));
+            let row = |r| o.c[block].wrapping_add(r * o.stride);
+            store_part(&out, o.n_rows, o.cols[block], o.accumulate, row);
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The CPU backend's arithmetic: plain slices in, plain slices out; knows neither tensors nor layers.
 //!
 //! One blocked product with packed operands (`product`) serves a convolution's output and its input
-//! gradient, `weight_grad` the gradient of its weight; both run on the micro-kernels of `micro`.
+//! gradient, `weight_grad` the gradient of its weight; on wide images `direct` does both without
+//! packing patches. All run on the micro-kernels of `micro`.
 //! `norm` and `pool` are passes over memory. Every reduction has a partition that depends on shapes
 //! alone, so results do not depend on the number of threads; they do depend on the instruction set.
 
 pub mod conv;
+pub mod direct;
 pub mod gather;
 pub mod micro;
 pub mod norm;

@@ -5,7 +5,9 @@
 //! k blocks that depend on the depth alone, so neither tiles nor threads show in it.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
+use super::direct::Direct;
 use super::gather::Gather;
 use super::micro::{CHUNK, Isa, MAX_MR, Tile};
 use super::{Buffer, Shared, each};
@@ -60,6 +62,20 @@ impl Panels {
         });
     }
 
+    /// Columns.
+    pub(super) fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Panel `j`: its first column, its number of columns, and lines of its chunks.
+    pub(super) fn panel(&self, isa: Isa, j: usize, chunks: Range<usize>) -> (usize, usize, &[f32]) {
+        let (j0, cols) = (j * isa.nr(), isa.nr().min(self.cols - j * isa.nr()));
+        let line = CHUNK * isa.width(cols);
+        let at = j0 * self.chunks * CHUNK + chunks.start * line;
+        let end = at + chunks.len() * line;
+        (j0, cols, &self.data.filled(end)[at..end])
+    }
+
     fn fill(
         &mut self,
         isa: Isa,
@@ -97,6 +113,7 @@ impl Panels {
 thread_local! {
     static PACKED_A: RefCell<Buffer> = RefCell::new(Buffer::default());
     static ROWS: RefCell<Vec<*mut f32>> = const { RefCell::new(Vec::new()) };
+    static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The fixed part of a product, shared by its tasks.
@@ -110,13 +127,14 @@ struct Product<'a> {
     accumulate: bool,
 }
 
-/// dst (+)= gathered rows x panels. `dst` is NHWC with as many channels as the panels have columns.
+/// dst (+)= gathered rows x panels, the direct way where there is one. `dst` is NHWC with as many
+/// channels as the panels have columns.
 ///
 /// # Panics
 /// When the panels' depth is not the gather's or a slice is too short.
 pub fn product(
     isa: Isa,
-    gather: &Gather,
+    (gather, direct): (&Gather, Option<&Direct>),
     src: &[f32],
     panels: &Panels,
     scatter: &Scatter,
@@ -132,8 +150,11 @@ pub fn product(
     }
     assert!((gh - 1) * scatter.stride + scatter.origin.0 < scatter.size.0);
     assert!((gw - 1) * scatter.stride + scatter.origin.1 < scatter.size.1);
-    let this =
-        Product { isa, gather, src, panels, scatter, dst: Shared(dst.as_mut_ptr()), accumulate };
+    let target = Shared(dst.as_mut_ptr());
+    if let Some(direct) = direct {
+        return direct.product(isa, src, panels, scatter, target, accumulate);
+    }
+    let this = Product { isa, gather, src, panels, scatter, dst: target, accumulate };
     let (tile, column_groups) = this.partition(rayon::current_num_threads());
     let row_panels = gather.rows().div_ceil(isa.mr());
     let tiles = row_panels.div_ceil(tile);
@@ -161,7 +182,7 @@ impl Product<'_> {
         (row_panels.div_ceil(tiles), groups)
     }
 
-    fn tile(&self, row_panels: std::ops::Range<usize>, group: usize, groups: usize) {
+    fn tile(&self, row_panels: Range<usize>, group: usize, groups: usize) {
         let (isa, mr) = (self.isa, self.isa.mr());
         let rows = row_panels.start * mr..(row_panels.end * mr).min(self.gather.rows());
         let block = k_block(self.panels.chunks);
@@ -170,6 +191,10 @@ impl Product<'_> {
         PACKED_A.with_borrow_mut(|packed| {
             ROWS.with_borrow_mut(|destinations| {
                 self.destinations(rows.clone(), destinations);
+                OFFSETS.with_borrow_mut(|offsets| {
+                    offsets.clear();
+                    offsets.extend((0..block).map(|chunk| chunk * mr * CHUNK));
+                });
                 for chunk0 in (0..self.panels.chunks).step_by(block) {
                     let chunks = block.min(self.panels.chunks - chunk0);
                     let panel_len = chunks * mr * CHUNK;
@@ -187,13 +212,9 @@ impl Product<'_> {
 
     /// One B panel against all packed A panels of a tile.
     fn column(&self, j: usize, chunk0: usize, chunks: usize, packed: &[f32], rows: &[*mut f32]) {
-        let (isa, mr, nr) = (self.isa, self.isa.mr(), self.isa.nr());
-        let (j0, cols) = (j * nr, nr.min(self.panels.cols - j * nr));
-        let width = isa.width(cols);
-        let all = self.panels.chunks * CHUNK;
-        let at = j0 * all + chunk0 * CHUNK * width;
-        let end = at + chunks * CHUNK * width;
-        let b = &self.panels.data.filled(end)[at..end];
+        let (isa, mr) = (self.isa, self.isa.mr());
+        let (j0, cols, b) = self.panels.panel(isa, j, chunk0..chunk0 + chunks);
+        let offsets = OFFSETS.take();
         for (a, rows) in packed.chunks_exact(chunks * mr * CHUNK).zip(rows.chunks(mr)) {
             let mut out = [std::ptr::null_mut(); MAX_MR];
             for (o, row) in out.iter_mut().zip(rows) {
@@ -202,6 +223,7 @@ impl Product<'_> {
             let tile = Tile {
                 chunks,
                 a: a.as_ptr(),
+                offsets: offsets.as_ptr(),
                 b: b.as_ptr(),
                 rows: out.as_ptr(),
                 n_rows: rows.len(),
@@ -213,10 +235,11 @@ impl Product<'_> {
             // cols of them are written by this task alone, tasks differing in rows or columns.
             unsafe { isa.tile(&tile) };
         }
+        OFFSETS.set(offsets);
     }
 
     /// The pixels that the rows of a tile go to.
-    fn destinations(&self, rows: std::ops::Range<usize>, out: &mut Vec<*mut f32>) {
+    fn destinations(&self, rows: Range<usize>, out: &mut Vec<*mut f32>) {
         let (gh, gw) = self.gather.grid;
         let s = self.scatter;
         out.clear();
