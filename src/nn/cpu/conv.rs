@@ -4,7 +4,8 @@
 
 use std::cell::RefCell;
 
-use super::direct::Direct;
+use super::Shared;
+use super::direct::{Direct, Part};
 use super::gather::Gather;
 use super::micro::Isa;
 use super::product::{Panels, Scatter, product};
@@ -95,22 +96,24 @@ impl ConvShape {
         let grid = ((self.h - oy).div_ceil(s), (self.w - ox).div_ceil(s));
         let gather = Gather { n: self.n, source: self.out(), c: self.o, grid, stride: 1, taps };
         let scatter = Scatter { size: (self.h, self.w), stride: s, origin: (oy, ox) };
-        Phase { direct: Direct::new(&gather), gather, scatter, kernel_taps }
+        Phase { gather, scatter, kernel_taps, offsets: Vec::new() }
     }
 }
 
 /// One phase of an input gradient.
 struct Phase {
     gather: Gather,
-    direct: Option<Direct>,
     scatter: Scatter,
     kernel_taps: Vec<usize>,
+    /// The taps' chunks in the bands, when it goes the direct way.
+    offsets: Vec<usize>,
 }
 
 thread_local! {
-    /// Packed weights. One set serves all convolutions: each use packs anew, for the weights have
-    /// changed since. Taken while in use, so that a rayon thread that steals meanwhile has its own.
-    static PANELS: RefCell<Panels> = RefCell::new(Panels::default());
+    /// Packed weights, one set for each phase. They serve all convolutions: each use packs anew, for
+    /// the weights have changed since. Taken while in use, so that a rayon thread that steals
+    /// meanwhile has its own.
+    static PANELS: RefCell<Vec<Panels>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A convolution's plan on one input shape.
@@ -121,15 +124,24 @@ pub struct Conv {
     direct: Option<Direct>,
     output: Scatter,
     phases: Vec<Phase>,
+    /// The phases' bands: of a gather with the taps of all.
+    direct_phases: Option<Direct>,
 }
 
 impl Conv {
     /// The plan for `shape`.
     pub fn new(isa: Isa, shape: ConvShape) -> Self {
-        let output = Scatter { size: shape.out(), stride: 1, origin: (0, 0) };
         let patches = shape.patches();
-        let direct = Direct::new(&patches);
-        Self { isa, shape, patches, direct, output, phases: shape.phases() }
+        let mut phases = shape.phases();
+        let direct_phases = all_phases(&phases).and_then(|g| Direct::new(&g, None));
+        if let Some(direct) = &direct_phases {
+            for p in &mut phases {
+                p.offsets = p.gather.taps.iter().flat_map(|&t| direct.chunks_of(t)).collect();
+            }
+        }
+        let direct = Direct::new(&patches, Some(shape.kernel));
+        let output = Scatter { size: shape.out(), stride: 1, origin: (0, 0) };
+        Self { isa, shape, patches, direct, output, phases, direct_phases }
     }
 
     /// The shape that this plan is for.
@@ -138,35 +150,89 @@ impl Conv {
     }
 
     /// y = x * w.
+    ///
+    /// # Panics
+    /// When a slice's length is not the shape's.
     pub fn forward(&self, x: &[f32], w: &[f32], y: &mut [f32]) {
-        let mut panels = PANELS.take();
-        panels.pack_transposed(self.isa, w, self.shape.o, self.patches.depth());
-        let of = (&self.patches, self.direct.as_ref());
-        product(self.isa, of, x, &panels, &self.output, y, false);
-        PANELS.set(panels);
+        let (isa, s) = (self.isa, self.shape);
+        self.check(x.len(), w.len(), y.len());
+        let mut all = PANELS.take();
+        all.resize_with(all.len().max(1), Panels::default);
+        let panels = &mut all[0];
+        match &self.direct {
+            Some(direct) => {
+                let (runs, run) = direct.runs();
+                panels.pack_transposed(isa, w, s.o, runs, run);
+                let part = Part { offsets: direct.offsets(), panels, scatter: &self.output };
+                direct.product(isa, x, &[part], Shared(y.as_mut_ptr()), false);
+            }
+            None => {
+                panels.pack_transposed(isa, w, s.o, 1, self.patches.depth());
+                product(isa, &self.patches, x, panels, &self.output, y, false);
+            }
+        }
+        PANELS.set(all);
     }
 
     /// dx (+)= the gradient with respect to the input.
+    ///
+    /// # Panics
+    /// When a slice's length is not the shape's.
     pub fn input_grad(&self, dy: &[f32], w: &[f32], dx: &mut [f32], accumulate: bool) {
         let (isa, s) = (self.isa, self.shape);
-        let uncovered = self.phases.iter().any(|p| p.kernel_taps.is_empty());
-        if uncovered && !accumulate {
+        self.check(dx.len(), w.len(), dy.len());
+        if self.phases.iter().any(|p| p.kernel_taps.is_empty()) && !accumulate {
             dx.fill(0.0);
         }
-        let mut panels = PANELS.take();
-        for phase in self.phases.iter().filter(|p| !p.kernel_taps.is_empty()) {
+        let mut all = PANELS.take();
+        all.resize_with(all.len().max(self.phases.len()), Panels::default);
+        let phases = || self.phases.iter().filter(|p| !p.kernel_taps.is_empty());
+        for (phase, panels) in phases().zip(&mut all) {
             panels.pack_taps(isa, w, (s.o, s.kernel * s.kernel, s.c), &phase.kernel_taps);
-            let of = (&phase.gather, phase.direct.as_ref());
-            product(isa, of, dy, &panels, &phase.scatter, dx, accumulate);
         }
-        PANELS.set(panels);
+        match &self.direct_phases {
+            Some(direct) => {
+                let parts: Vec<Part<'_>> = phases()
+                    .zip(&all)
+                    .map(|(p, panels)| Part { offsets: &p.offsets, panels, scatter: &p.scatter })
+                    .collect();
+                direct.product(isa, dy, &parts, Shared(dx.as_mut_ptr()), accumulate);
+            }
+            None => {
+                for (p, panels) in phases().zip(&all) {
+                    product(isa, &p.gather, dy, panels, &p.scatter, dx, accumulate);
+                }
+            }
+        }
+        PANELS.set(all);
     }
 
     /// Overwrites `dw` with the gradient with respect to the weight.
+    ///
+    /// # Panics
+    /// When a slice's length is not the shape's.
     pub fn weight_grad(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
+        self.check(x.len(), dw.len(), dy.len());
         let of = (&self.patches, self.direct.as_ref());
         weight_grad(self.isa, of, x, dy, self.shape.o, dw);
     }
+
+    fn check(&self, x: usize, w: usize, y: usize) {
+        let s = &self.shape;
+        assert_eq!((x, w, y), (s.input_len(), s.weight_len(), s.output_len()), "{s:?}");
+    }
+}
+
+/// A gather with the taps of all phases, on the largest of their grids.
+fn all_phases(phases: &[Phase]) -> Option<Gather> {
+    let mut all = phases.first()?.gather.clone();
+    for p in &phases[1..] {
+        all.taps.extend(
+            p.gather.taps.iter().filter(|t| !all.taps.contains(t)).copied().collect::<Vec<_>>(),
+        );
+        all.grid = (all.grid.0.max(p.gather.grid.0), all.grid.1.max(p.gather.grid.1));
+    }
+    Some(all)
 }
 
 /// The specification, summed in f64: seven nested loops.

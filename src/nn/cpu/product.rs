@@ -7,7 +7,6 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::direct::Direct;
 use super::gather::Gather;
 use super::micro::{CHUNK, Isa, MAX_MR, Tile};
 use super::{Buffer, Shared, each};
@@ -37,11 +36,17 @@ pub struct Scatter {
 }
 
 impl Panels {
-    /// Packs the transpose of `w`, `[cols][depth]`: B[k][j] = w[j][k].
-    pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, depth: usize) {
-        self.fill(isa, cols, depth, |k, j0, line| {
+    /// Packs the transpose of `w`, `[cols][runs][run]`: B[k][j] = w[j][k], each run filled up to whole
+    /// chunks.
+    pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, runs: usize, run: usize) {
+        let padded = run.next_multiple_of(CHUNK);
+        self.fill(isa, cols, runs * padded, |k, j0, line| {
+            let (r, i) = (k / padded, k % padded);
+            if i >= run {
+                return line.fill(0.0);
+            }
             for (j, v) in line.iter_mut().enumerate() {
-                *v = w[(j0 + j) * depth + k];
+                *v = w[((j0 + j) * runs + r) * run + i];
             }
         });
     }
@@ -127,14 +132,13 @@ struct Product<'a> {
     accumulate: bool,
 }
 
-/// dst (+)= gathered rows x panels, the direct way where there is one. `dst` is NHWC with as many
-/// channels as the panels have columns.
+/// dst (+)= gathered rows x panels. `dst` is NHWC with as many channels as the panels have columns.
 ///
 /// # Panics
 /// When the panels' depth is not the gather's or a slice is too short.
 pub fn product(
     isa: Isa,
-    (gather, direct): (&Gather, Option<&Direct>),
+    gather: &Gather,
     src: &[f32],
     panels: &Panels,
     scatter: &Scatter,
@@ -150,11 +154,8 @@ pub fn product(
     }
     assert!((gh - 1) * scatter.stride + scatter.origin.0 < scatter.size.0);
     assert!((gw - 1) * scatter.stride + scatter.origin.1 < scatter.size.1);
-    let target = Shared(dst.as_mut_ptr());
-    if let Some(direct) = direct {
-        return direct.product(isa, src, panels, scatter, target, accumulate);
-    }
-    let this = Product { isa, gather, src, panels, scatter, dst: target, accumulate };
+    let this =
+        Product { isa, gather, src, panels, scatter, dst: Shared(dst.as_mut_ptr()), accumulate };
     let (tile, column_groups) = this.partition(rayon::current_num_threads());
     let row_panels = gather.rows().div_ceil(isa.mr());
     let tiles = row_panels.div_ceil(tile);
