@@ -6,6 +6,7 @@
 //! CMYK and YCCK JPEGs are taken as Adobe's inverted ones. Sizes are checked
 //! before anything is allocated.
 
+mod baseline;
 mod generic;
 mod jpeg_fallback;
 mod orientation;
@@ -13,8 +14,10 @@ mod orientation;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Crop;
+use crate::jpeg::Jpeg;
 use crate::shard::{Format, raw_parse};
 use crate::{Error, Image, Result};
+use baseline::Baseline;
 use orientation::Orientation;
 
 /// What a decoder accepts.
@@ -45,6 +48,7 @@ pub struct Decoder {
     native: Vec<u8>,
     /// The image before it is turned.
     unturned: Image,
+    jpeg: Baseline,
 }
 
 impl Decoder {
@@ -59,6 +63,19 @@ impl Decoder {
     /// [`Error::Decode`] when the bytes are damaged or of an unknown kind, or
     /// when a limit is passed. `out` is unspecified then.
     pub fn decode_into(&mut self, format: Format, bytes: &[u8], out: &mut Image) -> Result<()> {
+        self.decode(format, bytes, None, None, out).map(|_| ())
+    }
+
+    /// Decodes the whole, or at least `region` of the stored image where that is
+    /// cheaper; returns the part that `out` holds.
+    fn decode(
+        &mut self,
+        format: Format,
+        bytes: &[u8],
+        region: Option<Crop>,
+        side_index: Option<&[u8]>,
+        out: &mut Image,
+    ) -> Result<Crop> {
         if bytes.len() as u64 > self.options.max_bytes {
             return fail(format!(
                 "{} encoded bytes, above the limit of {}",
@@ -66,9 +83,18 @@ impl Decoder {
                 self.options.max_bytes
             ));
         }
+        let mut part = None;
         let orientation = guarded(|| match format {
             Format::Raw => self.raw(bytes, out),
-            Format::Jpeg => jpeg_fallback::decode(&self.options, bytes, out),
+            Format::Jpeg => {
+                match self.jpeg.decode(&self.options, bytes, region, side_index, out)? {
+                    Some(decoded) => {
+                        part = Some(decoded.region);
+                        Ok(decoded.orientation)
+                    }
+                    None => jpeg_fallback::decode(&self.options, bytes, out),
+                }
+            }
             Format::Png | Format::Other => {
                 generic::decode(&self.options, bytes, &mut self.native, out)
             }
@@ -76,14 +102,16 @@ impl Decoder {
         if self.options.exif && orientation != Orientation::AsIs {
             std::mem::swap(out, &mut self.unturned);
             orientation.turn(&self.unturned, out);
+            part = None;
         }
-        Ok(())
+        Ok(part.unwrap_or(Crop::whole(out.width, out.height)))
     }
 
     /// Decodes at least `region` of the image and returns the part that `out`
     /// then holds, which is `region` or more. Pixels are those of
     /// [`Decoder::decode_into`]. Views drawn for the whole image are moved with
-    /// [`crate::augment::ViewParams::within`].
+    /// [`crate::augment::ViewParams::within`]. `side_index` is a
+    /// [`crate::jpeg::SideIndex`] in bytes; one of other bytes is not used.
     ///
     /// # Errors
     /// As [`Decoder::decode_into`], and when `region` does not lie in the image.
@@ -92,13 +120,16 @@ impl Decoder {
         format: Format,
         bytes: &[u8],
         region: Crop,
+        side_index: Option<&[u8]>,
         out: &mut Image,
     ) -> Result<Crop> {
-        self.decode_into(format, bytes, out)?;
-        if !region.fits(out.width, out.height) {
+        let part = self.decode(format, bytes, Some(region), side_index, out)?;
+        let (right, bottom) = (part.left + out.width, part.top + out.height);
+        let inside = region.left >= part.left && region.top >= part.top;
+        if !inside || !region.fits(right, bottom) {
             return fail(format!("{region:?} is not in {} x {}", out.width, out.height));
         }
-        Ok(Crop::whole(out.width, out.height))
+        Ok(part)
     }
 
     /// Width and height of what [`Decoder::decode_into`] would give, from the
@@ -111,7 +142,12 @@ impl Decoder {
         let turned = self.options.exif
             && match format {
                 Format::Raw => false,
-                Format::Jpeg => jpeg_fallback::orientation(bytes)?.swaps_sides(),
+                Format::Jpeg => match Jpeg::parse(bytes) {
+                    Ok(jpeg) => {
+                        jpeg.exif().is_some_and(|e| Orientation::from_exif(e).swaps_sides())
+                    }
+                    Err(_) => jpeg_fallback::orientation(bytes)?.swaps_sides(),
+                },
                 Format::Png | Format::Other => generic::orientation(bytes)?.swaps_sides(),
             };
         Ok(if turned { (height, width) } else { (width, height) })

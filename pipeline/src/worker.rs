@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::augment::Augmenter;
+use crate::augment::{Augmenter, Crop, ViewParams};
 use crate::batch::{Item, Task};
 use crate::decode::Decoder;
 use crate::loader::{LoaderConfig, OnBad};
 use crate::rng::Rng;
-use crate::shard::{OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
+use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
 use crate::stats::{BadSample, Stage, Stats};
 use crate::{Error, Image, Result};
 
@@ -32,6 +32,8 @@ struct ViewMaker {
     decoder: Decoder,
     augmenter: Augmenter,
     image: Image,
+    /// What was drawn for each view.
+    params: Vec<ViewParams>,
 }
 
 impl Worker {
@@ -40,6 +42,7 @@ impl Worker {
             decoder: Decoder::new(config.decode),
             augmenter: Augmenter::new(),
             image: Image::default(),
+            params: Vec::new(),
         };
         Worker { set, config, stats, maker, scratch: ReadScratch::default() }
     }
@@ -116,6 +119,7 @@ impl Worker {
             image: &owned.image,
             shard: &shard.path,
             offset: owned.offset,
+            side_index: None,
         };
         self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
     }
@@ -159,6 +163,7 @@ impl ViewMaker {
         read: Sample<'_>,
     ) -> Result<()> {
         let start = Instant::now();
+        let task_epoch = task.epoch();
         let in_sample = |error: Error| match error {
             Error::Decode(cause) => Error::Sample {
                 path: read.shard.to_path_buf(),
@@ -168,15 +173,43 @@ impl ViewMaker {
             },
             other => other,
         };
-        self.decoder.decode_into(read.format, read.image, &mut self.image).map_err(in_sample)?;
+        let draw = |view: usize, (width, height): (usize, usize)| {
+            let mut rng = Rng::keyed(config.seed, task_epoch, sample, view as u64);
+            config.views[view].draw(&mut rng, width, height)
+        };
+        self.params.clear();
+        let mut held = None;
+        if read.format == Format::Jpeg {
+            // The views are drawn before the image is decoded, so that no more is
+            // decoded than they need.
+            let size = self.decoder.dimensions(read.format, read.image).map_err(in_sample)?;
+            let size = (size.0 as usize, size.1 as usize);
+            self.params.extend((0..config.views.len()).map(|view| draw(view, size)));
+            held = self.params.iter().map(|params| params.crop).reduce(Crop::union);
+        }
+        if let Some(region) = held {
+            let decoder = &mut self.decoder;
+            let part = decoder
+                .decode_region_into(
+                    read.format,
+                    read.image,
+                    region,
+                    read.side_index,
+                    &mut self.image,
+                )
+                .map_err(in_sample)?;
+            self.params.iter_mut().for_each(|params| *params = params.clone().within(part));
+        } else {
+            let image = &mut self.image;
+            self.decoder.decode_into(read.format, read.image, image).map_err(in_sample)?;
+            let size = (image.width, image.height);
+            self.params.extend((0..config.views.len()).map(|view| draw(view, size)));
+        }
         let decoded = stats.lap(Stage::Decode, start);
-        let (width, height) = (self.image.width, self.image.height);
-        for (view, transforms) in config.views.iter().enumerate() {
-            let mut rng = Rng::keyed(config.seed, task.epoch(), sample, view as u64);
-            let params = transforms.draw(&mut rng, width, height);
+        for (view, (transforms, params)) in config.views.iter().zip(&self.params).enumerate() {
             let out = task.view(nth, view);
             self.augmenter
-                .apply_into(&self.image, transforms, &params, config.layout, out)
+                .apply_into(&self.image, transforms, params, config.layout, out)
                 .map_err(in_sample)?;
         }
         stats.lap(Stage::Augment, decoded);

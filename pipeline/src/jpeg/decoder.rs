@@ -157,6 +157,10 @@ fn checked_grid(jpeg: &Jpeg<'_>) -> Result<Grid, JpegError> {
     if grid.mcus() * grid.blocks > coded * 4 {
         return Err(JpegError::Truncated("fewer bits than blocks"));
     }
+    // Pillow refuses a file without an end. What follows the end is ignored.
+    if !jpeg.bytes[jpeg.scan_start..].windows(2).rev().any(|pair| pair == [0xFF, 0xD9]) {
+        return Err(JpegError::Truncated("no end marker"));
+    }
     Ok(grid)
 }
 

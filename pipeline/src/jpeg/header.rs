@@ -64,6 +64,7 @@ pub struct Jpeg<'a> {
     pub(crate) dc: [Option<HuffmanSpec<'a>>; 4],
     pub(crate) ac: [Option<HuffmanSpec<'a>>; 4],
     restart_interval: usize,
+    exif: Option<&'a [u8]>,
 }
 
 impl<'a> Jpeg<'a> {
@@ -88,6 +89,9 @@ impl<'a> Jpeg<'a> {
                 0xDB => parser.quantisation(segment)?,
                 0xDD => parser.restart(segment)?,
                 0xE0 => parser.jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
+                0xE1 if parser.jpeg.exif.is_none() => {
+                    parser.jpeg.exif = segment.strip_prefix(b"Exif\0\0");
+                }
                 0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => {
                     parser.adobe = Some(segment[11]);
                 }
@@ -121,6 +125,7 @@ impl<'a> Jpeg<'a> {
             dc: [None; 4],
             ac: [None; 4],
             restart_interval: 0,
+            exif: None,
         }
     }
 
@@ -149,6 +154,11 @@ impl<'a> Jpeg<'a> {
     /// MCUs between restart markers; 0 when there are none.
     pub fn restart_interval(&self) -> usize {
         self.restart_interval
+    }
+
+    /// The first EXIF chunk before the scan, from its TIFF header on.
+    pub fn exif(&self) -> Option<&'a [u8]> {
+        self.exif
     }
 
     /// The encoded bytes the header was read from.

@@ -124,6 +124,14 @@ impl SideIndex {
         self.jpeg_length == bytes.len() && self.jpeg_hash == xxh3_64(bytes)
     }
 
+    /// Whether `packed` is an index of `jpeg` in which every entry is right. Takes
+    /// as long as making it.
+    pub fn describes(packed: &[u8], jpeg: &[u8]) -> bool {
+        SideIndex::from_bytes(packed).is_ok_and(|index| {
+            SideIndex::build_with_spacing(jpeg, index.spacing).is_ok_and(|right| right == index)
+        })
+    }
+
     /// Whether its grid is that of a picture of `columns` x `rows` MCUs.
     pub(crate) fn fits(&self, columns: usize, rows: usize, components: usize) -> bool {
         self.spacing > 0

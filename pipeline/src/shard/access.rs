@@ -24,6 +24,8 @@ pub struct Sample<'a> {
     pub shard: &'a Path,
     /// Where the image begins in the (decompressed) tar.
     pub offset: u64,
+    /// The JPEG's [`crate::jpeg::SideIndex`] in bytes, if the shard's index has one.
+    pub side_index: Option<&'a [u8]>,
 }
 
 /// What a thread keeps between reads: the last decompressed frames. One per thread.
@@ -84,6 +86,7 @@ impl ShardSet {
             image,
             shard: path,
             offset: entry.offset,
+            side_index: self.index(shard)?.side_index(sample - self.infos[shard].first_sample),
         })
     }
 

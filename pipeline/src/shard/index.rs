@@ -22,6 +22,12 @@ const ENTRY: usize = 64;
 const KIND_ENTRIES: u32 = 1;
 /// Section of the keys, one after the other, UTF-8.
 const KIND_KEYS: u32 = 2;
+/// Section of where each sample's side index ends in the next section; u64.
+const KIND_SIDE_ENDS: u32 = 16;
+/// Section of the side indexes ([`crate::jpeg::SideIndex`]), one after the
+/// other, empty where a sample has none. Each has its own checksum, so that
+/// opening a shard need not read them; the section's is 0.
+const KIND_SIDE: u32 = 17;
 /// More sections than this are no index.
 const MAX_SECTIONS: u32 = 64;
 const NO_LABEL: u32 = u32::MAX;
@@ -120,6 +126,8 @@ pub(crate) fn fingerprint(shard: &[u8]) -> u64 {
 pub struct IndexBuilder {
     entries: Vec<u8>,
     keys: Vec<u8>,
+    side: Vec<u8>,
+    side_ends: Vec<u8>,
     classes: u32,
     skipped: u32,
 }
@@ -137,7 +145,16 @@ impl IndexBuilder {
         self.keys.extend(key.as_bytes());
         self.entries.extend(entry.to_bytes(place));
         self.classes = self.classes.max(entry.label.map_or(0, |label| label.saturating_add(1)));
+        self.side_ends.extend((self.side.len() as u64).to_le_bytes());
         Ok(())
+    }
+
+    /// Gives the sample added last a side index.
+    pub fn attach_side_index(&mut self, side: &[u8]) {
+        if let Some(end) = self.side_ends.last_chunk_mut::<8>() {
+            self.side.extend(side);
+            *end = (self.side.len() as u64).to_le_bytes();
+        }
     }
 
     /// Counts a sample without an image, which the index passes over.
@@ -157,16 +174,21 @@ impl IndexBuilder {
 
     /// The bytes of the index of a shard of `shard_bytes` bytes with the given fingerprint.
     pub(crate) fn finish(&self, shard_bytes: u64, fingerprint: u64) -> Vec<u8> {
-        let sections = [(KIND_ENTRIES, ENTRY as u32, &self.entries), (KIND_KEYS, 1, &self.keys)];
+        let mut sections =
+            vec![(KIND_ENTRIES, ENTRY as u32, &self.entries), (KIND_KEYS, 1, &self.keys)];
+        if !self.side.is_empty() {
+            sections.extend([(KIND_SIDE_ENDS, 8, &self.side_ends), (KIND_SIDE, 1, &self.side)]);
+        }
         let body = HEADER + sections.len() * SECTION;
         let mut at = body;
         let mut table = Vec::new();
-        for (kind, element, bytes) in sections {
+        for &(kind, element, bytes) in &sections {
             table.extend(kind.to_le_bytes());
             table.extend(element.to_le_bytes());
             table.extend((at as u64).to_le_bytes());
             table.extend((bytes.len() as u64).to_le_bytes());
-            table.extend(xxh3_64(bytes).to_le_bytes());
+            let checksum = if kind == KIND_SIDE { 0 } else { xxh3_64(bytes) };
+            table.extend(checksum.to_le_bytes());
             at += bytes.len().next_multiple_of(8);
         }
         let mut out = Vec::with_capacity(at);
@@ -261,6 +283,9 @@ pub struct ShardIndex {
     head: Head,
     entries: std::ops::Range<usize>,
     keys: std::ops::Range<usize>,
+    /// Empty where there are no side indexes.
+    side_ends: std::ops::Range<usize>,
+    side: std::ops::Range<usize>,
 }
 
 impl ShardIndex {
@@ -304,6 +329,7 @@ impl ShardIndex {
             return Err(bad(HEADER - 8, "the index's header does not match its checksum"));
         }
         let (mut entries, mut keys) = (None, None);
+        let (mut side_ends, mut side) = (0..0, 0..0);
         for (number, section) in table.chunks_exact(SECTION).enumerate() {
             let at = HEADER + number * SECTION;
             let (kind, element, offset, length) =
@@ -314,6 +340,11 @@ impl ShardIndex {
             match kind {
                 KIND_ENTRIES if element as usize == ENTRY => entries = Some(place),
                 KIND_KEYS => keys = Some(place),
+                KIND_SIDE_ENDS if element == 8 => side_ends = place,
+                KIND_SIDE => {
+                    side = place;
+                    continue;
+                }
                 // Kinds of later versions; their readers verify them.
                 _ => continue,
             }
@@ -329,7 +360,11 @@ impl ShardIndex {
                 &format!("{} samples, but {} bytes of entries", head.samples, entries.len()),
             ));
         }
-        Ok(ShardIndex { path: path.to_owned(), head, entries, keys, bytes: owner })
+        if !side_ends.is_empty() && side_ends.len() != entries.len() / ENTRY * 8 {
+            return Err(bad(HEADER, "side indexes for another number of samples"));
+        }
+        let path = path.to_owned();
+        Ok(ShardIndex { path, head, entries, keys, side_ends, side, bytes: owner })
     }
 
     /// Samples in the shard.
@@ -370,6 +405,24 @@ impl ShardIndex {
             damaged(&self.path, self.keys.start as u64, format!("sample {i} has no proper key"))
         })?;
         Ok((entry, key))
+    }
+
+    /// The side index of the `i`-th sample of the shard, if it has one. Its
+    /// reader verifies it.
+    ///
+    /// # Panics
+    /// When `i >= len()`.
+    pub fn side_index(&self, i: usize) -> Option<&[u8]> {
+        assert!(i < self.len());
+        let bytes = self.bytes.as_slice();
+        let ends = &bytes[self.side_ends.clone()];
+        let end = |i: usize| usize::try_from(long(ends, i * 8)).ok();
+        if ends.is_empty() {
+            return None;
+        }
+        let start = if i == 0 { 0 } else { end(i - 1)? };
+        let side = bytes[self.side.clone()].get(start..end(i)?)?;
+        if side.is_empty() { None } else { Some(side) }
     }
 
     fn raw(&self, i: usize) -> (Entry, (u32, u32)) {

@@ -11,6 +11,7 @@ use super::map::Map;
 use super::tar::{BLOCK, ReadSource, SliceSource, Source, Tar};
 use super::zst::is_zstd;
 use super::{Format, Limits, damaged, dimensions_of, sniff};
+use crate::jpeg::SideIndex;
 use crate::{Error, Result};
 
 /// How much a scan reads.
@@ -52,7 +53,14 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
     let mut group = Group::default();
     while groups.next_into(&mut group)? {
         match entry_of(&group, depth, path, limits)? {
-            Some(entry) => builder.push(&group.key, &entry)?,
+            Some(entry) => {
+                builder.push(&group.key, &entry)?;
+                let image = group.image().filter(|_| depth == Depth::Full);
+                if let Some(image) = image {
+                    side_index_of(&group.parts()[image].data)
+                        .inspect(|side| builder.attach_side_index(side));
+                }
+            }
             None => builder.skip(),
         }
     }
@@ -61,6 +69,14 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?;
     let without_image = index.head().skipped;
     Ok(Scanned { index, bytes, without_image, ended: groups.tar().ended })
+}
+
+/// The side index of an image, where it is a JPEG that can have one.
+pub(crate) fn side_index_of(image: &[u8]) -> Option<Vec<u8>> {
+    if sniff(image) != Format::Jpeg {
+        return None;
+    }
+    SideIndex::build(image).ok().flatten().map(|index| index.to_bytes())
 }
 
 /// The archive in a mapped file, whether it is compressed or not.

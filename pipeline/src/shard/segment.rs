@@ -5,6 +5,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::index::Entry;
 use super::recode::Recoded;
+use super::scan::side_index_of;
 use super::source::Loaded;
 use super::tar_write::append_member;
 use crate::{Error, Result};
@@ -12,6 +13,15 @@ use crate::{Error, Result};
 /// Decompressed bytes of a frame, about: large enough to compress well, small
 /// enough that reading one image decompresses little else.
 pub(crate) const FRAME_BYTES: usize = 128 << 10;
+
+/// What the index will say of a sample.
+#[derive(Debug)]
+pub(crate) struct Indexed {
+    pub key: String,
+    pub entry: Entry,
+    /// The side index of a JPEG; empty where there is none.
+    pub side_index: Vec<u8>,
+}
 
 /// Whole samples, in the bytes of the shard's file.
 #[derive(Debug, Default)]
@@ -21,7 +31,7 @@ pub(crate) struct Segment {
     /// Bytes of the tar blocks.
     pub tar_bytes: u64,
     /// Its samples; offsets count from the segment's beginning.
-    pub samples: Vec<(String, Entry)>,
+    pub samples: Vec<Indexed>,
 }
 
 /// Builds segments from samples.
@@ -78,7 +88,8 @@ impl SegmentBuilder {
             height: kind.height,
             format: kind.format,
         };
-        self.open.samples.push((key.clone(), entry));
+        let side_index = side_index_of(image).unwrap_or_default();
+        self.open.samples.push(Indexed { key: key.clone(), entry, side_index });
         if self.compressor.is_none() || self.open.bytes.len() >= FRAME_BYTES {
             self.cut()?;
         }

@@ -16,6 +16,7 @@ use super::scan::{Depth, entry_of, open_tar};
 use super::tar::Source;
 use super::zst::{SeekTable, is_zstd};
 use super::{Limits, OpenOptions, sniff};
+use crate::jpeg::SideIndex;
 use crate::decode::Decoder;
 use crate::{Error, Image, Result};
 
@@ -190,8 +191,9 @@ fn verify_samples(
                 continue;
             }
         };
+        let image = group.image().map(|image| group.parts()[image].data.as_slice()).unwrap_or(&[]);
         if let Some(index) = index
-            && let Some(cause) = differs(index, number, &group.key, &entry)?
+            && let Some(cause) = differs(index, number, &group.key, &entry, image)?
         {
             examined.sample(&group, cause);
         }
@@ -242,13 +244,22 @@ fn verify_end(
 }
 
 /// How an index entry differs from the sample it stands for.
-fn differs(index: &ShardIndex, number: usize, key: &str, found: &Entry) -> Result<Option<String>> {
+fn differs(
+    index: &ShardIndex,
+    number: usize,
+    key: &str,
+    found: &Entry,
+    image: &[u8],
+) -> Result<Option<String>> {
     if number >= index.len() {
         return Ok(Some("not in the index".to_owned()));
     }
     let (entry, indexed_key) = index.get(number)?;
     if indexed_key != key {
         return Ok(Some(format!("the index has sample `{indexed_key}` here")));
+    }
+    if index.side_index(number).is_some_and(|side| !SideIndex::describes(side, image)) {
+        return Ok(Some("its side index does not describe the image".to_owned()));
     }
     let fields = [
         ("offset", entry.offset, found.offset),

@@ -111,11 +111,12 @@ impl SetWriter {
             self.open = Some(self.create()?);
         }
         let Some(open) = &mut self.open else { return Ok(()) };
-        for (key, entry) in &segment.samples {
-            let mut entry = *entry;
+        for sample in &segment.samples {
+            let mut entry = sample.entry;
             entry.offset += open.tar_bytes;
             entry.start += open.tar_bytes;
-            open.index.push(key, &entry)?;
+            open.index.push(&sample.key, &entry)?;
+            open.index.attach_side_index(&sample.side_index);
             if let Some(label) = entry.label {
                 let label = label as usize;
                 if label >= self.counts.len() {

@@ -1,0 +1,69 @@
+//! Baseline JPEGs through the crate's own decoder: just the region that the
+//! views need, from the side index where there is one.
+
+use super::{DecodeOptions, Orientation, check_size};
+use crate::augment::Crop;
+use crate::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex};
+use crate::{Image, Result};
+
+/// The decoder and what it keeps between images.
+#[derive(Default)]
+pub(super) struct Baseline {
+    decoder: JpegDecoder,
+    index: SideIndex,
+}
+
+/// What was decoded.
+pub(super) struct Decoded {
+    /// The part of the stored image that `out` holds.
+    pub region: Crop,
+    /// How the stored image is meant to be shown; as it is, unless asked for.
+    pub orientation: Orientation,
+}
+
+impl Baseline {
+    /// Decodes `region` or more; the whole where there is none or where the image
+    /// is to be turned. None for kinds of JPEG that are left to others.
+    ///
+    /// # Errors
+    /// [`crate::Error::Decode`] when the bytes are damaged or a limit is passed.
+    pub fn decode(
+        &mut self,
+        options: &DecodeOptions,
+        bytes: &[u8],
+        region: Option<Crop>,
+        side_index: Option<&[u8]>,
+        out: &mut Image,
+    ) -> Result<Option<Decoded>> {
+        let jpeg = match Jpeg::parse(bytes) {
+            Ok(jpeg) => jpeg,
+            Err(JpegError::Unsupported(_)) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        check_size(options, jpeg.width() as u32, jpeg.height() as u32)?;
+        let orientation = match jpeg.exif() {
+            Some(chunk) if options.exif => Orientation::from_exif(chunk),
+            _ => Orientation::AsIs,
+        };
+        let whole = Crop::whole(jpeg.width(), jpeg.height());
+        let region = match region {
+            Some(region) if orientation == Orientation::AsIs => region,
+            _ => whole,
+        };
+        // An index that cannot be read is as good as none: it saves time only.
+        let index = side_index.and_then(|bytes| self.index.read(bytes).ok().map(|()| &self.index));
+        let Crop { top, left, height, width } = region;
+        let wanted = Region { left, top, width, height };
+        match self.decoder.decode_region_into(&jpeg, wanted, index, out) {
+            Ok(()) => Ok(Some(Decoded { region, orientation })),
+            Err(JpegError::Unsupported(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Baseline {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Baseline").finish_non_exhaustive()
+    }
+}
