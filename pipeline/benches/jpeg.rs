@@ -76,7 +76,9 @@ fn random_crop(rng: &mut Rng, jpeg: &Jpeg<'_>) -> Region {
 /// Measures a decode of every photo.
 fn each(bencher: Bencher, mut decode: impl FnMut(&Photo)) {
     let photos = &*PHOTOS;
-    bencher.counter(ItemsCount::new(photos.len())).bench_local(|| photos.iter().for_each(&mut decode));
+    bencher
+        .counter(ItemsCount::new(photos.len()))
+        .bench_local(|| photos.iter().for_each(&mut decode));
 }
 
 fn ours(bencher: Bencher, simd: Simd, union: bool, indexed: bool) {

@@ -332,7 +332,7 @@ impl ShardSet {
         Ok(cell.get_or_init(|| Data { map, compressed, table }))
     }
 
-    fn index(&self, shard: usize) -> Result<&ShardIndex> {
+    pub(super) fn index(&self, shard: usize) -> Result<&ShardIndex> {
         let (cell, info) = (&self.shards[shard].index, &self.infos[shard]);
         if let Some(index) = cell.get() {
             return Ok(index);

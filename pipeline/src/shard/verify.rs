@@ -16,8 +16,8 @@ use super::scan::{Depth, entry_of, open_tar};
 use super::tar::Source;
 use super::zst::{SeekTable, is_zstd};
 use super::{Limits, OpenOptions, sniff};
-use crate::jpeg::SideIndex;
 use crate::decode::Decoder;
+use crate::jpeg::SideIndex;
 use crate::{Error, Image, Result};
 
 /// One thing that is wrong.
