@@ -61,6 +61,7 @@ pub fn draw(
                     image: &owned.image,
                     shard: &shard.path,
                     offset: owned.offset,
+                    side_index: None,
                 };
                 keep(artist.draw(place, &encoded));
             }
