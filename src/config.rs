@@ -266,7 +266,10 @@ impl RunConfig {
     ///
     /// # Errors
     /// As [`RunConfig::load`].
-    pub fn from_table(table: toml::Table) -> Result<Self> {
+    pub fn from_table(mut table: toml::Table) -> Result<Self> {
+        if let Some(toml::Value::Table(optim)) = table.get_mut("optim") {
+            OptimConfig::complete(optim);
+        }
         let config: RunConfig = serde_path_to_error::deserialize(table).map_err(|error| {
             let path = error.path().to_string();
             anyhow::anyhow!("configuration: {}", explain(&path, error.inner().message()))
@@ -436,6 +439,19 @@ mod tests {
     fn an_unknown_option_of_the_objective_is_an_error() {
         let message = error_of(&["loss.lamda=0.1"]);
         assert!(message.contains("lamda") && message.contains("lambda"), "{message}");
+    }
+
+    #[test]
+    fn only_lars_has_two_rates_by_default() {
+        let rates = |overrides: &[&str]| {
+            let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+            let optim = RunConfig::parse("", "", &overrides).unwrap().optim;
+            (optim.lr_weights, optim.lr_biases)
+        };
+        assert_eq!(rates(&[]), (0.2, 0.0048));
+        assert_eq!(rates(&["optim.optimizer=adamw"]), (1e-3, 1e-3));
+        assert_eq!(rates(&["optim.optimizer=sgd", "optim.lr_weights=1"]), (1.0, 1.0));
+        assert_eq!(rates(&["optim.optimizer=adamw", "optim.lr_biases=0.5"]), (1e-3, 0.5));
     }
 
     #[test]

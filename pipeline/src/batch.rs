@@ -2,7 +2,7 @@
 //! recycled when the consumer lets go of it.
 //!
 //! This is the only place where threads write into shared memory: a
-//! [`Filling`] is cut into [`Task`]s over disjoint slots, and whoever finishes
+//! `Filling` is cut into `Task`s over disjoint slots, and whoever finishes
 //! the last one turns it into a [`Batch`].
 
 use std::cell::UnsafeCell;

@@ -116,8 +116,8 @@ fn resize(image: Image, width: u32, height: u32) -> Result<Image> {
     )
     .map_err(|e| bad(&e))?;
     let mut pixels_hwc = vec![0; width as usize * height as usize * 3];
-    let mut out =
-        fir::images::TypedImage::from_buffer(width, height, &mut pixels_hwc).map_err(|e| bad(&e))?;
+    let mut out = fir::images::TypedImage::from_buffer(width, height, &mut pixels_hwc)
+        .map_err(|e| bad(&e))?;
     let options = fir::ResizeOptions::new()
         .resize_alg(fir::ResizeAlg::Convolution(fir::FilterType::Lanczos3));
     fir::Resizer::new().resize_typed(&source, &mut out, &options).map_err(|e| bad(&e))?;

@@ -123,7 +123,7 @@ fn windows(s: &PoolShape, i: usize, out: usize) -> impl Iterator<Item = (usize, 
     })
 }
 
-/// y[n][c] = mean over the `area` pixels of x[n].
+/// `y[n][c]`: mean over the `area` pixels of `x[n]`.
 pub fn mean_forward(isa: Isa, x: &[f32], area: usize, c: usize, y: &mut [f32]) {
     for (x, y) in x.chunks_exact(area * c).zip(y.chunks_exact_mut(c)) {
         y.fill(0.0);
@@ -132,7 +132,7 @@ pub fn mean_forward(isa: Isa, x: &[f32], area: usize, c: usize, y: &mut [f32]) {
     }
 }
 
-/// dx[n][pixel][c] = dy[n][c] / area.
+/// `dx[n][pixel][c] = dy[n][c] / area`.
 pub fn mean_backward(dy: &[f32], area: usize, c: usize, dx: &mut [f32]) {
     for (dx, dy) in dx.chunks_exact_mut(area * c).zip(dy.chunks_exact(c)) {
         let (first, rest) = dx.split_at_mut(c);

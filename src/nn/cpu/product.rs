@@ -36,7 +36,7 @@ pub struct Scatter {
 }
 
 impl Panels {
-    /// Packs the transpose of `w`, `[cols][runs][run]`: B[k][j] = w[j][k], each run filled up to whole
+    /// Packs the transpose of `w`, `[cols][runs][run]`: `B[k][j] = w[j][k]`, each run filled up to whole
     /// chunks.
     pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, runs: usize, run: usize) {
         let padded = run.next_multiple_of(CHUNK);
@@ -52,7 +52,7 @@ impl Panels {
     }
 
     /// Packs, for an input gradient, the chosen `taps` of `w`, `[o][kernel][i]`: row (t, o) of B is
-    /// w[o][taps[t]].
+    /// `w[o][taps[t]]`.
     pub fn pack_taps(
         &mut self,
         isa: Isa,

@@ -1,4 +1,4 @@
-//! A weight's gradient: dW[o][k] = sum over rows m of dY[m][o] * gathered[m][k].
+//! A weight's gradient: `dW[o][k] = sum over rows m of dY[m][o] * gathered[m][k]`.
 //!
 //! The reduction over rows runs in blocks, in row order. Where the weight is small and the rows are
 //! many, they are cut into `splits` parts, each with a partial sum of its own, added in order at the

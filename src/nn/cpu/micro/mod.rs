@@ -94,7 +94,7 @@ pub struct Tile {
     pub accumulate: bool,
 }
 
-/// One call of an outer-product kernel: C (+)= sum over k of A[k]^T B[k].
+/// One call of an outer-product kernel: `C (+)= sum over k of A[k]^T B[k]`.
 pub struct Outer {
     /// Number of k.
     pub count: usize,
