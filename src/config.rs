@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use bt_pipeline::augment::{Preset, ViewConfig, ViewPatch};
 use bt_pipeline::decode::DecodeOptions;
+use bt_pipeline::shard::{Limits, OpenOptions};
 use bt_pipeline::{LoaderConfig, OnBad, Shuffle};
 use serde::{Deserialize, Serialize};
 
@@ -67,10 +68,16 @@ pub struct DataConfig {
     pub budget_mb: u64,
     /// `skip` takes another sample for a bad one, `stop` ends the run.
     pub on_bad: OnBad,
+    /// `skip` takes other samples for those of a shard that cannot be read, `stop` ends the run.
+    pub on_bad_shard: OnBad,
+    /// The share of bad samples above which the run ends.
+    pub max_bad: f64,
     /// Turn images as their EXIF orientation says.
     pub exif: bool,
     /// Largest image that is decoded, in millions of pixels.
     pub max_megapixels: u64,
+    /// What shards, indexes and manifests may claim.
+    pub limits: Limits,
 }
 
 /// Names of [`Shuffle`]'s variants.
@@ -97,8 +104,11 @@ impl Default for DataConfig {
             threads: 0,
             budget_mb: 2048,
             on_bad: OnBad::Skip,
+            on_bad_shard: OnBad::Stop,
+            max_bad: 0.1,
             exif: false,
             max_megapixels: 178,
+            limits: Limits::default(),
         }
     }
 }
@@ -299,6 +309,9 @@ impl RunConfig {
         if self.eval.temperature.is_nan() || self.eval.temperature <= 0.0 {
             bail!("configuration: `eval.temperature` must be positive");
         }
+        if !(0.0..=1.0).contains(&self.data.max_bad) {
+            bail!("configuration: `data.max_bad` is a share, from 0 to 1");
+        }
         self.views.views().context("configuration")?;
         self.objective().context("configuration")?;
         Ok(())
@@ -330,6 +343,8 @@ impl RunConfig {
             },
             budget_bytes: data.budget_mb << 20,
             on_bad: data.on_bad,
+            on_bad_shard: data.on_bad_shard,
+            max_bad: data.max_bad,
             decode: self.decode(),
             ..LoaderConfig::training(views, self.train.batch_size, self.train.seed)
         })
@@ -348,9 +363,15 @@ impl RunConfig {
         })
     }
 
+    /// How shard sets are opened.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions { limits: self.data.limits, ..OpenOptions::default() }
+    }
+
     fn decode(&self) -> DecodeOptions {
         DecodeOptions {
             exif: self.data.exif,
+            max_bytes: self.data.limits.member_bytes,
             max_pixels: self.data.max_megapixels.saturating_mul(1_000_000),
             ..DecodeOptions::default()
         }

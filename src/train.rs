@@ -139,7 +139,7 @@ impl Run {
                 "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
             );
         }
-        let set = ShardSet::open(&config.data.train, &Default::default())?;
+        let set = ShardSet::open(&config.data.train, &config.open_options())?;
         let loader = Loader::new(Arc::new(set), config.loader()?)?;
         let found = if resume {
             checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?

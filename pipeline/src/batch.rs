@@ -8,12 +8,12 @@
 use std::cell::UnsafeCell;
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use bytemuck::{Pod, Zeroable};
-use crossbeam_channel::Sender;
 
 use crate::augment::{DType, Layout, ViewOut};
+use crate::sync::{AtomicUsize, Sender};
 
 /// A cache line; buffers are made of these, so that every SIMD load is aligned.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -26,6 +26,11 @@ pub(crate) struct Buffer(Vec<Line>);
 impl Buffer {
     pub(crate) fn new(bytes: usize) -> Self {
         Buffer(vec![Line([0; 64]); bytes.div_ceil(64)])
+    }
+
+    /// No memory: a message that wakes whoever waits for a buffer.
+    pub(crate) fn wake() -> Self {
+        Buffer(Vec::new())
     }
 }
 
@@ -337,7 +342,7 @@ mod tests {
     #[test]
     fn tasks_on_several_threads_fill_one_batch_and_its_buffer_returns() {
         let spec = spec(13);
-        let (pool, free) = crossbeam_channel::bounded(1);
+        let (pool, free) = crate::sync::bounded(1);
         let buffer = Buffer::new(spec.bytes());
         let tasks = Filling::split(
             spec,
@@ -367,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_short_batch_is_contiguous_too() {
-        let (pool, _free) = crossbeam_channel::bounded(1);
+        let (pool, _free) = crate::sync::bounded(1);
         let buffer = Buffer::new(spec(8).bytes());
         let mut tasks = Filling::split(spec(8), Place::default(), buffer, pool, items(3), 8);
         let batch = fill(tasks.pop().unwrap()).unwrap();

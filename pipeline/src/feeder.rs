@@ -3,15 +3,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, select};
-
 use crate::batch::{BatchSpec, Buffer, Filling, Item, Place, Task};
-use crate::loader::{Loader, LoaderConfig, Position};
+use crate::loader::{Loader, LoaderConfig, OnBad, Position};
 use crate::order::{EpochOrder, Event};
 use crate::shard::{OwnedSample, ShardSet, ShardStream};
 use crate::stats::{Stage, Stats};
+use crate::sync::{AtomicBool, Receiver, Sender};
 use crate::worker::short_shard;
 use crate::{Error, Result};
 
@@ -23,12 +23,12 @@ const MOST_SLOTS: usize = 16;
 pub(crate) struct Outlets {
     /// Where a batch returns its buffer.
     pub pool: Sender<Buffer>,
-    /// Where free buffers come from.
+    /// Where free buffers come from; one without memory says that `stop` was raised.
     pub free: Receiver<Buffer>,
-    /// To the workers.
+    /// To the workers; closed when the last of them has ended.
     pub tasks: Sender<Task>,
-    /// Closed when the stream is dropped.
-    pub ended: Receiver<()>,
+    /// Raised when the stream is dropped.
+    pub stop: Arc<AtomicBool>,
 }
 
 /// The feeding thread's state.
@@ -54,6 +54,8 @@ struct Streaming {
     streams: HashMap<usize, (ShardStream, u64)>,
     held: HashMap<u64, Result<OwnedSample>>,
     held_bytes: u64,
+    /// Shards that could not be read on, and why.
+    broken: HashMap<usize, (u64, String)>,
 }
 
 impl Feeder {
@@ -153,9 +155,29 @@ impl Feeder {
         Ok(owned)
     }
 
-    /// Reads shard `shard` up to and including `sample`, and keeps that one.
+    /// As `read_on`; of a shard that cannot be read on, `sample` and what comes
+    /// after it are bad samples, if the configuration says so.
     fn pull(&mut self, shard: usize, sample: u64) -> Result<()> {
-        let Streaming { streams, held, held_bytes } = &mut self.streaming;
+        if !self.streaming.broken.contains_key(&shard) {
+            let skip = self.config.on_bad_shard == OnBad::Skip;
+            let (offset, cause) = match self.read_on(shard, sample) {
+                Err(Error::Shard { offset, cause, .. }) if skip => (offset, cause),
+                Err(Error::Io { source, .. }) if skip => (0, source.to_string()),
+                other => return other,
+            };
+            self.streaming.streams.remove(&shard);
+            self.streaming.broken.insert(shard, (offset, cause));
+        }
+        let (offset, cause) = self.streaming.broken[&shard].clone();
+        let path = self.set.shards()[shard].path.clone();
+        let error = Error::Shard { path, offset, cause };
+        self.streaming.held.insert(sample, Err(error));
+        Ok(())
+    }
+
+    /// Reads shard `shard` up to and including `sample`, and keeps that one.
+    fn read_on(&mut self, shard: usize, sample: u64) -> Result<()> {
+        let Streaming { streams, held, held_bytes, .. } = &mut self.streaming;
         let start = Instant::now();
         let (stream, next) = match streams.entry(shard) {
             std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
@@ -201,20 +223,18 @@ impl Feeder {
     /// Waits for a buffer and hands the batch's tasks to the workers. False when
     /// the stream was dropped.
     fn send(&mut self, place: Place, items: Vec<Item>) -> bool {
-        let Outlets { pool, free, tasks, ended } = &self.outlets;
+        let Outlets { pool, free, tasks, stop } = &self.outlets;
         let start = Instant::now();
-        let buffer = select! {
-            recv(free) -> buffer => buffer.ok(),
-            recv(ended) -> _ => None,
-        };
+        let buffer = free.recv();
         self.stats.lap(Stage::FeedWait, start);
-        let Some(buffer) = buffer else { return false };
+        let Ok(buffer) = buffer else { return false };
+        if stop.load(Ordering::Relaxed) {
+            return false;
+        }
         for task in Filling::split(self.spec, place, buffer, pool.clone(), items, self.grain) {
-            let sent = select! {
-                send(tasks, task) -> sent => sent.is_ok(),
-                recv(ended) -> _ => false,
-            };
-            if !sent {
+            // It waits for room as long as there are workers, and they leave when
+            // they are told to stop.
+            if tasks.send(task).is_err() {
                 return false;
             }
         }

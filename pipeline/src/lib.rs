@@ -28,6 +28,7 @@ pub mod rng;
 mod run;
 pub mod shard;
 pub mod stats;
+mod sync;
 pub mod synth;
 mod worker;
 

@@ -50,6 +50,12 @@ pub struct LoaderConfig {
     pub drop_last: bool,
     /// What to do with a sample that cannot be used.
     pub on_bad: OnBad,
+    /// What to do with a shard that cannot be opened or read: each of its samples
+    /// counts as a bad one, or the stream ends.
+    pub on_bad_shard: OnBad,
+    /// The share of bad samples, of those read since the start, above which the
+    /// stream ends; looked at from the hundredth on.
+    pub max_bad: f64,
     /// Limits and options of decoding.
     pub decode: DecodeOptions,
 }
@@ -70,6 +76,8 @@ impl LoaderConfig {
             budget_bytes: 2 << 30,
             drop_last: true,
             on_bad: OnBad::default(),
+            on_bad_shard: OnBad::Stop,
+            max_bad: 0.1,
             decode: DecodeOptions::default(),
         }
     }

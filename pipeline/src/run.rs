@@ -8,23 +8,23 @@
 //! ```
 //!
 //! The free buffers are what bounds the flow: a batch is begun only when there is
-//! one. Dropping the stream raises `stop` and closes the channels; each thread
-//! sees either within one sample. Errors travel in the place of their batch, so
-//! the batches before them are still delivered.
+//! one. Dropping the stream raises `stop` and wakes the feeder if it waits for a
+//! buffer. The feeder leaves, which closes the tasks' channel and wakes workers
+//! that wait for a task; workers leave at their next sample, and a feeder that
+//! waits for room in that channel finds it closed. Errors travel in the place of
+//! their batch, so the batches before them are still delivered.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{Builder, JoinHandle};
+use std::sync::atomic::Ordering;
 use std::time::Instant;
-
-use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 
 use crate::batch::{Batch, Buffer, Task};
 use crate::feeder::{Feeder, Outlets};
 use crate::loader::{Loader, Position};
 use crate::stats::{Stage, Stats};
+use crate::sync::{AtomicBool, Builder, JoinHandle, Receiver, Sender, bounded, unbounded};
 use crate::worker::Worker;
 use crate::{Error, Result};
 
@@ -41,8 +41,8 @@ pub struct BatchStream {
     total: u64,
     stats: Arc<Stats>,
     stop: Arc<AtomicBool>,
-    /// Closed by dropping: wakes a feeder that waits.
-    alive: Option<Sender<()>>,
+    /// Wakes a feeder that waits for a buffer.
+    wake: Sender<Buffer>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -52,10 +52,9 @@ impl BatchStream {
         let begun = from.epoch.saturating_mul(per_epoch).saturating_add(from.batch);
         let total = epochs.saturating_mul(per_epoch).saturating_sub(begun);
         let threads = loader.threads();
-        let (alive, ended) = bounded(0);
-        let (tasks, inbox) = bounded(threads * 2);
         let (finished, done) = unbounded();
-        let (pool, free) = bounded(loader.buffers);
+        // Room for every buffer and for the one that wakes.
+        let (pool, free) = bounded(loader.buffers + 1);
         for _ in 0..loader.buffers {
             let _ = pool.send(Buffer::new(loader.spec.bytes()));
         }
@@ -66,11 +65,14 @@ impl BatchStream {
             total,
             stats: Arc::new(Stats::default()),
             stop: Arc::new(AtomicBool::new(false)),
-            alive: Some(alive),
+            wake: pool.clone(),
             threads: Vec::with_capacity(threads + 1),
         };
-        let stats = Arc::clone(&stream.stats);
-        let mut feeder = Feeder::new(loader, stats, Outlets { pool, free, tasks, ended });
+        // After the stream, so that on the way out of a failed start the last
+        // receiver is gone before the stream waits for the feeder.
+        let (tasks, inbox) = bounded(threads * 2);
+        let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
+        let mut feeder = Feeder::new(loader, stats, Outlets { pool, free, tasks, stop });
         let errors = finished.clone();
         stream.spawn("bt-feed", finished.clone(), move || {
             if let Err((number, error)) = feeder.run(from, epochs) {
@@ -151,7 +153,7 @@ impl Iterator for BatchStream {
 impl Drop for BatchStream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        self.alive.take();
+        let _ = self.wake.try_send(Buffer::wake());
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
@@ -189,4 +191,51 @@ fn work(
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::augment::Preset;
+    use crate::{LoaderConfig, ShardSet};
+
+    /// A running stream over `samples` images of one pixel.
+    fn stream(samples: usize) -> (tempfile::TempDir, BatchStream) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = tar::Builder::new(Vec::new());
+        for sample in 0..samples {
+            let image = b"P6 1 1 255\n\x10\x20\x30";
+            let mut header = tar::Header::new_ustar();
+            header.set_size(image.len() as u64);
+            tar.append_data(&mut header, format!("{sample}.ppm"), &image[..]).unwrap();
+        }
+        std::fs::write(folder.path().join("a.tar"), tar.into_inner().unwrap()).unwrap();
+        let set = ShardSet::open(folder.path().to_str().unwrap(), &Default::default()).unwrap();
+        let mut config = LoaderConfig::training(Preset::BarlowCifar.views(), 2, 0);
+        config.threads = 2;
+        let loader = Loader::new(set.into(), config).unwrap();
+        (folder, loader.start(Position::default(), 1000).unwrap())
+    }
+
+    #[test]
+    fn a_panic_in_a_thread_is_the_streams_error_with_its_text() {
+        let (_folder, mut stream) = stream(4);
+        let (errors, done) = unbounded();
+        stream.done = done;
+        stream.spawn("bt-test", errors, || panic!("out of luck")).unwrap();
+        let Some(Err(Error::Panic(text))) = stream.next() else { panic!("no error came") };
+        assert_eq!(text, "out of luck");
+        assert!(stream.next().is_none());
+    }
+
+    #[test]
+    fn dropping_a_stream_at_any_batch_ends_its_threads() {
+        for batches in 0..12 {
+            let (_folder, mut stream) = stream(6);
+            let held: Vec<_> = stream.by_ref().take(batches).map(Result::unwrap).collect();
+            assert!(held.len() == batches && stream.threads.len() == 3);
+            // Returns when all threads are joined; the batches are still held.
+            drop(stream);
+        }
+    }
 }

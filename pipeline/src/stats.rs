@@ -1,7 +1,7 @@
 //! What each stage counts: samples, busy time, waiting time. The slow stage
 //! shows itself in [`Snapshot::limit`].
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -54,7 +54,14 @@ pub struct BadSample {
 struct Ledger {
     seen: HashSet<u64>,
     fresh: Vec<BadSample>,
+    /// How often each cause was met; at most [`MOST_CAUSES`] of them.
+    causes: HashMap<String, u64>,
 }
+
+/// Causes that are told apart; damage repeats itself.
+const MOST_CAUSES: usize = 1000;
+/// Samples before the share of bad ones says anything.
+const ENOUGH_SAMPLES: u64 = 100;
 
 impl Stats {
     /// Adds the time since `start` to `stage` and returns the present.
@@ -78,8 +85,30 @@ impl Stats {
         let mut ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if ledger.seen.insert(sample) {
             let entry = entry();
+            if ledger.causes.len() < MOST_CAUSES || ledger.causes.contains_key(&entry.cause) {
+                *ledger.causes.entry(entry.cause.clone()).or_default() += 1;
+            }
             ledger.fresh.push(entry);
         }
+    }
+
+    /// What to tell when more than `share` of the samples read so far are bad.
+    pub(crate) fn too_many_bad(&self, share: f64) -> Option<String> {
+        let bad = self.bad.load(Relaxed);
+        let read = self.samples.load(Relaxed) + bad;
+        if read < ENOUGH_SAMPLES || bad as f64 <= share * read as f64 {
+            return None;
+        }
+        let ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut causes: Vec<_> = ledger.causes.iter().collect();
+        causes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
+        let commonest: Vec<_> =
+            causes.iter().take(3).map(|(cause, times)| format!("{times} x {cause}")).collect();
+        Some(format!(
+            "{bad} of {read} samples could not be used, more than the share of {share} that \
+             `max_bad` allows; {}",
+            commonest.join("; ")
+        ))
     }
 
     /// The bad samples that were met since the last call, each once in all.

@@ -1,5 +1,6 @@
 //! One thread's share of the work: sample -> image -> views, into a batch's slot.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -86,22 +87,42 @@ impl Worker {
         })
     }
 
-    /// Puts a bad sample on record, or gives its error back.
+    /// Puts a bad sample on record, or gives its error back; ends the stream when
+    /// there are too many.
     fn note_bad(&self, sample: u64, error: Error) -> Result<()> {
-        match error {
+        let bad = match error {
             Error::Sample { path, key, offset, cause } if self.config.on_bad == OnBad::Skip => {
-                self.stats.count_bad(sample, || BadSample { shard: path, key, offset, cause });
-                Ok(())
+                BadSample { shard: path, key, offset, cause }
             }
-            other => Err(other),
-        }
+            Error::Shard { path, offset, cause } if self.config.on_bad_shard == OnBad::Skip => {
+                self.of_bad_shard(sample, path, offset, cause)
+            }
+            Error::Io { path, source } if self.config.on_bad_shard == OnBad::Skip => {
+                self.of_bad_shard(sample, path, 0, source.to_string())
+            }
+            other => return Err(other),
+        };
+        self.stats.count_bad(sample, || bad);
+        self.stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::Usage(text)))
+    }
+
+    /// The record of a sample whose shard or index is what is damaged. Its key may
+    /// be out of reach.
+    fn of_bad_shard(&self, sample: u64, shard: PathBuf, offset: u64, cause: String) -> BadSample {
+        let number = self.set.shard_of(sample as usize);
+        let place = sample - self.set.shards()[number].first_sample as u64;
+        let key = self.set.meta(sample as usize).map_or_else(|_| format!("#{place}"), |m| m.key);
+        BadSample { shard, key, offset, cause }
     }
 
     fn read_and_fill(&mut self, task: &mut Task, nth: usize, sample: u64) -> Result<()> {
         let start = Instant::now();
         let read = self.set.read(sample as usize, &mut self.scratch)?;
         self.stats.lap(Stage::Read, start);
-        self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
+        let made = self.maker.fill(&self.config, &self.stats, task, nth, sample, read);
+        // Whatever came of it: zeros in place of what is gone explain anything.
+        self.set.check(self.set.shard_of(sample as usize))?;
+        made
     }
 
     fn fill_owned(

@@ -90,6 +90,19 @@ impl ShardSet {
         })
     }
 
+    /// Whether what was read of a shard so far was there; to be asked when what
+    /// [`ShardSet::read`] gave has been used.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] when the shard or its index became shorter meanwhile, so
+    /// that zeros were read in place of what is missing.
+    ///
+    /// # Panics
+    /// When `shard >= shards().len()`.
+    pub fn check(&self, shard: usize) -> Result<()> {
+        self.opened(shard).try_for_each(|checked| checked)
+    }
+
     /// All the tar blocks of a sample, headers included.
     pub(crate) fn blocks<'a>(
         &'a self,

@@ -367,6 +367,14 @@ impl ShardIndex {
         Ok(ShardIndex { path, head, entries, keys, side_ends, side, bytes: owner })
     }
 
+    /// As [`Map::check`], for an index that is mapped.
+    pub(super) fn check(&self) -> Result<()> {
+        match &self.bytes {
+            Bytes::Mapped(map) => map.check(&self.path),
+            Bytes::Owned(_) => Ok(()),
+        }
+    }
+
     /// Samples in the shard.
     pub fn len(&self) -> usize {
         self.entries.len() / ENTRY

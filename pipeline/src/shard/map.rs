@@ -9,7 +9,15 @@ use crate::{Error, Result};
 
 /// A whole file, mapped read-only. Cloning shares the map.
 #[derive(Clone, Debug)]
-pub(crate) struct Map(Arc<memmap2::Mmap>);
+pub(crate) struct Map(Arc<Mapped>);
+
+#[derive(Debug)]
+struct Mapped {
+    // First, so that it has ended when the addresses become free.
+    #[cfg(unix)]
+    watch: super::fault::Watch,
+    map: memmap2::Mmap,
+}
 
 impl Map {
     /// Maps the file at `path`.
@@ -27,9 +35,34 @@ impl Map {
         // map is private and read-only, so nothing here breaks the promise;
         // and every length and offset read from it is checked against the
         // map's own length, never believed, so that changed bytes can give
-        // wrong pixels or an error, not an access out of bounds.
+        // wrong pixels or an error, not an access out of bounds. A file that
+        // becomes shorter nevertheless reads as zeros (`fault`), which `check`
+        // turns into an error.
         let map = unsafe { memmap2::Mmap::map(file)? };
-        Ok(Map(Arc::new(map)))
+        #[cfg(unix)]
+        let watch = super::fault::Watch::new(map.as_ptr(), map.len());
+        Ok(Map(Arc::new(Mapped {
+            #[cfg(unix)]
+            watch,
+            map,
+        })))
+    }
+
+    /// Whether what was read so far was there.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] when the file became shorter and bytes beyond its new end
+    /// were read: they came as zeros.
+    pub fn check(&self, path: &Path) -> Result<()> {
+        #[cfg(unix)]
+        if self.0.watch.hit() {
+            let mapped = self.0.map.len();
+            let now = std::fs::metadata(path).map_or(0, |file| file.len());
+            let cause = format!("the file became shorter while it was read: it had {mapped} bytes");
+            return Err(super::damaged(path, now, cause));
+        }
+        let _ = path;
+        Ok(())
     }
 
     /// Asks the system to read a range ahead; a hint, so that its failure
@@ -37,10 +70,10 @@ impl Map {
     pub fn will_need(&self, offset: u64, length: u64) {
         #[cfg(unix)]
         if let (Ok(offset), Ok(length)) = (usize::try_from(offset), usize::try_from(length))
-            && offset.checked_add(length).is_some_and(|end| end <= self.0.len())
+            && offset.checked_add(length).is_some_and(|end| end <= self.0.map.len())
             && length > 0
         {
-            let _ = self.0.advise_range(memmap2::Advice::WillNeed, offset, length);
+            let _ = self.0.map.advise_range(memmap2::Advice::WillNeed, offset, length);
         }
         #[cfg(not(unix))]
         let _ = (offset, length);
@@ -49,7 +82,7 @@ impl Map {
 
 impl AsRef<[u8]> for Map {
     fn as_ref(&self) -> &[u8] {
-        &self.0
+        &self.0.map
     }
 }
 

@@ -7,7 +7,7 @@
 //! # Layout
 //!
 //! - `tar`, `group`: archive members, and the samples they form.
-//! - `map`, `zst`: the one memory map; frames of a seekable `.tar.zst`.
+//! - `map`, `fault`, `zst`: the one memory map; files that shrink under it; frames of a seekable `.tar.zst`.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
@@ -16,6 +16,8 @@
 
 mod access;
 mod atomic;
+#[cfg(unix)]
+mod fault;
 mod format;
 mod group;
 mod index;
@@ -62,7 +64,8 @@ pub use unpack::{Tree, Unpacked, unpack};
 pub use verify::{Damage, VerifyReport, verify};
 
 /// Limits on what a shard may claim, checked before anything is allocated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Bytes of one archive member that is read into memory. Default 256 MiB.
     pub member_bytes: u64,

@@ -64,6 +64,7 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
             None => builder.skip(),
         }
     }
+    map.check(path)?;
     let file = map.as_ref();
     let bytes = builder.finish(file.len() as u64, fingerprint(file));
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?;

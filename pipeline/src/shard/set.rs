@@ -308,6 +308,14 @@ impl ShardSet {
         Ok((shard, entry, key))
     }
 
+    /// The state of what is mapped of a shard.
+    pub(super) fn opened(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
+        let path = &self.infos[shard].path;
+        let Shard { index, data } = &self.shards[shard];
+        let data = data.get().map(|data| data.map.check(path));
+        data.into_iter().chain(index.get().map(ShardIndex::check))
+    }
+
     pub(super) fn data(&self, shard: usize) -> Result<&Data> {
         let (cell, info) = (&self.shards[shard].data, &self.infos[shard]);
         if let Some(data) = cell.get() {

@@ -33,13 +33,15 @@ pub struct ShardStream {
     group: Group,
     limits: Limits,
     next: usize,
+    map: Map,
 }
 
 impl ShardStream {
     /// The stream of a mapped shard whose first sample is number `first` of the set.
     pub(crate) fn new(map: &Map, path: &Path, first: usize, limits: &Limits) -> Result<Self> {
         let groups = Groups::new(open_tar(map, path, limits)?, Keep::Images);
-        Ok(ShardStream { groups, group: Group::default(), limits: *limits, next: first })
+        let (group, map) = (Group::default(), map.clone());
+        Ok(ShardStream { groups, group, limits: *limits, next: first, map })
     }
 
     /// The next sample into `out`; false at the end of the shard. Samples
@@ -50,6 +52,13 @@ impl ShardStream {
     /// [`crate::Error::Sample`] when only this sample is (a label that is no
     /// number): the next call goes on behind it.
     pub fn next_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
+        let read = self.read_into(out);
+        // Whatever came of it: zeros in place of what is gone explain anything.
+        self.map.check(self.groups.tar().path())?;
+        read
+    }
+
+    fn read_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
         while self.groups.next_into(&mut self.group)? {
             let Some(image) = self.group.image() else { continue };
             out.sample = self.next;

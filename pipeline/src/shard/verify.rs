@@ -232,6 +232,7 @@ fn verify_end(
         examined.note(super::damaged(examined.path, groups.tar().position(), cause));
     }
     let length = groups.into_tar().drain()?;
+    map.check(examined.path)?;
     if is_zstd(map.as_ref())
         && let Some(table) = SeekTable::parse(map.as_ref(), examined.path, limits)?
         && table.length() != length

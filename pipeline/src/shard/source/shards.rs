@@ -103,6 +103,6 @@ impl Source for ShardSource {
             .filter(|(i, part)| *i != image && part.extension != "cls");
         into.extras.extend(others.map(|(_, part)| (part.extension.clone(), part.data.clone())));
         into.key = group.key;
-        Ok(())
+        self.set.check(self.set.shard_of(i))
     }
 }

@@ -1,0 +1,21 @@
+//! What the loader's threads are made of: crossbeam's channels and the system's
+//! threads. Built with `--cfg shuttle` it is models of them instead, whose
+//! schedules `tests/protocol.rs` explores.
+
+#[cfg(shuttle)]
+mod model;
+
+#[cfg(not(shuttle))]
+pub(crate) use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+#[cfg(shuttle)]
+pub(crate) use model::{Receiver, Sender, bounded, unbounded};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicUsize};
+#[cfg(not(shuttle))]
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::thread::{Builder, JoinHandle};
+#[cfg(not(shuttle))]
+pub(crate) use std::thread::{Builder, JoinHandle};

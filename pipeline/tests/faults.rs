@@ -1,0 +1,139 @@
+//! Shards that break while they are read, and sets with too much damage.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::sync::Arc;
+
+use bt_pipeline::augment::Preset;
+use bt_pipeline::shard::ReadScratch;
+use bt_pipeline::{Error, Loader, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
+use common::{Coding, write_shards};
+
+fn open(folder: &Path) -> Arc<ShardSet> {
+    Arc::new(ShardSet::open(folder.to_str().unwrap(), &Default::default()).unwrap())
+}
+
+fn config(batch_size: usize) -> LoaderConfig {
+    LoaderConfig {
+        threads: 2,
+        ..LoaderConfig::training(Preset::BarlowCifar.views(), batch_size, 5)
+    }
+}
+
+/// The samples of each batch of one epoch, or the error that ended it.
+fn epoch(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<Vec<Vec<u64>>, Error> {
+    let loader = Loader::new(Arc::clone(set), config)?;
+    let stream = loader.start(Position::default(), 1)?;
+    stream.map(|batch| batch.map(|batch| batch.samples.clone())).collect()
+}
+
+fn cut(folder: &Path, shard: &str, bytes: u64) {
+    let file = OpenOptions::new().write(true).open(folder.join(shard)).unwrap();
+    file.set_len(bytes).unwrap();
+}
+
+#[test]
+fn a_shard_that_shrinks_under_its_map_is_an_error_that_names_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &[12, 12], Coding::Tar, &[]));
+    let mut scratch = ReadScratch::new();
+    set.read(23, &mut scratch).unwrap();
+    cut(folder.path(), "part-000001.tar", 4096);
+    // The pages are read, as zeros, and the process lives.
+    let sum: u64 = match set.read(23, &mut scratch) {
+        Ok(sample) => sample.image.iter().map(|&byte| u64::from(byte)).sum(),
+        Err(_) => 0,
+    };
+    assert_eq!(sum, 0);
+    let Err(Error::Shard { path, offset, cause }) = set.check(1) else { panic!("nothing noticed") };
+    assert!(path.ends_with("part-000001.tar") && offset == 4096, "{path:?} {offset}");
+    assert!(cause.contains("became shorter"), "{cause}");
+    assert!(set.check(0).is_ok());
+}
+
+#[test]
+fn a_loader_whose_shard_shrinks_stops_or_goes_on_without_it() {
+    for on_bad_shard in [OnBad::Stop, OnBad::Skip] {
+        let folder = tempfile::tempdir().unwrap();
+        let set = open(&write_shards(folder.path(), &[40, 8], Coding::Tar, &[]));
+        // Everything is mapped before the cut.
+        assert_eq!(epoch(&set, config(8)).unwrap().len(), 6);
+        cut(folder.path(), "part-000001.tar", 0);
+        let config = LoaderConfig { on_bad_shard, max_bad: 0.9, ..config(8) };
+        match (on_bad_shard, epoch(&set, config)) {
+            (OnBad::Stop, Err(Error::Shard { path, .. })) => {
+                assert!(path.ends_with("part-000001.tar"));
+            }
+            (OnBad::Skip, Ok(batches)) => {
+                assert_eq!(batches.len(), 6);
+                assert!(batches.iter().flatten().all(|&sample| sample < 40));
+            }
+            (_, outcome) => panic!("{on_bad_shard:?}: {outcome:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_streamed_shard_that_is_torn_stops_or_counts_as_bad_samples() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = write_shards(folder.path(), &[40, 20], Coding::Stream, &[]);
+    let whole = open(&path);
+    let torn = folder.path().join("part-000001.tar.zst");
+    let bytes = std::fs::read(&torn).unwrap();
+    // Replaced by a file of the same length whose second half is nonsense.
+    let mut damaged = bytes[..bytes.len() / 2].to_vec();
+    damaged.resize(bytes.len(), 0xA5);
+    std::fs::write(&torn, damaged).unwrap();
+    let with = |on_bad_shard| {
+        let shuffle = Shuffle::Window { shards: 2, samples: 16 };
+        LoaderConfig { shuffle, on_bad_shard, max_bad: 0.9, ..config(10) }
+    };
+    assert!(matches!(
+        epoch(&whole, with(OnBad::Stop)),
+        Err(Error::Shard { .. } | Error::Io { .. })
+    ));
+    let first = epoch(&whole, with(OnBad::Skip)).unwrap();
+    assert_eq!(first.len(), 6);
+    assert_eq!(first, epoch(&whole, LoaderConfig { threads: 5, ..with(OnBad::Skip) }).unwrap());
+}
+
+#[test]
+fn too_large_a_share_of_bad_samples_ends_the_stream_with_the_commonest_causes() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad: Vec<u64> = (0..200).step_by(4).collect();
+    let set = open(&write_shards(folder.path(), &[200], Coding::Tar, &bad));
+    let allowed = LoaderConfig { max_bad: 0.5, ..config(20) };
+    assert_eq!(epoch(&set, allowed).unwrap().len(), 10);
+    let error = epoch(&set, LoaderConfig { max_bad: 0.1, ..config(20) }).unwrap_err().to_string();
+    assert!(error.contains("could not be used") && error.contains(" x "), "{error}");
+}
+
+#[test]
+fn one_percent_of_damage_gives_the_same_batches_for_any_threads_and_an_exact_ledger() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad = [7, 150, 299, 301];
+    let set = open(&write_shards(folder.path(), &[300, 100], Coding::Tar, &bad));
+    let ledger = |threads: usize, from: u64| {
+        let loader = Loader::new(Arc::clone(&set), LoaderConfig { threads, ..config(20) }).unwrap();
+        let mut stream = loader.start(Position { epoch: 0, batch: from }, 2).unwrap();
+        let batches: Vec<Vec<u8>> =
+            stream.by_ref().map(|batch| batch.unwrap().as_bytes().to_vec()).collect();
+        let keys: Vec<String> =
+            stream.stats().take_bad().into_iter().map(|sample| sample.key).collect();
+        let unique: BTreeSet<String> = keys.iter().cloned().collect();
+        assert_eq!(keys.len(), unique.len(), "a sample is listed twice");
+        (batches, unique)
+    };
+    let (batches, keys) = ledger(1, 0);
+    let expected = bad.map(|sample| format!("{sample:06}"));
+    assert!(keys.iter().eq(&expected), "{keys:?}");
+    for threads in [2, 5] {
+        assert_eq!((&batches, &keys), (&ledger(threads, 0).0, &ledger(threads, 0).1));
+    }
+    // A resume in the first epoch sees all of the second one.
+    let (rest, keys) = ledger(3, 9);
+    assert!(rest == batches[9..] && keys.iter().eq(&expected));
+}
