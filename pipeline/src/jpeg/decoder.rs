@@ -10,8 +10,9 @@ use super::error::JpegError;
 use super::header::{Component, Jpeg};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
-use super::pass::{Pass, Scan, Stream, quantisation};
+use super::pass::{Pass, Scan, Stream};
 use super::plan::{Grid, Plan, Region};
+use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
 use super::simd::Simd;
 use crate::Image;
@@ -27,9 +28,7 @@ pub struct JpegDecoder {
     streams: [Stream; 2],
     runs: Runs,
     plan: Plan,
-    planes: Vec<u8>,
-    rows: [Vec<u8>; 3],
-    left: Vec<usize>,
+    raster: RasterBuffers,
     used_index: bool,
 }
 
@@ -55,9 +54,7 @@ impl JpegDecoder {
             streams: [Stream::new(), Stream::new()],
             runs: Runs::default(),
             plan: Plan::default(),
-            planes: Vec::new(),
-            rows: Default::default(),
-            left: Vec::new(),
+            raster: RasterBuffers::default(),
             used_index: false,
         }
     }
@@ -100,10 +97,6 @@ impl JpegDecoder {
         let grid = checked_grid(jpeg)?;
         set_tables(&mut self.dc, &mut self.ac, jpeg)?;
         self.plan.set(jpeg, region);
-        if self.planes.len() < self.plan.plane_bytes {
-            self.planes.resize(self.plan.plane_bytes, 0);
-        }
-        out.reset(region.width, region.height);
         self.used_index = false;
         if let Some(index) = index
             && index.fits(grid.columns, grid.rows, jpeg.components().len())
@@ -134,16 +127,9 @@ impl JpegDecoder {
         let mut pass = Pass {
             simd: self.simd,
             scan: Scan::new(jpeg, grid, &self.dc, &self.ac),
-            region,
-            color: jpeg.color(),
-            quant: quantisation(jpeg),
-            plan: &self.plan,
             data: &self.runs.data,
             runs: &self.runs.runs,
-            planes: &mut self.planes,
-            rows: &mut self.rows,
-            left: &mut self.left,
-            out,
+            raster: Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out),
         };
         pass.run(&mut self.streams)
     }

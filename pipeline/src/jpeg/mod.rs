@@ -35,6 +35,7 @@ mod idct;
 mod index;
 mod pass;
 mod plan;
+mod raster;
 mod runs;
 mod simd;
 mod unstuff;

@@ -1,16 +1,14 @@
-//! One decode: runs of coefficients to planes, planes to rows of pixels.
+//! The front end of a Huffman-coded decode: runs of MCUs to blocks of
+//! coefficients, which go to the [`Raster`].
 
-use super::color;
 use super::entropy::{Lane, MAX_BATCH, Tables};
 use super::error::JpegError;
-use super::header::{Color, Jpeg};
+use super::header::Jpeg;
 use super::huffman::Table;
-use super::idct::{Block, idct_row};
-use super::plan::{Grid, Plan, Region, Window};
+use super::plan::Grid;
+use super::raster::Raster;
 use super::runs::Run;
 use super::simd::Simd;
-use super::upsample::{self, Upsample};
-use crate::Image;
 
 /// Blocks of a batch, about: enough that its end costs little, few enough that
 /// two batches, their tables and their rows of samples stay in 32 KiB.
@@ -116,43 +114,13 @@ impl<'a> Scan<'a> {
     }
 }
 
-/// One decode: everything that does not change while it runs, and the output.
+/// One decode: everything that does not change while it runs, and the back end.
 pub(crate) struct Pass<'a> {
     pub simd: Simd,
     pub scan: Scan<'a>,
-    pub region: Region,
-    pub color: Color,
-    pub quant: [Block; 3],
-    pub plan: &'a Plan,
     pub data: &'a [u8],
     pub runs: &'a [Run],
-    pub planes: &'a mut [u8],
-    /// One upsampled row of each component.
-    pub rows: &'a mut [Vec<u8>; 3],
-    /// For each needed row of MCUs, those still to come.
-    pub left: &'a mut Vec<usize>,
-    pub out: &'a mut Image,
-}
-
-/// How far a pass is.
-struct Progress {
-    next_run: usize,
-    /// Rows of MCUs before this one are complete.
-    complete: usize,
-    /// Pixel rows before this one are made.
-    made: usize,
-}
-
-/// The quantisation tables of the components.
-pub(crate) fn quantisation(jpeg: &Jpeg<'_>) -> [Block; 3] {
-    let mut quant = [Block([0; 64]); 3];
-    for (steps, component) in quant.iter_mut().zip(jpeg.components()) {
-        if let Some(table) = jpeg.quant_of(component) {
-            // Products wrap to 16 bits, so steps above 32767 may as well.
-            steps.0 = table.map(|step| step as i16);
-        }
-    }
-    quant
+    pub raster: Raster<'a>,
 }
 
 impl Pass<'_> {
@@ -161,14 +129,11 @@ impl Pass<'_> {
     /// # Errors
     /// [`JpegError::Truncated`] and [`JpegError::Corrupt`].
     pub fn run(&mut self, streams: &mut [Stream; 2]) -> Result<(), JpegError> {
-        self.left.clear();
-        self.left.resize(self.plan.rows.len(), self.plan.columns.len());
-        let mut progress =
-            Progress { next_run: 0, complete: self.plan.rows.start, made: self.region.top };
+        let mut next_run = 0;
         let [a, b] = streams;
-        let (mut a_live, mut b_live) = (self.begin_run(a, &mut progress), false);
+        let (mut a_live, mut b_live) = (self.begin_run(a, &mut next_run), false);
         if a_live {
-            b_live = self.begin_run(b, &mut progress);
+            b_live = self.begin_run(b, &mut next_run);
         }
         while a_live && b_live {
             // SAFETY: batches begin in or at the end of the data, which `end_batch`
@@ -183,10 +148,10 @@ impl Pass<'_> {
                 )?;
             }
             if a.lane.done() {
-                a_live = self.end_batch(a, &mut progress)?;
+                a_live = self.end_batch(a, &mut next_run)?;
             }
             if b.lane.done() {
-                b_live = self.end_batch(b, &mut progress)?;
+                b_live = self.end_batch(b, &mut next_run)?;
             }
         }
         let (last, mut live) = if a_live { (a, a_live) } else { (b, b_live) };
@@ -199,15 +164,15 @@ impl Pass<'_> {
                     last.lane.decode::<false>(self.simd, self.data, &self.scan.tables)?;
                 }
             }
-            live = self.end_batch(last, &mut progress)?;
+            live = self.end_batch(last, &mut next_run)?;
         }
         Ok(())
     }
 
     /// Gives a stream the next run and its first batch; false when none is left.
-    fn begin_run(&self, stream: &mut Stream, progress: &mut Progress) -> bool {
-        let Some(run) = self.runs.get(progress.next_run) else { return false };
-        progress.next_run += 1;
+    fn begin_run(&self, stream: &mut Stream, next_run: &mut usize) -> bool {
+        let Some(run) = self.runs.get(*next_run) else { return false };
+        *next_run += 1;
         (stream.run, stream.mcu, stream.dc) = (*run, run.first, run.dc);
         stream.lane.at = run.start_bit;
         self.begin_batch(stream);
@@ -224,8 +189,8 @@ impl Pass<'_> {
     fn batch(&self, mcu: usize, limit: usize) -> Batch {
         let grid = &self.scan.grid;
         let (row, column) = (mcu / grid.columns, mcu % grid.columns);
-        let columns = &self.plan.columns;
-        let needed_row = self.plan.rows.contains(&row);
+        let columns = &self.raster.plan.columns;
+        let needed_row = self.raster.plan.rows.contains(&row);
         let (wanted, end) = if needed_row && columns.contains(&column) {
             (true, columns.end)
         } else if needed_row && column < columns.start {
@@ -239,11 +204,7 @@ impl Pass<'_> {
 
     /// Takes in a decoded batch and begins the stream's next one; false when
     /// there is none.
-    fn end_batch(
-        &mut self,
-        stream: &mut Stream,
-        progress: &mut Progress,
-    ) -> Result<bool, JpegError> {
+    fn end_batch(&mut self, stream: &mut Stream, next_run: &mut usize) -> Result<bool, JpegError> {
         if stream.lane.at > stream.run.end_bit {
             return Err(JpegError::Truncated("in the entropy-coded data"));
         }
@@ -252,125 +213,24 @@ impl Pass<'_> {
         self.scan.add_differences(&mut stream.lane, count, &mut stream.dc);
         if batch.wanted {
             self.transform(batch, &stream.lane);
-            self.note_done(batch, progress);
+            self.raster.mcus_done(batch.row, batch.mcus)?;
         }
         stream.mcu += batch.mcus;
         if stream.mcu < stream.run.first + stream.run.count {
             self.begin_batch(stream);
             return Ok(true);
         }
-        Ok(self.begin_run(stream, progress))
+        Ok(self.begin_run(stream, next_run))
     }
 
     /// The inverse DCT of a batch's needed blocks, a row of a component at a time.
     fn transform(&mut self, batch: Batch, lane: &Lane) {
         for row in &self.scan.rows[..self.scan.row_count] {
             let component = usize::from(row.component);
-            let window = &self.plan.windows[component];
-            let block_row = batch.row * window.v + usize::from(row.y);
-            if !window.block_rows.contains(&block_row) {
-                continue;
-            }
-            let start = batch.column * window.h;
-            let from = window.block_columns.start.saturating_sub(start);
-            let end = batch.mcus * window.h;
-            let to = end.min(window.block_columns.end.saturating_sub(start));
-            if from >= to {
-                continue;
-            }
-            let at = window.at((start + from) as isize * 8, block_row * 8);
-            idct_row(
-                self.simd,
-                &lane.blocks[..],
-                &lane.spans,
-                &row.numbers[from..to],
-                &self.quant[component],
-                &mut self.planes[at..],
-                window.stride,
-            );
+            let window = &self.raster.plan.windows[component];
+            let at = (batch.column * window.h, batch.row * window.v + usize::from(row.y));
+            let numbers = &row.numbers[..batch.mcus * window.h];
+            self.raster.blocks(component, at, &lane.blocks[..], &lane.spans, numbers);
         }
     }
-
-    /// Counts a wanted batch's MCUs as done and makes the pixel rows that became
-    /// complete.
-    fn note_done(&mut self, batch: Batch, progress: &mut Progress) {
-        let left = &mut self.left[batch.row - self.plan.rows.start];
-        *left -= batch.mcus;
-        if *left > 0 {
-            return;
-        }
-        for window in &self.plan.windows {
-            for y in batch.row * window.v..(batch.row + 1) * window.v {
-                if window.block_rows.contains(&y) {
-                    window.extend_edges(self.planes, y);
-                }
-            }
-        }
-        let before = progress.complete;
-        while self.left.get(progress.complete - self.plan.rows.start) == Some(&0) {
-            progress.complete += 1;
-        }
-        if progress.complete > before {
-            let ready = self.plan.ready(progress.complete, self.region);
-            for y in progress.made..ready {
-                self.make_row(y);
-            }
-            progress.made = progress.made.max(ready);
-        }
-    }
-
-    /// Makes pixel row `y`.
-    fn make_row(&mut self, y: usize) {
-        let (left, width) = (self.region.left, self.region.width);
-        let mut components: [&[u8]; 3] = [&[]; 3];
-        for ((component, window), buffer) in
-            components.iter_mut().zip(&self.plan.windows).zip(self.rows.iter_mut())
-        {
-            *component = full_row(self.simd, window, self.planes, y, left, width, buffer);
-        }
-        let [a, b, c] = components;
-        let start = (y - self.region.top) * width * 3;
-        let rgb = &mut self.out.pixels_hwc[start..start + width * 3];
-        match self.color {
-            Color::Gray => color::gray_row(a, rgb),
-            Color::YCbCr => color::ycc_row(self.simd, a, b, c, rgb),
-            Color::Rgb => color::rgb_row(a, b, c, rgb),
-        }
-    }
-}
-
-/// Samples `left..left + width` of pixel row `y` at full size: from the plane
-/// itself or from `buffer`.
-fn full_row<'a>(
-    simd: Simd,
-    window: &Window,
-    planes: &'a [u8],
-    y: usize,
-    left: usize,
-    width: usize,
-    buffer: &'a mut Vec<u8>,
-) -> &'a [u8] {
-    let upsample = window.upsample;
-    let (h, v) = upsample.ratios();
-    let (x, row) = (left / h, y / v);
-    // Samples that cover the pixels, and the other row of the triangle filter.
-    let samples = (left + width - 1) / h + 1 - x;
-    let below = y % v == 1;
-    let far = if below { (row + 1).min(window.rows - 1) } else { row.saturating_sub(1) };
-    let at = |y: usize, before: isize| &planes[window.at(x as isize - before, y)..];
-    if upsample == Upsample::None {
-        return at(row, 0);
-    }
-    if buffer.len() < samples * h {
-        buffer.resize(samples * h, 0);
-    }
-    let out = &mut buffer[..samples * h];
-    match upsample {
-        Upsample::None => {}
-        Upsample::H2 => upsample::h2(simd, at(row, 1), out),
-        Upsample::H2V2 => upsample::h2v2(simd, at(row, 1), at(far, 1), out),
-        Upsample::V2 => upsample::v2(at(row, 0), at(far, 0), below, out),
-        Upsample::Repeat(times, _) => upsample::repeat(at(row, 0), times, out),
-    }
-    &buffer[left % h..]
 }

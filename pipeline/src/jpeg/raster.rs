@@ -1,0 +1,202 @@
+//! The back end of every decode: rows of blocks of coefficients to planes of
+//! samples, and these to rows of pixels as soon as they are complete, while
+//! they are in the cache. It knows nothing of how the coefficients were coded.
+
+use super::color;
+use super::error::JpegError;
+use super::header::{Color, Jpeg};
+use super::idct::{Block, idct_row};
+use super::plan::{Plan, Region, Window};
+use super::simd::Simd;
+use super::upsample::{self, Upsample};
+use crate::Image;
+
+/// The back end's buffers, kept between pictures.
+#[derive(Default)]
+pub(crate) struct RasterBuffers {
+    planes: Vec<u8>,
+    /// One upsampled row of each component.
+    rows: [Vec<u8>; 3],
+    /// For each needed row of MCUs, those still to come.
+    left: Vec<usize>,
+}
+
+/// One decode's back end: what does not change while it runs, how far it is,
+/// and the output.
+pub(crate) struct Raster<'a> {
+    simd: Simd,
+    region: Region,
+    color: Color,
+    quant: [Block; 3],
+    pub plan: &'a Plan,
+    buffers: &'a mut RasterBuffers,
+    out: &'a mut Image,
+    /// Rows of MCUs before this one are complete.
+    complete: usize,
+    /// Pixel rows before this one are made.
+    made: usize,
+}
+
+impl<'a> Raster<'a> {
+    /// Prepares for the pixels of `region`, which `plan` was made for, in `out`.
+    pub fn new(
+        simd: Simd,
+        jpeg: &Jpeg<'_>,
+        region: Region,
+        plan: &'a Plan,
+        buffers: &'a mut RasterBuffers,
+        out: &'a mut Image,
+    ) -> Raster<'a> {
+        if buffers.planes.len() < plan.plane_bytes {
+            buffers.planes.resize(plan.plane_bytes, 0);
+        }
+        buffers.left.clear();
+        buffers.left.resize(plan.rows.len(), plan.columns.len());
+        out.reset(region.width, region.height);
+        Raster {
+            simd,
+            region,
+            color: jpeg.color(),
+            quant: quantisation(jpeg),
+            plan,
+            buffers,
+            out,
+            complete: plan.rows.start,
+            made: region.top,
+        }
+    }
+
+    /// Takes in neighbouring blocks of one component: `blocks[numbers[i]]` with
+    /// `spans[numbers[i]]` lies at (`column + i`, `row`) in the component's grid of
+    /// blocks. Those that no pixel needs are passed over.
+    pub fn blocks(
+        &mut self,
+        component: usize,
+        (column, row): (usize, usize),
+        blocks: &[Block],
+        spans: &[u8],
+        numbers: &[u8],
+    ) {
+        let window = &self.plan.windows[component];
+        if !window.block_rows.contains(&row) {
+            return;
+        }
+        let from = window.block_columns.start.saturating_sub(column);
+        let to = numbers.len().min(window.block_columns.end.saturating_sub(column));
+        if from >= to {
+            return;
+        }
+        let at = window.at((column + from) as isize * 8, row * 8);
+        idct_row(
+            self.simd,
+            blocks,
+            spans,
+            &numbers[from..to],
+            &self.quant[component],
+            &mut self.buffers.planes[at..],
+            window.stride,
+        );
+    }
+
+    /// Counts `mcus` needed MCUs of a needed row as taken in, and makes the pixel
+    /// rows that became complete.
+    ///
+    /// # Errors
+    /// [`JpegError::Corrupt`] for more MCUs than the row has.
+    pub fn mcus_done(&mut self, row: usize, mcus: usize) -> Result<(), JpegError> {
+        let first = self.plan.rows.start;
+        let left = row.checked_sub(first).and_then(|at| self.buffers.left.get_mut(at));
+        let left = left.ok_or(JpegError::Corrupt("MCU outside the picture"))?;
+        *left = left.checked_sub(mcus).ok_or(JpegError::Corrupt("MCU twice"))?;
+        if *left > 0 {
+            return Ok(());
+        }
+        for window in &self.plan.windows {
+            for y in row * window.v..(row + 1) * window.v {
+                if window.block_rows.contains(&y) {
+                    window.extend_edges(&mut self.buffers.planes, y);
+                }
+            }
+        }
+        let before = self.complete;
+        while self.buffers.left.get(self.complete - first) == Some(&0) {
+            self.complete += 1;
+        }
+        if self.complete > before {
+            let ready = self.plan.ready(self.complete, self.region);
+            for y in self.made..ready {
+                self.make_row(y);
+            }
+            self.made = self.made.max(ready);
+        }
+        Ok(())
+    }
+
+    /// Makes pixel row `y`.
+    fn make_row(&mut self, y: usize) {
+        let (left, width) = (self.region.left, self.region.width);
+        let mut components: [&[u8]; 3] = [&[]; 3];
+        let RasterBuffers { planes, rows, .. } = &mut *self.buffers;
+        for ((component, window), buffer) in
+            components.iter_mut().zip(&self.plan.windows).zip(rows.iter_mut())
+        {
+            *component = full_row(self.simd, window, planes, y, left, width, buffer);
+        }
+        let [a, b, c] = components;
+        let start = (y - self.region.top) * width * 3;
+        let rgb = &mut self.out.pixels_hwc[start..start + width * 3];
+        match self.color {
+            Color::Gray => color::gray_row(a, rgb),
+            Color::YCbCr => color::ycc_row(self.simd, a, b, c, rgb),
+            Color::Rgb => color::rgb_row(a, b, c, rgb),
+        }
+    }
+}
+
+/// The quantisation tables of the components.
+fn quantisation(jpeg: &Jpeg<'_>) -> [Block; 3] {
+    let mut quant = [Block([0; 64]); 3];
+    for (steps, component) in quant.iter_mut().zip(jpeg.components()) {
+        if let Some(table) = jpeg.quant_of(component) {
+            // Products wrap to 16 bits, so steps above 32767 may as well.
+            steps.0 = table.map(|step| step as i16);
+        }
+    }
+    quant
+}
+
+/// Samples `left..left + width` of pixel row `y` at full size: from the plane
+/// itself or from `buffer`.
+fn full_row<'a>(
+    simd: Simd,
+    window: &Window,
+    planes: &'a [u8],
+    y: usize,
+    left: usize,
+    width: usize,
+    buffer: &'a mut Vec<u8>,
+) -> &'a [u8] {
+    let upsample = window.upsample;
+    let (h, v) = upsample.ratios();
+    let (x, row) = (left / h, y / v);
+    // Samples that cover the pixels, and the other row of the triangle filter.
+    let samples = (left + width - 1) / h + 1 - x;
+    let below = y % v == 1;
+    let far = if below { (row + 1).min(window.rows - 1) } else { row.saturating_sub(1) };
+    let at = |y: usize, before: isize| &planes[window.at(x as isize - before, y)..];
+    if upsample == Upsample::None {
+        return at(row, 0);
+    }
+    if buffer.len() < samples * h {
+        buffer.resize(samples * h, 0);
+    }
+    let out = &mut buffer[..samples * h];
+    match upsample {
+        Upsample::None => {}
+        Upsample::H2 => upsample::h2(simd, at(row, 1), out),
+        Upsample::H2V2 => upsample::h2v2(simd, at(row, 1), at(far, 1), out),
+        Upsample::V2 => upsample::v2(at(row, 0), at(far, 0), below, out),
+        Upsample::Repeat(times, _) => upsample::repeat(at(row, 0), times, out),
+    }
+    &buffer[left % h..]
+}
