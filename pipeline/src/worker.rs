@@ -133,15 +133,7 @@ impl Worker {
         owned: &OwnedSample,
     ) -> Result<()> {
         let shard = &self.set.shards()[self.set.shard_of(sample as usize)];
-        let read = Sample {
-            key: &owned.key,
-            label: owned.label,
-            format: owned.format,
-            image: &owned.image,
-            shard: &shard.path,
-            offset: owned.offset,
-            side_index: None,
-        };
+        let read = owned.borrowed(&shard.path);
         self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
     }
 

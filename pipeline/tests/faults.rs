@@ -7,21 +7,9 @@ use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::Arc;
 
-use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::ReadScratch;
 use bt_pipeline::{Error, Loader, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
-use common::{Coding, write_shards};
-
-fn open(folder: &Path) -> Arc<ShardSet> {
-    Arc::new(ShardSet::open(folder.to_str().unwrap(), &Default::default()).unwrap())
-}
-
-fn config(batch_size: usize) -> LoaderConfig {
-    LoaderConfig {
-        threads: 2,
-        ..LoaderConfig::training(Preset::BarlowCifar.views(), batch_size, 5)
-    }
-}
+use common::{Coding, config, open, write_shards};
 
 /// The samples of each batch of one epoch, or the error that ended it.
 fn epoch(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<Vec<Vec<u64>>, Error> {
@@ -136,4 +124,63 @@ fn one_percent_of_damage_gives_the_same_batches_for_any_threads_and_an_exact_led
     // A resume in the first epoch sees all of the second one.
     let (rest, keys) = ledger(3, 9);
     assert!(rest == batches[9..] && keys.iter().eq(&expected));
+}
+
+/// Keys of a set, in order.
+fn keys(folder: &Path) -> Vec<String> {
+    let set = open(folder);
+    (0..set.len()).map(|sample| set.meta(sample).unwrap().key).collect()
+}
+
+#[test]
+fn what_is_whole_in_damaged_shards_is_saved_into_a_clean_set() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, out) = (folder.path().join("shards"), folder.path().join("out"));
+    std::fs::create_dir(&shards).unwrap();
+    // Sample 3 holds half an image.
+    write_shards(&shards, &[10, 10, 10], Coding::Tar, &[3]);
+    let all: Vec<String> = (0..30).map(|sample| format!("{sample:06}")).collect();
+    assert_eq!(keys(&shards), all);
+    let edit = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let path = shards.join(name);
+        std::fs::write(&path, change(std::fs::read(&path).unwrap())).unwrap();
+    };
+    // 700 bytes are missing after the header of sample 14's image, so that all
+    // that follows stands elsewhere; the last shard ends within sample 27.
+    let header_of = |bytes: &[u8], name: &[u8]| {
+        bytes.windows(name.len()).position(|window| window == name).unwrap()
+    };
+    edit("part-000001.tar", &|mut bytes| {
+        let at = header_of(&bytes, b"000014.png") + 512;
+        bytes.drain(at..at + 700);
+        bytes
+    });
+    edit("part-000002.tar", &|mut bytes| {
+        let at = header_of(&bytes, b"000027.png") + 600;
+        bytes.truncate(at);
+        bytes
+    });
+    let pattern = shards.to_str().unwrap();
+    let options = Default::default();
+    let saved = bt_pipeline::shard::salvage(pattern, &out, &options, 2, &mut |_| {}).unwrap();
+    let expected: Vec<String> = all
+        .into_iter()
+        .enumerate()
+        .filter(|(sample, _)| ![3, 14, 27, 28, 29].contains(sample))
+        .map(|(_, key)| key)
+        .collect();
+    let found = keys(&out);
+    // The sample after the hole may be lost with it.
+    assert!(
+        found
+            .iter()
+            .filter(|key| *key != "000015")
+            .eq(expected.iter().filter(|key| *key != "000015")),
+        "{found:?} {:?}",
+        saved.lost
+    );
+    assert!(saved.lost.len() >= 3, "{:?}", saved.lost);
+    let report =
+        bt_pipeline::shard::verify(out.to_str().unwrap(), &options, true, 1, &mut |_| {}).unwrap();
+    assert!(report.damage.is_empty() && report.indexed > 0, "{:?}", report.damage);
 }

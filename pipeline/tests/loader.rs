@@ -9,20 +9,9 @@ use std::sync::Arc;
 
 use bt_pipeline::augment::{DType, Layout, Preset, ViewConfig};
 use bt_pipeline::{Batch, Error, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle};
-use common::{Coding, write_shards};
+use common::{Coding, config, open, write_shards};
 
 const COUNTS: [u64; 4] = [13, 20, 1, 15];
-
-fn open(folder: &Path) -> Arc<ShardSet> {
-    Arc::new(ShardSet::open(folder.to_str().unwrap(), &Default::default()).unwrap())
-}
-
-fn config(batch_size: usize) -> LoaderConfig {
-    LoaderConfig {
-        threads: 2,
-        ..LoaderConfig::training(Preset::BarlowCifar.views(), batch_size, 5)
-    }
-}
 
 /// What a batch is, without its buffer.
 #[derive(Debug, PartialEq)]

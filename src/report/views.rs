@@ -54,16 +54,7 @@ pub fn draw(
                 break;
             }
             if wanted.binary_search(&place).is_ok() {
-                let encoded = Encoded {
-                    key: &owned.key,
-                    label: owned.label,
-                    format: owned.format,
-                    image: &owned.image,
-                    shard: &shard.path,
-                    offset: owned.offset,
-                    side_index: None,
-                };
-                keep(artist.draw(place, &encoded));
+                keep(artist.draw(place, &owned.borrowed(&shard.path)));
             }
         }
     }

@@ -12,7 +12,7 @@
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
 //! - `pack`, `pool`, `segment`, `writer`, `atomic`: packing in parallel, written in order.
-//! - `reindex`, `verify`, `unpack`: what else is done with whole sets.
+//! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets.
 
 mod access;
 mod atomic;
@@ -29,6 +29,7 @@ mod pool;
 mod raw;
 mod recode;
 mod reindex;
+mod salvage;
 mod scan;
 mod segment;
 mod select;
@@ -55,6 +56,7 @@ pub use pattern::expand_braces;
 pub use raw::{raw_header, raw_parse};
 pub use recode::{Recode, Recoded, Shrink};
 pub use reindex::{Indexed, index_shards};
+pub use salvage::{Salvaged, salvage};
 pub use scan::{Depth, Scanned, scan};
 pub use select::{Selection, select};
 pub use set::{OpenOptions, SampleMeta, ShardInfo, ShardSet};

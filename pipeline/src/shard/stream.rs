@@ -7,7 +7,7 @@ use super::group::{Group, Groups, Keep};
 use super::map::Map;
 use super::scan::open_tar;
 use super::tar::Source;
-use super::{Format, Limits, sniff};
+use super::{Format, Limits, Sample, sniff};
 use crate::Result;
 
 /// A sample that owns its bytes. Made to be reused.
@@ -25,6 +25,21 @@ pub struct OwnedSample {
     pub image: Vec<u8>,
     /// Where the image begins in the (decompressed) tar.
     pub offset: u64,
+}
+
+impl OwnedSample {
+    /// The sample as one that was read from `shard` at random.
+    pub fn borrowed<'a>(&'a self, shard: &'a Path) -> Sample<'a> {
+        Sample {
+            key: &self.key,
+            label: self.label,
+            format: self.format,
+            image: &self.image,
+            shard,
+            offset: self.offset,
+            side_index: None,
+        }
+    }
 }
 
 /// Reads one shard from front to back.

@@ -413,6 +413,12 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
+/// Whether a block is a header, by its checksum.
+pub(crate) fn is_header(block: &[u8; 512]) -> bool {
+    let stored = number(&block[148..156]);
+    block.iter().any(|&byte| byte != 0) && stored == Some(checksums(block).0)
+}
+
 /// The sum of a header's bytes, its checksum field counted as spaces: as
 /// POSIX has it, and as some old tars wrote it with signed bytes.
 fn checksums(block: &[u8; 512]) -> (u64, i64) {

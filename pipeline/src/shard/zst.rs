@@ -104,6 +104,11 @@ impl SeekTable {
         table
     }
 
+    /// Frames.
+    pub fn len(&self) -> usize {
+        self.decompressed.len().saturating_sub(1)
+    }
+
     /// Decompressed bytes of all frames.
     pub fn length(&self) -> u64 {
         *self.decompressed.last().unwrap_or(&0)

@@ -2,8 +2,24 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use bt_pipeline::augment::Preset;
 use bt_pipeline::synth::{self, Spec};
+use bt_pipeline::{LoaderConfig, ShardSet};
+
+/// Opens the shards in a folder.
+pub fn open(folder: &Path) -> Arc<ShardSet> {
+    Arc::new(ShardSet::open(folder.to_str().unwrap(), &Default::default()).unwrap())
+}
+
+/// Training batches of CIFAR views from two threads.
+pub fn config(batch_size: usize) -> LoaderConfig {
+    LoaderConfig {
+        threads: 2,
+        ..LoaderConfig::training(Preset::BarlowCifar.views(), batch_size, 5)
+    }
+}
 
 /// How a test shard is compressed.
 #[derive(Clone, Copy, PartialEq)]

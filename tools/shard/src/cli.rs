@@ -156,6 +156,10 @@ pub struct Verify {
     /// Do not decode the images, only check headers and checksums
     #[arg(long)]
     pub no_decode: bool,
+    /// Write what can be saved into this folder, as a clean set with indexes and a manifest; the
+    /// damaged shards stay as they are
+    #[arg(long, value_name = "OUT", conflicts_with = "no_decode")]
+    pub repair: Option<PathBuf>,
     /// Threads; 0 for one per core
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,

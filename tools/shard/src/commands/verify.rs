@@ -1,13 +1,17 @@
 //! `shard verify`: everything that is wrong with a set.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use bt_pipeline::shard::{OpenOptions, verify};
+use bt_pipeline::shard::{Damage, OpenOptions, salvage, verify};
 
 use crate::cli::Verify;
 use crate::output::{Bar, bytes, count, line};
 
 pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
+    if let Some(out) = &args.repair {
+        return repair(args, out);
+    }
     let bar = Bar::new("shards");
     let show = &mut |progress| bar.show(progress);
     let report = verify(
@@ -22,15 +26,7 @@ pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     if args.json {
         line(serde_json::to_string(&report)?)?;
     } else {
-        for damage in &report.damage {
-            let key = damage.key.as_ref().map_or(String::new(), |key| format!("sample `{key}` "));
-            line(format_args!(
-                "{}: {key}at byte {}: {}",
-                damage.shard.display(),
-                damage.offset,
-                damage.cause
-            ))?;
-        }
+        tell(&report.damage)?;
         let found = match report.damage.len() as u64 {
             0 => "no damage".to_owned(),
             faults => count(faults, "fault"),
@@ -50,4 +46,41 @@ pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Saves what can be saved; succeeds when a set was written, however much was lost.
+fn repair(args: &Verify, out: &Path) -> anyhow::Result<ExitCode> {
+    let bar = Bar::new("shards");
+    let show = &mut |progress| bar.show(progress);
+    let options = OpenOptions::default();
+    let saved = salvage(&args.shards.pattern(), out, &options, args.threads, show);
+    drop(bar);
+    let saved = saved?;
+    if args.json {
+        let manifest = &saved.packed.manifest_path;
+        line(serde_json::json!({ "manifest": manifest, "lost": saved.lost }).to_string())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    tell(&saved.lost)?;
+    line(format_args!(
+        "{} saved, {} met\n{}",
+        count(saved.packed.manifest.samples, "sample"),
+        count(saved.lost.len() as u64, "fault"),
+        saved.packed.manifest_path.display()
+    ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line for each fault.
+fn tell(faults: &[Damage]) -> anyhow::Result<()> {
+    for damage in faults {
+        let key = damage.key.as_ref().map_or(String::new(), |key| format!("sample `{key}` "));
+        line(format_args!(
+            "{}: {key}at byte {}: {}",
+            damage.shard.display(),
+            damage.offset,
+            damage.cause
+        ))?;
+    }
+    Ok(())
 }
