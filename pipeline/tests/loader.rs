@@ -4,10 +4,9 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::Arc;
 
-use bt_pipeline::augment::{DType, Layout, Preset, ViewConfig};
+use bt_pipeline::augment::{DType, Layout, ViewConfig};
 use bt_pipeline::{Batch, Error, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle};
 use common::{Coding, config, open, write_shards};
 
