@@ -1,4 +1,4 @@
-//! Dequantisation and inverse DCT of two neighbouring blocks at once.
+//! Dequantisation and inverse DCT of neighbouring blocks, two or four at once.
 //!
 //! The arithmetic is libjpeg's `islow` (C. Loeffler, A. Ligtenberg, G.
 //! Moschytz, "Practical fast 1-D DCT algorithms with 11 multiplications",
@@ -7,8 +7,12 @@
 //! two passes values are saturated to 16 bits, which such blocks never need.
 
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+mod lanes;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use super::simd::Simd;
 
@@ -83,10 +87,14 @@ pub(crate) fn idct_row(
     assert!(stride >= columns && out.len() >= 7 * stride + columns);
     match simd {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the assertion
-        // above is the length condition.
-        Simd::Avx2(_) => unsafe {
-            avx2::idct_row(blocks, spans, numbers, quant, out, stride);
+        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected, and is wide only
+        // where AVX-512 was; the assertion above is the length condition.
+        Simd::Avx2(token) => unsafe {
+            if token.wide() && numbers.len() >= 4 {
+                x86::idct_row_wide(blocks, spans, numbers, quant, out, stride);
+            } else {
+                x86::idct_row(blocks, spans, numbers, quant, out, stride);
+            }
         },
         Simd::Scalar => {
             for (x, &number) in numbers.iter().enumerate() {
@@ -118,16 +126,20 @@ mod tests {
             let span = if case % 2 == 0 { 1 + rng.below(64) } else { 1 + rng.below(12) } as usize;
             let magnitude = [3, 50, 1023, 32767][case % 4];
             let quant = random_block(&mut rng, 64, [16, 255][case % 2]);
-            let left = random_block(&mut rng, span, magnitude);
-            let right = random_block(&mut rng, span, magnitude);
-            let mut expected = vec![0; 7 * 24 + 16];
-            scalar::idct(&left, &quant, &mut expected, 24);
-            scalar::idct(&right, &quant, &mut expected[8..], 24);
+            let count = 1 + case % 7;
+            let blocks: Vec<Block> =
+                (0..count).map(|_| random_block(&mut rng, span, magnitude)).collect();
+            let numbers: Vec<u8> = (0..count as u8).rev().collect();
+            let (stride, columns) = (8 * count + 3, 8 * count);
+            let mut expected = vec![0; 7 * stride + columns];
+            for (x, &number) in numbers.iter().enumerate() {
+                scalar::idct(&blocks[usize::from(number)], &quant, &mut expected[8 * x..], stride);
+            }
             for simd in Simd::all() {
-                let mut out = vec![0; 7 * 24 + 16];
-                let spans = [span as u8; 2];
-                idct_row(simd, &[left, right], &spans, &[0, 1], &quant, &mut out, 24);
-                assert_eq!(out, expected, "span {span}, magnitude {magnitude}");
+                let mut out = vec![0; 7 * stride + columns];
+                let spans = vec![span as u8; count];
+                idct_row(simd, &blocks, &spans, &numbers, &quant, &mut out, stride);
+                assert_eq!(out, expected, "{simd:?}, span {span}, magnitude {magnitude}");
             }
         }
     }
