@@ -1,8 +1,14 @@
 //! The filter's weights along one axis: Pillow's `precompute_coeffs`.
 
+use crate::kernel::Level;
+use crate::kernel::level::multiversion;
+
 /// Fractional bits of a weight. Where the border cuts off negative weights the
 /// others sum to more than one, so that 15 bits would not fit.
 pub(super) const WEIGHT_BITS: u32 = 14;
+
+/// Weights that are computed together.
+const LANES: usize = 8;
 
 /// A resize filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,6 +17,9 @@ pub enum Filter {
     Bicubic,
     /// Triangle.
     Bilinear,
+    /// Windowed sinc of three lobes. For what is made once: its sines cost more
+    /// than the resize of a view.
+    Lanczos3,
 }
 
 impl Filter {
@@ -19,25 +28,33 @@ impl Filter {
         match self {
             Filter::Bicubic => 2.0,
             Filter::Bilinear => 1.0,
+            Filter::Lanczos3 => 3.0,
         }
     }
+}
 
-    /// The filter's value; 0 outside the support. Without a branch that depends
-    /// on `x`, for it is called some thousand times a view.
-    #[inline(always)]
-    fn at(self, x: f64) -> f64 {
-        match self {
-            // Keys, "Cubic convolution interpolation for digital image
-            // processing" (1981), eq. 15, a = -1/2.
-            Filter::Bicubic => {
-                let x = x.abs().min(2.0);
-                let inner = (1.5 * x - 2.5) * x * x + 1.0;
-                let outer = ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0;
-                if x < 1.0 { inner } else { outer }
-            }
-            Filter::Bilinear => 1.0 - x.abs().min(1.0),
-        }
-    }
+/// Keys, "Cubic convolution interpolation for digital image processing" (1981),
+/// eq. 15, a = -1/2, in factors: the outer piece, and what the inner one has beyond
+/// it. Like the others 0 outside the support; without a branch, which would keep
+/// the compiler from making vectors of it.
+#[inline(always)]
+fn bicubic(x: f32) -> f32 {
+    let (outer, inner) = (x.abs().min(2.0), x.abs().min(1.0));
+    let beyond = (inner - 1.0) * (inner - 1.0) * (2.0 * inner - 1.0);
+    -0.5 * (outer - 1.0) * (outer - 2.0) * (outer - 2.0) + beyond
+}
+
+#[inline(always)]
+fn bilinear(x: f32) -> f32 {
+    1.0 - x.abs().min(1.0)
+}
+
+fn lanczos3(x: f32) -> f32 {
+    let sinc = |x: f32| {
+        let angle = x * std::f32::consts::PI;
+        if x.abs() < 1e-4 { 1.0 } else { angle.sin() / angle }
+    };
+    if x.abs() < 3.0 { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
 
 /// `input` pixels become `total`, of which `count` from `first` on are wanted.
@@ -55,27 +72,49 @@ pub(super) struct Axis {
     starts: Vec<u32>,
     lengths: Vec<u32>,
     /// Twice each weight, `taps` of them for each output pixel, zeros after its
-    /// own: a vector of one weight is then a plain load.
-    weights: Vec<[i16; 2]>,
+    /// own: a vector of one weight is then a plain load. Some unused ones follow.
+    weights: Vec<u32>,
     taps: usize,
     lowest: usize,
     end: usize,
-    exact: Vec<f64>,
+    /// Weights of one output pixel before they are rounded, whole vectors.
+    exact: Vec<[f32; LANES]>,
+}
+
+multiversion! {
+    fn fill(axis: &mut Axis, filter: Filter, range: AxisRange, flip: bool) = fill_inner
+}
+
+#[inline(always)]
+fn fill_inner(axis: &mut Axis, filter: Filter, range: AxisRange, flip: bool) {
+    let support = filter.support();
+    match filter {
+        Filter::Bicubic => axis.fill(bicubic, support, range, flip),
+        Filter::Bilinear => axis.fill(bilinear, support, range, flip),
+        Filter::Lanczos3 => axis.fill(lanczos3, support, range, flip),
+    }
 }
 
 impl Axis {
     /// Computes the tables; weights sum to one.
-    pub fn build(&mut self, filter: Filter, range: AxisRange, flip: bool) {
+    pub fn build(&mut self, level: Level, filter: Filter, range: AxisRange, flip: bool) {
+        fill(level, self, filter, range, flip);
+    }
+
+    #[inline(always)]
+    fn fill(&mut self, at: impl Fn(f32) -> f32, support: f64, range: AxisRange, flip: bool) {
         let scale = range.input as f64 / range.total as f64;
         let stretch = scale.max(1.0);
-        let support = filter.support() * stretch;
+        let support = support * stretch;
         // No window is longer: it is at most 2 * support + 1 wide.
         self.taps = ((2.0 * support + 1.0 + 1e-9) as usize).min(range.input);
+        let padded = self.taps.next_multiple_of(LANES);
         (self.lowest, self.end) = (range.input, 0);
         self.starts.clear();
         self.lengths.clear();
-        self.weights.clear();
-        self.exact.resize(self.taps, 0.0);
+        self.weights.resize(range.count * self.taps + LANES, 0);
+        self.exact.resize(padded / LANES, [0.0; LANES]);
+        let inverse = (1.0 / stretch) as f32;
         for index in 0..range.count {
             let x = range.first + if flip { range.count - 1 - index } else { index };
             let center = (x as f64 + 0.5) * scale;
@@ -86,44 +125,16 @@ impl Axis {
             self.end = self.end.max(end);
             self.starts.push(start as u32);
             self.lengths.push((end - start) as u32);
-            let first = start as f64 - center + 0.5;
-            match filter {
-                Filter::Bicubic => {
-                    self.weigh(end - start, |tap| Filter::Bicubic.at((first + tap) / stretch))
-                }
-                Filter::Bilinear => {
-                    self.weigh(end - start, |tap| Filter::Bilinear.at((first + tap) / stretch))
-                }
-            }
-            // The input pixel that the centre lies in has the largest weight.
+            let first = (start as f64 - center + 0.5) as f32;
+            let sum = weigh(&mut self.exact, end - start, |tap| at((first + tap) * inverse));
+            // What this writes beyond `taps` the next output pixel overwrites.
+            let weights = &mut self.weights[index * self.taps..][..padded];
+            let left = round(&self.exact, f32::from(1i16 << WEIGHT_BITS) / sum, weights);
+            // The input pixel that the centre lies in has the largest weight, and
+            // takes what rounding left over.
             let largest = (center as i64 as usize).min(end - 1) - start;
-            self.push_weights(end - start, largest);
+            weights[largest] = twice(weights[largest] as i16 as i32 + left);
         }
-    }
-
-    #[inline(always)]
-    fn weigh(&mut self, len: usize, at: impl Fn(f64) -> f64) {
-        for (tap, weight) in self.exact[..len].iter_mut().enumerate() {
-            *weight = at(tap as f64);
-        }
-    }
-
-    /// Rounds the first `len` of `exact`; the largest weight takes what rounding
-    /// left over.
-    fn push_weights(&mut self, len: usize, largest: usize) {
-        let exact = &self.exact[..len];
-        let scale = f64::from(1u32 << WEIGHT_BITS) / exact.iter().sum::<f64>();
-        let at = self.weights.len();
-        let mut left = 1i32 << WEIGHT_BITS;
-        for exact in exact {
-            // Rounded: the cast truncates, so it is kept positive.
-            let weight = (exact * scale + 32768.5) as i32 - 32768;
-            left -= weight;
-            self.weights.push([weight as i16; 2]);
-        }
-        let corrected = i32::from(self.weights[at + largest][0]) + left;
-        self.weights[at + largest] = [corrected as i16; 2];
-        self.weights.resize(at + self.taps, [0; 2]);
     }
 
     /// Output pixels.
@@ -148,7 +159,7 @@ impl Axis {
 
     /// `taps` weights of output pixel `index`, zeros after its own.
     pub fn pairs(&self, index: usize) -> &[[i16; 2]] {
-        &self.weights[index * self.taps..][..self.taps]
+        bytemuck::cast_slice(&self.weights[index * self.taps..][..self.taps])
     }
 
     /// The first and one past the last input pixel that any output draws from.
@@ -160,4 +171,53 @@ impl Axis {
     pub fn lowest(&self) -> usize {
         self.lowest
     }
+}
+
+/// 0, 1, 2, ..
+const RAMP: [f32; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
+
+/// Ones and zeros: from 8 - n on, n ones are left.
+const MASKS: [f32; 2 * LANES] =
+    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+
+/// The first `len` weights into `exact`, zeros after them; returns their sum, which
+/// has the same bits with every instruction set: lanes are added in one order.
+#[inline(always)]
+fn weigh(exact: &mut [[f32; LANES]], len: usize, at: impl Fn(f32) -> f32) -> f32 {
+    let mut sums = [0f32; LANES];
+    for (vector, exact) in exact.iter_mut().enumerate() {
+        let base = (vector * LANES) as f32;
+        let mask = &MASKS[LANES - len.saturating_sub(vector * LANES).min(LANES)..][..LANES];
+        *exact = RAMP.map(|lane| at(base + lane));
+        for lane in 0..LANES {
+            exact[lane] *= mask[lane];
+            sums[lane] += exact[lane];
+        }
+    }
+    let [a, b, c, d, e, f, g, h] = sums;
+    ((a + e) + (b + f)) + ((c + g) + (d + h))
+}
+
+/// A weight twice, which as `[i16; 2]` is the same in either byte order.
+#[inline(always)]
+fn twice(weight: i32) -> u32 {
+    (weight as u32 & 0xFFFF) * 0x1_0001
+}
+
+/// Rounds to [`WEIGHT_BITS`]; returns what is missing from one.
+#[inline(always)]
+fn round(exact: &[[f32; LANES]], scale: f32, weights: &mut [u32]) -> i32 {
+    let mut sums = [0i32; LANES];
+    let (vectors, _) = weights.as_chunks_mut::<LANES>();
+    for (exact, weights) in exact.iter().zip(vectors) {
+        // Added to 1.5 * 2^23 a number is rounded to a whole one, found in the low
+        // bits.
+        const WHOLE: f32 = 12_582_912.0;
+        let whole = exact.map(|weight| (weight * scale + WHOLE).to_bits() as i32);
+        *weights = whole.map(twice);
+        for (sum, whole) in sums.iter_mut().zip(whole) {
+            *sum += whole - WHOLE.to_bits() as i32;
+        }
+    }
+    (1 << WEIGHT_BITS) - sums.iter().sum::<i32>()
 }

@@ -80,8 +80,8 @@ impl Resize {
             first,
             count,
         };
-        self.horizontal.build(filter, range(in_x.1, out_x), flip);
-        self.vertical.build(filter, range(in_y.1, out_y), false);
+        self.horizontal.build(level, filter, range(in_x.1, out_x), flip);
+        self.vertical.build(level, filter, range(in_y.1, out_y), false);
         self.block_rows = block_rows(level, in_y.1);
         self.done = 0;
         self.next = 0;
@@ -144,6 +144,37 @@ impl Resize {
     fn capacity(&self) -> usize {
         (self.vertical.taps() + self.block_rows - 1).next_multiple_of(self.block_rows)
     }
+}
+
+/// A whole image at another size, `(width, height)`, for what is made once.
+///
+/// # Panics
+/// When the image or the size is empty.
+pub fn resize_whole(
+    level: Level,
+    filter: Filter,
+    image: &Image,
+    (width, height): (usize, usize),
+) -> Image {
+    let geometry = Geometry {
+        in_y: (0, image.height),
+        in_x: (0, image.width),
+        out_y: (height, 0, height),
+        out_x: (width, 0, width),
+        flip: false,
+    };
+    let mut resize = Resize::default();
+    resize.begin(level, filter, geometry);
+    let (mut planes, mut out) = (vec![0; 3 * padded(width)], Image::new(width, height));
+    for row in out.pixels_hwc.chunks_exact_mut(3 * width) {
+        resize.next_row(level, image, &mut planes);
+        for (x, pixel) in row.chunks_exact_mut(3).enumerate() {
+            for (value, plane) in pixel.iter_mut().zip(planes.chunks_exact(padded(width))) {
+                *value = plane[x] as u8;
+            }
+        }
+    }
+    out
 }
 
 /// Rows that go through the horizontal pass together.

@@ -1,5 +1,7 @@
 //! [`Vector`] in 512 bits.
 
+#![allow(clippy::undocumented_unsafe_blocks, reason = "one condition for all, stated once")]
+
 use std::arch::x86_64::*;
 
 use super::Vector;
