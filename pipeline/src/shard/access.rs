@@ -151,6 +151,7 @@ impl ShardSet {
             )
         };
         if !data.compressed {
+            self.touch(length);
             return slice(data.map.as_ref(), offset, length).ok_or_else(beyond);
         }
         let Some(table) = &data.table else {
@@ -178,6 +179,7 @@ impl ShardSet {
             Some((_, _, range)) => range.start,
             None => {
                 scratch.holds = None;
+                self.touch(table.file_range(&frames).1);
                 let context = match &mut scratch.context {
                     Some(context) => context,
                     empty => empty

@@ -367,6 +367,13 @@ impl ShardIndex {
         Ok(ShardIndex { path, head, entries, keys, side_ends, side, bytes: owner })
     }
 
+    /// As [`Map::release`], for an index that is mapped.
+    pub(super) fn release(&self) {
+        if let Bytes::Mapped(map) = &self.bytes {
+            map.release();
+        }
+    }
+
     /// As [`Map::check`], for an index that is mapped.
     pub(super) fn check(&self) -> Result<()> {
         match &self.bytes {

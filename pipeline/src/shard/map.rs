@@ -65,6 +65,15 @@ impl Map {
         Ok(())
     }
 
+    /// Lets go of the pages that were touched: they stay in the page cache and are
+    /// mapped anew when they are next read.
+    pub fn release(&self) {
+        // SAFETY: the map is of a file and read-only, so its pages come back with
+        // the file's bytes (or as zeros, where it became shorter, see `of`).
+        #[cfg(unix)]
+        let _ = unsafe { self.0.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+
     /// Asks the system to read a range ahead; a hint, so that its failure
     /// and a range beyond the end are of no consequence.
     pub fn will_need(&self, offset: u64, length: u64) {

@@ -96,7 +96,13 @@ pub struct ShardSet {
     samples: usize,
     classes: Vec<String>,
     pub(super) options: OpenOptions,
+    /// Bytes of the maps that were read so far.
+    touched: AtomicU64,
 }
+
+/// Bytes read from the maps after which their pages are let go. Otherwise a
+/// process would seem to hold as much of the data set as the page cache does.
+const RESIDENT: u64 = 32 << 20;
 
 impl std::fmt::Debug for ShardSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -129,6 +135,7 @@ impl ShardSet {
             samples: 0,
             classes: found.classes,
             options: *options,
+            touched: AtomicU64::new(0),
         };
         for shard in found.shards {
             set.add(shard)?;
@@ -306,6 +313,22 @@ impl ShardSet {
         let shard = self.shard_of(sample);
         let (entry, key) = self.index(shard)?.get(sample - self.infos[shard].first_sample)?;
         Ok((shard, entry, key))
+    }
+
+    /// Notes that `bytes` of the maps were read, and now and then lets go of all of them.
+    pub(super) fn touch(&self, bytes: u64) {
+        let before = self.touched.fetch_add(bytes, Ordering::Relaxed);
+        if before / RESIDENT == (before + bytes) / RESIDENT {
+            return;
+        }
+        for Shard { index, data } in &self.shards {
+            if let Some(data) = data.get() {
+                data.map.release();
+            }
+            if let Some(index) = index.get() {
+                index.release();
+            }
+        }
     }
 
     /// The state of what is mapped of a shard.

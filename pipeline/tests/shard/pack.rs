@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{
     FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
     ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_shards, pack,
     raw_header, unpack, verify,
 };
-use bt_pipeline::{Error, Result};
+use bt_pipeline::{Error, Loader, LoaderConfig, Position, Result};
 use proptest::prelude::*;
 
 /// Samples in memory.
@@ -368,7 +369,30 @@ fn a_million_samples_open_within_two_seconds_and_200_megabytes() {
         );
         assert_eq!((set.len(), first.as_str(), labels), (1_000_000, "000900000", 499_500_000));
         assert!(all.as_secs_f64() < 2.0 && grown < 200 << 20);
+        drop(set);
+        let resumed = 900_000 / 64;
+        for batch in [0, resumed] {
+            let (elapsed, grown) = first_batch(folder.path(), batch);
+            println!(
+                "manifest {with_manifest}: batch {batch} after {elapsed:?}, +{} MiB",
+                grown >> 20
+            );
+            assert!(elapsed.as_secs_f64() < 2.0 && grown < 200 << 20);
+        }
     }
+}
+
+/// Time from opening the set to batch `batch`, and what memory grew by.
+fn first_batch(folder: &Path, batch: u64) -> (std::time::Duration, u64) {
+    let (before, start) = (resident_bytes(), std::time::Instant::now());
+    let set = ShardSet::open(&folder.to_string_lossy(), &OpenOptions::default()).unwrap();
+    let config = LoaderConfig::training(Preset::BarlowCifar.views(), 64, 0);
+    let loader = Loader::new(set.into(), config).unwrap();
+    let mut stream = loader.start(Position { epoch: 0, batch }, 1).unwrap();
+    let found = stream.next().unwrap().unwrap();
+    let elapsed = start.elapsed();
+    assert_eq!((found.index, found.size), (batch, 64));
+    (elapsed, resident_bytes().saturating_sub(before))
 }
 
 /// Resident memory of this process; 0 where the system does not tell.
