@@ -31,12 +31,14 @@ pub struct DecodeOptions {
     pub max_pixels: u64,
     /// Encoded bytes of an image; more is an error.
     pub max_bytes: u64,
+    /// Use side indexes of JPEGs where there are any. Off only to measure them.
+    pub side_index: bool,
 }
 
 impl Default for DecodeOptions {
     /// Pillow's limit of pixels (`DecompressionBombError`), 1 GiB of bytes.
     fn default() -> Self {
-        DecodeOptions { exif: false, max_pixels: 178_956_970, max_bytes: 1 << 30 }
+        DecodeOptions { exif: false, max_pixels: 178_956_970, max_bytes: 1 << 30, side_index: true }
     }
 }
 

@@ -11,6 +11,7 @@
 //! - [`order`]: (seed, epoch) to the order of the samples.
 //! - `feeder`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
+//! - [`measure`]: how fast all of this is.
 //! - [`synth`]: the embedded data set.
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
 
@@ -23,6 +24,7 @@ mod image_rgb;
 pub mod jpeg;
 pub mod kernel;
 mod loader;
+pub mod measure;
 pub mod order;
 pub mod rng;
 mod run;

@@ -211,7 +211,7 @@ impl ViewMaker {
                     &mut self.image,
                 )
                 .map_err(in_sample)?;
-            self.params.iter_mut().for_each(|params| *params = params.clone().within(part));
+            self.params.iter_mut().for_each(|params| *params = params.within(part));
         } else {
             let image = &mut self.image;
             self.decoder.decode_into(read.format, read.image, image).map_err(in_sample)?;

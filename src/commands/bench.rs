@@ -1,11 +1,12 @@
 //! `bt-stream bench loader`: images/s of a shard set, without a network.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use anyhow::{Result, ensure};
-use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
-use clap::{Args, Subcommand};
+use anyhow::Result;
+use bt_pipeline::augment::Layout;
+use bt_pipeline::measure::{Measurement, measure};
+use bt_pipeline::{LoaderConfig, ShardSet};
+use clap::{Args, Subcommand, ValueEnum};
 
 use super::ConfigSource;
 
@@ -34,9 +35,21 @@ struct LoaderArgs {
     /// Source images to load for each measurement, at least
     #[arg(long, default_value_t = 2000)]
     images: u64,
-    /// Print JSON
+    /// Order of a view's dimensions
+    #[arg(long, default_value = "nhwc")]
+    layout: LayoutArg,
+    /// Decode as if the shards had no side indexes
+    #[arg(long)]
+    no_side_index: bool,
+    /// Print JSON, a line for each number of threads
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum LayoutArg {
+    Nchw,
+    Nhwc,
 }
 
 /// Runs the command.
@@ -52,41 +65,38 @@ pub fn run(args: BenchArgs) -> Result<()> {
 fn loader(args: LoaderArgs) -> Result<()> {
     let config = args.source.load(&[])?;
     let set = Arc::new(ShardSet::open(&args.shards, &Default::default())?);
-    ensure!(args.images > 0, "--images must be at least 1");
-    for &threads in &args.threads {
-        let batch_size = config.train.batch_size.min(set.len());
-        let loader = Loader::new(
-            Arc::clone(&set),
-            LoaderConfig { threads, batch_size, ..config.loader()? },
-        )?;
-        let epochs = args.images.div_ceil(loader.batches_per_epoch() * batch_size as u64);
-        let start = Instant::now();
-        let mut stream = loader.start(Position::default(), epochs)?;
-        let mut images = 0;
-        for batch in stream.by_ref() {
-            images += batch?.size as u64;
-        }
-        let wall = start.elapsed();
-        let stats = stream.stats().snapshot();
-        let spec = loader.spec();
-        let rate = images as f64 / wall.as_secs_f64();
-        let micros = |time: std::time::Duration| time.as_secs_f64() * 1e6 / images as f64;
-        let (read, decode, augment) =
-            (micros(stats.read), micros(stats.decode), micros(stats.augment));
+    let batch_size = config.train.batch_size.min(set.len());
+    let mut config = LoaderConfig { batch_size, ..config.loader()? };
+    config.decode.side_index &= !args.no_side_index;
+    config.layout = match args.layout {
+        LayoutArg::Nchw => Layout::Nchw,
+        LayoutArg::Nhwc => Layout::Nhwc,
+    };
+    for (nth, &threads) in args.threads.iter().enumerate() {
+        let found = measure(&set, LoaderConfig { threads, ..config.clone() }, args.images)?;
         if args.json {
-            let line = serde_json::json!({
-                "threads": threads, "images": images, "images_per_s": rate,
-                "height": spec.height, "width": spec.width, "views": spec.views,
-                "read_us": read, "decode_us": decode, "augment_us": augment,
-            });
-            println!("{line}");
-        } else {
-            println!(
-                "{threads:>3} threads  {rate:>8.0} images/s  {} views of {} x {}  per image: \
-                 read {read:.0} us, decode {decode:.0} us, augment {augment:.0} us",
-                spec.views, spec.height, spec.width
-            );
+            println!("{}", serde_json::to_string(&found)?);
+            continue;
         }
+        if nth == 0 {
+            print_head(&set, &found);
+        }
+        let Measurement { images_per_s, cpu_us, read_us, decode_us, augment_us, .. } = found;
+        println!(
+            "{threads:>7} {images_per_s:>10.0} {cpu_us:>10.1} {read_us:>8.1} {decode_us:>8.1} \
+             {augment_us:>8.1}"
+        );
     }
     Ok(())
+}
+
+fn print_head(set: &ShardSet, found: &Measurement) {
+    let Measurement { views, height, width, batch, megapixels, side_index, .. } = found;
+    println!(
+        "{} images of {megapixels:.3} megapixels on average, {:.0}% with a side index; \
+         {views} views of {height} x {width}, batches of {batch}",
+        set.len(),
+        100.0 * side_index
+    );
+    println!("threads   images/s   CPU us:all     read   decode  augment");
 }

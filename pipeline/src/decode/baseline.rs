@@ -6,6 +6,9 @@ use crate::augment::Crop;
 use crate::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex};
 use crate::{Image, Result};
 
+/// Narrower rows than this have no vector path: a little more is decoded faster.
+const LEAST_WIDTH: usize = 32;
+
 /// The decoder and what it keeps between images.
 #[derive(Default)]
 pub(super) struct Baseline {
@@ -47,10 +50,11 @@ impl Baseline {
         };
         let whole = Crop::whole(jpeg.width(), jpeg.height());
         let region = match region {
-            Some(region) if orientation == Orientation::AsIs => region,
+            Some(region) if orientation == Orientation::AsIs => widened(region, whole),
             _ => whole,
         };
         // An index that cannot be read is as good as none: it saves time only.
+        let side_index = side_index.filter(|_| options.side_index);
         let index = side_index.and_then(|bytes| self.index.read(bytes).ok().map(|()| &self.index));
         let Crop { top, left, height, width } = region;
         let wanted = Region { left, top, width, height };
@@ -60,6 +64,13 @@ impl Baseline {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// `region`, at least [`LEAST_WIDTH`] wide where the image is.
+fn widened(region: Crop, whole: Crop) -> Crop {
+    let width = region.width.max(LEAST_WIDTH.min(whole.width));
+    let left = region.left.min(whole.width.saturating_sub(width));
+    Crop { left, width, ..region }
 }
 
 impl std::fmt::Debug for Baseline {

@@ -1,0 +1,124 @@
+//! [`measure`]: how fast a loader is and where its time goes. What the loader's
+//! benchmark and `bt-stream bench loader` print.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::shard::ReadScratch;
+use crate::{BatchStream, Error, Loader, LoaderConfig, Position, Result, ShardSet};
+
+/// Batches that are not counted: until then the loader's memory is fresh.
+const WARM_UP: u64 = 8;
+
+/// Samples whose sizes and side indexes are looked at, about.
+const LOOKED_AT: usize = 500;
+
+/// What [`measure`] found. Microseconds are of CPU time and for one source image.
+#[derive(Clone, Debug, Serialize)]
+pub struct Measurement {
+    /// Worker threads.
+    pub threads: usize,
+    /// Source images of a batch.
+    pub batch: usize,
+    /// Views of an image.
+    pub views: usize,
+    /// Of a view, in pixels.
+    pub height: usize,
+    /// Of a view, in pixels.
+    pub width: usize,
+    /// Source images that were counted.
+    pub images: u64,
+    /// Source images per second of wall time.
+    pub images_per_s: f64,
+    /// All threads, user and system, the consumer's included; NaN where the
+    /// system does not tell (not Linux).
+    pub cpu_us: f64,
+    /// The stages' shares of `cpu_us` by the time that workers spent in them.
+    pub read_us: f64,
+    /// See `read_us`.
+    pub decode_us: f64,
+    /// See `read_us`.
+    pub augment_us: f64,
+    /// Mean megapixels of the source images, as far as the index tells.
+    pub megapixels: f64,
+    /// The share of the samples for which a side index is there and used.
+    pub side_index: f64,
+}
+
+/// Loads `images` source images or a few more from the first epoch on.
+///
+/// # Errors
+/// What [`Loader::new`] and the stream report; [`Error::Usage`] for 0 images.
+pub fn measure(set: &Arc<ShardSet>, config: LoaderConfig, images: u64) -> Result<Measurement> {
+    if images == 0 {
+        return Err(Error::Usage("at least one image must be measured".into()));
+    }
+    let (side_index, megapixels) = look_at(set, config.decode.side_index)?;
+    let loader = Loader::new(Arc::clone(set), config)?;
+    let spec = *loader.spec();
+    let batches = images.div_ceil(spec.size as u64);
+    let epochs = (WARM_UP + batches).div_ceil(loader.batches_per_epoch()) + 1;
+    let mut stream = loader.start(Position::default(), epochs)?;
+    take(&mut stream, WARM_UP)?;
+    let (before, cpu, start) = (stream.stats().snapshot(), cpu_seconds(), Instant::now());
+    take(&mut stream, batches)?;
+    let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let stats = stream.stats().snapshot().since(&before);
+    let busy = (stats.read + stats.decode + stats.augment).as_secs_f64();
+    let cpu_us = cpu * 1e6 / stats.samples as f64;
+    let stage = |time: std::time::Duration| cpu_us * time.as_secs_f64() / busy;
+    Ok(Measurement {
+        threads: loader.threads(),
+        batch: spec.size,
+        views: spec.views,
+        height: spec.height,
+        width: spec.width,
+        images: stats.samples,
+        images_per_s: stats.samples as f64 / wall,
+        cpu_us,
+        read_us: stage(stats.read),
+        decode_us: stage(stats.decode),
+        augment_us: stage(stats.augment),
+        megapixels,
+        side_index,
+    })
+}
+
+fn take(stream: &mut BatchStream, batches: u64) -> Result<()> {
+    for batch in stream.take(batches as usize) {
+        batch?;
+    }
+    Ok(())
+}
+
+/// The share of the samples with a side index, and their mean megapixels.
+fn look_at(set: &ShardSet, side_index: bool) -> Result<(f64, f64)> {
+    let (mut scratch, mut indexed, mut pixels, mut looked) = (ReadScratch::new(), 0, 0, 0);
+    if !set.seekable() {
+        return Ok((0.0, f64::NAN));
+    }
+    for sample in (0..set.len()).step_by((set.len() / LOOKED_AT).max(1)) {
+        let meta = set.meta(sample)?;
+        pixels += u64::from(meta.width) * u64::from(meta.height);
+        let read = set.read(sample, &mut scratch);
+        indexed += u64::from(read.is_ok_and(|read| read.side_index.is_some()));
+        looked += 1;
+    }
+    let mean = |sum: u64| sum as f64 / f64::from(looked.max(1));
+    Ok((if side_index { mean(indexed) } else { 0.0 }, mean(pixels) * 1e-6))
+}
+
+/// CPU seconds of this process, threads that ended included; NaN where there is
+/// no `/proc`. Steps of 10 ms.
+pub fn cpu_seconds() -> f64 {
+    let ticks = || {
+        let text = std::fs::read_to_string("/proc/self/stat").ok()?;
+        // proc(5): fields 14 and 15, user and system; the name before may hold spaces.
+        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
+        let mut next = || fields.next()?.parse::<f64>().ok();
+        Some(next()? + next()?)
+    };
+    ticks().map_or(f64::NAN, |ticks| ticks / 100.0)
+}
