@@ -1,0 +1,45 @@
+//! Any bytes as a JPEG: whole, a region, an index of it, and the region with the index. What
+//! decodes whole must give the same pixels by region, with and without the index, and with every
+//! instruction set.
+#![no_main]
+
+use bt_pipeline::Image;
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex, Simd};
+use libfuzzer_sys::fuzz_target;
+
+const MAX_PIXELS: u64 = 1 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let Ok(jpeg) = Jpeg::parse(data) else { return };
+    let (width, height) = (jpeg.width(), jpeg.height());
+    if (width * height) as u64 > MAX_PIXELS {
+        return;
+    }
+    let mut decoder = JpegDecoder::new().max_pixels(MAX_PIXELS);
+    let (mut whole, mut part) = (Image::default(), Image::default());
+    let decoded = decoder.decode_into(&jpeg, &mut whole).is_ok();
+    let mut scalar = Image::default();
+    let by_scalar = JpegDecoder::with_simd(Simd::Scalar).decode_into(&jpeg, &mut scalar).is_ok();
+    assert_eq!(decoded, by_scalar);
+    assert!(!decoded || whole == scalar);
+    // Somewhere that depends on the bytes.
+    let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
+    let (left, top) = (number % width, number / 97 % height);
+    let region = Region {
+        left,
+        top,
+        width: 1 + number / 7 % (width - left),
+        height: 1 + number / 11 % (height - top),
+    };
+    let index = SideIndex::build_with_spacing(data, 1 + number % 9);
+    for index in [None, index.as_ref().ok()] {
+        let done = decoder.decode_region_into(&jpeg, region, index, &mut part).is_ok();
+        assert!(done || !decoded);
+        if decoded {
+            for y in 0..region.height {
+                let from = 3 * ((region.top + y) * width + region.left);
+                assert_eq!(part.row(y), &whole.pixels_hwc[from..from + 3 * region.width]);
+            }
+        }
+    }
+});

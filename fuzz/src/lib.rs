@@ -1,0 +1,69 @@
+//! What the targets share: files in a folder of memory, and everything one can do with a shard.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use bt_pipeline::augment::Crop;
+use bt_pipeline::decode::{DecodeOptions, Decoder};
+use bt_pipeline::shard::{Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet};
+use bt_pipeline::Image;
+
+/// A folder of this process, in memory where the system has one.
+pub static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
+    let base = PathBuf::from("/dev/shm");
+    let base = if base.is_dir() { base } else { std::env::temp_dir() };
+    let folder = base.join(format!("bt-fuzz-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("a folder for the shards");
+    folder
+});
+
+/// Limits that keep an input's memory below libFuzzer's.
+pub fn options() -> OpenOptions {
+    let limits = Limits {
+        member_bytes: 1 << 20,
+        members: 10_000,
+        frame_bytes: 1 << 22,
+        zstd_window_log: 22,
+        index_bytes: 1 << 22,
+        ..Limits::default()
+    };
+    OpenOptions { limits, ..OpenOptions::default() }
+}
+
+/// Opens what is called `name` in [`FOLDER`], reads every sample at random and in order, and
+/// decodes what is small.
+pub fn use_all(name: &str) {
+    let pattern = FOLDER.join(name);
+    let Ok(set) = ShardSet::open(&pattern.to_string_lossy(), &options()) else { return };
+    let limits = DecodeOptions { max_pixels: 1 << 16, ..DecodeOptions::default() };
+    let (mut decoder, mut image, mut scratch) =
+        (Decoder::new(limits), Image::default(), ReadScratch::new());
+    for sample in 0..set.len().min(64) {
+        let _ = set.meta(sample);
+        if let Ok(read) = set.read(sample, &mut scratch) {
+            let region = Crop { left: 1, top: 1, height: 5, width: 5 };
+            let _ = decoder.decode_region_into(
+                read.format,
+                read.image,
+                region,
+                read.side_index,
+                &mut image,
+            );
+        }
+    }
+    for shard in 0..set.shards().len().min(4) {
+        let Ok(mut stream) = set.stream(shard) else { continue };
+        let mut owned = OwnedSample::default();
+        for _ in 0..64 {
+            match stream.next_into(&mut owned) {
+                Ok(true) => {}
+                Ok(false) | Err(_) => break,
+            }
+        }
+    }
+}
+
+/// Writes a file of [`FOLDER`].
+pub fn put(name: &str, bytes: &[u8]) {
+    std::fs::write(FOLDER.join(name), bytes).expect("memory for a file");
+}
