@@ -23,11 +23,11 @@ for target in "${targets[@]}"; do build+=(--bin "$target"); done
 "${build[@]}"
 failed=0
 for target in "${targets[@]}"; do
- With a target given.*mkdir -p "corpus/$target" "artifacts/$target"
- With a target given.*echo "== $target"
- With a target given.*ASAN_OPTIONS=detect_leaks=0 "target/$host/release/$target" "corpus/$target" "seeds/$target" \
- With a target given.*    -artifact_prefix="artifacts/$target/" -max_total_time=$((minutes * 60)) -rss_limit_mb=2048 \
- With a target given.*    -timeout=10 -max_len=20000 -print_final_stats=1 2>&1 | grep -E "^stat|ERROR|SUMMARY|panicked|Done" || true
- With a target given.*[ "${PIPESTATUS[0]}" -eq 0 ] || failed=1
+    mkdir -p "corpus/$target" "artifacts/$target"
+    echo "== $target"
+    ASAN_OPTIONS=detect_leaks=0 "target/$host/release/$target" "corpus/$target" "seeds/$target" \
+        -artifact_prefix="artifacts/$target/" -max_total_time=$((minutes * 60)) -rss_limit_mb=2048 \
+        -timeout=10 -max_len=20000 -print_final_stats=1 >"corpus/$target.log" 2>&1 || failed=1
+    grep -E "^stat|ERROR|SUMMARY|panicked|Done" "corpus/$target.log" || true
 done
 exit $failed
