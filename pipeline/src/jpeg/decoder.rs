@@ -136,7 +136,7 @@ impl JpegDecoder {
 }
 
 /// The grid of a picture that its bytes may hold.
-fn checked_grid(jpeg: &Jpeg<'_>) -> Result<Grid, JpegError> {
+pub(super) fn checked_grid(jpeg: &Jpeg<'_>) -> Result<Grid, JpegError> {
     let grid = Grid::new(jpeg);
     // A block takes two bits at least. This bounds memory by the input.
     let coded = jpeg.bytes.len() - jpeg.scan_start;
@@ -150,7 +150,13 @@ fn checked_grid(jpeg: &Jpeg<'_>) -> Result<Grid, JpegError> {
     Ok(grid)
 }
 
-fn set_tables(
+/// Tables without codes: DC, AC.
+pub(super) fn new_tables() -> ([Box<Table>; 4], [Box<Table>; 4]) {
+    let of = |class| std::array::from_fn(|_| Table::new(class));
+    (of(Class::Dc), of(Class::Ac))
+}
+
+pub(super) fn set_tables(
     dc: &mut [Box<Table>; 4],
     ac: &mut [Box<Table>; 4],
     jpeg: &Jpeg<'_>,
@@ -176,8 +182,7 @@ fn set_tables(
 pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), JpegError> {
     let simd = Simd::detect();
     let grid = checked_grid(jpeg)?;
-    let mut dc: [Box<Table>; 4] = std::array::from_fn(|_| Table::new(Class::Dc));
-    let mut ac: [Box<Table>; 4] = std::array::from_fn(|_| Table::new(Class::Ac));
+    let (mut dc, mut ac) = new_tables();
     set_tables(&mut dc, &mut ac, jpeg)?;
     let scan = Scan::new(jpeg, grid, &dc, &ac);
     let mut plan = Plan::default();

@@ -75,6 +75,18 @@ impl<'a> Jpeg<'a> {
     /// decoder, [`JpegError::Truncated`] and [`JpegError::Corrupt`] for bytes
     /// that are not fine.
     pub fn parse(bytes: &'a [u8]) -> Result<Jpeg<'a>, JpegError> {
+        Jpeg::parse_with(bytes, true)
+    }
+
+    /// As [`Jpeg::parse`], for headers whose Huffman tables were taken out.
+    ///
+    /// # Errors
+    /// As [`Jpeg::parse`].
+    pub(crate) fn parse_without_tables(bytes: &'a [u8]) -> Result<Jpeg<'a>, JpegError> {
+        Jpeg::parse_with(bytes, false)
+    }
+
+    fn parse_with(bytes: &'a [u8], tables: bool) -> Result<Jpeg<'a>, JpegError> {
         if bytes.len() < 2 || bytes[..2] != [0xFF, 0xD8] {
             return Err(JpegError::Corrupt("no SOI marker"));
         }
@@ -98,7 +110,7 @@ impl<'a> Jpeg<'a> {
                 0xDA => {
                     parser.scan(segment)?;
                     parser.jpeg.scan_start = at;
-                    return parser.finish();
+                    return parser.finish(tables);
                 }
                 0xC2 | 0xC6 => return Err(JpegError::Unsupported("progressive")),
                 0xC3 | 0xC7 => return Err(JpegError::Unsupported("lossless")),
@@ -174,7 +186,7 @@ impl<'a> Jpeg<'a> {
 
 /// The next marker at or after `at`: its code, the segment's body and where
 /// the following one begins. Markers without a body are passed over.
-fn next_segment(bytes: &[u8], mut at: usize) -> Result<(u8, &[u8], usize), JpegError> {
+pub(crate) fn next_segment(bytes: &[u8], mut at: usize) -> Result<(u8, &[u8], usize), JpegError> {
     const CUT: JpegError = JpegError::Truncated("in the headers");
     loop {
         // As libjpeg does: bytes before a marker are skipped.
@@ -320,7 +332,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn finish(mut self) -> Result<Jpeg<'a>, JpegError> {
+    fn finish(mut self, tables: bool) -> Result<Jpeg<'a>, JpegError> {
         self.jpeg.color = self.color();
         let jpeg = &self.jpeg;
         let components = jpeg.components();
@@ -339,7 +351,8 @@ impl<'a> Parser<'a> {
                 class.get(usize::from(at)).is_some_and(Option::is_some)
             };
             // Motion JPEG leaves the standard tables out; general decoders know them.
-            if !table(&jpeg.dc, component.dc_table) || !table(&jpeg.ac, component.ac_table) {
+            let (dc, ac) = (component.dc_table, component.ac_table);
+            if tables && !(table(&jpeg.dc, dc) && table(&jpeg.ac, ac)) {
                 return Err(JpegError::Unsupported("missing Huffman table"));
             }
         }

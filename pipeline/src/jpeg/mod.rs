@@ -25,6 +25,7 @@
 //! ```
 
 mod bits;
+mod coefficients;
 mod color;
 mod decoder;
 mod entropy;
@@ -47,3 +48,10 @@ pub use header::{Color, Component, Jpeg};
 pub use index::SideIndex;
 pub use plan::Region;
 pub use simd::{Avx2Token, Simd};
+
+// What `dct` shares: everything behind the entropy coding.
+pub(crate) use coefficients::Coefficients;
+pub(crate) use header::{ZIGZAG, next_segment};
+pub(crate) use idct::Block;
+pub(crate) use plan::{Grid, Plan};
+pub(crate) use raster::{Raster, RasterBuffers};

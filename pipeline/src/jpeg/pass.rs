@@ -46,12 +46,12 @@ impl Stream {
 
 /// One row of one component's blocks in a batch.
 #[derive(Clone, Copy, Default)]
-struct BlockRow {
-    component: u8,
+pub(super) struct BlockRow {
+    pub component: u8,
     /// Row of blocks within the MCU.
-    y: u8,
+    pub y: u8,
     /// Places in the batch of the blocks from left to right.
-    numbers: [u8; MAX_BATCH],
+    pub numbers: [u8; MAX_BATCH],
 }
 
 /// The order of the blocks in a batch.
@@ -100,6 +100,11 @@ impl<'a> Scan<'a> {
             scan.components[at] = scan.components[at - block];
         }
         scan
+    }
+
+    /// The rows of blocks of a batch.
+    pub(super) fn rows(&self) -> &[BlockRow] {
+        &self.rows[..self.row_count]
     }
 
     /// Turns the DC differences of a batch into DC coefficients.
@@ -225,7 +230,7 @@ impl Pass<'_> {
 
     /// The inverse DCT of a batch's needed blocks, a row of a component at a time.
     fn transform(&mut self, batch: Batch, lane: &Lane) {
-        for row in &self.scan.rows[..self.scan.row_count] {
+        for row in self.scan.rows() {
             let component = usize::from(row.component);
             let window = &self.raster.plan.windows[component];
             let at = (batch.column * window.h, batch.row * window.v + usize::from(row.y));

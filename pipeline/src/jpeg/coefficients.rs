@@ -1,0 +1,135 @@
+//! [`Coefficients`]: all quantised coefficients of a JPEG at once, for those who
+//! store them in another form.
+
+use std::ops::Range;
+
+use super::decoder::{checked_grid, new_tables, set_tables};
+use super::entropy::{Lane, MAX_BATCH};
+use super::error::JpegError;
+use super::header::Jpeg;
+use super::idct::Block;
+use super::pass::Scan;
+use super::plan::{Grid, Plan, Region};
+use super::runs::{Run, Runs};
+use super::simd::Simd;
+
+/// Where one component's blocks are: row by row, those of whole MCUs.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct BlockPlane {
+    first: usize,
+    columns: usize,
+    rows: usize,
+}
+
+impl BlockPlane {
+    /// The number of a block.
+    pub fn at(&self, column: usize, row: usize) -> usize {
+        self.first + row * self.columns + column
+    }
+
+    /// The numbers of all blocks.
+    pub fn range(&self) -> Range<usize> {
+        self.first..self.first + self.rows * self.columns
+    }
+}
+
+/// The coefficients of a picture.
+pub(crate) struct Coefficients {
+    /// Row-major, with DC coefficients, component by component.
+    pub blocks: Vec<Block>,
+    /// For each block, the zig-zag position after its last coefficient.
+    pub spans: Vec<u8>,
+    planes: [BlockPlane; 3],
+    components: usize,
+}
+
+impl Coefficients {
+    /// The components' blocks, in the order of the frame.
+    pub fn planes(&self) -> &[BlockPlane] {
+        &self.planes[..self.components]
+    }
+
+    fn new(jpeg: &Jpeg<'_>, grid: &Grid) -> Coefficients {
+        let mut planes = [BlockPlane::default(); 3];
+        let mut first = 0;
+        for (plane, c) in planes.iter_mut().zip(jpeg.components()) {
+            let (columns, rows) = (grid.columns * usize::from(c.h), grid.rows * usize::from(c.v));
+            *plane = BlockPlane { first, columns, rows };
+            first += columns * rows;
+        }
+        let blocks = vec![Block([0; 64]); first];
+        Coefficients { blocks, spans: vec![1; first], planes, components: jpeg.components().len() }
+    }
+
+    /// Decodes all blocks, those of the padding to whole MCUs included.
+    ///
+    /// # Errors
+    /// As [`super::JpegDecoder::decode_into`].
+    pub fn decode(jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegError> {
+        let simd = Simd::detect();
+        // Bounds the blocks by the bytes.
+        let grid = checked_grid(jpeg)?;
+        let (mut dc, mut ac) = new_tables();
+        set_tables(&mut dc, &mut ac, jpeg)?;
+        let scan = Scan::new(jpeg, grid, &dc, &ac);
+        let mut plan = Plan::default();
+        plan.set(jpeg, Region::full(jpeg));
+        let mut runs = Runs::default();
+        runs.set_from_start(simd, jpeg, &grid, &plan)?;
+        let mut coefficients = Coefficients::new(jpeg, &grid);
+        let mut lane = Lane::new();
+        for run in &runs.runs {
+            coefficients.take_run(simd, &scan, &runs.data, run, &mut lane)?;
+        }
+        Ok(coefficients)
+    }
+
+    fn take_run(
+        &mut self,
+        simd: Simd,
+        scan: &Scan<'_>,
+        data: &[u8],
+        run: &Run,
+        lane: &mut Lane,
+    ) -> Result<(), JpegError> {
+        let columns = scan.grid.columns;
+        let (mut mcu, mut dc) = (run.first, run.dc);
+        let end = run.first + run.count;
+        lane.at = run.start_bit;
+        while mcu < end {
+            let most = (MAX_BATCH / scan.grid.blocks).max(1);
+            let mcus = most.min(end - mcu).min(columns - mcu % columns);
+            let count = mcus * scan.grid.blocks;
+            lane.begin(count);
+            // SAFETY: the position is in or at the end of the data, as checked below,
+            // and PAD bytes follow it.
+            unsafe { lane.decode::<true>(simd, data, &scan.tables)? };
+            if lane.at > run.end_bit {
+                return Err(JpegError::Truncated("in the entropy-coded data"));
+            }
+            scan.add_differences(lane, count, &mut dc);
+            self.take_batch(scan, (mcu % columns, mcu / columns), mcus, lane);
+            mcu += mcus;
+        }
+        Ok(())
+    }
+
+    /// Takes over the blocks of MCUs from (column, row) on.
+    fn take_batch(
+        &mut self,
+        scan: &Scan<'_>,
+        (column, row): (usize, usize),
+        mcus: usize,
+        lane: &Lane,
+    ) {
+        for part in scan.rows() {
+            let plane = self.planes[usize::from(part.component)];
+            let (h, v) = (plane.columns / scan.grid.columns, plane.rows / scan.grid.rows);
+            let first = plane.at(column * h, row * v + usize::from(part.y));
+            for (to, &number) in (first..).zip(&part.numbers[..mcus * h]) {
+                self.blocks[to] = lane.blocks[usize::from(number)];
+                self.spans[to] = lane.spans[usize::from(number)];
+            }
+        }
+    }
+}
