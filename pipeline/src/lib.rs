@@ -6,7 +6,7 @@
 //! # Layout, in the order of the flow
 //!
 //! - [`shard`]: the tar shard format: index, manifest, reader, writer.
-//! - [`decode`], [`jpeg`]: encoded bytes to an RGB [`Image`].
+//! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
 //! - `feeder`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
@@ -17,6 +17,7 @@
 
 pub mod augment;
 pub mod batch;
+pub mod dct;
 pub mod decode;
 mod error;
 mod feeder;

@@ -1,0 +1,228 @@
+//! The bytes of one segment to blocks of coefficients: a safe front part, the
+//! same for all instruction sets, and a body for each of them.
+//!
+//! `scalar.rs` is the specification; the others give the same blocks, and the
+//! same errors, for any bytes.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod front;
+mod scalar;
+
+use super::book::{NARROW_LIMIT, Profile};
+use super::error::DctError;
+use super::segment::{MAX_BLOCKS, Shape};
+use crate::jpeg::{Block, ZIGZAG};
+
+/// Bytes that must follow a segment: bodies check positions once a block, and
+/// a block's narrow bands take 49 bytes at most, loaded eight at a time.
+pub(crate) const PAD: usize = 64;
+
+/// Bits that DC values have beyond the least one, at most.
+pub(crate) const MAX_DC_BITS: u32 = 12;
+
+/// Which body runs: chosen once, outside every loop. Others than `Scalar` can
+/// only be had from the functions below, which look at the CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path(Kind);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl Path {
+    /// Portable code, the specification of the other paths.
+    pub const SCALAR: Path = Path(Kind::Scalar);
+
+    /// The best path of this machine.
+    pub fn detect() -> Path {
+        Path::all().pop().unwrap_or(Path::SCALAR)
+    }
+
+    /// Every path of this machine, slowest first; for tests and benchmarks.
+    pub fn all() -> Vec<Path> {
+        #[allow(unused_mut)]
+        let mut all = vec![Path::SCALAR];
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::is_x86_feature_detected as has;
+            let bits = has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt");
+            if has!("avx2") && bits {
+                all.push(Path(Kind::Avx2));
+                let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
+                if wide && has!("avx512dq") {
+                    all.push(Path(Kind::Avx512));
+                }
+            }
+        }
+        all
+    }
+}
+
+impl std::fmt::Display for Path {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+/// Decoded blocks, and what the bodies keep between their steps.
+pub(crate) struct Blocks {
+    /// Row-major coefficients.
+    pub blocks: Box<[Block; MAX_BLOCKS]>,
+    /// For each block, the zig-zag position after its last coefficient; at least 1.
+    pub spans: [u8; MAX_BLOCKS],
+    #[cfg(target_arch = "x86_64")]
+    work: Box<front::Work>,
+}
+
+impl Blocks {
+    pub fn new() -> Blocks {
+        Blocks {
+            blocks: Box::new([Block([0; 64]); MAX_BLOCKS]),
+            spans: [0; MAX_BLOCKS],
+            #[cfg(target_arch = "x86_64")]
+            work: Box::default(),
+        }
+    }
+}
+
+/// A segment in bytes: `data[..length]`, with [`PAD`] bytes or more behind it.
+#[derive(Clone, Copy)]
+pub(crate) struct Coded<'a> {
+    data: &'a [u8],
+    length: usize,
+}
+
+impl<'a> Coded<'a> {
+    /// The segment at `start`; None where it and the padding are not in `data`.
+    pub fn new(data: &'a [u8], start: usize, length: usize) -> Option<Coded<'a>> {
+        let data = data.get(start..)?;
+        (length.checked_add(PAD)? <= data.len()).then_some(Coded { data, length })
+    }
+
+    fn bytes(&self) -> &'a [u8] {
+        &self.data[..self.length]
+    }
+}
+
+/// What stands before the blocks' own bits.
+#[derive(Clone, Copy, Default)]
+struct Head {
+    /// By component: the least DC value, and bits of what is beyond it.
+    least: [i16; 3],
+    dc_bits: [u32; 3],
+    /// Where exceptions begin, and how many there are.
+    exceptions: (usize, usize),
+    /// Bits of a profile's index, by class.
+    index_bits: [u32; 2],
+    /// Bit positions of the DC values and of the indexes.
+    dc_at: usize,
+    index_at: usize,
+    /// Byte position of the masks.
+    masks_at: usize,
+}
+
+const SHORT: DctError = DctError::Corrupt("segment too short");
+
+impl Head {
+    fn read(bytes: &[u8], shape: &Shape, index_bits: [u32; 2]) -> Result<Head, DctError> {
+        let mut head = Head { index_bits, ..Head::default() };
+        let byte = |at: usize| bytes.get(at).copied().ok_or(SHORT);
+        let (mut count, mut at) = (usize::from(byte(0)?), 1);
+        if count == 255 {
+            count = usize::from(u16::from_le_bytes([byte(1)?, byte(2)?]));
+            at = 3;
+        }
+        let (mut dc_bits, mut index_bits) = (0, 0);
+        for (component, part) in shape.parts().iter().enumerate() {
+            let word = u16::from_le_bytes([byte(at)?, byte(at + 1)?]);
+            // The lower 12 bits have a sign.
+            head.least[component] = (word << 4) as i16 >> 4;
+            head.dc_bits[component] = u32::from(word >> 12);
+            if head.dc_bits[component] > MAX_DC_BITS {
+                return Err(DctError::Corrupt("bits of DC values"));
+            }
+            dc_bits += part.blocks() * head.dc_bits[component] as usize;
+            index_bits += part.blocks() * head.index_bits[part.class] as usize;
+            at += 2;
+        }
+        head.exceptions = (at, count);
+        head.dc_at = 8 * (at + 4 * count);
+        head.index_at = head.dc_at + dc_bits;
+        head.masks_at = (head.index_at + index_bits).div_ceil(8);
+        if head.masks_at > bytes.len() {
+            return Err(SHORT);
+        }
+        Ok(head)
+    }
+}
+
+/// Decodes a segment of `shape`; indexes of profiles have `index_bits` bits, at most
+/// [`super::book::MAX_INDEX_BITS`].
+///
+/// # Errors
+/// [`DctError::Corrupt`] where lengths or positions are not consistent.
+pub(crate) fn decode(
+    path: Path,
+    coded: Coded<'_>,
+    shape: &Shape,
+    index_bits: [u32; 2],
+    out: &mut Blocks,
+) -> Result<(), DctError> {
+    assert!(shape.blocks() <= MAX_BLOCKS);
+    assert!(index_bits.iter().all(|&bits| bits <= super::book::MAX_INDEX_BITS));
+    let bytes = coded.bytes();
+    let head = Head::read(bytes, shape, index_bits)?;
+    let decoded = match path.0 {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a path of this kind exists only where its instructions were found;
+        // PAD bytes follow the segment (`Coded::new`), whose front lies inside it
+        // (`Head::read`); the shape and index bits were checked above.
+        Kind::Avx512 => unsafe { avx512::body(coded, &head, shape, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Kind::Avx2 => unsafe { avx2::body(coded, &head, shape, out) },
+        Kind::Scalar => scalar::body(bytes, &head, shape, out),
+    };
+    decoded.ok_or(DctError::Corrupt("segment's length"))?;
+    apply_exceptions(bytes, &head, shape.blocks(), out)
+}
+
+/// Coefficients of the narrow bands that are beyond [`NARROW_LIMIT`].
+fn apply_exceptions(
+    bytes: &[u8],
+    head: &Head,
+    blocks: usize,
+    out: &mut Blocks,
+) -> Result<(), DctError> {
+    let (at, count) = head.exceptions;
+    let listed = bytes.get(at..at + 4 * count).ok_or(SHORT)?;
+    for exception in listed.chunks_exact(4) {
+        let (block, position) = (usize::from(exception[0]), exception[1]);
+        let value = i16::from_le_bytes([exception[2], exception[3]]);
+        if block >= blocks || !(8..64).contains(&position) {
+            return Err(DctError::Corrupt("place of a large coefficient"));
+        }
+        if (-NARROW_LIMIT..=NARROW_LIMIT).contains(&value) {
+            return Err(DctError::Corrupt("size of a large coefficient"));
+        }
+        out.blocks[block].0[usize::from(ZIGZAG[usize::from(position)])] = value;
+        out.spans[block] = out.spans[block].max(position + 1);
+    }
+    Ok(())
+}
+
+/// The number of a profile's mask bytes as a mask of the block's positions; the
+/// DC coefficient's bit means nothing.
+fn mask_of(profile: &Profile) -> u64 {
+    let bits = 8 * u32::from(profile.mask_bytes);
+    (if bits == 64 { u64::MAX } else { (1 << bits) - 1 }) & !1
+}

@@ -1,0 +1,165 @@
+//! [`DctDecoder`]: a re-coded image and a region to pixels.
+
+use super::container::DctImage;
+use super::decode::{Blocks, Path, decode};
+use super::error::DctError;
+use super::segment::{MAX_BLOCKS, Shape};
+use crate::Image;
+use crate::jpeg::{JpegError, Plan, Raster, RasterBuffers, Region, Simd};
+
+/// Places of blocks that follow each other.
+const NUMBERS: [u8; MAX_BLOCKS] = {
+    let mut numbers = [0; MAX_BLOCKS];
+    let mut at = 0;
+    while at < MAX_BLOCKS {
+        numbers[at] = at as u8;
+        at += 1;
+    }
+    numbers
+};
+
+/// A reusable decoder: the buffers of one thread.
+///
+/// After a few images it allocates nothing more.
+pub struct DctDecoder {
+    path: Path,
+    simd: Simd,
+    max_pixels: u64,
+    blocks: Blocks,
+    plan: Plan,
+    raster: RasterBuffers,
+}
+
+impl Default for DctDecoder {
+    fn default() -> Self {
+        DctDecoder::new()
+    }
+}
+
+impl DctDecoder {
+    /// A decoder with the best instructions of this machine.
+    pub fn new() -> DctDecoder {
+        DctDecoder::with_path(Path::detect())
+    }
+
+    /// A decoder with given instructions, for tests and benchmarks.
+    pub fn with_path(path: Path) -> DctDecoder {
+        DctDecoder {
+            path,
+            simd: if path == Path::SCALAR { Simd::Scalar } else { Simd::detect() },
+            max_pixels: 1 << 28,
+            blocks: Blocks::new(),
+            plan: Plan::default(),
+            raster: RasterBuffers::default(),
+        }
+    }
+
+    /// Refuses to decode more than `limit` pixels at once; 2^28 by default.
+    pub fn max_pixels(mut self, limit: u64) -> DctDecoder {
+        self.max_pixels = limit;
+        self
+    }
+
+    /// Decodes the whole picture, and verifies the segments' checksum.
+    ///
+    /// # Errors
+    /// [`DctError`]; `out` is then unspecified.
+    pub fn decode_into(&mut self, image: &DctImage<'_>, out: &mut Image) -> Result<(), DctError> {
+        image.verify()?;
+        self.decode_region_into(image, Region::full(image.jpeg()), out)
+    }
+
+    /// Decodes `region`: exactly what cropping the whole picture would give. Only
+    /// segments that the region needs are looked at.
+    ///
+    /// # Errors
+    /// [`DctError`]; `out` is then unspecified.
+    pub fn decode_region_into(
+        &mut self,
+        image: &DctImage<'_>,
+        region: Region,
+        out: &mut Image,
+    ) -> Result<(), DctError> {
+        self.plan(image, region)?;
+        let jpeg = image.jpeg();
+        let mut raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        let take = |place: &Place, blocks: &Blocks| place.hand_on(blocks, &mut raster);
+        each_segment(self.path, image, &self.plan, &mut self.blocks, take)
+    }
+
+    /// Decodes the segments that `region` needs to coefficients and drops them: one
+    /// stage of [`DctDecoder::decode_region_into`] alone, for benchmarks.
+    ///
+    /// # Errors
+    /// As [`DctDecoder::decode_region_into`].
+    pub fn decode_segments(
+        &mut self,
+        image: &DctImage<'_>,
+        region: Region,
+    ) -> Result<(), DctError> {
+        self.plan(image, region)?;
+        each_segment(self.path, image, &self.plan, &mut self.blocks, |_, _| Ok(()))
+    }
+
+    fn plan(&mut self, image: &DctImage<'_>, region: Region) -> Result<(), DctError> {
+        region.check(image.jpeg())?;
+        let pixels = region.width as u64 * region.height as u64;
+        if pixels > self.max_pixels {
+            return Err(JpegError::TooLarge { pixels, limit: self.max_pixels }.into());
+        }
+        self.plan.set(image.jpeg(), region);
+        Ok(())
+    }
+}
+
+/// Where a segment lies.
+struct Place {
+    shape: Shape,
+    row: usize,
+    /// Column of its first MCU, how many it has, and how many of them are needed.
+    first: usize,
+    mcus: usize,
+    needed: usize,
+}
+
+impl Place {
+    /// Gives the segment's blocks to the back end.
+    fn hand_on(&self, blocks: &Blocks, raster: &mut Raster<'_>) -> Result<(), DctError> {
+        let mut done = 0;
+        for (component, part) in self.shape.parts().iter().enumerate() {
+            let left = self.first * (part.columns / self.mcus);
+            for y in self.row * part.rows..(self.row + 1) * part.rows {
+                let (blocks, spans) = (&blocks.blocks[done..], &blocks.spans[done..]);
+                raster.blocks(component, (left, y), blocks, spans, &NUMBERS[..part.columns]);
+                done += part.columns;
+            }
+        }
+        Ok(raster.mcus_done(self.row, self.needed)?)
+    }
+}
+
+/// Decodes every segment that a plan needs and hands it to `take`.
+fn each_segment(
+    path: Path,
+    image: &DctImage<'_>,
+    plan: &Plan,
+    blocks: &mut Blocks,
+    mut take: impl FnMut(&Place, &Blocks) -> Result<(), DctError>,
+) -> Result<(), DctError> {
+    let mut start = image.row_bytes(0..plan.rows.start);
+    for row in plan.rows.clone() {
+        for at in 0..image.segments.per_row {
+            let length = image.length(row, at);
+            let (first, mcus) = image.segments.span(at);
+            let needed =
+                (first + mcus).min(plan.columns.end).saturating_sub(first.max(plan.columns.start));
+            if needed > 0 {
+                let shape = image.segments.shape(mcus);
+                decode(path, image.coded(start, length)?, &shape, image.index_bits, blocks)?;
+                take(&Place { shape, row, first, mcus, needed }, blocks)?;
+            }
+            start += length;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! A JPEG to a re-coded image.
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::book::{CLASSES, MAX_INDEX_BITS};
+use super::choose::{Outline, choose};
+use super::container::{MAGIC, VERSION};
+use super::decode::PAD;
+use super::error::DctError;
+use super::header::header_of;
+use super::pack::{Member, pack};
+use super::segment::Segments;
+use crate::jpeg::{Coefficients, Jpeg};
+
+/// One block in so many is looked at to choose the number of index bits.
+const SAMPLE: usize = 64;
+/// The fewest index bits that are considered: the first two profiles suffice for any
+/// block.
+const MIN_INDEX_BITS: u32 = 1;
+
+/// Re-codes a JPEG.
+///
+/// # Errors
+/// [`DctError::is_unsupported`] errors for a JPEG that is fine but stays as it is;
+/// others for damage.
+pub fn encode(bytes: &[u8]) -> Result<Vec<u8>, DctError> {
+    let jpeg = Jpeg::parse(bytes)?;
+    let coefficients = Coefficients::decode(&jpeg)?;
+    if !in_range(&coefficients) {
+        return Err(DctError::Unsupported("coefficients that no encoder of 8-bit samples writes"));
+    }
+    let header = header_of(bytes, jpeg.components())?;
+    let segments = Segments::new(&jpeg, Segments::suitable(&jpeg))?;
+    let outlines: Vec<Outline> = coefficients
+        .blocks
+        .iter()
+        .zip(&coefficients.spans)
+        .map(|(block, &span)| Outline::of(block, span))
+        .collect();
+    let picture = Picture { segments, coefficients, outlines };
+    let index_bits = std::array::from_fn(|class| picture.suitable_index_bits(class));
+    let (mut payload, mut lengths) = (Vec::with_capacity(bytes.len()), Vec::new());
+    for row in 0..segments.grid.rows {
+        for at in 0..segments.per_row {
+            let before = payload.len();
+            picture.segment(row, at, index_bits, &mut payload);
+            let length = u16::try_from(payload.len() - before);
+            lengths.push(length.map_err(|_| DctError::Unsupported("segment too long"))?);
+        }
+    }
+    assemble(&header, &segments, index_bits, &lengths, &payload)
+}
+
+/// Whether all values are ones that the format can hold.
+fn in_range(coefficients: &Coefficients) -> bool {
+    coefficients.blocks.iter().all(|block| {
+        let [dc, ac @ ..] = &block.0;
+        (-2048..2048).contains(dc) && ac.iter().all(|v| (-1023..=1023).contains(v))
+    })
+}
+
+fn assemble(
+    header: &[u8],
+    segments: &Segments,
+    index_bits: [u32; CLASSES],
+    lengths: &[u16],
+    payload: &[u8],
+) -> Result<Vec<u8>, DctError> {
+    let narrow = |n: usize| u32::try_from(n).map_err(|_| DctError::Unsupported("4 GiB or more"));
+    let mut out = Vec::with_capacity(header.len() + 2 * lengths.len() + payload.len() + 256);
+    out.extend(MAGIC);
+    out.extend(VERSION.to_le_bytes());
+    out.extend(index_bits.map(|bits| bits as u8));
+    out.extend((segments.mcus as u16).to_le_bytes());
+    out.extend([0; 2]);
+    out.extend(narrow(header.len())?.to_le_bytes());
+    out.extend(narrow(payload.len())?.to_le_bytes());
+    out.extend(xxh3_64(payload).to_le_bytes());
+    out.extend(header);
+    out.extend(lengths.iter().flat_map(|length| length.to_le_bytes()));
+    out.extend(xxh3_64(&out).to_le_bytes());
+    out.extend(payload);
+    out.extend([0; PAD]);
+    Ok(out)
+}
+
+/// A picture on its way.
+struct Picture {
+    segments: Segments,
+    coefficients: Coefficients,
+    /// Of each block.
+    outlines: Vec<Outline>,
+}
+
+impl Picture {
+    /// The number of index bits with which a class's blocks take fewest bits.
+    fn suitable_index_bits(&self, class: usize) -> u32 {
+        let shape = self.segments.shape(1);
+        let parts = self.coefficients.planes().iter().zip(shape.parts());
+        let of_class = parts.filter(|(_, part)| part.class == class).map(|(plane, _)| plane);
+        let sample: Vec<&Outline> =
+            of_class.flat_map(|plane| &self.outlines[plane.range()]).step_by(SAMPLE).collect();
+        let total = |bits: u32| -> u64 {
+            sample.iter().map(|o| u64::from(choose(class, o, bits).1) + u64::from(bits)).sum()
+        };
+        // The total falls to its least and rises again.
+        let (mut best, mut least) = (MAX_INDEX_BITS, total(MAX_INDEX_BITS));
+        for bits in (MIN_INDEX_BITS..MAX_INDEX_BITS).rev() {
+            let total = total(bits);
+            if total > least {
+                break;
+            }
+            (best, least) = (bits, total);
+        }
+        best
+    }
+
+    /// Appends a segment's bytes.
+    fn segment(&self, row: usize, at: usize, index_bits: [u32; CLASSES], out: &mut Vec<u8>) {
+        let (column, mcus) = self.segments.span(at);
+        let unit = self.segments.shape(1);
+        let mut members = Vec::with_capacity(super::segment::MAX_BLOCKS);
+        for (component, part) in unit.parts().iter().enumerate() {
+            let plane = &self.coefficients.planes()[component];
+            for y in row * part.rows..(row + 1) * part.rows {
+                let first = plane.at(column * part.columns, y);
+                members.extend((first..first + part.columns * mcus).map(|number| Member {
+                    component,
+                    class: part.class,
+                    block: &self.coefficients.blocks[number],
+                    outline: &self.outlines[number],
+                }));
+            }
+        }
+        pack(&members, unit.parts().len(), index_bits, out);
+    }
+}
