@@ -7,6 +7,7 @@
 //! before anything is allocated.
 
 mod baseline;
+mod coefficients;
 mod generic;
 mod jpeg_fallback;
 mod orientation;
@@ -14,10 +15,12 @@ mod orientation;
 use serde::{Deserialize, Serialize};
 
 use crate::augment::Crop;
+use crate::dct::DctImage;
 use crate::jpeg::Jpeg;
 use crate::shard::{Format, raw_parse};
 use crate::{Error, Image, Result};
 use baseline::Baseline;
+use coefficients::Coefficients;
 use orientation::Orientation;
 
 /// What a decoder accepts.
@@ -51,6 +54,7 @@ pub struct Decoder {
     /// The image before it is turned.
     unturned: Image,
     jpeg: Baseline,
+    dct: Coefficients,
 }
 
 impl Decoder {
@@ -96,6 +100,11 @@ impl Decoder {
                     }
                     None => jpeg_fallback::decode(&self.options, bytes, out),
                 }
+            }
+            Format::Dct => {
+                let decoded = self.dct.decode(&self.options, bytes, region, out)?;
+                part = Some(decoded.region);
+                Ok(decoded.orientation)
             }
             Format::Png | Format::Other => {
                 generic::decode(&self.options, bytes, &mut self.native, out)
@@ -150,6 +159,10 @@ impl Decoder {
                     }
                     Err(_) => jpeg_fallback::orientation(bytes)?.swaps_sides(),
                 },
+                Format::Dct => {
+                    let exif = DctImage::parse(bytes)?.jpeg().exif();
+                    exif.is_some_and(|e| Orientation::from_exif(e).swaps_sides())
+                }
                 Format::Png | Format::Other => generic::orientation(bytes)?.swaps_sides(),
             };
         Ok(if turned { (height, width) } else { (width, height) })

@@ -192,7 +192,7 @@ impl ViewMaker {
         };
         self.params.clear();
         let mut held = None;
-        if read.format == Format::Jpeg {
+        if matches!(read.format, Format::Jpeg | Format::Dct) {
             // The views are drawn before the image is decoded, so that no more is
             // decoded than they need.
             let size = self.decoder.dimensions(read.format, read.image).map_err(in_sample)?;

@@ -147,6 +147,7 @@ fn format_name(format: Format) -> &'static str {
         Format::Jpeg => "jpeg",
         Format::Png => "png",
         Format::Raw => "raw",
+        Format::Dct => "dct",
         _ => "other",
     }
 }

@@ -5,6 +5,7 @@ use std::io::Cursor;
 use serde::{Deserialize, Serialize};
 
 use super::raw::raw_size;
+use crate::dct::{self, DctImage};
 
 /// How a sample's image is coded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -20,6 +21,8 @@ pub enum Format {
     Png = 2,
     /// Decoded RGB pixels behind a binary PPM header; see [`super::raw_parse`].
     Raw = 3,
+    /// A JPEG's coefficients, packed for decoding speed; see [`crate::dct`].
+    Dct = 4,
 }
 
 impl Format {
@@ -29,6 +32,7 @@ impl Format {
             1 => Format::Jpeg,
             2 => Format::Png,
             3 => Format::Raw,
+            4 => Format::Dct,
             _ => Format::Other,
         }
     }
@@ -39,6 +43,7 @@ impl Format {
             Format::Jpeg => Some("jpg"),
             Format::Png => Some("png"),
             Format::Raw => Some("ppm"),
+            Format::Dct => Some("dct"),
             Format::Other => None,
         }
     }
@@ -52,6 +57,8 @@ pub fn sniff(bytes: &[u8]) -> Format {
         Format::Png
     } else if raw_size(bytes).is_some() {
         Format::Raw
+    } else if bytes.starts_with(&dct::MAGIC) {
+        Format::Dct
     } else {
         Format::Other
     }
@@ -64,6 +71,10 @@ pub fn dimensions_of(bytes: &[u8]) -> Option<(u32, u32)> {
         Format::Jpeg => jpeg_size(bytes),
         Format::Png => png_size(bytes),
         Format::Raw => raw_size(bytes).map(|(width, height, _)| (width, height)),
+        // Other than a JPEG's, the whole header is looked at, and its checksum.
+        Format::Dct => {
+            DctImage::parse(bytes).ok().map(|image| (image.width() as u32, image.height() as u32))
+        }
         Format::Other => image::ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
             .ok()?

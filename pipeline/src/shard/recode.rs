@@ -1,5 +1,6 @@
 //! Images on their way into a shard: kept byte for byte, made smaller and
-//! encoded anew, or decoded for good (`--raw`). Between sources and writer.
+//! encoded anew, decoded for good (`--raw`), or re-coded as packed coefficients
+//! (`--recode`). Between sources and writer.
 
 use std::io::Cursor;
 
@@ -9,6 +10,7 @@ use serde::Serialize;
 
 use super::raw::raw_header;
 use super::{Format, dimensions_of, sniff};
+use crate::dct::DctImage;
 use crate::decode::Decoder;
 use crate::kernel::Level;
 use crate::kernel::resize::{Filter, resize_whole};
@@ -33,11 +35,14 @@ pub struct Recode {
     pub quality: u8,
     /// Decoded RGB instead of a coded image, for every image.
     pub raw: bool,
+    /// JPEGs, those of reduced images too, as packed coefficients ([`crate::dct`])
+    /// where that can be done.
+    pub dct: bool,
 }
 
 impl Recode {
     /// Every image as it is.
-    pub const KEEP: Recode = Recode { shrink: None, quality: 90, raw: false };
+    pub const KEEP: Recode = Recode { shrink: None, quality: 90, raw: false, dct: false };
 
     /// The size that an image of `width` x `height` pixels is given.
     pub fn size(&self, width: u32, height: u32) -> (u32, u32) {
@@ -57,11 +62,23 @@ impl Recode {
     }
 
     /// Replaces `image` by what goes into the shard. Images within the
-    /// limit stay byte for byte, unless `raw` is set.
+    /// limit stay byte for byte, unless `raw` or `dct` is set.
     ///
     /// # Errors
     /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood.
     pub fn apply(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
+        let mut recoded = self.shrunk_or_raw(image, decoder)?;
+        if self.dct && recoded.format == Format::Jpeg {
+            match crate::dct::encode(image) {
+                Ok(packed) => (*image, recoded.format) = (packed, Format::Dct),
+                Err(error) if error.is_unsupported() => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(recoded)
+    }
+
+    fn shrunk_or_raw(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
         let unknown =
             || Error::Decode("not an image of a known format, or its header is damaged".to_owned());
         let (width, height) = dimensions_of(image).ok_or_else(unknown)?;
@@ -99,10 +116,17 @@ pub struct Recoded {
 
 /// The EXIF orientation, 1 to 8; 1 where there is none.
 fn orientation(bytes: &[u8]) -> u8 {
+    if let Ok(packed) = DctImage::parse(bytes) {
+        return packed.jpeg().exif().map_or(1, exif_orientation);
+    }
     let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let decoder = reader.ok().and_then(|reader| reader.into_decoder().ok());
     let found = decoder.and_then(|mut decoder| decoder.orientation().ok());
     found.map_or(1, |orientation| orientation.to_exif())
+}
+
+fn exif_orientation(chunk: &[u8]) -> u8 {
+    image::metadata::Orientation::from_exif_chunk(chunk).map_or(1, |o| o.to_exif())
 }
 
 fn to_raw(image: &Image) -> Vec<u8> {

@@ -145,6 +145,7 @@ pub(crate) fn entry_of(
         entry.format = match part.extension.as_str() {
             "jpg" | "jpeg" => Format::Jpeg,
             "png" => Format::Png,
+            "dct" => Format::Dct,
             _ => Format::Other,
         };
     }

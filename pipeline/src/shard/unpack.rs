@@ -1,16 +1,17 @@
 //! Shards back to files: a tree as ImageFolder reads it, or every member
-//! under its own name.
+//! under its own name. Packed coefficients become JPEGs again.
 
+use std::borrow::Cow;
 use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use super::group::{Group, Groups, Keep};
+use super::group::{Group, Groups, Keep, Part};
 use super::map::Map;
 use super::pack::Progress;
 use super::scan::open_tar;
 use super::set::ShardSet;
-use super::{Limits, OpenOptions, sniff};
+use super::{Format, Limits, OpenOptions, sniff};
 use crate::{Error, Result};
 
 /// What an unpacked set looks like.
@@ -80,7 +81,7 @@ pub fn unpack(
                 Tree::Folders => {
                     writer.image(&group, &classes, &stem, &shard.path, &options.limits)?
                 }
-                Tree::Members => writer.members(&group, &stem)?,
+                Tree::Members => writer.members(&group, &stem, &shard.path)?,
             }
             writer.done.samples += 1;
             let (done, total) = (writer.done.samples, set.len() as u64);
@@ -144,22 +145,28 @@ impl Writer<'_> {
                 format!("label {label} is beyond the set's {} classes", classes.len() - 1),
             )
         })?;
-        let extension = sniff(&part.data).extension().unwrap_or_else(|| last(&part.extension));
+        let (data, format) = restored(&group.key, part, shard)?;
+        let extension = format.extension().unwrap_or_else(|| last(&part.extension));
         let name = component(group.key.rsplit('/').next().unwrap_or(""));
         let wanted = Path::new(class).join(format!("{name}.{extension}"));
         let second = Path::new(class).join(format!("{stem}_{name}.{extension}"));
-        self.write(wanted, second, &part.data)
+        self.write(wanted, second, &data)
     }
 
-    fn members(&mut self, group: &Group, stem: &str) -> Result<()> {
+    fn members(&mut self, group: &Group, stem: &str, shard: &Path) -> Result<()> {
         let key: PathBuf =
             group.key.split('/').filter(|part| !matches!(*part, "" | ".")).map(component).collect();
         let renames = self.done.renamed;
         for part in group.parts() {
+            let (data, format) = restored(&group.key, part, shard)?;
+            let extension = match &data {
+                Cow::Owned(_) => with_last(&part.extension, format.extension().unwrap_or("jpg")),
+                Cow::Borrowed(_) => part.extension.clone(),
+            };
             let mut name = key.clone().into_os_string();
-            name.push(format!(".{}", component(&part.extension)));
+            name.push(format!(".{}", component(&extension)));
             let second = Path::new(stem).join(&name);
-            self.write(name.into(), second, &part.data)?;
+            self.write(name.into(), second, &data)?;
         }
         self.done.renamed = renames + u64::from(self.done.renamed > renames);
         Ok(())
@@ -194,6 +201,29 @@ impl Writer<'_> {
         self.taken.insert(relative);
         Ok(())
     }
+}
+
+/// A member's data as a file: packed coefficients as a JPEG, all else as it is.
+fn restored<'a>(key: &str, part: &'a Part, shard: &Path) -> Result<(Cow<'a, [u8]>, Format)> {
+    let format = sniff(&part.data);
+    if format != Format::Dct {
+        return Ok((Cow::Borrowed(&part.data), format));
+    }
+    match crate::dct::to_jpeg(&part.data) {
+        Ok(jpeg) => Ok((Cow::Owned(jpeg), Format::Jpeg)),
+        Err(error) => Err(Error::Sample {
+            path: shard.to_owned(),
+            key: key.to_owned(),
+            offset: part.offset,
+            cause: error.to_string(),
+        }),
+    }
+}
+
+/// An extension with another last part.
+fn with_last(extension: &str, new: &str) -> String {
+    let kept = extension.rfind('.').map_or("", |dot| &extension[..=dot]);
+    format!("{kept}{new}")
 }
 
 fn last(extension: &str) -> &str {

@@ -24,7 +24,7 @@ pub enum Command {
     Ls(Ls),
     /// Check every byte; exit code 1 and a list when something is damaged
     Verify(Verify),
-    /// Write the samples of shards as files
+    /// Write the samples of shards as files; packed coefficients become JPEGs again
     Unpack(Unpack),
     /// Pack the embedded data set, images drawn by this program
     Synth(Synth),
@@ -93,6 +93,10 @@ pub struct Pack {
     /// Store decoded RGB (binary PPM) instead of coded images
     #[arg(long)]
     pub raw: bool,
+    /// Store JPEGs as packed coefficients (.dct): the same pixels, decoded several times faster, in
+    /// about 1.1 times the bytes. Images that cannot be (progressive JPEGs, PNG, ...) stay as they are
+    #[arg(long, conflicts_with = "raw")]
+    pub recode: bool,
     /// Leave out images that cannot be used, and list them, instead of stopping
     #[arg(long)]
     pub skip_bad: bool,

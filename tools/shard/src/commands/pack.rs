@@ -24,6 +24,7 @@ pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
             shrink: args.max_side.map(Shrink::MaxSide).or(args.short_side.map(Shrink::ShortSide)),
             quality: args.quality,
             raw: args.raw,
+            dct: args.recode,
         },
         on_bad: if args.skip_bad { OnBad::Skip } else { OnBad::Stop },
         ..divided(&args.prefix, &args.division)

@@ -1,0 +1,53 @@
+//! Re-coded images: the region that the views need, from packed coefficients.
+
+use super::baseline::Decoded;
+use super::{DecodeOptions, Orientation, check_size};
+use crate::augment::Crop;
+use crate::dct::{DctDecoder, DctImage};
+use crate::jpeg::Region;
+use crate::{Image, Result};
+
+/// The decoder and what it keeps between images.
+#[derive(Default)]
+pub(super) struct Coefficients {
+    decoder: DctDecoder,
+}
+
+impl Coefficients {
+    /// Decodes `region` or more; the whole, with its checksum verified, where there
+    /// is none or where the image is to be turned.
+    ///
+    /// # Errors
+    /// [`crate::Error::Decode`] when the bytes are damaged or a limit is passed.
+    pub fn decode(
+        &mut self,
+        options: &DecodeOptions,
+        bytes: &[u8],
+        region: Option<Crop>,
+        out: &mut Image,
+    ) -> Result<Decoded> {
+        let image = DctImage::parse(bytes)?;
+        let (width, height) = (image.width(), image.height());
+        check_size(options, width as u32, height as u32)?;
+        let orientation = match image.jpeg().exif() {
+            Some(chunk) if options.exif => Orientation::from_exif(chunk),
+            _ => Orientation::AsIs,
+        };
+        if let Some(region) = region
+            && orientation == Orientation::AsIs
+        {
+            let Crop { top, left, height, width } = region;
+            let wanted = Region { left, top, width, height };
+            self.decoder.decode_region_into(&image, wanted, out)?;
+            return Ok(Decoded { region, orientation });
+        }
+        self.decoder.decode_into(&image, out)?;
+        Ok(Decoded { region: Crop::whole(width, height), orientation })
+    }
+}
+
+impl std::fmt::Debug for Coefficients {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Coefficients").finish_non_exhaustive()
+    }
+}
