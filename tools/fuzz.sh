@@ -1,7 +1,7 @@
 #!/bin/bash
 # Fuzzes the readers of untrusted bytes, each target for MINUTES, with the address sanitizer.
 #
-#   tools/fuzz.sh MINUTES [TARGET...]      targets: jpeg side_index tar zst shard_index manifest
+#   tools/fuzz.sh MINUTES [TARGET...]      targets: jpeg side_index dct tar zst shard_index manifest
 #
 # libFuzzer without cargo-fuzz, on the stable compiler: RUSTC_BOOTSTRAP=1 allows it the sanitizer's
 # flags, which are those of cargo-fuzz (`cargo +nightly fuzz run TARGET` works, too). The corpus grows
@@ -10,7 +10,7 @@ set -euo pipefail
 minutes=${1:?minutes for each target}
 shift
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(jpeg side_index tar zst shard_index manifest)
+[ ${#targets[@]} -gt 0 ] || targets=(jpeg side_index dct tar zst shard_index manifest)
 cd "$(dirname "$0")/../fuzz"
 host=$(rustc -vV | sed -n 's/^host: //p')
 export RUSTC_BOOTSTRAP=1

@@ -1,5 +1,6 @@
-//! JPEG bytes to pixels on real photographs: this crate's decoder beside the
-//! `image` crate (zune-jpeg) in the same run. One iteration decodes every JPEG
+//! JPEG bytes to pixels on real photographs: this crate's decoder, with and
+//! without a side index and on re-coded images, beside the `image` crate (zune-jpeg) in
+//! the same run. One iteration decodes every JPEG
 //! of the folder once; divide by their number, or read items/s.
 //!
 //! ```text
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use bt_pipeline::Image;
+use bt_pipeline::dct::{self, DctDecoder, DctImage};
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex, Simd};
 use bt_pipeline::rng::Rng;
 use divan::{Bencher, black_box, counter::ItemsCount};
@@ -20,6 +22,8 @@ use divan::{Bencher, black_box, counter::ItemsCount};
 struct Photo {
     bytes: Vec<u8>,
     index: Option<Vec<u8>>,
+    /// The same picture re-coded.
+    packed: Vec<u8>,
     /// What two views need.
     union: Region,
 }
@@ -34,7 +38,12 @@ fn main() {
     let bytes: usize = PHOTOS.iter().map(|photo| photo.bytes.len()).sum();
     let index: usize = PHOTOS.iter().flat_map(|photo| &photo.index).map(Vec::len).sum();
     let share = 100.0 * index as f64 / bytes as f64;
-    println!("{} JPEGs, {bytes} bytes, side indexes {share:.2}%", PHOTOS.len());
+    let packed: usize = PHOTOS.iter().map(|photo| photo.packed.len()).sum();
+    let recoded = 100.0 * packed as f64 / bytes as f64;
+    println!(
+        "{} JPEGs, {bytes} bytes, side indexes {share:.2}%, re-coded {recoded:.2}%",
+        PHOTOS.len()
+    );
     divan::main();
 }
 
@@ -51,7 +60,8 @@ fn load() -> Vec<Photo> {
         let mut rng = Rng::keyed(1, 0, number as u64, 0);
         let union = random_crop(&mut rng, &jpeg).union(random_crop(&mut rng, &jpeg));
         let index = SideIndex::build(&bytes).ok()?.map(|index| index.to_bytes());
-        Some(Photo { bytes, index, union })
+        let packed = dct::encode(&bytes).ok()?;
+        Some(Photo { bytes, index, packed, union })
     });
     photos.collect()
 }
@@ -119,6 +129,57 @@ fn union_of_two_crops(bencher: Bencher) {
 #[divan::bench]
 fn union_of_two_crops_with_index(bencher: Bencher) {
     ours(bencher, Simd::detect(), true, true);
+}
+
+fn recoded(bencher: Bencher, path: dct::Path, union: bool, pixels: bool) {
+    let mut decoder = DctDecoder::with_path(path);
+    let mut out = Image::default();
+    each(bencher, |photo| {
+        let image = DctImage::parse(black_box(&photo.packed)).expect("just written");
+        let region = if union { photo.union } else { Region::full(image.jpeg()) };
+        if pixels {
+            decoder.decode_region_into(&image, region, &mut out).expect("just written");
+        } else {
+            decoder.decode_segments(&image, region).expect("just written");
+        }
+        black_box(&out);
+    });
+}
+
+#[divan::bench]
+fn recoded_whole(bencher: Bencher) {
+    recoded(bencher, dct::Path::detect(), false, true);
+}
+
+#[divan::bench]
+fn recoded_union_of_two_crops(bencher: Bencher) {
+    recoded(bencher, dct::Path::detect(), true, true);
+}
+
+/// Coefficients only, on each path of this machine.
+#[divan::bench(args = dct::Path::all())]
+fn recoded_coefficients_whole(bencher: Bencher, path: &dct::Path) {
+    recoded(bencher, *path, false, false);
+}
+
+/// Coefficients only, on each path of this machine.
+#[divan::bench(args = dct::Path::all())]
+fn recoded_coefficients_of_union(bencher: Bencher, path: &dct::Path) {
+    recoded(bencher, *path, true, false);
+}
+
+#[divan::bench]
+fn recode(bencher: Bencher) {
+    each(bencher, |photo| {
+        black_box(dct::encode(black_box(&photo.bytes)).expect("re-coded before"));
+    });
+}
+
+#[divan::bench]
+fn recoded_back_to_jpeg(bencher: Bencher) {
+    each(bencher, |photo| {
+        black_box(dct::to_jpeg(black_box(&photo.packed)).expect("just written"));
+    });
 }
 
 #[divan::bench]

@@ -138,9 +138,18 @@ fn cases(options: &Options, work: &Path) -> Result<Vec<Case>> {
     };
     let keep = Recode::KEEP;
     let small_side = Recode { shrink: Some(Shrink::MaxSide(400)), quality: 90, ..keep };
+    let recoded = |recode| Recode { dct: true, ..recode };
     let kinds = [
         ("original JPEGs", &photos, keep, Preset::BarlowImagenet, true),
         ("`--max-side 400 --quality 90`", &photos, small_side, Preset::BarlowImagenet, true),
+        ("`--recode`", &photos, recoded(keep), Preset::BarlowImagenet, false),
+        (
+            "`--max-side 400 --quality 90 --recode`",
+            &photos,
+            recoded(small_side),
+            Preset::BarlowImagenet,
+            false,
+        ),
         (
             "`--max-side 400 --raw`",
             &photos,

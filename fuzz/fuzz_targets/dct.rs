@@ -1,0 +1,46 @@
+//! Any bytes as a re-coded image, beyond its checksums: every instruction set gives the same
+//! pixels or the same error, a region is the crop of the whole, and what is valid becomes a JPEG.
+#![no_main]
+
+use bt_pipeline::Image;
+use bt_pipeline::dct::{DctDecoder, DctImage, Path, to_jpeg};
+use bt_pipeline::jpeg::Region;
+use libfuzzer_sys::fuzz_target;
+
+const MAX_PIXELS: u64 = 1 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let _ = to_jpeg(data);
+    let Ok(image) = DctImage::parse_unsealed(data) else { return };
+    let (width, height) = (image.width(), image.height());
+    if (width * height) as u64 > MAX_PIXELS {
+        return;
+    }
+    let full = Region::full(image.jpeg());
+    // Somewhere that depends on the bytes.
+    let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
+    let (left, top) = (number % width, number / 97 % height);
+    let region = Region {
+        left,
+        top,
+        width: 1 + number / 7 % (width - left),
+        height: 1 + number / 11 % (height - top),
+    };
+    let mut expected = None;
+    for path in Path::all() {
+        let mut decoder = DctDecoder::with_path(path).max_pixels(MAX_PIXELS);
+        let (mut whole, mut part) = (Image::default(), Image::default());
+        let decoded = decoder.decode_region_into(&image, full, &mut whole);
+        let by_region = decoder.decode_region_into(&image, region, &mut part);
+        if decoded.is_ok() {
+            assert!(by_region.is_ok());
+            for y in 0..region.height {
+                let from = 3 * ((region.top + y) * width + region.left);
+                let row = &whole.pixels_hwc[from..from + 3 * region.width];
+                assert!(part.row(y) == row);
+            }
+        }
+        let outcome = decoded.map(|()| whole);
+        assert!(*expected.get_or_insert(outcome.clone()) == outcome);
+    }
+});
