@@ -23,15 +23,17 @@ fn run_to_end(shards: &Path, dir: &Path, resume: bool) -> Duration {
     begun.elapsed()
 }
 
+/// `BT_KILLS` sets how many (default 10).
 #[test]
-fn ten_sigkills_at_arbitrary_moments_change_nothing() {
+fn sigkills_at_arbitrary_moments_change_nothing() {
+    let wanted = std::env::var("BT_KILLS").map_or(10u32, |text| text.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
     let shards = tiny_shards(folder.path());
     let (calm, killed) = (folder.path().join("calm"), folder.path().join("killed"));
     let whole = run_to_end(&shards, &calm, false);
     let mut kills = 0;
-    for attempt in 0..200u32 {
-        if kills == 10 {
+    for attempt in 0..20 * wanted {
+        if kills == wanted {
             break;
         }
         // Moments spread over the run by the golden ratio, from start-up on.
@@ -46,8 +48,9 @@ fn ten_sigkills_at_arbitrary_moments_change_nothing() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
+        bt_stream::checkpoint::latest(&killed, |damage| panic!("{damage}")).unwrap();
     }
-    assert_eq!(kills, 10, "the runs ended before they could be killed");
+    assert_eq!(kills, wanted, "the runs ended before they could be killed");
     run_to_end(&shards, &killed, true);
     assert_eq!(newest_weights(&calm), newest_weights(&killed));
 }
