@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use bt_stream::loss::{self, OBJECTIVES};
+use bt_stream::loss::{self, Embeddings, OBJECTIVES};
 use candle_core::{Device, Result, Tensor};
 
 fn main() -> anyhow::Result<()> {
@@ -29,8 +29,15 @@ fn main() -> anyhow::Result<()> {
         println!("{line}");
         anyhow::Ok(())
     };
+    // Other embeddings stand for the predictor's and the teacher's.
     let registered = |name: &str, options: toml::Table, a: &Tensor, b: &Tensor| {
-        loss::build(name, options)?.evaluate(a, b)?;
+        let mut objective = loss::build(name, options)?;
+        let seen = Embeddings {
+            predicted: Some((b.clone(), Some(a.clone()))),
+            teacher: Some([a.clone(), b.clone()]),
+            ..Embeddings::of(a, b)
+        };
+        objective.evaluate(&seen)?;
         anyhow::Ok(())
     };
     row("barlow, plain", &|a, b| Ok(plain(a, b)?))?;

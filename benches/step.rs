@@ -15,6 +15,7 @@ fn main() -> Result<()> {
             stem: Stem::Cifar,
             zero_init: false,
             projector: "512-512".parse().map_err(anyhow::Error::msg)?,
+            ..Default::default()
         },
         optimizer: OptimizerKind::AdamW,
         batch: 64,

@@ -5,6 +5,8 @@
 //! RUN/checkpoints/step-0000000320/
 //!     weights.safetensors     torchvision's names under `backbone.` and `projector.`
 //!     optimizer.safetensors   the optimizer's tensors
+//!     method.safetensors      predictor, teacher, queue; absent for methods without any
+//!     probe.safetensors       the online linear probe; absent for runs without one
 //!     state.json              step, position, configuration, checksums of the above
 //! ```
 
@@ -26,6 +28,8 @@ pub const FOLDER: &str = "checkpoints";
 
 const WEIGHTS: &str = "weights.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
+const METHOD: &str = "method.safetensors";
+const PROBE: &str = "probe.safetensors";
 const STATE: &str = "state.json";
 const TEMPORARY: &str = ".tmp-";
 
@@ -97,6 +101,29 @@ impl Checkpoint {
         read_tensors(&self.path.join(OPTIMIZER))
     }
 
+    /// What the objective keeps beside the network, by name, on the CPU.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn method(&self) -> Result<HashMap<String, Tensor>> {
+        self.optional(METHOD)
+    }
+
+    /// The online probe's tensors, by name, on the CPU; none for runs without one.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn probe(&self) -> Result<HashMap<String, Tensor>> {
+        self.optional(PROBE)
+    }
+
+    fn optional(&self, name: &str) -> Result<HashMap<String, Tensor>> {
+        match self.state.files.contains_key(name) {
+            true => read_tensors(&self.path.join(name)),
+            false => Ok(HashMap::new()),
+        }
+    }
+
     /// The network that was saved.
     ///
     /// # Errors
@@ -110,17 +137,24 @@ impl Checkpoint {
     }
 }
 
+/// The tensors of a checkpoint, by what they belong to.
+#[derive(Default)]
+pub struct Tensors {
+    /// The network's, under torchvision's names.
+    pub weights: Vec<(String, Tensor)>,
+    /// The optimizer's.
+    pub optimizer: Vec<(String, Tensor)>,
+    /// The predictor's, the teacher's and the objective's.
+    pub method: Vec<(String, Tensor)>,
+    /// The online probe's.
+    pub probe: Vec<(String, Tensor)>,
+}
+
 /// Saves a checkpoint in `run/checkpoints` and removes all but the newest `keep`.
 ///
 /// # Errors
 /// When it cannot be written; older checkpoints are then untouched.
-pub fn save(
-    run: &Path,
-    mut state: State,
-    weights: Vec<(String, Tensor)>,
-    optimizer: Vec<(String, Tensor)>,
-    keep: usize,
-) -> Result<PathBuf> {
+pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Result<PathBuf> {
     let folder = run.join(FOLDER);
     let target = folder.join(format!("step-{:010}", state.step));
     let write = || -> Result<()> {
@@ -129,7 +163,12 @@ pub fn save(
             .prefix(TEMPORARY)
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
             .tempdir_in(&folder)?;
-        for (name, tensors) in [(WEIGHTS, weights), (OPTIMIZER, optimizer)] {
+        let Tensors { weights, optimizer, method, probe } = tensors;
+        let files = [(WEIGHTS, weights), (OPTIMIZER, optimizer), (METHOD, method), (PROBE, probe)];
+        for (name, tensors) in files {
+            if tensors.is_empty() && [METHOD, PROBE].contains(&name) {
+                continue;
+            }
             let sum = write_tensors(&temporary.path().join(name), tensors)?;
             state.files.insert(name.into(), sum);
         }
@@ -195,9 +234,14 @@ fn open(path: &Path) -> Result<Checkpoint> {
         bail!("{}: format {} is not known, only {FORMAT} is", context(), state.format);
     }
     for name in [WEIGHTS, OPTIMIZER] {
-        let Some(expected) = state.files.get(name) else {
+        if !state.files.contains_key(name) {
             bail!("{}: state.json does not list {name}", context());
-        };
+        }
+    }
+    for (name, expected) in &state.files {
+        if Path::new(name).components().count() != 1 {
+            bail!("{}: state.json lists {name:?}, which is no file of it", context());
+        }
         let found = sum_of(&path.join(name)).with_context(context)?;
         if found != *expected {
             bail!(
@@ -286,7 +330,10 @@ mod tests {
             vec![("t".to_owned(), values)]
         };
         let state = State::new(step, Position { epoch: 1, batch: 2 }, 10, &RunConfig::default());
-        save(run, state, tensor(step as f64), tensor(0.5), keep).unwrap()
+        let weights = tensor(step as f64);
+        let (optimizer, method) = (tensor(0.5), tensor(0.1));
+        let tensors = Tensors { weights, optimizer, method, probe: Vec::new() };
+        save(run, state, tensors, keep).unwrap()
     }
 
     #[test]
@@ -307,7 +354,7 @@ mod tests {
         let run = tempfile::tempdir().unwrap();
         saved(run.path(), 1, 5);
         let newest = saved(run.path(), 2, 5);
-        for (name, cut) in [(WEIGHTS, 0), (OPTIMIZER, 9), (STATE, 40)] {
+        for (name, cut) in [(WEIGHTS, 0), (OPTIMIZER, 9), (METHOD, 1), (STATE, 40)] {
             let path = newest.join(name);
             let whole = fs::read(&path).unwrap();
             let mut bytes = whole.clone();

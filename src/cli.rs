@@ -24,6 +24,8 @@ pub enum Command {
     Knn(commands::knn::KnnArgs),
     /// Train a linear classifier on a checkpoint's features
     Probe(commands::probe::ProbeArgs),
+    /// Train a linear classifier by the authors' protocol, or fine-tune, on all or few labels
+    Linear(commands::linear::LinearArgs),
     /// Write a checkpoint's features to a file
     Embed(commands::embed::EmbedArgs),
     /// Tell what shards hold, and draw samples with their two views
@@ -47,6 +49,7 @@ impl Command {
             Command::Train(args) => commands::train::run(args),
             Command::Knn(args) => commands::knn::run(args),
             Command::Probe(args) => commands::probe::run(args),
+            Command::Linear(args) => commands::linear::run(args),
             Command::Embed(args) => commands::embed::run(args),
             Command::Inspect(args) => commands::inspect::run(args),
             Command::Export(args) => commands::export::run(args),

@@ -178,6 +178,8 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Steps between two lines of metrics.
     pub log_every: u64,
+    /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
+    pub diagnose_every: u64,
 }
 
 impl Default for TrainConfig {
@@ -190,6 +192,7 @@ impl Default for TrainConfig {
             device: "auto".into(),
             threads: 0,
             log_every: 10,
+            diagnose_every: 100,
         }
     }
 }
@@ -237,11 +240,23 @@ pub struct EvalConfig {
     pub temperature: f64,
     /// Images of an evaluation batch.
     pub batch_size: usize,
+    /// A linear classifier learns the labels beside the training, from features that it does not
+    /// change.
+    pub online_probe: bool,
+    /// Its learning rate.
+    pub online_lr: f64,
 }
 
 impl Default for EvalConfig {
     fn default() -> Self {
-        EvalConfig { knn_every: 0, k: 200, temperature: 0.1, batch_size: 128 }
+        EvalConfig {
+            knn_every: 0,
+            k: 200,
+            temperature: 0.1,
+            batch_size: 128,
+            online_probe: false,
+            online_lr: 0.3,
+        }
     }
 }
 
@@ -387,7 +402,7 @@ impl RunConfig {
 }
 
 /// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string.
-fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
+pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
     let Some((key, text)) = pair.split_once('=') else {
         bail!("--set {pair}: expected key=value");
     };
@@ -396,12 +411,17 @@ fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(text.to_owned()));
+    put(table, key, value).with_context(|| format!("--set {pair}"))
+}
+
+/// Puts `value` into the table under `a.b.c`.
+pub(crate) fn put(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
     let mut place = table;
     let (parents, last) = key.rsplit_once('.').map_or(("", key), |(front, last)| (front, last));
     for part in parents.split('.').filter(|part| !part.is_empty()) {
         let entry = place.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
         let Some(inner) = entry.as_table_mut() else {
-            bail!("--set {pair}: `{part}` is a value, not a section");
+            bail!("`{part}` is a value, not a section");
         };
         place = inner;
     }

@@ -6,7 +6,8 @@
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
-//! - [`loss`]: the objective, equations 1 and 2 of the paper, with its gradient.
+//! - [`loss`]: the objectives with their gradients; [`learner`]: the network with the predictor,
+//!   teacher or queue that an objective asks for.
 //! - [`optim`]: LARS, SGD, AdamW and the learning-rate schedule.
 //! - [`eval`]: features, weighted kNN, linear probe.
 //! - [`report`]: the self-contained HTML report of a run.
@@ -17,6 +18,7 @@ pub mod commands;
 pub mod config;
 pub mod eval;
 pub mod files;
+pub mod learner;
 pub mod loss;
 pub mod metrics;
 pub mod model;

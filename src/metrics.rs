@@ -12,12 +12,16 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::loss::LossOutput;
+use crate::loss::diagnostics::{Diagnostics, Health};
 
 /// File in the run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
 /// File in the run's folder that lists the samples that were left out.
 pub const LEDGER_FILE: &str = "bad-samples.jsonl";
+
+/// Eigenvalues of a spectrum that a line holds at most.
+const SPECTRUM: usize = 40;
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -52,6 +56,12 @@ pub struct Line {
     pub bad: Option<u64>,
     /// kNN accuracy on `data.val`, 0 to 1.
     pub knn: Option<f64>,
+    /// Accuracy of the online linear probe on the batches since the last line, 0 to 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub online: Option<f64>,
+    /// Collapse and information, of one batch's embeddings.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub diagnostics: Option<Diagnostics>,
 }
 
 /// Sums since the last line.
@@ -64,6 +74,7 @@ struct Sums {
     redundancy: f64,
     on_diag: f64,
     off_diag: f64,
+    online: (f64, u64),
 }
 
 /// Writes the metrics file and keeps the progress line.
@@ -76,6 +87,7 @@ pub struct Metrics {
     begun: Instant,
     last: (Instant, Snapshot),
     sums: Sums,
+    health: Option<Health>,
     bar: ProgressBar,
 }
 
@@ -111,8 +123,31 @@ impl Metrics {
             begun: Instant::now(),
             last: (Instant::now(), Snapshot::default()),
             sums: Sums::default(),
+            health: None,
             bar,
         })
+    }
+
+    /// Counts a batch of the online probe: the share of right answers.
+    pub fn online(&mut self, accuracy: f64) {
+        self.sums.online.0 += accuracy;
+        self.sums.online.1 += 1;
+    }
+
+    /// Writes what the embeddings of the batch of `step` tell; says so when that has changed for
+    /// the worse.
+    ///
+    /// # Errors
+    /// When the line cannot be written.
+    pub fn diagnostics(&mut self, step: u64, found: &Diagnostics) -> Result<()> {
+        let health = found.health();
+        if self.health.replace(health) != Some(health) && health != Health::Healthy {
+            self.say(&format!("step {step}: {}", found.describe()));
+        }
+        let epoch = step as f64 / self.steps_per_epoch as f64;
+        let seconds = self.begun.elapsed().as_secs_f64();
+        let diagnostics = Some(found.thinned(SPECTRUM));
+        self.write(&Line { step, epoch, seconds, diagnostics, ..Line::default() })
     }
 
     /// Counts a step; each `every` steps a line is written.
@@ -176,6 +211,8 @@ impl Metrics {
             limit: Some(limit.to_owned()),
             bad: Some(snapshot.bad),
             knn: None,
+            online: (sums.online.1 > 0).then(|| sums.online.0 / sums.online.1 as f64),
+            diagnostics: None,
         };
         self.bar.set_message(format!(
             "epoch {:>6.2}  loss {:>9.3}  {:>7.0} images/s  limit {limit}{}",

@@ -1,4 +1,4 @@
-//! The training loop: batch -> embeddings -> loss -> gradients -> step.
+//! The training loop: batch -> learner's forward -> loss -> gradients -> step.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,15 +10,26 @@ use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, Checkpoint, State};
+use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{OnCheckpointError, RunConfig};
-use crate::loss::Objective;
+use crate::eval::OnlineProbe;
+use crate::learner::Learner;
+use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Metrics;
-use crate::model::TwinNet;
 use crate::optim::{Optimizer, Schedule};
 
 /// File in the run's folder that tells where the time went.
 pub const SUMMARY_FILE: &str = "summary.json";
+
+/// A loss that is no number ended the run: what a configuration leads to, not what went wrong.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+#[error("the loss became {loss} at step {step}; lower the learning rate")]
+pub struct Diverged {
+    /// NaN or infinite.
+    pub loss: f64,
+    /// The step, from 1.
+    pub step: u64,
+}
 
 /// How a run ended.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -39,6 +50,9 @@ pub struct Summary {
     pub limit: String,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
+    /// What the embeddings of the last step tell, in a sentence.
+    #[serde(default)]
+    pub embeddings: String,
 }
 
 /// The device that `train.device` names.
@@ -78,23 +92,24 @@ pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summ
         clock.lap("wait for data");
         let images = images_of(&batch, &run.device)?;
         clock.lap("copy in");
-        let z = run.net.forward_train(&images, 2)?;
+        run.learner.forward(&images)?;
         clock.lap("forward");
-        let out = run
-            .objective
-            .evaluate(&z.narrow(0, 0, batch.size)?, &z.narrow(0, batch.size, batch.size)?)?;
+        let mut out = run.learner.loss()?;
         if !out.loss.is_finite() {
-            bail!("the loss became {} at step {}; lower the learning rate", out.loss, run.step + 1);
+            bail!(Diverged { loss: out.loss, step: run.step + 1 });
         }
         clock.lap("loss");
-        run.net.backward(&out.grad)?;
+        run.learner.backward(&mut out)?;
         clock.lap("backward");
         let rates = run.schedule.rates(run.step);
-        run.optimizer.step(&mut run.net.params(), rates.0, rates.1)?;
+        run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
+        run.learner.follow(run.step, run.schedule.steps)?;
         clock.lap("optimizer");
 
         run.advance(&batch);
+        run.measure(config, &batch)?;
         run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
+        clock.lap("measure");
         drop(batch);
         run.after_step(config, &mut clock)?;
         if stop.load(Ordering::Relaxed) {
@@ -115,8 +130,7 @@ pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summ
 struct Run {
     device: Device,
     loader: Loader,
-    net: TwinNet,
-    objective: Box<dyn Objective>,
+    learner: Learner,
     optimizer: Box<dyn Optimizer>,
     schedule: Schedule,
     metrics: Metrics,
@@ -128,6 +142,8 @@ struct Run {
     saved: Option<u64>,
     checkpoint: PathBuf,
     begun_step: u64,
+    probe: Option<OnlineProbe>,
+    embeddings: String,
 }
 
 impl Run {
@@ -154,29 +170,40 @@ impl Run {
         }
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         checkpoint::clean(dir)?;
-        let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        let mut learner = Learner::new(config, &device)?;
         let mut optimizer = config.optim.build()?;
+        let mut probe = match config.eval.online_probe {
+            true => Some(OnlineProbe::new(
+                learner.net().feature_dim(),
+                loader.set().num_classes().context("eval.online_probe wants labels")?,
+                config.eval.online_lr,
+                &device,
+            )?),
+            false => None,
+        };
         let (mut step, mut position) = (0, Position::default());
         if let Some(found) = &found {
-            (step, position) = restore(found, config, &loader, &mut net, &mut *optimizer)?;
+            (step, position) =
+                restore(found, config, &loader, &mut learner, &mut *optimizer, probe.as_mut())?;
         }
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
         let every = config.train.log_every;
         crate::files::write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
         Ok(Run {
-            objective: config.objective()?,
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
             metrics: Metrics::open(dir, step, steps, steps_per_epoch, every)?,
             saved: found.is_some().then_some(step),
             checkpoint: found.map(|found| found.path).unwrap_or_default(),
             device,
             loader,
-            net,
+            learner,
             optimizer,
             step,
             position,
             begun_step: step,
+            probe,
+            embeddings: String::new(),
         })
     }
 
@@ -186,6 +213,27 @@ impl Run {
         if self.position.batch == self.loader.batches_per_epoch() {
             self.position = Position { epoch: batch.epoch + 1, batch: 0 };
         }
+    }
+
+    /// What the step's embeddings and features tell, when it is time to ask.
+    fn measure(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+        if let Some(probe) = &mut self.probe {
+            let features = self.learner.net().last_features()?;
+            if let Some(accuracy) = probe.step(&features, &batch.labels)? {
+                self.metrics.online(accuracy);
+            }
+        }
+        let every = config.train.diagnose_every;
+        let last = self.step == self.schedule.steps;
+        if let Some(seen) = self.learner.seen()
+            && every > 0
+            && (last || self.step.is_multiple_of(every))
+        {
+            let found = Diagnostics::measure(&seen.a, &seen.b)?;
+            self.metrics.diagnostics(self.step, &found)?;
+            self.embeddings = found.describe();
+        }
+        Ok(())
     }
 
     /// Saves and evaluates when it is time to.
@@ -202,7 +250,7 @@ impl Run {
         }
         let knn = config.eval.knn_every;
         if batch == 0 && knn > 0 && epoch.is_multiple_of(knn) && !config.data.val.is_empty() {
-            let accuracy = crate::eval::knn_during_training(&mut self.net, config)?;
+            let accuracy = crate::eval::knn_during_training(self.learner.net(), config)?;
             self.metrics.knn(self.step, accuracy)?;
             clock.lap("evaluation");
         }
@@ -215,9 +263,14 @@ impl Run {
         }
         let samples = self.loader.set().len() as u64;
         let state = State::new(self.step, self.position, samples, config);
-        let (weights, moments) = (self.net.state_dict()?, self.optimizer.state());
+        let tensors = Tensors {
+            weights: self.learner.net().state_dict()?,
+            optimizer: self.optimizer.state(),
+            method: self.learner.state()?,
+            probe: self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default(),
+        };
         let keep = config.checkpoint.keep;
-        match checkpoint::save(&config.train.dir, state, weights, moments, keep) {
+        match checkpoint::save(&config.train.dir, state, tensors, keep) {
             Ok(path) => {
                 self.saved = Some(self.step);
                 self.checkpoint = path;
@@ -258,6 +311,7 @@ impl Run {
             .to_vec(),
             limit: loader.limit(wall).to_owned(),
             checkpoint: self.checkpoint,
+            embeddings: self.embeddings,
         };
         let text = serde_json::to_vec_pretty(&summary)?;
         crate::files::write_atomically(&config.train.dir.join(SUMMARY_FILE), &text)?;
@@ -270,8 +324,9 @@ fn restore(
     found: &Checkpoint,
     config: &RunConfig,
     loader: &Loader,
-    net: &mut TwinNet,
+    learner: &mut Learner,
     optimizer: &mut dyn Optimizer,
+    probe: Option<&mut OnlineProbe>,
 ) -> Result<(u64, Position)> {
     let State { step, position, samples, config: saved, .. } = &found.state;
     let here = loader.set().len() as u64;
@@ -294,8 +349,13 @@ fn restore(
         );
     }
     let context = || format!("{} does not fit this configuration", found.path.display());
-    net.load_state_dict(&found.weights()?).with_context(context)?;
+    learner.net().load_state_dict(&found.weights()?).with_context(context)?;
+    learner.load_state(found.method()?).with_context(context)?;
     optimizer.load_state(&found.optimizer()?).with_context(context)?;
+    if let Some(probe) = probe {
+        // A run that did without one so far may take one up.
+        probe.load_state(&found.probe()?).with_context(context)?;
+    }
     Ok((*step, *position))
 }
 

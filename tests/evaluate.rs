@@ -69,3 +69,33 @@ fn a_run_without_test_shards_is_told_what_is_missing() {
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success() && said.contains("--test"), "{said}");
 }
+
+#[test]
+fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    printed(tiny_run(&shards, &run).args(["--set", "train.epochs=1"]));
+    let score = |more: &[&str]| -> Vec<Score> {
+        let mut program = bt_stream();
+        program.arg("linear").arg(&run).arg("--test").arg(&shards).args([
+            "--json",
+            "--batch-size",
+            "16",
+        ]);
+        serde_json::from_str(&printed(program.args(more))).unwrap()
+    };
+    // Trained on the images that it is tested on: better than chance, which is 25%.
+    let all = score(&["--epochs", "20"]);
+    assert_eq!(all.len(), 2);
+    assert!(all[0].linear.is_some_and(|a| a.top1 > 0.35 && a.top5 == 1.0), "{all:?}");
+    let tuned = score(&["--epochs", "8", "--finetune", "--lr-backbone", "0.05", "--no-untrained"]);
+    assert!(tuned[0].linear.is_some_and(|a| a.top1 > 0.35), "{tuned:?}");
+    let few = score(&["--epochs", "2", "--labels", "0.1", "--no-untrained"]);
+    assert_eq!(few.len(), 1);
+
+    let mut probe = bt_stream();
+    probe.arg("probe").arg(&run).arg("--test").arg(&shards);
+    let text = printed(probe.args(["--labels", "0.2", "--no-untrained", "--json"]));
+    let few: Vec<Score> = serde_json::from_str(&text).unwrap();
+    assert!(few[0].linear.is_some());
+}

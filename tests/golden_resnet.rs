@@ -84,6 +84,7 @@ impl Reference {
             stem: if stem.shape[3] == 7 { Stem::Imagenet } else { Stem::Cifar },
             zero_init: false,
             projector: ProjectorWidths(self.projector.clone()),
+            ..Default::default()
         }
     }
 }

@@ -1,14 +1,18 @@
-//! `bt-stream bench loader`: images/s of a shard set, without a network.
+//! `bt-stream bench loader`: images/s of a shard set, without a network; `bt-stream bench step`:
+//! seconds of each part of a step, on random images.
 
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use bt_pipeline::augment::Layout;
 use bt_pipeline::measure::{Measurement, measure};
 use bt_pipeline::{LoaderConfig, ShardSet};
+use candle_core::Tensor;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::ConfigSource;
+use crate::config::RunConfig;
+use crate::learner::Learner;
 
 /// Arguments of `bt-stream bench`.
 #[derive(Args, Debug)]
@@ -21,6 +25,23 @@ pub struct BenchArgs {
 enum What {
     /// The loader alone: shards to batches of two views
     Loader(LoaderArgs),
+    /// The training step alone, on random images: any method, any network
+    Step(StepArgs),
+}
+
+#[derive(Args, Debug)]
+struct StepArgs {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// The method, as `method` in the configuration; several are measured one after another
+    #[arg(long, value_delimiter = ',')]
+    method: Vec<String>,
+    /// Source images of a step [default: train.batch_size]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Steps that count, after one that does not
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
 }
 
 #[derive(Args, Debug)]
@@ -59,7 +80,59 @@ enum LayoutArg {
 pub fn run(args: BenchArgs) -> Result<()> {
     match args.what {
         What::Loader(args) => loader(args),
+        What::Step(args) => step(args),
     }
+}
+
+/// Median wall milliseconds of each part, a line for each method.
+fn step(args: StepArgs) -> Result<()> {
+    let configured = args.source.load(&[])?;
+    let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
+    let batch = args.batch.unwrap_or(configured.train.batch_size);
+    ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    println!("batch {batch}, {} threads, milliseconds (median)", rayon::current_num_threads());
+    for method in methods {
+        let config = args.source.load(&[Some(format!("method={method}"))])?;
+        let parts = step_parts(&config, batch, args.steps)?;
+        let text: Vec<String> = parts.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
+        println!("{method:<10} {}", text.join("  "));
+    }
+    Ok(())
+}
+
+fn step_parts(config: &RunConfig, batch: usize, steps: usize) -> Result<Vec<(&'static str, f64)>> {
+    let device = crate::train::device(&config.train.device)?;
+    let (height, width) = config.views.views()?[0].out_size();
+    let images = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &device)?;
+    let mut learner = Learner::new(config, &device)?;
+    let mut optimizer = config.optim.build()?;
+    let mut times: [(&'static str, Vec<f64>); 5] =
+        ["forward", "loss", "backward", "optimizer", "follow"].map(|name| (name, Vec::new()));
+    for step in 0..=steps {
+        let mut last = Instant::now();
+        let mut lap = |part: usize| {
+            let now = Instant::now();
+            let seconds = (now - std::mem::replace(&mut last, now)).as_secs_f64();
+            if step > 0 {
+                times[part].1.push(1e3 * seconds);
+            }
+        };
+        learner.forward(&images)?;
+        lap(0);
+        let mut out = learner.loss()?;
+        lap(1);
+        learner.backward(&mut out)?;
+        lap(2);
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+        lap(3);
+        learner.follow(step as u64, steps as u64)?;
+        lap(4);
+    }
+    let median = |mut values: Vec<f64>| {
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Ok(times.into_iter().map(|(name, values)| (name, median(values))).collect())
 }
 
 fn loader(args: LoaderArgs) -> Result<()> {

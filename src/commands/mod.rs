@@ -6,6 +6,7 @@ pub mod embed;
 pub mod export;
 pub mod inspect;
 pub mod knn;
+pub mod linear;
 pub mod probe;
 pub mod quickstart;
 pub mod train;

@@ -5,6 +5,7 @@ use clap::Args;
 
 use super::knn::Evaluated;
 use crate::eval::ProbeConfig;
+use crate::eval::compare::Kind;
 
 /// Arguments of `bt-stream probe`.
 #[derive(Args, Debug)]
@@ -20,7 +21,10 @@ pub struct ProbeArgs {
     /// Most L-BFGS iterations of a fit
     #[arg(long, default_value_t = 150)]
     iterations: usize,
-    /// Decides what is held out
+    /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    labels: f64,
+    /// Decides what is held out, and which labels are used
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
@@ -36,5 +40,13 @@ pub fn run(args: ProbeArgs) -> Result<()> {
         max_iterations: args.iterations,
         seed: args.seed,
     };
-    args.what.measure(|kind| kind.score(None, Some(&options)))
+    let (share, seed) = (args.labels, args.seed);
+    args.what.measure(|kind| {
+        if share == 1.0 {
+            return kind.score(None, Some(&options));
+        }
+        let (name, test) = (kind.name.clone(), kind.test.clone());
+        let train = kind.train.few_labels(share, seed)?;
+        Kind { name, train, test }.score(None, Some(&options))
+    })
 }

@@ -60,7 +60,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     let mut phases = Phases { last: begun, rows: Vec::new() };
 
     eprintln!("1/4 drawing {} + {} images into shards", args.images, args.test_images);
-    draw_shards(&args)?;
+    draw_shards(&args.dir.join("data"), args.images, args.test_images, args.seed)?;
     phases.lap("draw and pack");
 
     let config = configuration(&args)?;
@@ -145,21 +145,24 @@ fn prepare_folder(dir: &Path) -> Result<()> {
     write_atomically(&marker, b"bt-stream quickstart made this folder and may replace it.\n")
 }
 
-fn draw_shards(args: &QuickstartArgs) -> Result<()> {
-    let folder = args.dir.join("data");
-    let bar = progress(args.images + args.test_images, "drawn")?;
+/// Draws the embedded data set and packs it into `folder` as `train` and `test`.
+///
+/// # Errors
+/// A folder that cannot be written.
+pub fn draw_shards(folder: &Path, images: u64, test_images: u64, seed: u64) -> Result<()> {
+    let bar = progress(images + test_images, "drawn")?;
     let mut before = 0;
-    for (name, split, images) in [("train", 0, args.images), ("test", 1, args.test_images)] {
-        let spec = Spec { images, split, seed: args.seed, ..Spec::default() };
+    for (name, split, images) in [("train", 0, images), ("test", 1, test_images)] {
+        let spec = Spec { images, split, seed, ..Spec::default() };
         let options = PackOptions {
             prefix: name.into(),
             samples_per_shard: Some(1000),
             overwrite: true,
             ..PackOptions::default()
         };
-        let origin = format!("drawn by the program, seed {}, {name}", args.seed);
+        let origin = format!("drawn by the program, seed {seed}, {name}");
         let source = SynthSource::new(spec)?;
-        pack(&source, &folder, &origin, &options, &mut |p| bar.set_position(before + p.done))?;
+        pack(&source, folder, &origin, &options, &mut |p| bar.set_position(before + p.done))?;
         before += images;
     }
     bar.finish_and_clear();

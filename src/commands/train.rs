@@ -80,6 +80,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
             summary.limit,
             summary.checkpoint.display()
         );
+        if !summary.embeddings.is_empty() {
+            println!("{}", summary.embeddings);
+        }
     }
     Ok(())
 }

@@ -1,6 +1,9 @@
 //! Features of a shard set: one row for each sample.
 
+use std::collections::HashSet;
+
 use anyhow::{Result, bail};
+use bt_pipeline::shard::{Selection, select};
 
 /// A row-major matrix `[samples, dim]` with the samples' labels.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -107,6 +110,19 @@ impl Features {
         kept
     }
 
+    /// A share of each class's rows, at least one of each, drawn by `seed`: few labels.
+    ///
+    /// # Errors
+    /// A share outside (0, 1].
+    pub fn few_labels(&self, share: f64, seed: u64) -> Result<Features> {
+        let labels: Vec<Option<u32>> =
+            self.labels.iter().map(|l| (*l != Self::NO_LABEL).then_some(*l)).collect();
+        let selection =
+            Selection { shuffle: Some(seed), fraction: Some(share), ..Selection::default() };
+        let chosen: HashSet<usize> = select(&labels, &selection)?.into_iter().collect();
+        Ok(self.select(|row| chosen.contains(&row)))
+    }
+
     /// Makes every row a unit vector; rows of zeros stay.
     pub fn normalize(&mut self) {
         for row in self.values.chunks_exact_mut(self.dim.max(1)) {
@@ -153,6 +169,16 @@ mod tests {
             (&[5., 6.][..], &[0, 2][..], &[7, 9][..])
         );
         assert_eq!(kept.classes(), 3);
+    }
+
+    #[test]
+    fn few_labels_are_a_share_of_each_class() {
+        let labels: Vec<u32> = (0..1000).map(|i| u32::from(i % 10 == 0)).collect();
+        let all = Features::from_parts(1, vec![0.5; 1000], labels).unwrap();
+        let few = all.few_labels(0.05, 3).unwrap();
+        assert_eq!((few.len(), few.labels().iter().sum::<u32>()), (50, 5));
+        assert_ne!(few.samples(), all.few_labels(0.05, 4).unwrap().samples());
+        assert!(all.few_labels(0.0, 1).is_err());
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //! - [`compare`]: a checkpoint beside the floor, as the commands print it.
 //! - [`knn`]: the weighted nearest-neighbour classifier.
 //! - [`probe`]: the linear classifier on stored features.
+//! - [`online`]: a linear classifier that learns beside the training.
+//! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 
@@ -18,10 +20,13 @@ pub mod encode;
 pub mod features;
 pub mod knn;
 mod lbfgs;
+pub mod linear;
 pub mod npy;
+pub mod online;
 pub mod probe;
 
 pub use encode::knn_during_training;
 pub use features::Features;
 pub use knn::{KnnConfig, knn_accuracy};
+pub use online::OnlineProbe;
 pub use probe::{Accuracy, Probe, ProbeConfig};

@@ -16,7 +16,7 @@
 //! dimension 8192 this is 24 times less arithmetic. With larger batches C (then the smaller
 //! matrix) is formed once.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
@@ -24,7 +24,11 @@ use super::cross_entropy::log_sum_exp_terms;
 use super::embeddings::{Pair, column_fold2, with_pair};
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
-use super::{CorrelationStats, LossOutput, Objective, Registration, not_negative, parse, positive};
+use super::{
+    CorrelationStats, Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration,
+    not_negative, parse, positive,
+};
+use crate::nn::storage;
 
 /// `method = "barlow"`.
 pub const REGISTRATION: Registration = Registration {
@@ -93,6 +97,10 @@ pub struct BarlowConfig {
     pub loss: Shape,
     /// Temperature of the cross-entropy form.
     pub temperature: f64,
+    /// View b's embeddings are a fixed target (the paper's asymmetry ablation).
+    pub stop_gradient: bool,
+    /// Hidden width of a predictor behind view a's embeddings; 0 for none (likewise).
+    pub predictor: usize,
 }
 
 impl Default for BarlowConfig {
@@ -105,6 +113,8 @@ impl Default for BarlowConfig {
             normalize: Normalize::Batch,
             loss: Shape::Squared,
             temperature: 0.1,
+            stop_gradient: false,
+            predictor: 0,
         }
     }
 }
@@ -144,12 +154,31 @@ impl Objective for Barlow {
         super::to_table(&self.config)
     }
 
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput> {
-        barlow_twins(z_a, z_b, &self.config)
+    fn needs(&self) -> Needs {
+        let hidden = self.config.predictor;
+        let predictor = (hidden > 0).then_some(PredictorShape { hidden, both: false });
+        Needs { predictor, ..Needs::default() }
+    }
+
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
+        let from = match (&seen.predicted, self.config.predictor) {
+            (Some((predicted, _)), 1..) => predicted,
+            (None, 1..) => bail!("barlow: the predictor's outputs are missing"),
+            _ => &seen.a,
+        };
+        let mut out = barlow_twins(from, &seen.b, &self.config)?;
+        if self.config.stop_gradient {
+            storage::with_mut(&out.grad_b, |grad| grad.fill(0.0))?;
+        }
+        if self.config.predictor > 0 {
+            out.grad_predicted = Some(out.grad_a.force_contiguous()?);
+            storage::with_mut(&out.grad_a, |grad| grad.fill(0.0))?;
+        }
+        Ok(out)
     }
 }
 
-/// The loss of equation 1 (or the ablation that `config` asks for) at the embeddings `z_a` and
+/// The loss of equation 1 (or the symmetric ablation that `config` asks for) at the embeddings `z_a` and
 /// `z_b`, both `[batch, dim]`, with its gradients.
 ///
 /// C itself is not formed where that is slower; see [`cross_correlation`].

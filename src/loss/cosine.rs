@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::embeddings::{dot, with_pair};
 use super::normalize::{Norm, Normalized};
-use super::{LossOutput, Objective, Registration, parse};
+use super::{Embeddings, LossOutput, Objective, Registration, parse};
 
 /// `method = "cosine"`.
 pub const REGISTRATION: Registration = Registration {
@@ -52,8 +52,8 @@ impl Objective for Cosine {
         super::to_table(&self.config)
     }
 
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput> {
-        cosine(z_a, z_b, &self.config)
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
+        cosine(&seen.a, &seen.b, &self.config)
     }
 }
 

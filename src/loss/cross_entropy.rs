@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use super::barlow::{BarlowConfig, BarlowTerms, Terms, Twins};
 use super::embeddings::column_fold;
-use super::exp::exp;
+use super::exp::{exp, positive_exps};
 use super::matmul::{Mat, matmul_serial};
 
 /// Rows of a tile of C (dimensions of view a).
@@ -175,16 +175,7 @@ impl ColumnBand {
                 *c_ii = 0.0;
                 self.sum -= f64::from(exp(-shift));
             }
-            let mut sums = [0f32; 8];
-            for chunk in row.chunks_mut(8) {
-                for (x, sum) in chunk.iter_mut().zip(&mut sums) {
-                    let c = *x * to_exponent;
-                    let e = exp(c.max(0.0) - shift);
-                    *sum += e;
-                    *x = if c > 0.0 { e } else { 0.0 };
-                }
-            }
-            self.sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            self.sum += positive_exps(row, to_exponent, shift);
         }
     }
 

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use super::barlow::{BarlowConfig, barlow_twins};
 use super::embeddings::{Pair, column_fold, dot, with_pair};
 use super::linalg::symmetric_eigenvalues;
 use super::matmul::{Mat, matmul};
@@ -28,8 +29,17 @@ pub struct Diagnostics {
     /// they spread evenly over the sphere, 0 when they collapse to a point (Chen and He, 2021,
     /// section 4.1).
     pub spread: f64,
-    /// Eigenvalues of view a's covariance, from large to small: min(samples, dim) of them.
+    /// Eigenvalues of view a's covariance, from large to small: min(samples, dim) of them, or
+    /// those that [`Diagnostics::thinned`] kept.
     pub spectrum: Vec<f64>,
+    /// The place of each eigenvalue in the whole spectrum, from 1 on.
+    pub ranks: Vec<usize>,
+    /// Eigenvalues in the whole spectrum.
+    pub directions: usize,
+    /// Mean of the diagonal of the views' cross-correlation C.
+    pub on_diag: f64,
+    /// Root mean square of C's other elements.
+    pub off_diag: f64,
     /// exp(entropy of the normalised spectrum): how many directions are used (Roy and Vetterli,
     /// 2007). At most min(samples - 1, dim).
     pub effective_rank: f64,
@@ -67,7 +77,25 @@ impl Diagnostics {
     ///
     /// Shapes that differ, or are not `[batch, dim]` with at least two samples.
     pub fn measure(z_a: &Tensor, z_b: &Tensor) -> Result<Self> {
-        with_pair(z_a, z_b, |pair| Ok(Self::of(pair)))
+        let c = barlow_twins(z_a, z_b, &BarlowConfig::default())?.correlation;
+        let (on_diag, off_diag) =
+            c.map_or((0.0, 0.0), |c| (c.on_diag_mean, c.off_diag_rms.unwrap_or(0.0)));
+        with_pair(z_a, z_b, |pair| Ok(Self { on_diag, off_diag, ..Self::of(pair) }))
+    }
+
+    /// With at most `most` eigenvalues, evenly spread over the logarithm of their rank, so that a
+    /// line of metrics stays short.
+    pub fn thinned(&self, most: usize) -> Self {
+        let (count, mut ranks) = (self.spectrum.len(), Vec::new());
+        let last = (count.max(2) as f64).ln();
+        for step in 0..most {
+            let rank = (last * step as f64 / (most.max(2) - 1) as f64).exp().round() as usize;
+            if rank <= count && ranks.last() != Some(&rank) {
+                ranks.push(rank);
+            }
+        }
+        let spectrum = ranks.iter().map(|rank| self.spectrum[rank - 1]).collect();
+        Self { spectrum, ranks, ..self.clone() }
     }
 
     fn of(pair: Pair<'_>) -> Self {
@@ -83,7 +111,11 @@ impl Diagnostics {
             std_min: std.iter().copied().fold(f64::INFINITY, f64::min),
             spread,
             effective_rank: effective_rank(&spectrum),
+            ranks: (1..=spectrum.len()).collect(),
+            directions: spectrum.len(),
             spectrum,
+            on_diag: 0.0,
+            off_diag: 0.0,
             alignment: alignment(&unit_a, &unit_b),
             uniformity: uniformity(&unit_a),
             information,
@@ -93,7 +125,7 @@ impl Diagnostics {
 
     /// The judgement in one word; [`Diagnostics::describe`] gives its reasons.
     pub fn health(&self) -> Health {
-        let possible = self.spectrum.len().saturating_sub(1).max(1) as f64;
+        let possible = self.directions.saturating_sub(1).max(1) as f64;
         if self.spread.is_nan() || self.spread < 0.1 {
             Health::Collapsed
         } else if self.effective_rank < 3.0 || self.effective_rank < 0.02 * possible {
@@ -107,14 +139,14 @@ impl Diagnostics {
     pub fn describe(&self) -> String {
         let figures = format!(
             "spread {:.2} of 1, effective rank {:.1} of {}",
-            self.spread,
-            self.effective_rank,
-            self.spectrum.len()
+            self.spread, self.effective_rank, self.directions
         );
         match self.health() {
             Health::Healthy => format!("embeddings are spread ({figures})"),
             Health::FewDirections => format!("embeddings vary in few directions only ({figures})"),
-            Health::Collapsed => format!("embeddings have collapsed to one point ({figures})"),
+            Health::Collapsed => {
+                format!("embeddings look collapsed: all are nearly the same ({figures})")
+            }
         }
     }
 }
@@ -226,6 +258,13 @@ mod tests {
         assert!(got.effective_rank > 15.0 && got.effective_rank <= 16.0, "{got:?}");
         assert!((got.spread - 1.0).abs() < 0.05, "{got:?}");
         assert!(got.information > got.information_given_image, "{got:?}");
+        assert!(got.on_diag > 0.5 && got.off_diag < 0.2, "{got:?}");
+        let thin = got.thinned(5);
+        assert_eq!(
+            (thin.ranks.clone(), thin.spectrum[4]),
+            (vec![1, 2, 4, 8, 16], got.spectrum[15])
+        );
+        assert_eq!(thin.describe(), got.describe());
         assert!(got.spectrum.is_sorted_by(|a, b| a >= b) && got.spectrum.len() == 16);
         // The trace is the sum of the variances over n - 1.
         let variance = got.std_mean * got.std_mean * 400.0 / 399.0;

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::embeddings::{Pair, with_pair};
 use super::linalg::cholesky_inverse;
 use super::matmul::{Mat, matmul};
-use super::{LossOutput, Objective, Registration, not_negative, parse};
+use super::{Embeddings, LossOutput, Objective, Registration, not_negative, parse};
 
 /// `method = "imax"`.
 pub const REGISTRATION: Registration = Registration {
@@ -63,8 +63,8 @@ impl Objective for Imax {
         super::to_table(&self.config)
     }
 
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput> {
-        imax(z_a, z_b, &self.config)
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
+        imax(&seen.a, &seen.b, &self.config)
     }
 }
 

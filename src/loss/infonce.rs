@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::embeddings::with_pair;
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
-use super::{LossOutput, Objective, Registration, exp::exp, parse, positive};
+use super::{Embeddings, LossOutput, Objective, Registration, exp::shifted_exps, parse, positive};
 
 /// `method = "infonce"`.
 pub const REGISTRATION: Registration = Registration {
@@ -54,8 +54,8 @@ impl Objective for InfoNce {
         super::to_table(&self.config)
     }
 
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput> {
-        infonce(z_a, z_b, &self.config)
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
+        infonce(&seen.a, &seen.b, &self.config)
     }
 }
 
@@ -111,14 +111,10 @@ pub(crate) fn softmax_rows(
             let similarity = f64::from(row[positive]) * inverse_t;
             row[skip] = f32::NEG_INFINITY;
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let mut sum = 0.0;
-            for x in row.iter_mut() {
-                *x = exp((*x - max) * inverse_t as f32);
-            }
+            // The largest stands in for what is left out; its share is taken away again.
+            row[skip] = max;
+            let sum = shifted_exps(row, max, inverse_t as f32) - 1.0;
             row[skip] = 0.0;
-            for chunk in row.chunks(8) {
-                sum += chunk.iter().map(|&e| f64::from(e)).sum::<f64>();
-            }
             let to_grad = (inverse_t / (sum * count)) as f32;
             row.iter_mut().for_each(|e| *e *= to_grad);
             row[positive] -= (inverse_t / count) as f32;

@@ -11,6 +11,8 @@ const BLOCK_ROWS: usize = 256;
 const BLOCK_COLS: usize = 512;
 /// A long inner dimension is cut here when the output alone gives too few blocks.
 const BLOCK_INNER: usize = 1024;
+/// Rows of a block of a symmetric product.
+const GRAM_ROWS: usize = 128;
 /// Products below this many multiplications run on the calling thread.
 const SERIAL_BELOW: usize = 1 << 20;
 
@@ -174,6 +176,35 @@ pub(crate) fn matmul_into<T: Float>(a: Mat<'_, T>, b: Mat<'_, T>, out: &mut [T])
     });
 }
 
+/// `a * a^T`, of whose blocks only those on and above the diagonal are computed.
+pub(crate) fn gram<T: Float>(a: Mat<'_, T>) -> Vec<T> {
+    let n = a.rows;
+    let starts = || (0..n).step_by(GRAM_ROWS);
+    let pairs: Vec<(usize, usize)> =
+        starts().flat_map(|i| starts().filter(move |j| *j >= i).map(move |j| (i, j))).collect();
+    let part = |from: usize| a.rows(from, GRAM_ROWS.min(n - from));
+    let blocks: Vec<Vec<T>> = pairs
+        .par_iter()
+        .map(|&(i, j)| {
+            let (rows, columns) = (part(i), part(j));
+            let mut block = vec![T::default(); rows.rows * columns.rows];
+            matmul_serial(rows, columns.t(), &mut block, columns.rows, false);
+            block
+        })
+        .collect();
+    let mut out = vec![T::default(); n * n];
+    for ((i, j), block) in pairs.into_iter().zip(&blocks) {
+        let width = part(j).rows;
+        for (r, row) in block.chunks_exact(width).enumerate() {
+            out[(i + r) * n + j..][..width].copy_from_slice(row);
+            for (c, &value) in row.iter().enumerate() {
+                out[(j + c) * n + i + r] = value;
+            }
+        }
+    }
+    out
+}
+
 /// A small output with a long inner dimension (a Gram matrix): the inner dimension is cut, and
 /// the partial products are added in order, in f64.
 fn matmul_long_inner<T: Float>(a: Mat<'_, T>, b: Mat<'_, T>, out: &mut [T]) {
@@ -232,6 +263,16 @@ mod tests {
                 let (got, want) = (matmul(a, b), naive(a, b));
                 assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-9), "{m} {n} {k}");
             }
+        }
+    }
+
+    #[test]
+    fn a_symmetric_product_is_the_naive_one() {
+        for (n, k) in [(1, 3), (128, 5), (129, 40), (300, 7)] {
+            let a = ramp(n * k, 4);
+            let a = Mat::new(&a, n, k);
+            let (got, want) = (gram(a), naive(a, a.t()));
+            assert!(got.iter().zip(&want).all(|(g, w)| (g - w).abs() < 1e-9), "{n} {k}");
         }
     }
 

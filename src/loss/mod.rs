@@ -1,18 +1,23 @@
 //! Objectives: from the embeddings of two views to a loss and its gradient in closed form.
 //!
 //! The step calls [`Objective::evaluate`] between the network's forward and backward pass. Each
-//! objective is one file with its formula, paper and equation, and one line in [`OBJECTIVES`].
+//! objective is one file with its formula, paper and equation, and one line in [`OBJECTIVES`]. An
+//! objective that wants more than two embeddings says so in [`Objective::needs`]: the
+//! [`Learner`](crate::learner::Learner) then keeps a predictor or a momentum teacher for it.
 //!
 //! # Layout
 //!
 //! - [`barlow`]: equations 1 and 2 of the paper and their ablations; [`cross_entropy`] is its
 //!   soft-max form.
 //! - [`infonce`], [`ntxent`], [`cosine`], [`imax`]: the objectives the paper compares with.
+//! - [`simsiam`], [`byol`], [`moco`]: those with a predictor, a teacher or a queue.
 //! - [`diagnostics`]: whether embeddings collapse, and how much they keep.
 //! - `embeddings`, `normalize`, `matmul`, `linalg`, `exp`: what the objectives share.
 //!
 //! Every sum has a fixed order and every product fixed blocks: results do not depend on the
 //! number of threads.
+
+use std::collections::HashMap;
 
 use anyhow::{Context, bail};
 use candle_core::{Device, Result, Tensor};
@@ -20,12 +25,15 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub mod barlow;
+pub mod byol;
 pub mod cosine;
 pub mod cross_entropy;
 pub mod diagnostics;
 pub mod imax;
 pub mod infonce;
+pub mod moco;
 pub mod ntxent;
+pub mod simsiam;
 
 mod embeddings;
 mod exp;
@@ -42,6 +50,9 @@ pub const OBJECTIVES: &[Registration] = &[
     ntxent::REGISTRATION,
     cosine::REGISTRATION,
     imax::REGISTRATION,
+    simsiam::REGISTRATION,
+    byol::REGISTRATION,
+    moco::REGISTRATION,
 ];
 
 /// A loss over the embeddings of two views, with its gradient.
@@ -52,12 +63,99 @@ pub trait Objective: Send {
     /// The options in effect, defaults included.
     fn options(&self) -> toml::Table;
 
-    /// The loss and its gradients at `z_a` and `z_b`, both `[batch, dim]`.
+    /// What it wants beside the network's embeddings.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// The loss and its gradients. Nothing that the next call depends on changes here.
     ///
     /// # Errors
     ///
-    /// Shapes that differ or are not `[batch, dim]` with at least two samples.
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput>;
+    /// Shapes that differ or are not `[batch, dim]` with at least two samples, or an absent part
+    /// that [`Objective::needs`] asked for.
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput>;
+
+    /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Objective::evaluate`].
+    fn advance(&mut self, _seen: &Embeddings) -> Result<()> {
+        Ok(())
+    }
+
+    /// What a checkpoint needs beside the options. The tensors share memory with the objective:
+    /// write them out before the next step.
+    fn state(&self) -> Vec<(String, Tensor)> {
+        Vec::new()
+    }
+
+    /// Takes out of `state` what [`Objective::state`] gave.
+    ///
+    /// # Errors
+    ///
+    /// A tensor of a shape that does not fit the options.
+    fn load_state(&mut self, _state: &mut HashMap<String, Tensor>) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What the networks made of a batch.
+#[derive(Clone, Debug)]
+pub struct Embeddings {
+    /// The network's embeddings of view a, `[batch, dim]`.
+    pub a: Tensor,
+    /// Those of view b.
+    pub b: Tensor,
+    /// The predictor's outputs at `a`, and at `b` where both views go through it.
+    pub predicted: Option<(Tensor, Option<Tensor>)>,
+    /// The momentum teacher's embeddings of both views.
+    pub teacher: Option<[Tensor; 2]>,
+}
+
+impl Embeddings {
+    /// The network's embeddings alone (shared memory).
+    pub fn of(a: &Tensor, b: &Tensor) -> Self {
+        Embeddings { a: a.clone(), b: b.clone(), predicted: None, teacher: None }
+    }
+}
+
+/// What an objective wants beside the network.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Needs {
+    /// A trained multi-layer perceptron behind the embeddings.
+    pub predictor: Option<PredictorShape>,
+    /// A second network that follows the first.
+    pub teacher: Option<Momentum>,
+}
+
+/// A predictor: linear, BN, ReLU, linear, from and to the embeddings' dimension.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PredictorShape {
+    /// Width of its hidden layer.
+    pub hidden: usize,
+    /// Whether both views go through it, or only view a.
+    pub both: bool,
+}
+
+/// How slowly a teacher follows: `teacher = m teacher + (1 - m) network` after each step, where
+/// m goes from `base` to `last` along half a cosine (Grill et al., 2020, section 3.3).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Momentum {
+    /// m after the first step.
+    pub base: f64,
+    /// m at the end of the run.
+    pub last: f64,
+}
+
+impl Momentum {
+    /// m of step number `step` (from 0) of `steps`.
+    pub fn at(self, step: u64, steps: u64) -> f64 {
+        let done = step as f64 / steps.max(1) as f64;
+        let cosine = (std::f64::consts::PI * done.min(1.0)).cos();
+        self.last - (self.last - self.base) * 0.5 * (cosine + 1.0)
+    }
 }
 
 /// How an objective enters the program.
@@ -108,6 +206,9 @@ pub struct LossOutput {
     pub grad_a: Tensor,
     /// The rows of `grad` that belong to view b.
     pub grad_b: Tensor,
+    /// Gradient with respect to the predictor's outputs, view a's rows first; for objectives with
+    /// a predictor. `grad` then holds only what does not pass through it.
+    pub grad_predicted: Option<Tensor>,
 }
 
 /// Two figures of the cross-correlation matrix C.
@@ -133,7 +234,8 @@ impl LossOutput {
         let grad = Tensor::from_vec(grad, (2 * batch, dim), &Device::Cpu)?;
         let (grad_a, grad_b) = (grad.narrow(0, 0, batch)?, grad.narrow(0, batch, batch)?);
         let loss = invariance + redundancy;
-        Ok(Self { loss, invariance, redundancy, correlation, grad, grad_a, grad_b })
+        let grad_predicted = None;
+        Ok(Self { loss, invariance, redundancy, correlation, grad, grad_a, grad_b, grad_predicted })
     }
 }
 
@@ -156,6 +258,22 @@ fn positive(name: &str, value: f64) -> anyhow::Result<()> {
     bail!("{name} must be greater than 0, got {value}")
 }
 
+/// Checks that `value` lies between 0 and 1, both allowed.
+fn share(name: &str, value: f64) -> anyhow::Result<()> {
+    if (0.0..=1.0).contains(&value) {
+        return Ok(());
+    }
+    bail!("{name} must lie between 0 and 1, got {value}")
+}
+
+/// Checks that `value` is at least 1.
+fn at_least_one(name: &str, value: usize) -> anyhow::Result<()> {
+    if value == 0 {
+        bail!("{name} must be at least 1");
+    }
+    Ok(())
+}
+
 /// Checks that `value` is finite and not negative.
 fn not_negative(name: &str, value: f64) -> anyhow::Result<()> {
     if value.is_finite() && value >= 0.0 {
@@ -165,4 +283,4 @@ fn not_negative(name: &str, value: f64) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::embeddings::with_pair;
 use super::infonce::softmax_rows;
-use super::matmul::{Mat, matmul};
+use super::matmul::{Mat, gram, matmul};
 use super::normalize::{Norm, Normalized};
-use super::{LossOutput, Objective, Registration, parse, positive};
+use super::{Embeddings, LossOutput, Objective, Registration, parse, positive};
 
 /// `method = "ntxent"`.
 pub const REGISTRATION: Registration = Registration {
@@ -54,8 +54,8 @@ impl Objective for NtXent {
         super::to_table(&self.config)
     }
 
-    fn evaluate(&mut self, z_a: &Tensor, z_b: &Tensor) -> Result<LossOutput> {
-        ntxent(z_a, z_b, &self.config)
+    fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
+        ntxent(&seen.a, &seen.b, &self.config)
     }
 }
 
@@ -69,7 +69,7 @@ pub fn ntxent(z_a: &Tensor, z_b: &Tensor, config: &NtXentConfig) -> Result<LossO
         let (n, dim) = (pair.batch, pair.dim);
         let z = Normalized::new(&[pair.a, pair.b].concat(), dim, Norm::Unit);
         let z_mat = Mat::new(&z.hat, 2 * n, dim);
-        let mut s = matmul(z_mat, z_mat.t());
+        let mut s = gram(z_mat);
         let rows = softmax_rows(&mut s, 2 * n, config.temperature, |i| ((i + n) % (2 * n), i));
         add_transpose(&mut s, 2 * n);
         let mut grad = matmul(Mat::new(&s, 2 * n, 2 * n), z_mat);

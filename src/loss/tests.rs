@@ -68,7 +68,7 @@ fn every_objective_gives_the_reference_values_and_gradients() {
     for (name, want) in json["value"].as_object().unwrap() {
         let want = want.as_f64().unwrap();
         let mut objective = golden_objective(name, number("lambda_"), number("temperature"));
-        let out = objective.evaluate(&z_a, &z_b).unwrap();
+        let out = objective.evaluate(&Embeddings::of(&z_a, &z_b)).unwrap();
         let errors = [
             (out.loss / want - 1.0).abs(),
             relative(&to_vec(&out.grad_a), &to_vec(&tensor(&format!("{name}.grad_a")))),
@@ -107,7 +107,7 @@ fn gradients_equal_finite_differences() {
             let (z_a, z_b) = pair_of(batch, dim, 3);
             let what = format!("{name} {options} at [{batch}, {dim}]");
             let mut objective = build(name, options).unwrap();
-            let out = objective.evaluate(&z_a, &z_b).unwrap();
+            let out = objective.evaluate(&Embeddings::of(&z_a, &z_b)).unwrap();
             for (grad, first) in [(&out.grad_a, true), (&out.grad_b, false)] {
                 // Along the gradient's own direction, where the difference is largest.
                 let norm = grad.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
@@ -117,7 +117,7 @@ fn gradients_equal_finite_differences() {
                     let step = step.affine(sign, 0.0).unwrap();
                     let moved = if first { (&z_a + step).unwrap() } else { (&z_b + step).unwrap() };
                     let (a, b) = if first { (&moved, &z_b) } else { (&z_a, &moved) };
-                    objective.evaluate(a, b).unwrap().loss
+                    objective.evaluate(&Embeddings::of(a, b)).unwrap().loss
                 };
                 let slope = (at(1.0) - at(-1.0)) / 4e-3;
                 assert!((slope / norm - 1.0).abs() < 0.01, "{what}: {slope} against {norm}");
@@ -133,7 +133,8 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let outputs = variants().into_iter().map(|(name, options)| {
-                let out = build(name, options).unwrap().evaluate(&z_a, &z_b).unwrap();
+                let out =
+                    build(name, options).unwrap().evaluate(&Embeddings::of(&z_a, &z_b)).unwrap();
                 (out.loss.to_bits(), to_vec(&out.grad))
             });
             outputs.collect::<Vec<_>>()
@@ -156,10 +157,11 @@ fn tiles_of_the_cross_entropy_join_at_awkward_sizes() {
         }
     }
     let options = toml! { loss = "cross_entropy" terms = "redundancy" lambda = 1.0 };
-    let out = build("barlow", options.clone()).unwrap().evaluate(&z_a, &z_b).unwrap();
+    let out =
+        build("barlow", options.clone()).unwrap().evaluate(&Embeddings::of(&z_a, &z_b)).unwrap();
     assert!((out.loss / sum.ln() - 1.0).abs() < 1e-6);
     // Exchanging the views exchanges the gradients, which come from different tile loops.
-    let swapped = build("barlow", options).unwrap().evaluate(&z_b, &z_a).unwrap();
+    let swapped = build("barlow", options).unwrap().evaluate(&Embeddings::of(&z_b, &z_a)).unwrap();
     assert!(relative(&to_vec(&out.grad_a), &to_vec(&swapped.grad_b)) < 1e-5);
     assert!(relative(&to_vec(&out.grad_b), &to_vec(&swapped.grad_a)) < 1e-5);
 }
@@ -176,12 +178,11 @@ fn unknown_names_and_options_are_answered_with_the_known_ones() {
 fn views_of_different_shape_are_refused() {
     let (a, _) = pair_of(4, 3, 1);
     let (b, _) = pair_of(4, 2, 1);
+    let single = a.narrow(0, 0, 1).unwrap();
     for registration in OBJECTIVES {
         let mut objective = (registration.build)(toml::Table::new()).unwrap();
-        assert!(objective.evaluate(&a, &b).is_err());
-        assert!(
-            objective.evaluate(&a.narrow(0, 0, 1).unwrap(), &a.narrow(0, 0, 1).unwrap()).is_err()
-        );
+        assert!(objective.evaluate(&Embeddings::of(&a, &b)).is_err());
+        assert!(objective.evaluate(&Embeddings::of(&single, &single)).is_err());
     }
 }
 

@@ -177,6 +177,7 @@ mod tests {
             stem: Stem::Cifar,
             zero_init: false,
             projector: ProjectorWidths(vec![16]),
+            ..Default::default()
         };
         let optimizer = OptimizerKind::AdamW;
         let bench = StepBench { model, optimizer, batch: 2, size: (8, 8), warmup: 1, steps: 2 };

@@ -120,6 +120,11 @@ pub struct ModelConfig {
     pub zero_init: bool,
     /// Widths of the projector.
     pub projector: ProjectorWidths,
+    /// Whether BatchNorm stands between the projector's layers; without it they have biases.
+    pub projector_batch_norm: bool,
+    /// Whether BatchNorm (with scale and shift, without ReLU) ends the projector, as in SimSiam and
+    /// MoCo v3. Barlow Twins normalises in its loss instead.
+    pub projector_output_norm: bool,
 }
 
 impl Default for ModelConfig {
@@ -130,6 +135,8 @@ impl Default for ModelConfig {
             stem: Stem::Imagenet,
             zero_init: true,
             projector: ProjectorWidths(vec![8192; 3]),
+            projector_batch_norm: true,
+            projector_output_norm: false,
         }
     }
 }

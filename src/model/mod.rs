@@ -1,9 +1,10 @@
-//! The twin network: backbone (ResNet) and projector.
+//! The twin network: backbone (ResNet) and projector; the predictor that some objectives put behind it.
 
 mod bench;
 mod config;
 mod export;
 mod init;
+mod predictor;
 mod projector;
 mod resnet;
 mod state;
@@ -14,6 +15,7 @@ mod twin_net;
 pub use bench::{StepBench, StepTime, StepTimings, bench_step};
 pub use config::{Arch, ModelConfig, ProjectorWidths, Stem};
 pub use export::export_backbone;
-pub use projector::Projector;
+pub use predictor::Predictor;
+pub use projector::{Projector, ProjectorLayers};
 pub use resnet::ResNet;
 pub use twin_net::TwinNet;

@@ -1,35 +1,71 @@
-//! The projector as the authors write it: linear layers without bias, BatchNorm and ReLU between.
+//! The projector as the authors write it: linear layers without bias, BatchNorm and ReLU between;
+//! and what its ablations and other methods' projectors and predictors change about that.
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::nn::{BatchNorm, Linear, Param, Workspace};
+use crate::nn::{BatchNorm, Linear, Param, Relu, Workspace};
 
 /// Linear, BN, ReLU, .., Linear: features `[N, F]` to embeddings `[N, D]`. Without any widths it is
 /// the identity.
 pub struct Projector {
-    hidden: Vec<(Linear, BatchNorm)>,
+    hidden: Vec<(Linear, Between)>,
     last: Option<Linear>,
+    output_norm: Option<BatchNorm>,
+}
+
+/// What follows a hidden linear layer.
+enum Between {
+    /// BatchNorm with ReLU.
+    Norm(BatchNorm),
+    /// ReLU alone.
+    Relu(Relu),
+}
+
+/// The layers of a [`Projector`].
+#[derive(Clone, Copy, Debug)]
+pub struct ProjectorLayers<'a> {
+    /// Input dimension.
+    pub input: usize,
+    /// Output dimension of each linear layer.
+    pub widths: &'a [usize],
+    /// BatchNorm between the layers; without it they have biases.
+    pub batch_norm: bool,
+    /// BatchNorm behind the last layer.
+    pub output_norm: bool,
+    /// A bias in the last layer.
+    pub output_bias: bool,
 }
 
 impl Projector {
-    /// A projector whose tensors are named `{name}.0.weight`, `{name}.1.weight`, ...
+    /// A projector whose tensors are named as in PyTorch's `Sequential`: `{name}.0.weight`,
+    /// `{name}.1.weight`, ...
     ///
     /// # Errors
     /// When the device cannot allocate.
-    pub fn new(name: &str, input: usize, widths: &[usize], device: &Device) -> Result<Self> {
-        let Some((&last, hidden)) = widths.split_last() else {
-            return Ok(Self { hidden: Vec::new(), last: None });
+    pub fn new(name: &str, layers: ProjectorLayers<'_>, device: &Device) -> Result<Self> {
+        let Some((&last, widths)) = layers.widths.split_last() else {
+            return Ok(Self { hidden: Vec::new(), last: None, output_norm: None });
         };
-        let mut from = input;
-        let mut layers = Vec::new();
-        for (i, &to) in hidden.iter().enumerate() {
-            let linear = Linear::new(&format!("{name}.{}", 3 * i), from, to, false, device)?;
-            let norm = BatchNorm::new(&format!("{name}.{}", 3 * i + 1), to, true, device)?;
-            layers.push((linear, norm));
+        let mut from = layers.input;
+        let mut index = 0..;
+        let mut named = || format!("{name}.{}", index.next().unwrap_or_default());
+        let mut hidden = Vec::new();
+        for &to in widths {
+            let linear = Linear::new(&named(), from, to, !layers.batch_norm, device)?;
+            let between = match layers.batch_norm {
+                true => Between::Norm(BatchNorm::new(&named(), to, true, device)?),
+                false => Between::Relu(Relu::default()),
+            };
+            named(); // ReLU has a number of its own in PyTorch.
+            hidden.push((linear, between));
             from = to;
         }
-        let last = Linear::new(&format!("{name}.{}", 3 * hidden.len()), from, last, false, device)?;
-        Ok(Self { hidden: layers, last: Some(last) })
+        let last_linear = Linear::new(&named(), from, last, layers.output_bias, device)?;
+        let output_norm = layers
+            .output_norm
+            .then(|| BatchNorm::new(&named(), last, false, device))
+            .transpose()?;
+        Ok(Self { hidden, last: Some(last_linear), output_norm })
     }
 
     /// Embeddings of features.
@@ -38,15 +74,20 @@ impl Projector {
     /// When shapes do not fit.
     pub fn forward(&mut self, features: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let mut x = features.clone();
-        for (linear, norm) in &mut self.hidden {
+        for (linear, between) in &mut self.hidden {
             let y = linear.forward(&x, ws)?;
-            x = norm.forward(&y, None, ws)?;
+            x = match between {
+                Between::Norm(norm) => norm.forward(&y, None, ws)?,
+                Between::Relu(relu) => relu.forward(&y, ws)?,
+            };
             ws.release(y);
         }
-        match &mut self.last {
-            Some(last) => last.forward(&x, ws),
-            None => Ok(x),
-        }
+        let Some(last) = &mut self.last else { return Ok(x) };
+        let y = last.forward(&x, ws)?;
+        let Some(norm) = &mut self.output_norm else { return Ok(y) };
+        let out = norm.forward(&y, None, ws)?;
+        ws.release(y);
+        Ok(out)
     }
 
     /// Sets every gradient from the embeddings' and returns the features', to be given back.
@@ -62,9 +103,20 @@ impl Projector {
             return Ok(dx);
         };
         let mut d = ws.take(&[n, last.weight().value.dims()[1]])?;
-        last.backward(grad, Some(&d), false)?;
-        for (linear, norm) in self.hidden.iter_mut().rev() {
-            norm.backward(&d, None)?;
+        match &mut self.output_norm {
+            None => last.backward(grad, Some(&d), false)?,
+            Some(norm) => {
+                let before = ws.take(grad.dims())?;
+                norm.backward(grad, Some(&before))?;
+                last.backward(&before, Some(&d), false)?;
+                ws.give(before);
+            }
+        }
+        for (linear, between) in self.hidden.iter_mut().rev() {
+            match between {
+                Between::Norm(norm) => norm.backward(&d, None)?,
+                Between::Relu(relu) => relu.backward(&d)?,
+            }
             let dx = ws.take(&[n, linear.weight().value.dims()[1]])?;
             linear.backward(&d, Some(&dx), false)?;
             ws.give(std::mem::replace(&mut d, dx));
@@ -81,21 +133,32 @@ impl Projector {
     /// Parameters in PyTorch's order.
     pub fn params(&mut self) -> Vec<&mut Param> {
         let mut all = Vec::new();
-        for (linear, norm) in &mut self.hidden {
+        for (linear, between) in &mut self.hidden {
             all.extend(linear.params());
-            all.extend([&mut norm.weight, &mut norm.bias]);
+            if let Between::Norm(norm) = between {
+                all.extend([&mut norm.weight, &mut norm.bias]);
+            }
         }
         all.extend(self.last.iter_mut().flat_map(Linear::params));
+        all.extend(self.output_norm.iter_mut().flat_map(|n| [&mut n.weight, &mut n.bias]));
         all
     }
 
     /// BatchNorm layers in PyTorch's order.
     pub fn norms(&self) -> Vec<&BatchNorm> {
-        self.hidden.iter().map(|(_, norm)| norm).collect()
+        let between = self.hidden.iter().filter_map(|(_, between)| match between {
+            Between::Norm(norm) => Some(norm),
+            Between::Relu(_) => None,
+        });
+        between.chain(&self.output_norm).collect()
     }
 
     /// BatchNorm layers in PyTorch's order.
     pub fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
-        self.hidden.iter_mut().map(|(_, norm)| norm).collect()
+        let between = self.hidden.iter_mut().filter_map(|(_, between)| match between {
+            Between::Norm(norm) => Some(norm),
+            Between::Relu(_) => None,
+        });
+        between.chain(&mut self.output_norm).collect()
     }
 }

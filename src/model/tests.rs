@@ -8,7 +8,7 @@ use super::*;
 
 fn small(arch: Arch, stem: Stem) -> ModelConfig {
     let projector = ProjectorWidths(vec![24, 16]);
-    ModelConfig { arch, width: 8, stem, zero_init: false, projector }
+    ModelConfig { arch, width: 8, stem, zero_init: false, projector, ..Default::default() }
 }
 
 fn images(n: usize, h: usize, w: usize) -> Tensor {

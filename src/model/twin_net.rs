@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::config::ModelConfig;
-use super::projector::Projector;
+use super::projector::{Projector, ProjectorLayers};
 use super::resnet::ResNet;
 use super::{init, state};
 use crate::nn::{Param, Workspace, storage};
@@ -33,11 +33,17 @@ impl TwinNet {
         if config.width == 0 || config.projector.0.contains(&0) {
             bail!("a network's widths must be at least 1");
         }
-        let widths = &config.projector.0;
+        let layers = ProjectorLayers {
+            input: config.feature_dim(),
+            widths: &config.projector.0,
+            batch_norm: config.projector_batch_norm,
+            output_norm: config.projector_output_norm,
+            output_bias: false,
+        };
         let mut net = Self {
             config: config.clone(),
             backbone: ResNet::new(BACKBONE, config, device)?,
-            projector: Projector::new(PROJECTOR, config.feature_dim(), widths, device)?,
+            projector: Projector::new(PROJECTOR, layers, device)?,
             ws: Workspace::new(device),
         };
         net.initialise(seed)?;
@@ -98,6 +104,30 @@ impl TwinNet {
         self.backbone.backward(&d, &mut self.ws)?;
         self.ws.give(d);
         Ok(())
+    }
+
+    /// Features `[N, F]` of images in training mode, of the backbone alone: for fine-tuning with
+    /// [`TwinNet::backward_features`]. They live in a buffer that the next pass overwrites.
+    ///
+    /// # Errors
+    /// When `images` is of another form.
+    pub fn features_train(&mut self, images: &Tensor) -> Result<Tensor> {
+        self.ws.training = true;
+        self.ws.groups = 1;
+        self.backbone.forward(images, &mut self.ws)
+    }
+
+    /// Sets the gradients of [`TwinNet::backbone_params`] from the features', `[N, F]`.
+    ///
+    /// # Errors
+    /// Without [`TwinNet::features_train`] before, or when the shape differs.
+    pub fn backward_features(&mut self, grad_features: &Tensor) -> Result<()> {
+        self.backbone.backward(grad_features, &mut self.ws)
+    }
+
+    /// The backbone's parameters, in PyTorch's order.
+    pub fn backbone_params(&mut self) -> Vec<&mut Param> {
+        self.backbone.params()
     }
 
     /// Features `[N, F]` of images `[N, H, W, 3]` in evaluation mode: the backbone alone, running

@@ -19,6 +19,8 @@ pub struct Chart {
     pub title: String,
     /// Under the x axis.
     pub x_label: String,
+    /// A logarithmic x axis; points that are not positive are left out.
+    pub log_x: bool,
     /// A logarithmic y axis; points that are not positive are left out.
     pub log_y: bool,
     /// y is a share, 0 to 1, and shown as a percentage.
@@ -26,6 +28,9 @@ pub struct Chart {
     /// The lines.
     pub series: Vec<Series>,
 }
+
+/// Colours of lines in the style sheet, `s0` and so on.
+const COLOURS: usize = 8;
 
 /// The drawing's size in its own units; the page scales it to its column. Small, so
 /// that the letters stay readable on a phone.
@@ -52,9 +57,10 @@ impl Chart {
             .filter(|(_, points)| points.len() > 1)
             .collect();
         let all = || drawn.iter().flat_map(|(_, points)| points.iter().copied());
-        let (Some(x), Some(y)) =
-            (Axis::over(all().map(|p| p.0), false), Axis::over(all().map(|p| p.1), self.log_y))
-        else {
+        let (Some(x), Some(y)) = (
+            Axis::over(all().map(|p| p.0), self.log_x),
+            Axis::over(all().map(|p| p.1), self.log_y),
+        ) else {
             return String::new();
         };
         let mut out = format!(
@@ -71,20 +77,66 @@ impl Chart {
                 let verb = if path.is_empty() { 'M' } else { 'L' };
                 let _ = write!(path, "{verb}{px:.1} {py:.1}");
             }
-            let _ = write!(out, "<path class=\"line s{}\" d=\"{path}\"/>", i % 4);
+            let _ = write!(out, "<path class=\"line s{}\" d=\"{path}\"/>", i % COLOURS);
         }
         out.push_str("</svg><div class=\"legend\">");
         for (i, _) in &drawn {
             let name = escape(&self.series[*i].name);
-            let _ = write!(out, "<span><i class=\"s{}\"></i>{name}</span>", i % 4);
+            let _ = write!(out, "<span><i class=\"s{}\"></i>{name}</span>", i % COLOURS);
         }
         out.push_str("</div></figure>\n");
         out
     }
 
+    /// The chart as a file of its own, on white, with its title and legend; nothing where
+    /// [`Chart::svg`] draws nothing.
+    pub fn svg_file(&self) -> Option<String> {
+        const COLOURS_ON_WHITE: [&str; COLOURS] = [
+            "#c2410c", "#1d6fd1", "#15803d", "#7c3aed", "#0f766e", "#be185d", "#a16207", "#475569",
+        ];
+        let figure = self.svg();
+        let (_, drawing) = figure.split_once("role=\"img\"")?;
+        let (_, drawing) = drawing.split_once('>')?;
+        let (drawing, _) = drawing.split_once("</svg>")?;
+        let head = 22.0 + 16.0 * self.series.len() as f64;
+        let mut out = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 {} {WIDTH} {}\" width=\"{WIDTH}\">\n\
+             <style>text{{font:12px sans-serif;fill:#5d6675}}.grid{{stroke:#dde1e8;fill:none}}\
+             .line{{fill:none;stroke-width:1.8}}",
+            -head,
+            HEIGHT + head
+        );
+        for (i, colour) in COLOURS_ON_WHITE.iter().enumerate() {
+            let _ = write!(out, ".s{i}{{stroke:{colour}}}");
+        }
+        let _ = write!(
+            out,
+            "</style>\n<rect x=\"0\" y=\"{}\" width=\"{WIDTH}\" height=\"{}\" fill=\"#fff\"/>\n\
+             <text x=\"{LEFT}\" y=\"{}\">{}</text>\n",
+            -head,
+            HEIGHT + head,
+            14.0 - head,
+            escape(&self.title)
+        );
+        for (i, series) in self.series.iter().enumerate() {
+            let y = 32.0 - head + 16.0 * i as f64;
+            let _ = write!(
+                out,
+                "<path class=\"line s{}\" d=\"M{LEFT} {}h14\"/><text x=\"{}\" y=\"{y}\">{}</text>\n",
+                i % COLOURS,
+                y - 4.0,
+                LEFT + 20.0,
+                escape(&series.name)
+            );
+        }
+        Some(out + drawing + "</svg>\n")
+    }
+
     fn usable(&self, points: &[(f64, f64)]) -> Vec<(f64, f64)> {
-        let fits =
-            |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite() && (!self.log_y || p.1 > 0.0);
+        let fits = |p: &&(f64, f64)| {
+            let positive = (!self.log_x || p.0 > 0.0) && (!self.log_y || p.1 > 0.0);
+            p.0.is_finite() && p.1.is_finite() && positive
+        };
         points.iter().filter(fits).copied().collect()
     }
 
@@ -228,6 +280,16 @@ mod tests {
         assert_eq!(chart(vec![], false).svg(), "");
         assert_eq!(chart(vec![(0.0, f64::NAN), (1.0, 1.0)], false).svg(), "");
         assert_eq!(chart(vec![(0.0, -1.0), (1.0, 0.0)], true).svg(), "");
+    }
+
+    #[test]
+    fn a_file_of_its_own_has_the_drawing_its_legend_and_colours() {
+        let file = chart(vec![(1.0, 2.0), (2.0, 3.0)], false).svg_file().unwrap();
+        assert!(file.starts_with("<svg xmlns=") && file.ends_with("</svg>\n"));
+        assert_eq!(file.matches("class=\"line s0\"").count(), 2);
+        assert!(file.contains("a &lt; b") && file.contains(".s0{stroke:#"));
+        assert_eq!(file.matches("<svg").count(), 1);
+        assert!(chart(vec![], false).svg_file().is_none());
     }
 
     #[test]

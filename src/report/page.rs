@@ -8,6 +8,7 @@ use anyhow::Result;
 use super::chart::{Chart, Series, escape};
 use super::picture::{MOST_ROWS, correlation_uri, data_uri};
 use super::{Report, Score, TimeTable, percent};
+use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Line;
 
 /// The page. It names no other file and no address.
@@ -26,6 +27,7 @@ pub fn render(report: &Report) -> Result<String> {
     facts(&mut out, &report.facts);
     scores(&mut out, report);
     curves(&mut out, &report.metrics);
+    diagnostics(&mut out, &report.metrics);
     correlations(&mut out, report)?;
     neighbours(&mut out, report)?;
     samples(&mut out, report)?;
@@ -100,7 +102,8 @@ fn curves(out: &mut String, lines: &[Line]) {
         Series { name: name.to_owned(), points }
     };
     let chart = |title: &str, log_y: bool, percent: bool, series: Vec<Series>| {
-        Chart { title: title.into(), x_label: "epoch".into(), log_y, percent, series }.svg()
+        let (title, x_label) = (title.into(), "epoch".into());
+        Chart { title, x_label, log_y, percent, series, ..Chart::default() }.svg()
     };
     let loss = vec![
         series("loss", |l| l.loss),
@@ -114,7 +117,12 @@ fn curves(out: &mut String, lines: &[Line]) {
     let charts = [
         chart("Loss and its two terms", true, false, loss),
         chart("Cross-correlation C", false, false, diag),
-        chart("kNN accuracy during training", false, true, vec![series("kNN", |l| l.knn)]),
+        chart(
+            "Accuracy during training",
+            false,
+            true,
+            vec![series("kNN", |l| l.knn), series("online linear probe", |l| l.online)],
+        ),
         chart(
             "Source images per second",
             false,
@@ -129,6 +137,84 @@ fn curves(out: &mut String, lines: &[Line]) {
         "<section id=\"curves\"><h2>Training</h2><p class=\"note\">Invariance makes the two views \
          of an image agree, redundancy reduction keeps the dimensions apart.</p>\
          <div class=\"grid2\">\n",
+    );
+    charts.iter().for_each(|chart| out.push_str(chart));
+    out.push_str("</div></section>\n");
+}
+
+/// Collapse and information as curves, the spectrum at three moments, the judgement in words.
+fn diagnostics(out: &mut String, lines: &[Line]) {
+    let measured: Vec<(f64, &Diagnostics)> =
+        lines.iter().filter_map(|line| Some((line.epoch, line.diagnostics.as_ref()?))).collect();
+    let Some((_, last)) = measured.last() else { return };
+    let series = |name: &str, value: fn(&Diagnostics) -> f64| {
+        let points = measured.iter().map(|(epoch, found)| (*epoch, value(found))).collect();
+        Series { name: name.to_owned(), points }
+    };
+    let chart = |title: &str, x_label: &str, log_y: bool, series: Vec<Series>| {
+        let (title, x_label) = (title.into(), x_label.into());
+        Chart { title, x_label, log_y, series, ..Chart::default() }.svg()
+    };
+    let spectrum = |(epoch, found): &(f64, &Diagnostics)| {
+        let ranks = found.ranks.iter().map(|rank| *rank as f64);
+        let points = ranks.zip(found.spectrum.iter().copied()).collect();
+        Series { name: format!("epoch {epoch:.1}"), points }
+    };
+    let mut moments = vec![0, measured.len() / 2, measured.len() - 1];
+    moments.dedup();
+    let charts = [
+        chart(
+            "Effective rank",
+            "epoch",
+            false,
+            vec![series("of the covariance", |d| d.effective_rank)],
+        ),
+        chart(
+            "Standard deviation by dimension",
+            "epoch",
+            false,
+            vec![
+                series("mean", |d| d.std_mean),
+                series("smallest", |d| d.std_min),
+                series("of unit embeddings, times sqrt(dim)", |d| d.spread),
+            ],
+        ),
+        chart(
+            "Spectrum of the covariance",
+            "eigenvalue, from the largest",
+            true,
+            moments.into_iter().map(|i| spectrum(&measured[i])).collect(),
+        ),
+        chart(
+            "Information (Gaussian estimate, nats)",
+            "epoch",
+            false,
+            vec![
+                series("embeddings hold", |d| d.information),
+                series("of the distortion", |d| d.information_given_image),
+            ],
+        ),
+        chart(
+            "Alignment and uniformity",
+            "epoch",
+            false,
+            vec![series("alignment", |d| d.alignment), series("uniformity", |d| d.uniformity)],
+        ),
+        chart(
+            "C, measured for every method",
+            "epoch",
+            false,
+            vec![series("diagonal, mean", |d| d.on_diag), series("off it, rms", |d| d.off_diag)],
+        ),
+    ];
+    if charts.iter().all(String::is_empty) {
+        return;
+    }
+    let _ = write!(
+        out,
+        "<section id=\"diagnostics\"><h2>Do the embeddings collapse?</h2><p class=\"note\">At the end \
+         {}.</p><div class=\"grid2\">\n",
+        escape(&last.describe())
     );
     charts.iter().for_each(|chart| out.push_str(chart));
     out.push_str("</div></section>\n");

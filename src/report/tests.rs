@@ -16,6 +16,11 @@ fn full() -> Report {
         ..Line::default()
     };
     let mut metrics: Vec<Line> = (1..40).map(line).collect();
+    let (z_a, z_b) = crate::loss::tests::pair_of(20, 8, 1);
+    let found = crate::loss::diagnostics::Diagnostics::measure(&z_a, &z_b).unwrap();
+    for line in metrics.iter_mut().step_by(13) {
+        line.diagnostics = Some(found.clone());
+    }
     metrics.push(Line { step: 20, epoch: 2.0, knn: Some(0.4), ..Line::default() });
     metrics.push(Line { step: 40, epoch: 4.0, knn: Some(0.6), ..Line::default() });
     let c =
@@ -60,7 +65,10 @@ fn the_page_shows_everything_it_was_given() {
         "71.0%",
         "98.0%",
         "Loss and its two terms",
-        "kNN accuracy during training",
+        "Accuracy during training",
+        "Do the embeddings collapse?",
+        "embeddings are spread (spread",
+        "Spectrum of the covariance",
         "before training",
         "after training: diagonal 1.000, off the diagonal 0.250",
         "stars, view B",

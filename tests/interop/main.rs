@@ -41,6 +41,7 @@ fn net(arch: Arch) -> Result<TwinNet> {
         stem: Stem::Imagenet,
         zero_init: false,
         projector: "8".parse().map_err(anyhow::Error::msg)?,
+        ..Default::default()
     };
     Ok(TwinNet::new(&config, 3, &Device::Cpu)?)
 }

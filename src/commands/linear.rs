@@ -1,0 +1,117 @@
+//! `bt-stream linear`
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::Result;
+use bt_pipeline::ShardSet;
+use clap::Args;
+
+use crate::eval::compare::{Source, table};
+use crate::eval::linear::{LinearConfig, evaluate, few_labels};
+use crate::model::TwinNet;
+use crate::report::Score;
+
+/// Arguments of `bt-stream linear`.
+#[derive(Args, Debug)]
+pub struct LinearArgs {
+    /// A run's folder (its newest checkpoint is taken) or a checkpoint's
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// Shards that are learnt from [default: those the run was trained on]
+    #[arg(long, value_name = "SHARDS")]
+    train: Option<String>,
+    /// Shards that are classified [default: the run's data.val]
+    #[arg(long, value_name = "SHARDS")]
+    test: Option<String>,
+    /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    labels: f64,
+    /// Train the backbone too, with a rate of its own
+    #[arg(long)]
+    finetune: bool,
+    /// Passes over the training images [default: 100; fine-tuning: 20]
+    #[arg(long)]
+    epochs: Option<u64>,
+    /// Images of a step
+    #[arg(long, default_value_t = 256)]
+    batch_size: usize,
+    /// Learning rate of the classifier [default: 0.3; fine-tuning: 0.5]
+    #[arg(long)]
+    lr: Option<f64>,
+    /// Learning rate of the backbone
+    #[arg(long, default_value_t = 0.005)]
+    lr_backbone: f64,
+    /// Weight decay [default: 1e-6; fine-tuning: 0]
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Decides labels, order, views and the classifier's first weights
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Do not train on an untrained network of the same shape beside it
+    #[arg(long)]
+    no_untrained: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl LinearArgs {
+    fn options(&self) -> LinearConfig {
+        let base = match self.finetune {
+            true => {
+                LinearConfig { lr_backbone: Some(self.lr_backbone), ..LinearConfig::fine_tuning() }
+            }
+            false => LinearConfig::default(),
+        };
+        LinearConfig {
+            epochs: self.epochs.unwrap_or(base.epochs),
+            batch_size: self.batch_size,
+            lr: self.lr.unwrap_or(base.lr),
+            weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
+            seed: self.seed,
+            ..base
+        }
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`evaluate`].
+pub fn run(args: LinearArgs) -> Result<()> {
+    let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
+    let (config, options) = (source.config(), args.options());
+    let device = crate::train::device(&config.train.device)?;
+    // The selected samples are packed into a folder of their own, gone at the end.
+    let folder = tempfile::tempdir()?;
+    let train: Arc<ShardSet> = match args.labels == 1.0 {
+        true => Arc::clone(&source.train),
+        false => {
+            let pattern = args.train.as_deref().unwrap_or(&config.data.train);
+            few_labels(pattern, args.labels, args.seed, folder.path())?
+        }
+    };
+    let score = |name: &str, mut net: TwinNet| -> Result<Score> {
+        let sets = [&train, &source.test];
+        let linear = evaluate(&mut net, sets, config, &options, &device, |epoch, right| {
+            if !args.json {
+                eprintln!("{name}: epoch {epoch:>3}  right {:.1}%", 100.0 * right);
+            }
+        })?;
+        Ok(Score { name: name.into(), knn: None, linear: Some(linear) })
+    };
+    let mut scores = vec![score("trained network", source.checkpoint.network(&device)?)?];
+    if !args.no_untrained {
+        let net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        scores.push(score("untrained network", net)?);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&scores)?);
+    } else {
+        let (few, test) = (train.len(), source.test.len());
+        println!("{few} labels, {test} test images, {} epochs", options.epochs);
+        println!("{}", table(&scores));
+    }
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! The authors' evaluation protocols: a linear classifier on the backbone's frozen features of
+//! augmented views (crop and flip), or backbone and classifier together with a rate each, on all
+//! labels or a share of each class. SGD with momentum, the rate falling along half a cosine, epoch
+//! by epoch (github.com/facebookresearch/barlowtwins, evaluate.py).
+//!
+//! [`super::probe`] is the fast one, on features that are stored once.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail, ensure};
+use bt_pipeline::rng::Rng;
+use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack};
+use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+use candle_core::{Device, Tensor};
+
+use super::encode::features;
+use super::{Accuracy, Features};
+use crate::config::RunConfig;
+use crate::model::TwinNet;
+use crate::nn::{Linear, Workspace, storage};
+use crate::optim::{Optimizer, Sgd, SgdConfig};
+use crate::train::images_of;
+
+/// Momentum of SGD.
+const MOMENTUM: f64 = 0.9;
+
+/// Options of the protocols; the defaults are the authors' linear one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LinearConfig {
+    /// Passes over the training images.
+    pub epochs: u64,
+    /// Images of a step.
+    pub batch_size: usize,
+    /// Learning rate of the classifier at the start.
+    pub lr: f64,
+    /// Learning rate of the backbone at the start; `None` leaves it frozen.
+    pub lr_backbone: Option<f64>,
+    /// Weight decay.
+    pub weight_decay: f64,
+    /// Decides order, views and the classifier's first weights.
+    pub seed: u64,
+}
+
+impl Default for LinearConfig {
+    fn default() -> Self {
+        LinearConfig {
+            epochs: 100,
+            batch_size: 256,
+            lr: 0.3,
+            lr_backbone: None,
+            weight_decay: 1e-6,
+            seed: 0,
+        }
+    }
+}
+
+impl LinearConfig {
+    /// The authors' fine-tuning on few labels: 20 epochs without decay, the backbone at a
+    /// hundredth of the classifier's rate.
+    pub fn fine_tuning() -> Self {
+        LinearConfig {
+            epochs: 20,
+            lr: 0.5,
+            lr_backbone: Some(0.005),
+            weight_decay: 0.0,
+            ..LinearConfig::default()
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        let rates = [self.lr, self.lr_backbone.unwrap_or(1.0)];
+        ensure!(
+            rates.iter().all(|lr| lr.is_finite() && *lr > 0.0),
+            "learning rates must be greater than 0: {rates:?}"
+        );
+        let decay = self.weight_decay;
+        ensure!(
+            decay.is_finite() && decay >= 0.0,
+            "the weight decay must not be negative: {decay}"
+        );
+        ensure!(self.batch_size > 0 && self.epochs > 0, "batch size and epochs must be at least 1");
+        Ok(())
+    }
+}
+
+/// Trains as `options` say on `train` and returns how often the result is right about `test`.
+/// `net` is changed when it is fine-tuned. `told` hears of each epoch and its training accuracy.
+///
+/// # Errors
+/// Missing labels, options out of range, a loss that is no number, unreadable samples.
+pub fn evaluate(
+    net: &mut TwinNet,
+    [train, test]: [&Arc<ShardSet>; 2],
+    config: &RunConfig,
+    options: &LinearConfig,
+    device: &Device,
+    mut told: impl FnMut(u64, f64),
+) -> Result<Accuracy> {
+    options.check()?;
+    let classes = train.num_classes().context("the training set")?.max(2);
+    let loader = loader(train, config, options)?;
+    let mut head = Head::new(net.feature_dim(), classes, device)?;
+    head.draw(options.seed)?;
+    let decay = options.weight_decay;
+    let mut optimizer = Sgd::new(SgdConfig {
+        weight_decay: decay,
+        decay_biases: true,
+        momentum: MOMENTUM,
+        nesterov: false,
+    });
+    for epoch in 0..options.epochs {
+        let done = epoch as f64 / options.epochs as f64;
+        let share = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        let (mut right, mut batches) = (0.0, 0u64);
+        for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1)? {
+            let batch = batch?;
+            ensure!(
+                !batch.labels.contains(&Features::NO_LABEL),
+                "a sample of the training set has no label"
+            );
+            let images = images_of(&batch, device)?;
+            right += match options.lr_backbone {
+                None => head.learn(&net.features(&images)?, &batch.labels, None)?,
+                Some(lr) => {
+                    let features = net.features_train(&images)?;
+                    let d = storage::zeros(features.shape(), device)?;
+                    let right = head.learn(&features, &batch.labels, Some(&d))?;
+                    net.backward_features(&d)?;
+                    optimizer.step(&mut net.backbone_params(), lr * share, lr * share)?;
+                    right
+                }
+            };
+            head.step(options.lr * share, decay)?;
+            batches += 1;
+        }
+        told(epoch + 1, right / batches.max(1) as f64);
+    }
+    let rows = features(net, test, config.eval_loader()?, device, |_| ())?;
+    head.accuracy(&rows, device)
+}
+
+/// One view of each image: the training views' crop and flip, nothing else.
+fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> Result<Loader> {
+    let mut views = config.views.views()?;
+    views.truncate(1);
+    for view in &mut views {
+        view.random_horizontal_flip.p = 0.5;
+        view.color_jitter.p = 0.0;
+        view.random_grayscale.p = 0.0;
+        view.gaussian_blur.p = 0.0;
+        view.random_solarize.p = 0.0;
+    }
+    let batch_size = options.batch_size.min(train.len());
+    Ok(Loader::new(
+        Arc::clone(train),
+        LoaderConfig { views, batch_size, seed: options.seed, ..config.loader()? },
+    )?)
+}
+
+/// A share of each class of `pattern`'s samples, at least one of each, drawn by `seed` and packed
+/// into `folder`.
+///
+/// # Errors
+/// A share outside (0, 1], unreadable shards, a folder that cannot be written.
+pub fn few_labels(pattern: &str, share: f64, seed: u64, folder: &Path) -> Result<Arc<ShardSet>> {
+    let source = ShardSource::open(pattern, folder, &OpenOptions::default())?;
+    let selection =
+        Selection { shuffle: Some(seed), fraction: Some(share), ..Selection::default() };
+    let options = PackOptions { selection, overwrite: true, ..PackOptions::default() };
+    let origin = format!("{share} of the labels, seed {seed}");
+    pack(&source, folder, &origin, &options, &mut |_| ())?;
+    super::encode::open(&folder.to_string_lossy(), "the selected samples")
+}
+
+/// A linear classifier with the state of its SGD.
+pub(super) struct Head {
+    linear: Linear,
+    velocity: [Tensor; 2],
+    ws: Workspace,
+}
+
+impl Head {
+    /// Zero weights.
+    pub fn new(dim: usize, classes: usize, device: &Device) -> Result<Self> {
+        let linear = Linear::new("probe", dim, classes, true, device)?;
+        let velocity = [storage::zeros((classes, dim), device)?, storage::zeros(classes, device)?];
+        Ok(Self { linear, velocity, ws: Workspace::new(device) })
+    }
+
+    /// The authors' first weights: normal with standard deviation 0.01.
+    fn draw(&mut self, seed: u64) -> Result<()> {
+        let mut rng = Rng::keyed(seed, u64::MAX, 0, 0x4EAD);
+        let weight = self.linear.weight().value.clone();
+        Ok(storage::with_mut(&weight, |weight| {
+            for w in weight {
+                // Irwin and Hall: twelve uniform draws of variance 1/12.
+                let normal: f64 = (0..12).map(|_| rng.uniform(-0.5, 0.5)).sum();
+                *w = (0.01 * normal) as f32;
+            }
+        })?)
+    }
+
+    /// Cross-entropy's gradients at `features` (mean over the labelled rows); those of the features
+    /// go to `d`. Returns the share of right answers.
+    pub fn learn(&mut self, features: &Tensor, labels: &[u32], d: Option<&Tensor>) -> Result<f64> {
+        let logits = self.linear.forward(features, &mut self.ws)?;
+        let classes = logits.dim(1)?;
+        let labelled = labels.iter().filter(|label| **label != Features::NO_LABEL).count();
+        let scale = 1.0 / labelled.max(1) as f32;
+        let (right, finite) = storage::with_mut(&logits, |logits| {
+            let mut right = 0;
+            let mut finite = true;
+            for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
+                match (*label as usize) < classes {
+                    true => {
+                        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                        let others = row.iter().filter(|x| **x >= largest).count();
+                        right += usize::from(row[*label as usize] == largest && others == 1);
+                        finite &= softmax_minus_target(row, *label as usize).is_finite();
+                        row.iter_mut().for_each(|g| *g *= scale);
+                    }
+                    false => row.fill(0.0),
+                }
+            }
+            (right, finite)
+        })?;
+        if !finite {
+            bail!("the classifier's loss is no number; lower its learning rate");
+        }
+        self.linear.backward(&logits, d, false)?;
+        Ok(right as f64 / labelled.max(1) as f64)
+    }
+
+    /// PyTorch's SGD: v = 0.9 v + (g + decay w), w -= lr v.
+    pub fn step(&mut self, lr: f64, decay: f64) -> Result<()> {
+        let (lr, decay) = (lr as f32, decay as f32);
+        for (param, velocity) in self.linear.params().zip(&self.velocity) {
+            param.update(|w, g| {
+                storage::with_mut(velocity, |v| {
+                    for ((w, g), v) in w.iter_mut().zip(g).zip(v) {
+                        *v = MOMENTUM as f32 * *v + (g + decay * *w);
+                        *w -= lr * *v;
+                    }
+                })
+            })??;
+        }
+        Ok(())
+    }
+
+    /// How often it is right about stored features.
+    fn accuracy(&mut self, test: &Features, device: &Device) -> Result<Accuracy> {
+        test.check_labelled("the test set")?;
+        let x = Tensor::from_slice(test.values(), (test.len(), test.dim()), device)?;
+        self.ws.training = false;
+        let logits = self.linear.forward(&x, &mut self.ws)?;
+        self.ws.training = true;
+        let classes = logits.dim(1)?;
+        let logits = storage::read(&logits)?;
+        let rank = |(row, label): (&[f32], &u32)| match row.get(*label as usize) {
+            Some(own) => row.iter().filter(|other| *other > own).count(),
+            None => usize::MAX,
+        };
+        let ranks: Vec<usize> = logits.chunks_exact(classes).zip(test.labels()).map(rank).collect();
+        let share =
+            |best: usize| ranks.iter().filter(|r| **r < best).count() as f64 / test.len() as f64;
+        Ok(Accuracy { top1: share(1), top5: share(5) })
+    }
+
+    /// Weights and velocities by name; shared memory.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let params = std::iter::once(self.linear.weight()).chain(&self.linear.bias);
+        let mut all: Vec<_> = params.map(|p| (p.name.clone(), p.value.clone())).collect();
+        for (name, velocity) in ["velocity.weight", "velocity.bias"].iter().zip(&self.velocity) {
+            all.push(((*name).to_owned(), velocity.clone()));
+        }
+        all
+    }
+}
+
+/// Turns logits into probabilities minus the one-hot label, and returns the cross-entropy.
+fn softmax_minus_target(row: &mut [f32], label: usize) -> f32 {
+    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let own = row[label] - top;
+    let mut sum = 0.0;
+    for x in row.iter_mut() {
+        *x = (*x - top).exp();
+        sum += *x;
+    }
+    row.iter_mut().for_each(|x| *x /= sum);
+    row[label] -= 1.0;
+    sum.ln() - own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::storage::read;
+
+    #[test]
+    fn the_heads_gradients_are_the_derivatives_of_the_cross_entropy() {
+        let mut head = Head::new(3, 4, &Device::Cpu).unwrap();
+        head.draw(3).unwrap();
+        let values: Vec<f32> = (0..15).map(|i| ((i * 7) % 11) as f32 * 0.2 - 1.0).collect();
+        let x = Tensor::from_vec(values, (5, 3), &Device::Cpu).unwrap();
+        let labels = [0, 3, Features::NO_LABEL, 1, 2];
+        let loss = |head: &mut Head, x: &Tensor| -> f64 {
+            let logits = head.linear.forward(x, &mut head.ws).unwrap();
+            let logits = logits.to_vec2::<f32>().unwrap();
+            let rows = logits.into_iter().zip(labels).filter(|(_, l)| *l != Features::NO_LABEL);
+            let each =
+                rows.map(|(mut row, l)| f64::from(softmax_minus_target(&mut row, l as usize)));
+            each.sum::<f64>() / 4.0
+        };
+        let d = storage::zeros((5, 3), &Device::Cpu).unwrap();
+        head.learn(&x, &labels, Some(&d)).unwrap();
+        let grads: Vec<Vec<f32>> =
+            head.linear.params().map(|p| read(&p.grad).unwrap().to_vec()).collect();
+        let targets: Vec<Tensor> = head.linear.params().map(|p| p.value.clone()).collect();
+        let inputs = read(&d).unwrap().to_vec();
+        for (target, grad) in targets.iter().zip(&grads).chain([(&x, &inputs)]) {
+            for (i, g) in grad.iter().enumerate() {
+                let mut at = |by: f32| {
+                    storage::with_mut(target, |t| t[i] += by).unwrap();
+                    let value = loss(&mut head, &x);
+                    storage::with_mut(target, |t| t[i] -= by).unwrap();
+                    value
+                };
+                let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+                assert!((slope - f64::from(*g)).abs() < 1e-3, "{i}: {slope} {g}");
+            }
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What learns: the network, and what its objective keeps beside it (a predictor, a momentum
+//! teacher, a queue). The training loop drives it through the parts of a step:
+//!
+//! ```text
+//! forward   images -> embeddings (-> predictions), the teacher's embeddings
+//! loss      Objective::evaluate
+//! backward  predictor, then network: every gradient
+//!           (the optimizer moves `params`)
+//! follow    the teacher follows, the objective's queue moves on
+//! ```
+//!
+//! Objectives that want none of it cost nothing here.
+
+use std::collections::HashMap;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+
+use crate::config::RunConfig;
+use crate::loss::{Embeddings, LossOutput, Needs, Objective};
+use crate::model::{ModelConfig, Predictor, TwinNet};
+use crate::nn::{Param, storage};
+
+mod teacher;
+#[cfg(test)]
+mod tests;
+
+pub use teacher::Teacher;
+
+/// The network in training.
+pub struct Learner {
+    net: TwinNet,
+    objective: Box<dyn Objective>,
+    predictor: Option<Predictor>,
+    teacher: Option<Teacher>,
+    seen: Option<Embeddings>,
+}
+
+impl Learner {
+    /// The learner that `config` describes, before its first step.
+    ///
+    /// # Errors
+    /// A configuration that no network can be made from.
+    pub fn new(config: &RunConfig, device: &Device) -> Result<Self> {
+        Self::build(&config.model, config.objective()?, config.train.seed, device)
+    }
+
+    /// As [`Learner::new`], from its parts.
+    ///
+    /// # Errors
+    /// As [`Learner::new`].
+    pub fn build(
+        model: &ModelConfig,
+        objective: Box<dyn Objective>,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self> {
+        let mut net = TwinNet::new(model, seed, device)?;
+        let Needs { predictor, teacher } = objective.needs();
+        let dim = net.embedding_dim();
+        let predictor =
+            predictor.map(|shape| Predictor::new(shape, dim, seed, device)).transpose()?;
+        let teacher = teacher.map(|m| Teacher::of(&mut net, m, device)).transpose()?;
+        Ok(Self { net, objective, predictor, teacher, seen: None })
+    }
+
+    /// The network that is trained.
+    pub fn net(&mut self) -> &mut TwinNet {
+        &mut self.net
+    }
+
+    /// What the networks made of the last batch.
+    pub fn seen(&self) -> Option<&Embeddings> {
+        self.seen.as_ref()
+    }
+
+    /// Sends images, `[2 * batch, H, W, 3]` with view a's first, through the networks.
+    ///
+    /// # Errors
+    /// When `images` is of another form.
+    pub fn forward(&mut self, images: &Tensor) -> Result<()> {
+        let batch = images.dim(0)? / 2;
+        let views = |z: &Tensor| -> candle_core::Result<[Tensor; 2]> {
+            Ok([z.narrow(0, 0, batch)?, z.narrow(0, batch, batch)?])
+        };
+        let z = self.net.forward_train(images, 2)?;
+        let [a, b] = views(&z)?;
+        let predicted = match &mut self.predictor {
+            None => None,
+            Some(predictor) if predictor.both() => {
+                let [a, b] = views(&predictor.forward(&z, 2)?)?;
+                Some((a, Some(b)))
+            }
+            Some(predictor) => Some((predictor.forward(&a, 1)?, None)),
+        };
+        let teacher = match &mut self.teacher {
+            None => None,
+            Some(teacher) => Some(views(&teacher.forward(images)?)?),
+        };
+        self.seen = Some(Embeddings { a, b, predicted, teacher });
+        Ok(())
+    }
+
+    /// The loss of the last batch, with its gradients.
+    ///
+    /// # Errors
+    /// Without [`Learner::forward`] before.
+    pub fn loss(&mut self) -> Result<LossOutput> {
+        let seen = self.seen.as_ref().context("a loss without a forward pass before it")?;
+        Ok(self.objective.evaluate(seen)?)
+    }
+
+    /// Sets every gradient. What comes through the predictor is added to `out.grad`.
+    ///
+    /// # Errors
+    /// Without [`Learner::forward`] before.
+    pub fn backward(&mut self, out: &mut LossOutput) -> Result<()> {
+        match (&mut self.predictor, &out.grad_predicted) {
+            (None, None) => {}
+            (Some(predictor), Some(at_predictions)) => {
+                // View a's rows come first in both: its part, or all.
+                predictor.backward(at_predictions, |d| {
+                    let d = storage::read(d)?;
+                    storage::with_mut(&out.grad, |grad| {
+                        grad.iter_mut().zip(&*d).for_each(|(g, d)| *g += d);
+                    })
+                })?;
+            }
+            _ => bail!("predictor and gradient of predictions go together"),
+        }
+        Ok(self.net.backward(&out.grad)?)
+    }
+
+    /// Every trained parameter: the network's, then the predictor's.
+    pub fn params(&mut self) -> Vec<&mut Param> {
+        let mut all = self.net.params();
+        all.extend(self.predictor.iter_mut().flat_map(Predictor::params));
+        all
+    }
+
+    /// Ends step number `step` (from 0) of `steps`, after the optimizer: the teacher follows the
+    /// network, the objective takes up what the next step depends on.
+    ///
+    /// # Errors
+    /// Without [`Learner::forward`] before.
+    pub fn follow(&mut self, step: u64, steps: u64) -> Result<()> {
+        let seen = self.seen.as_ref().context("a step without a forward pass before it")?;
+        self.objective.advance(seen)?;
+        if let Some(teacher) = &mut self.teacher {
+            teacher.follow(&mut self.net, step, steps)?;
+        }
+        Ok(())
+    }
+
+    /// What a checkpoint needs beside the network and the optimizer: `predictor.*`, `teacher.*` and
+    /// the objective's own tensors. Empty for objectives without any.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn state(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let mut all = self.objective.state();
+        if let Some(predictor) = &mut self.predictor {
+            all.extend(predictor.state_dict()?);
+        }
+        if let Some(teacher) = &mut self.teacher {
+            all.extend(teacher.state()?);
+        }
+        Ok(all)
+    }
+
+    /// Takes what [`Learner::state`] gave.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, unexpected or of another shape.
+    pub fn load_state(&mut self, mut state: HashMap<String, Tensor>) -> Result<()> {
+        let mut taken = |prefix: &str| -> HashMap<String, Tensor> {
+            let names: Vec<String> =
+                state.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
+            names.into_iter().filter_map(|name| state.remove_entry(&name)).collect()
+        };
+        let (for_predictor, for_teacher) = (taken("predictor."), taken(teacher::PREFIX));
+        match &mut self.predictor {
+            Some(predictor) => predictor.load_state_dict(&for_predictor)?,
+            None => refuse(for_predictor)?,
+        }
+        match &mut self.teacher {
+            Some(teacher) => teacher.load_state(for_teacher)?,
+            None => refuse(for_teacher)?,
+        }
+        self.objective.load_state(&mut state)?;
+        refuse(state)
+    }
+}
+
+/// What nobody took.
+fn refuse(rest: HashMap<String, Tensor>) -> Result<()> {
+    match rest.keys().min() {
+        None => Ok(()),
+        Some(name) => bail!("the saved tensor `{name}` belongs to another objective"),
+    }
+}

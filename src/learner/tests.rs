@@ -1,0 +1,194 @@
+//! Methods with state: teachers, predictors, gradients through all of it, what is saved.
+
+use candle_core::{Device, Tensor};
+use toml::toml;
+
+use super::*;
+use crate::loss::build;
+use crate::model::{Arch, ProjectorWidths, Stem};
+use crate::optim::{OptimConfig, OptimizerKind};
+
+const BATCH: usize = 6;
+
+fn model(batch_norm: bool) -> ModelConfig {
+    ModelConfig {
+        arch: Arch::ResNet18,
+        width: 4,
+        stem: Stem::Cifar,
+        zero_init: false,
+        projector: ProjectorWidths(vec![12, 10]),
+        projector_batch_norm: batch_norm,
+        projector_output_norm: batch_norm,
+    }
+}
+
+fn learner(method: &str, options: toml::Table) -> Learner {
+    Learner::build(&model(true), build(method, options).unwrap(), 1, &Device::Cpu).unwrap()
+}
+
+fn images(seed: u64) -> Tensor {
+    let mut rng = bt_pipeline::rng::Rng::keyed(seed, 0, 0, 0);
+    let values = (0..2 * BATCH * 8 * 8 * 3).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
+    Tensor::from_vec::<_, f32>(values, (2 * BATCH, 8, 8, 3), &Device::Cpu).unwrap()
+}
+
+fn values(params: Vec<&mut Param>, of: impl Fn(&Param) -> &Tensor) -> Vec<f32> {
+    params.into_iter().flat_map(|p| storage::read(of(p)).unwrap().to_vec()).collect()
+}
+
+fn gradients(learner: &mut Learner, seed: u64) -> (f64, Vec<f32>) {
+    learner.forward(&images(seed)).unwrap();
+    let mut out = learner.loss().unwrap();
+    learner.backward(&mut out).unwrap();
+    (out.loss, values(learner.params(), |p| &p.grad))
+}
+
+fn step(learner: &mut Learner, optimizer: &mut dyn crate::optim::Optimizer, step: u64) {
+    gradients(learner, step);
+    optimizer.step(&mut learner.params(), 1e-2, 1e-2).unwrap();
+    learner.follow(step, 20).unwrap();
+}
+
+fn adam() -> Box<dyn crate::optim::Optimizer> {
+    OptimConfig { optimizer: OptimizerKind::AdamW, ..Default::default() }.build().unwrap()
+}
+
+#[test]
+fn after_ten_steps_the_teacher_is_the_exact_exponential_average() {
+    for (method, options, last) in [
+        ("byol", toml! { momentum = 0.9 predictor_hidden = 8 }, 1.0),
+        ("moco", toml! { momentum = 0.7 queue = 20 }, 0.7),
+    ] {
+        let mut learner = learner(method, options.clone());
+        let mut optimizer = adam();
+        let base = options["momentum"].as_float().unwrap();
+        let network = |l: &mut Learner| values(l.net().params(), |p| &p.value);
+        let mut average: Vec<f64> = network(&mut learner).into_iter().map(f64::from).collect();
+        for k in 0..10u64 {
+            step(&mut learner, &mut *optimizer, k);
+            // BYOL's schedule: 1 - (1 - base) (cos(pi k / K) + 1) / 2.
+            let cosine = (std::f64::consts::PI * k as f64 / 20.0).cos();
+            let m = last - (last - base) * (cosine + 1.0) / 2.0;
+            for (a, x) in average.iter_mut().zip(network(&mut learner)) {
+                *a = m * *a + (1.0 - m) * f64::from(x);
+            }
+        }
+        let teacher = values(learner.teacher.as_mut().unwrap().net().params(), |p| &p.value);
+        let off = average.iter().zip(&teacher).map(|(a, t)| (a - f64::from(*t)).abs());
+        let off = off.fold(0.0, f64::max);
+        // Ten roundings of values around 1.
+        assert!(off < 2e-6, "{method}: {off}");
+        let moved = network(&mut learner).iter().zip(&teacher).any(|(x, t)| (x - t).abs() > 1e-3);
+        assert!(moved, "{method}: the teacher is not the network");
+    }
+}
+
+/// The change of the loss along the gradient of the parameters from `from` on, over its length.
+fn slope(learner: &mut Learner, from: usize) -> f64 {
+    let (_, mut direction) = gradients(learner, 3);
+    direction[..from].fill(0.0);
+    let norm = direction.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
+    let mut at = |sign: f64| {
+        let mut rest = &direction[..];
+        let move_by = |learner: &mut Learner, by: f64, rest: &mut &[f32]| {
+            for p in learner.params() {
+                let (own, after) = rest.split_at(p.len());
+                *rest = after;
+                storage::with_mut(&p.value, |v| {
+                    v.iter_mut().zip(own).for_each(|(v, d)| *v += (by * f64::from(*d)) as f32);
+                })
+                .unwrap();
+            }
+        };
+        let by = sign * 2e-3 / norm;
+        move_by(learner, by, &mut rest);
+        learner.forward(&images(3)).unwrap();
+        let loss = learner.loss().unwrap().loss;
+        let mut rest = &direction[..];
+        move_by(learner, -by, &mut rest);
+        loss
+    };
+    (at(1.0) - at(-1.0)) / 4e-3 / norm
+}
+
+#[test]
+fn gradients_of_network_and_predictor_equal_finite_differences() {
+    for (method, options) in [
+        ("barlow", toml! { predictor = 8 }),
+        ("simsiam", toml! { stop_gradient = false predictor_hidden = 8 }),
+        ("simsiam", toml! { stop_gradient = false predictor = false }),
+        ("byol", toml! { predictor_hidden = 8 }),
+        ("byol", toml! { predictor = false }),
+        ("moco", toml! { queue = 20 }),
+        ("moco", toml! { queue = 20 symmetric = false }),
+    ] {
+        let what = format!("{method} {options}");
+        let mut learner = learner(method, options);
+        // Teacher and queue of a later step, so that they differ from the network.
+        let mut optimizer = adam();
+        (0..3).for_each(|k| step(&mut learner, &mut *optimizer, k));
+        let whole = slope(&mut learner, 0);
+        assert!((whole - 1.0).abs() < 0.02, "{what}: {whole}");
+        if learner.predictor.is_some() {
+            let network = learner.net().params().iter().map(|p| p.len()).sum();
+            let predictor = slope(&mut learner, network);
+            assert!((predictor - 1.0).abs() < 0.02, "{what}, predictor alone: {predictor}");
+        }
+    }
+}
+
+#[test]
+fn simsiams_gradient_is_byols_with_a_teacher_equal_to_the_network() {
+    let (loss, grad) = gradients(&mut learner("simsiam", toml! { predictor_hidden = 8 }), 1);
+    let (same, other) = gradients(&mut learner("byol", toml! { predictor_hidden = 8 }), 1);
+    assert_eq!((loss, grad), (same, other));
+}
+
+#[test]
+fn a_stop_gradient_leaves_view_b_alone() {
+    let grad_of = |options| {
+        let mut learner = learner("barlow", options);
+        learner.forward(&images(1)).unwrap();
+        let out = learner.loss().unwrap();
+        let rows = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (rows(&out.grad_a), rows(&out.grad_b))
+    };
+    let (both, stopped) = (grad_of(toml::Table::new()), grad_of(toml! { stop_gradient = true }));
+    assert_eq!(both.0, stopped.0);
+    assert!(stopped.1.iter().all(|g| *g == 0.0) && both.1.iter().any(|g| *g != 0.0));
+}
+
+#[test]
+fn what_is_saved_goes_on_bit_for_bit_and_foreign_state_is_refused() {
+    let cases = [
+        ("simsiam", toml! { predictor_hidden = 8 }),
+        ("byol", toml! { predictor_hidden = 8 }),
+        ("moco", toml! { queue = 20 }),
+    ];
+    for (method, options) in cases {
+        let (mut one, mut optimizer) = (learner(method, options.clone()), adam());
+        (0..2).for_each(|k| step(&mut one, &mut *optimizer, k));
+        let mut other = learner(method, options);
+        let copied = |state: Vec<(String, Tensor)>| -> HashMap<String, Tensor> {
+            state.into_iter().map(|(n, t)| (n, t.force_contiguous().unwrap())).collect()
+        };
+        other.net().load_state_dict(&copied(one.net().state_dict().unwrap())).unwrap();
+        other.load_state(copied(one.state().unwrap())).unwrap();
+        assert!(gradients(&mut one, 7) == gradients(&mut other, 7), "{method}");
+        let saved = copied(one.state().unwrap());
+        let error = learner("barlow", toml::Table::new()).load_state(saved).unwrap_err();
+        assert!(error.to_string().contains("another objective"), "{error}");
+    }
+}
+
+#[test]
+fn a_projector_without_batch_norm_has_biases_and_exact_gradients() {
+    let objective = build("barlow", toml! { normalize = "none" }).unwrap();
+    let mut learner = Learner::build(&model(false), objective, 1, &Device::Cpu).unwrap();
+    let names: Vec<String> = learner.params().iter().map(|p| p.name.clone()).collect();
+    let projector: Vec<&str> =
+        names.iter().filter(|n| n.starts_with("projector")).map(String::as_str).collect();
+    assert_eq!(projector, ["projector.0.weight", "projector.0.bias", "projector.2.weight"]);
+    let whole = slope(&mut learner, 0);
+    assert!((whole - 1.0).abs() < 0.02, "{whole}");
+}

@@ -1,0 +1,115 @@
+//! Every registered method trains from the command's configuration, and goes on bit for bit after
+//! an interruption at every single step.
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+
+use bt_stream::config::RunConfig;
+use bt_stream::loss::OBJECTIVES;
+use bt_stream::train::train;
+use common::tiny_shards;
+
+fn config(method: &str, shards: &Path, dir: &Path) -> RunConfig {
+    let text = r#"
+        [views]
+        preset = "barlow-cifar"
+        both.random_resized_crop.size = 16
+        [model]
+        arch = "resnet18"
+        width = 4
+        stem = "cifar"
+        projector = "16-16"
+        projector_output_norm = true
+        [optim]
+        optimizer = "adamw"
+        warmup_epochs = 0.0
+        [train]
+        epochs = 2
+        batch_size = 32
+        log_every = 1
+        [data]
+        threads = 1
+    "#;
+    let quoted = |path: &Path| format!("{:?}", path.to_string_lossy());
+    let mut pairs = vec![
+        format!("method={method}"),
+        format!("data.train={}", quoted(shards)),
+        format!("train.dir={}", quoted(dir)),
+        "eval.online_probe=true".to_owned(),
+    ];
+    match method {
+        "simsiam" | "byol" => pairs.push("loss.predictor_hidden=8".into()),
+        "moco" => pairs.push("loss.queue=50".into()),
+        _ => {}
+    }
+    RunConfig::parse(text, "", &pairs).unwrap()
+}
+
+/// The bytes of every file of the newest checkpoint but the one that holds the folder's name.
+fn newest(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let path = bt_stream::checkpoint::list(&dir.join("checkpoints")).pop().expect("a checkpoint");
+    let mut files: Vec<_> = std::fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == "safetensors"))
+        .map(|path| {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            (name, std::fs::read(path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+#[test]
+fn every_method_interrupted_after_each_step_ends_with_the_same_bits() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    for objective in OBJECTIVES {
+        let name = objective.name;
+        let (calm, broken) = (folder.path().join(name), folder.path().join(format!("{name}-2")));
+        train(&config(name, &shards, &calm), false, &AtomicBool::new(false)).unwrap();
+        let config = config(name, &shards, &broken);
+        let mut runs = 0;
+        // A raised flag ends each run after one step.
+        while train(&config, runs > 0, &AtomicBool::new(true)).unwrap().interrupted {
+            runs += 1;
+            assert!(runs < 10);
+        }
+        assert_eq!(runs, 5, "{name}: two epochs of three steps");
+        let (calm, broken) = (newest(&calm), newest(&broken));
+        let names =
+            |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
+        assert_eq!(names(&calm), names(&broken), "{name}");
+        assert!(calm == broken, "{name}: the checkpoints differ");
+        let keeps_more = matches!(name, "simsiam" | "byol" | "moco");
+        // Weights, optimizer, online probe; predictor, teacher, queue.
+        assert_eq!(calm.len(), if keeps_more { 4 } else { 3 }, "{name}");
+    }
+}
+
+#[test]
+fn an_online_probe_learns_and_changes_no_weight() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    let weights = |name: &str, probe: bool| {
+        let dir = folder.path().join(name);
+        let mut config = config("barlow", &shards, &dir);
+        config.eval.online_probe = probe;
+        config.train.epochs = 8;
+        train(&config, false, &AtomicBool::new(false)).unwrap();
+        let files = newest(&dir);
+        files.into_iter().find(|(name, _)| name == "weights.safetensors").unwrap()
+    };
+    assert!(weights("with", true) == weights("without", false));
+    let online = |name: &str| -> Vec<f64> {
+        let lines = bt_stream::metrics::read(&folder.path().join(name)).unwrap();
+        lines.iter().filter_map(|line| line.online).collect()
+    };
+    assert!(online("without").is_empty());
+    let online = online("with");
+    let (first, last) = (online[0], online[online.len() - 1]);
+    assert!(first == 0.0 && last > 0.3, "{online:?}");
+}
