@@ -26,6 +26,8 @@ pub enum Command {
     Probe(commands::probe::ProbeArgs),
     /// Train a linear classifier by the authors' protocol, or fine-tune, on all or few labels
     Linear(commands::linear::LinearArgs),
+    /// Train and evaluate a matrix of configurations, and tabulate
+    Study(commands::study::StudyArgs),
     /// Write a checkpoint's features to a file
     Embed(commands::embed::EmbedArgs),
     /// Tell what shards hold, and draw samples with their two views
@@ -50,6 +52,7 @@ impl Command {
             Command::Knn(args) => commands::knn::run(args),
             Command::Probe(args) => commands::probe::run(args),
             Command::Linear(args) => commands::linear::run(args),
+            Command::Study(args) => commands::study::run(args),
             Command::Embed(args) => commands::embed::run(args),
             Command::Inspect(args) => commands::inspect::run(args),
             Command::Export(args) => commands::export::run(args),

@@ -10,7 +10,7 @@
 //!   teacher or queue that an objective asks for.
 //! - [`optim`]: LARS, SGD, AdamW and the learning-rate schedule.
 //! - [`eval`]: features, weighted kNN, linear probe.
-//! - [`report`]: the self-contained HTML report of a run.
+//! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
 
 pub mod checkpoint;
 pub mod cli;
@@ -26,4 +26,5 @@ pub mod nn;
 pub mod optim;
 pub mod report;
 pub mod signals;
+pub mod study;
 pub mod train;

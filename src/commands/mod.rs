@@ -9,6 +9,7 @@ pub mod knn;
 pub mod linear;
 pub mod probe;
 pub mod quickstart;
+pub mod study;
 pub mod train;
 
 use std::path::PathBuf;

@@ -1,0 +1,70 @@
+//! `bt-stream study`
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::study::{Options, Study, first_step, run as run_study};
+
+/// Arguments of `bt-stream study`.
+#[derive(Args, Debug)]
+pub struct StudyArgs {
+    /// The study, a TOML file
+    #[arg(value_name = "STUDY")]
+    study: PathBuf,
+    /// The study's folder; what is there already is continued [default: runs/studies/STUDY]
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Cells at a time; each gets its share of the cores
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Only the cells whose name contains this
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+    /// Set one key in every cell, as in `--set data.train='shards/train'`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Print the cells and their folders, and run nothing
+    #[arg(long)]
+    list: bool,
+    /// Only do each row's first step, on as many random images, to see that it runs
+    #[arg(long, value_name = "BATCH")]
+    first_step: Option<usize>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// As [`Study::load`] and [`run_study`].
+pub fn run(args: StudyArgs) -> Result<()> {
+    let stem = args.study.file_stem().unwrap_or_default();
+    let dir = args.dir.unwrap_or_else(|| PathBuf::from("runs/studies").join(stem));
+    let study = Study::load(&args.study, &dir, &args.set)?;
+    if args.list {
+        for cell in &study.cells {
+            let (name, folder) = (&study.rows[cell.row].name, cell.config.train.dir.display());
+            println!("{name}, seed {}: {folder}", cell.seed);
+        }
+        return Ok(());
+    }
+    if let Some(batch) = args.first_step {
+        if batch < 2 {
+            bail!("--first-step wants a batch of at least 2");
+        }
+        for (number, row) in study.rows.iter().enumerate() {
+            let Some(cell) = study.cells.iter().find(|cell| cell.row == number) else { continue };
+            println!("{}: loss {:.4}", row.name, first_step(&cell.config, batch)?);
+        }
+        return Ok(());
+    }
+    let stop = crate::signals::stop_flag()?;
+    let options = Options { dir: dir.clone(), jobs: args.jobs, only: args.only };
+    let whole = run_study(&study, &options, &stop)?;
+    print!("{}", std::fs::read_to_string(dir.join("table.md"))?);
+    println!("\npage  {}", dir.join("study.html").display());
+    if !whole {
+        bail!("stopped by a signal; the same command continues the study");
+    }
+    Ok(())
+}

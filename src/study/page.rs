@@ -1,0 +1,170 @@
+//! A study as a page: the table, accuracy over the rows' x, and curves of the runs.
+
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::plan::Study;
+use super::run::CellResult;
+use super::table::{Column, columns, of_row, spread, verdict};
+use crate::metrics::{self, Line};
+use crate::report::chart::{Chart, Series, escape};
+use crate::report::collect::duration;
+
+/// Rows that one chart draws at most; further ones are left to the table.
+const MOST_LINES: usize = 8;
+
+/// The page. It names no other file and no address.
+///
+/// # Errors
+/// A configuration that cannot be written down.
+pub(super) fn render(study: &Study, results: &[Option<CellResult>]) -> Result<String> {
+    let title = escape(&study.title);
+    let mut out = format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title>\n<style>\n{}</style></head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
+        include_str!("../report/style.css"),
+        escape(&study.note)
+    );
+    table(&mut out, study, results);
+    let over_x: Vec<String> = charts_over_x(study, results).iter().map(Chart::svg).collect();
+    section(&mut out, "over", &study.x_label, &over_x);
+    curves(&mut out, study);
+    configurations(&mut out, study)?;
+    out.push_str("</body></html>\n");
+    Ok(out)
+}
+
+fn table(out: &mut String, study: &Study, results: &[Option<CellResult>]) {
+    let columns = columns(results);
+    let finished: Vec<&CellResult> = results.iter().flatten().collect();
+    let seconds: f64 = finished.iter().map(|r| r.seconds).sum();
+    let _ = write!(
+        out,
+        "<section id=\"table\"><h2>Results</h2><p class=\"note\">{} of {} runs finished in {}; mean \
+         ± standard deviation over seeds, accuracies in percent.</p><table><thead><tr><th></th>",
+        finished.len(),
+        results.len(),
+        duration(seconds)
+    );
+    for (name, ..) in &columns {
+        let _ = write!(out, "<th class=\"num\">{name}</th>");
+    }
+    out.push_str("<th>embeddings</th>");
+    if !study.reference.is_empty() {
+        let _ = write!(out, "<th class=\"num\">{}</th>", escape(&study.reference));
+    }
+    out.push_str("</tr></thead><tbody>\n");
+    for (number, row) in study.rows.iter().enumerate() {
+        let own = of_row(study, results, number);
+        let _ = write!(out, "<tr><td>{}</td>", escape(&row.name));
+        for column in &columns {
+            let text = spread(&own, column).map_or("–".into(), |s| {
+                let mean = s.mean * column.2;
+                let spread = s.deviation.map(|d| format!(" ± {:.1}", d * column.2));
+                format!("{mean:.1}{}", spread.unwrap_or_default())
+            });
+            let _ = write!(out, "<td class=\"num\">{text}</td>");
+        }
+        let _ = write!(out, "<td>{}</td>", escape(&verdict(&own)));
+        if !study.reference.is_empty() {
+            let text = row.reference.map_or("–".into(), |r| format!("{r:.1}"));
+            let _ = write!(out, "<td class=\"num\">{text}</td>");
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody></table></section>\n");
+}
+
+/// What was measured over the rows' x: accuracy, the reference's, effective rank. None for studies
+/// without an x.
+pub(super) fn charts_over_x(study: &Study, results: &[Option<CellResult>]) -> Vec<Chart> {
+    if study.x_label.is_empty() {
+        return Vec::new();
+    }
+    let line = |column: &Column| {
+        let rows = study.rows.iter().enumerate();
+        let points = rows.filter_map(|(number, row)| {
+            Some((row.x?, spread(&of_row(study, results, number), column)?.mean))
+        });
+        Series { name: column.0.to_owned(), points: points.collect() }
+    };
+    let columns = columns(results);
+    let accuracies = columns.iter().filter(|c| c.0 == "kNN" || c.0 == "linear top-1");
+    let chart = |title: &str, percent: bool, series: Vec<Series>| {
+        let (title, x_label) = (title.to_owned(), study.x_label.clone());
+        Chart { title, x_label, log_x: study.log_x, percent, series, ..Chart::default() }
+    };
+    let references = study.rows.iter().filter_map(|row| Some((row.x?, row.reference? / 100.0)));
+    let references = Series { name: study.reference.clone(), points: references.collect() };
+    let rank = columns.iter().filter(|c| c.0 == "effective rank");
+    vec![
+        chart("Accuracy", true, accuracies.map(line).collect()),
+        chart("Reference", true, vec![references]),
+        chart("Effective rank of the embeddings", false, rank.map(line).collect()),
+    ]
+}
+
+/// Every row's first seed over the epochs.
+fn curves(out: &mut String, study: &Study) {
+    let mut runs: Vec<(&str, Vec<Line>)> = Vec::new();
+    for cell in &study.cells {
+        let name = study.rows[cell.row].name.as_str();
+        if runs.len() < MOST_LINES
+            && runs.iter().all(|(other, _)| *other != name)
+            && let Ok(lines) = metrics::read(&cell.config.train.dir)
+        {
+            runs.push((name, lines));
+        }
+    }
+    let chart = |title: &str, percent: bool, log_y: bool, value: fn(&Line) -> Option<f64>| {
+        let series = runs.iter().map(|(name, lines)| Series {
+            name: (*name).to_owned(),
+            points: lines.iter().filter_map(|l| Some((l.epoch, value(l)?))).collect(),
+        });
+        let (title, x_label) = (title.to_owned(), "epoch".to_owned());
+        Chart { title, x_label, percent, log_y, series: series.collect(), ..Chart::default() }.svg()
+    };
+    let charts = [
+        chart("kNN accuracy", true, false, |l| l.knn),
+        chart("Online linear probe", true, false, |l| l.online),
+        chart("Diagonal of C", false, false, |l| l.diagnostics.as_ref().map(|d| d.on_diag)),
+        chart("Effective rank", false, false, |l| l.diagnostics.as_ref().map(|d| d.effective_rank)),
+        chart("Spread: 0 when collapsed", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.spread)
+        }),
+        chart("Information of embeddings, nats", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.information)
+        }),
+        chart("Information of the distortion, nats", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.information_given_image)
+        }),
+    ];
+    section(out, "curves", "The runs, one seed each", &charts);
+}
+
+fn section(out: &mut String, id: &str, title: &str, charts: &[String]) {
+    if charts.iter().all(String::is_empty) {
+        return;
+    }
+    let _ = writeln!(out, "<section id=\"{id}\"><h2>{}</h2><div class=\"grid2\">", escape(title));
+    charts.iter().for_each(|chart| out.push_str(chart));
+    out.push_str("</div></section>\n");
+}
+
+fn configurations(out: &mut String, study: &Study) -> Result<()> {
+    out.push_str("<section id=\"config\"><h2>Configurations</h2>\n");
+    for (number, row) in study.rows.iter().enumerate() {
+        let Some(cell) = study.cells.iter().find(|cell| cell.row == number) else { continue };
+        let _ = writeln!(
+            out,
+            "<details><summary>{}, seed {}</summary><pre>{}</pre></details>",
+            escape(&row.name),
+            cell.seed,
+            escape(&cell.config.to_toml()?)
+        );
+    }
+    out.push_str("</section>\n");
+    Ok(())
+}

@@ -1,0 +1,275 @@
+//! A study's file and the cells it stands for.
+//!
+//! ```toml
+//! title = "Does lambda matter?"
+//! extends = "../configs/study-small.toml"     # a configuration beneath `base`
+//! seeds = [0, 1, 2]
+//! reference = "ImageNet top-1 of the paper"   # what the cells' `reference` figures are
+//!
+//! [drawn]                  # draw a data set with these counts, unless `data.train` is given
+//! images = 4000
+//! test_images = 1000
+//!
+//! [base]                   # a run's configuration, common to all cells
+//! method = "barlow"
+//!
+//! [grid]                   # every combination of these values is a cell, or
+//! "loss.lambda" = [0.001, 0.005]
+//!
+//! [[cells]]                # a list of cells
+//! name = "only invariance"
+//! reference = 57.3
+//! config.loss.terms = "invariance"
+//! ```
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+
+use crate::config::{self, RunConfig};
+
+/// The file.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StudyFile {
+    title: String,
+    #[serde(default)]
+    note: String,
+    extends: Option<PathBuf>,
+    seeds: Vec<u64>,
+    #[serde(default)]
+    reference: String,
+    #[serde(default)]
+    log_x: bool,
+    #[serde(default)]
+    x_label: String,
+    drawn: Option<Drawn>,
+    #[serde(default)]
+    measure: Measure,
+    #[serde(default)]
+    base: toml::Table,
+    #[serde(default)]
+    grid: toml::Table,
+    #[serde(default)]
+    cells: Vec<CellFile>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CellFile {
+    name: String,
+    reference: Option<f64>,
+    x: Option<f64>,
+    #[serde(default)]
+    untrained: bool,
+    #[serde(default)]
+    config: toml::Table,
+}
+
+/// A data set that the study draws for itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, serde::Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drawn {
+    /// Images to train on.
+    pub images: u64,
+    /// Images to test on.
+    pub test_images: u64,
+}
+
+/// How finished cells are measured.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Measure {
+    /// Weighted kNN with `eval.k` and `eval.temperature`.
+    pub knn: bool,
+    /// The linear probe on stored features.
+    pub linear: bool,
+}
+
+impl Default for Measure {
+    fn default() -> Self {
+        Measure { knn: true, linear: true }
+    }
+}
+
+/// A study, checked.
+#[derive(Clone, Debug)]
+pub struct Study {
+    /// Heading.
+    pub title: String,
+    /// A few sentences under it.
+    pub note: String,
+    /// What the rows' reference figures are; empty when there are none.
+    pub reference: String,
+    /// Under the x axis of the chart over rows; empty for no chart.
+    pub x_label: String,
+    /// Whether that axis is logarithmic.
+    pub log_x: bool,
+    /// Data to draw; absent when the configuration names shards.
+    pub drawn: Option<Drawn>,
+    /// How cells are measured.
+    pub measure: Measure,
+    /// The table's rows.
+    pub rows: Vec<Row>,
+    /// Every row's cells, row after row, seed after seed.
+    pub cells: Vec<Cell>,
+}
+
+/// A row: cells that differ in the seed only.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Row {
+    /// Its name in the table.
+    pub name: String,
+    /// What others measured.
+    pub reference: Option<f64>,
+    /// Its place on the chart's x axis.
+    pub x: Option<f64>,
+}
+
+/// One run of a study.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Number of its row.
+    pub row: usize,
+    /// Its seed.
+    pub seed: u64,
+    /// Its configuration, exact.
+    pub config: RunConfig,
+    /// The network is measured as it begins, without training.
+    pub untrained: bool,
+}
+
+impl Study {
+    /// Reads a study whose cells will lie in `dir`; `overrides` (`key=value`) apply to all cells.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a study without cells, a configuration that does not hold, each
+    /// with the cell's name.
+    pub fn load(file: &Path, dir: &Path, overrides: &[String]) -> Result<Study> {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read the study {}", file.display()))?;
+        let beside = crate::files::parent(file);
+        Self::parse(&text, beside, dir, overrides).with_context(|| file.display().to_string())
+    }
+
+    /// As [`Study::load`], from the text of a file in the folder `beside`.
+    ///
+    /// # Errors
+    /// As [`Study::load`].
+    pub fn parse(text: &str, beside: &Path, dir: &Path, overrides: &[String]) -> Result<Study> {
+        let mut file: StudyFile = toml::from_str(text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+            let message = error.message().lines().collect::<Vec<_>>().join(" ");
+            anyhow::anyhow!("line {}: {message}", line + 1)
+        })?;
+        ensure!(!file.seeds.is_empty(), "`seeds` is empty");
+        if let Some(beneath) = &file.extends {
+            let path = beside.join(beneath);
+            let text = std::fs::read_to_string(&path)
+                .with_context(|| format!("extends: cannot read {}", path.display()))?;
+            let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
+                anyhow::anyhow!("{}: {}", path.display(), error.message())
+            })?;
+            // Its shards and folder are its own when a data set is drawn.
+            if file.drawn.is_some() {
+                table.get_mut("data").and_then(|d| d.as_table_mut()).map(|d| d.remove("train"));
+            }
+            merge(&mut table, &file.base);
+            file.base = table;
+        }
+        let given = |key: &str| overrides.iter().any(|pair| pair.starts_with(&format!("{key}=")));
+        let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
+        let drawn = file.drawn.filter(|_| !named && !given("data.train"));
+        let planned = plan(&file)?;
+        let (mut rows, mut cells) = (Vec::new(), Vec::new());
+        for (row, table, untrained) in planned {
+            if rows.iter().any(|other: &Row| slug(&other.name) == slug(&row.name)) {
+                bail!("two cells are called `{}`", row.name);
+            }
+            for &seed in &file.seeds {
+                let mut table = table.clone();
+                let folder = cell_folder(dir, &row.name, seed);
+                config::put(&mut table, "train.dir", folder.to_string_lossy().as_ref().into())?;
+                config::put(&mut table, "train.seed", (seed as i64).into())?;
+                if drawn.is_some() {
+                    for (key, name) in [("data.train", "train"), ("data.val", "test")] {
+                        let path = dir.join("data").join(format!("{name}.manifest.json"));
+                        config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
+                    }
+                }
+                for pair in overrides {
+                    config::set(&mut table, pair)?;
+                }
+                let config =
+                    RunConfig::from_table(table).with_context(|| format!("cell `{}`", row.name))?;
+                cells.push(Cell { row: rows.len(), seed, config, untrained });
+            }
+            rows.push(row);
+        }
+        let StudyFile { title, note, reference, x_label, log_x, measure, .. } = file;
+        Ok(Study { title, note, reference, x_label, log_x, drawn, measure, rows, cells })
+    }
+}
+
+/// Rows with their configuration, before seed and folder.
+fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
+    ensure!(
+        file.grid.is_empty() != file.cells.is_empty(),
+        "a study has either a `[grid]` or `[[cells]]`"
+    );
+    let listed = file.cells.iter().map(|cell| {
+        let mut table = file.base.clone();
+        merge(&mut table, &cell.config);
+        let row = Row { name: cell.name.clone(), reference: cell.reference, x: cell.x };
+        (row, table, cell.untrained)
+    });
+    let mut planned: Vec<_> = listed.collect();
+    if !file.grid.is_empty() {
+        let start = Row { name: String::new(), reference: None, x: None };
+        planned.push((start, file.base.clone(), false));
+    }
+    for (key, values) in &file.grid {
+        let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
+            bail!("grid: `{key}` must be a list of values");
+        };
+        let mut next = Vec::new();
+        for (row, table, untrained) in &planned {
+            for value in values {
+                let mut table = table.clone();
+                config::put(&mut table, key, value.clone())?;
+                let last = key.rsplit('.').next().unwrap_or(key);
+                let text = value.as_str().map_or(value.to_string(), str::to_owned);
+                let gap = if row.name.is_empty() { "" } else { ", " };
+                let name = format!("{}{gap}{last} {text}", row.name);
+                let x = value.as_float().or(value.as_integer().map(|i| i as f64));
+                next.push((Row { name, reference: None, x }, table, *untrained));
+            }
+        }
+        planned = next;
+    }
+    Ok(planned)
+}
+
+/// Puts `from` over `into`, table by table.
+fn merge(into: &mut toml::Table, from: &toml::Table) {
+    for (key, value) in from {
+        match (into.get_mut(key), value) {
+            (Some(toml::Value::Table(inner)), toml::Value::Table(value)) => merge(inner, value),
+            _ => {
+                into.insert(key.clone(), value.clone());
+            }
+        }
+    }
+}
+
+/// Where a cell lies in the study's folder.
+fn cell_folder(dir: &Path, name: &str, seed: u64) -> PathBuf {
+    dir.join("cells").join(format!("{}.seed-{seed}", slug(name)))
+}
+
+/// A name as a folder's: letters, digits, dots; everything else a dash.
+fn slug(name: &str) -> String {
+    let keep = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    name.chars().map(keep).collect()
+}

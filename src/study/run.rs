@@ -1,0 +1,298 @@
+//! Running a study's cells: those that are not finished, one after another or several at a time,
+//! in this process, so that whatever ends the process ends all of them.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use serde::{Deserialize, Serialize};
+
+use super::plan::{Cell, Drawn, Measure, Study};
+use super::{page, table};
+use crate::checkpoint;
+use crate::config::RunConfig;
+use crate::eval::compare::encode;
+use crate::eval::encode::open;
+use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
+use crate::files::write_atomically;
+use crate::learner::Learner;
+use crate::loss::diagnostics::Health;
+use crate::model::TwinNet;
+use crate::report::chart::Chart;
+use crate::train::{self, Diverged};
+
+/// File in a cell's folder; it is there when the cell is finished.
+pub const RESULT_FILE: &str = "result.json";
+/// File in a cell's folder: the configuration as the study has it, without this machine's threads.
+pub const CELL_FILE: &str = "cell.toml";
+
+/// How a study is run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The study's folder.
+    pub dir: PathBuf,
+    /// Cells at a time; each gets its share of the cores.
+    pub jobs: usize,
+    /// Only rows whose name contains this.
+    pub only: Option<String>,
+}
+
+/// What a finished cell gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct CellResult {
+    /// kNN accuracy, 0 to 1.
+    pub knn: Option<f64>,
+    /// The linear probe's.
+    pub linear: Option<Accuracy>,
+    /// The last line of metrics' loss.
+    pub loss: Option<f64>,
+    /// Effective rank of the embeddings' covariance at the end.
+    pub effective_rank: Option<f64>,
+    /// The embeddings at the end, in a word and in a sentence.
+    pub health: Option<Health>,
+    /// The sentence.
+    pub embeddings: String,
+    /// Why there are no figures: the loss became no number.
+    pub diverged: Option<String>,
+    /// Wall seconds of the process that finished it; not part of the table.
+    pub seconds: f64,
+}
+
+/// A cell's result, if it is finished.
+///
+/// # Errors
+/// A result that cannot be read.
+pub fn result_of(cell: &Cell) -> Result<Option<CellResult>> {
+    let path = cell.config.train.dir.join(RESULT_FILE);
+    match std::fs::read(&path) {
+        Ok(text) => {
+            let result = serde_json::from_slice(&text);
+            Ok(Some(result.with_context(|| path.display().to_string())?))
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+/// Runs the cells that are not finished, and writes the table after each of them. Returns whether
+/// all are finished; `stop` ends it after the steps in progress.
+///
+/// # Errors
+/// Another process at work in the folder, a finished cell of another configuration, and what
+/// training and evaluation answer.
+pub fn run(study: &Study, options: &Options, stop: &AtomicBool) -> Result<bool> {
+    std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
+    let lock = std::fs::File::create(options.dir.join(".lock"))?;
+    if lock.try_lock().is_err() {
+        bail!("another process runs the study in {}", options.dir.display());
+    }
+    if let Some(drawn) = &study.drawn {
+        draw(&options.dir, drawn)?;
+    }
+    let chosen = |cell: &&Cell| {
+        options.only.as_ref().is_none_or(|part| study.rows[cell.row].name.contains(part.as_str()))
+    };
+    let mut waiting = Vec::new();
+    for cell in study.cells.iter().filter(chosen) {
+        check_unchanged(cell, &study.rows[cell.row].name)?;
+        if result_of(cell)?.is_none() {
+            waiting.push(cell);
+        }
+    }
+    eprintln!("{} of {} cells to run", waiting.len(), study.cells.len());
+    write_results(study, &options.dir)?;
+    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+    let jobs = options.jobs.clamp(1, waiting.len().max(1));
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let writing = Mutex::new(());
+    let work = || -> Result<()> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / jobs).max(1)).build()?;
+        while !stop.load(Ordering::Relaxed) {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let Some(cell) = waiting.get(number) else { break };
+            let name = format!("{}, seed {}", study.rows[cell.row].name, cell.seed);
+            eprintln!("[{}/{}] {name}", number + 1, waiting.len());
+            let threads = (cores / jobs).max(1);
+            let done = pool
+                .install(|| run_cell(cell, &study.measure, threads, stop))
+                .with_context(|| format!("cell `{name}`"))?;
+            if let Some(result) = done {
+                eprintln!("[{}/{}] {name}: {}", number + 1, waiting.len(), table::summary(&result));
+                let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
+                write_results(study, &options.dir)?;
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                if let Err(error) = work() {
+                    // The others end after the step in progress and can be continued.
+                    stop.store(true, Ordering::Relaxed);
+                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                }
+            });
+        }
+    });
+    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error);
+    }
+    write_results(study, &options.dir)?;
+    Ok(!stop.load(Ordering::Relaxed))
+}
+
+/// Draws and packs the data set once; the marker is written last.
+fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
+    let marker = dir.join("data").join("drawn.json");
+    let wanted = serde_json::to_vec(drawn)?;
+    if std::fs::read(&marker).is_ok_and(|found| found == wanted) {
+        return Ok(());
+    }
+    crate::commands::quickstart::draw_shards(
+        &dir.join("data"),
+        drawn.images,
+        drawn.test_images,
+        0,
+    )?;
+    write_atomically(&marker, &wanted)
+}
+
+/// The cell's configuration as text, without what does not change its result.
+fn exact(cell: &Cell) -> Result<String> {
+    let mut config = cell.config.clone();
+    (config.train.threads, config.data.threads) = (0, 0);
+    config.to_toml()
+}
+
+/// A cell that was begun with another configuration is not silently taken for this one.
+fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
+    let path = cell.config.train.dir.join(CELL_FILE);
+    let Ok(found) = std::fs::read_to_string(&path) else { return Ok(()) };
+    let wanted = exact(cell)?;
+    if found == wanted {
+        return Ok(());
+    }
+    let differs = found.lines().zip(wanted.lines()).find(|(a, b)| a != b);
+    let (was, is) = differs.unwrap_or(("its length", "its length"));
+    bail!(
+        "cell `{name}` was begun with `{was}`, the study now has `{is}`: use another --dir, or \
+         remove {}",
+        cell.config.train.dir.display()
+    )
+}
+
+/// Trains and measures one cell; nothing when it was stopped on the way.
+fn run_cell(
+    cell: &Cell,
+    measure: &Measure,
+    threads: usize,
+    stop: &AtomicBool,
+) -> Result<Option<CellResult>> {
+    let begun = std::time::Instant::now();
+    let mut config = cell.config.clone();
+    if config.data.threads == 0 {
+        config.data.threads = threads;
+    }
+    let dir = &config.train.dir;
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    write_atomically(&dir.join(CELL_FILE), exact(cell)?.as_bytes())?;
+    let device = train::device(&config.train.device)?;
+    let mut result = CellResult::default();
+    let net = if cell.untrained {
+        write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+        Some(TwinNet::new(&config.model, config.train.seed, &device)?)
+    } else {
+        match train::train(&config, true, stop) {
+            Ok(summary) if summary.interrupted => return Ok(None),
+            Ok(_) => Some(checkpoint::find(dir)?.network(&device)?),
+            Err(error) => match error.downcast::<Diverged>() {
+                Ok(diverged) => {
+                    result.diverged = Some(diverged.to_string());
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        }
+    };
+    if let Some(mut net) = net {
+        score(&mut net, &config, measure, &device, &mut result)?;
+    }
+    if !cell.untrained {
+        from_metrics(dir, &mut result)?;
+    }
+    result.seconds = begun.elapsed().as_secs_f64();
+    write_atomically(&dir.join(RESULT_FILE), &serde_json::to_vec_pretty(&result)?)?;
+    Ok(Some(result))
+}
+
+fn score(
+    net: &mut TwinNet,
+    config: &RunConfig,
+    measure: &Measure,
+    device: &Device,
+    result: &mut CellResult,
+) -> Result<()> {
+    if config.data.val.is_empty() || !(measure.knn || measure.linear) {
+        return Ok(());
+    }
+    let sets = [open(&config.data.train, "data.train")?, open(&config.data.val, "data.val")?];
+    let kind = encode("features", net, [&sets[0], &sets[1]], config, device)?;
+    let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    let probe = ProbeConfig { max_iterations: 80, ..ProbeConfig::default() };
+    let score = kind.score(measure.knn.then_some(knn), measure.linear.then_some(&probe))?;
+    (result.knn, result.linear) = (score.knn, score.linear);
+    Ok(())
+}
+
+/// What the metrics tell of the end of the run.
+fn from_metrics(dir: &Path, result: &mut CellResult) -> Result<()> {
+    let lines = crate::metrics::read(dir)?;
+    result.loss = lines.iter().rev().find_map(|line| line.loss);
+    if let Some(found) = lines.iter().rev().find_map(|line| line.diagnostics.as_ref()) {
+        result.effective_rank = Some(found.effective_rank);
+        result.health = Some(found.health());
+        result.embeddings = found.describe();
+    }
+    Ok(())
+}
+
+/// Table and page of what is finished.
+fn write_results(study: &Study, dir: &Path) -> Result<()> {
+    let results = study.cells.iter().map(result_of).collect::<Result<Vec<Option<CellResult>>>>()?;
+    write_atomically(&dir.join("table.md"), table::markdown(study, &results).as_bytes())?;
+    write_atomically(&dir.join("table.csv"), table::csv(study, &results).as_bytes())?;
+    if let Some(curve) = page::charts_over_x(study, &results).first().and_then(Chart::svg_file) {
+        write_atomically(&dir.join("accuracy.svg"), curve.as_bytes())?;
+    }
+    write_atomically(&dir.join("study.html"), page::render(study, &results)?.as_bytes())
+}
+
+/// One whole step of `config`'s network on random images, with a batch of `batch`: whether a
+/// configuration runs at all, without its data. Returns the loss.
+///
+/// # Errors
+/// What the step answers.
+pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
+    let device = train::device(&config.train.device)?;
+    let view = config.views.views()?.swap_remove(0);
+    let (height, width) = view.out_size();
+    let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);
+    let count = 2 * batch * height * width * 3;
+    let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
+    let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &device)?;
+    let mut learner = Learner::new(config, &device)?;
+    let mut optimizer = config.optim.build()?;
+    learner.forward(&images)?;
+    let mut out = learner.loss()?;
+    learner.backward(&mut out)?;
+    let rates = config.optim.schedule(config.train.batch_size, 10, 1000).rates(20);
+    optimizer.step(&mut learner.params(), rates.0, rates.1)?;
+    learner.follow(0, 1000)?;
+    if !out.loss.is_finite() {
+        bail!(Diverged { loss: out.loss, step: 1 });
+    }
+    Ok(out.loss)
+}

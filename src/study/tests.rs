@@ -1,0 +1,152 @@
+//! Studies: what a file stands for, that every shipped one runs, what the tables say.
+
+use std::path::{Path, PathBuf};
+
+use super::table::{Spread, csv, markdown};
+use super::*;
+use crate::eval::Accuracy;
+use crate::loss::diagnostics::Health;
+
+fn shipped(size: &str) -> Vec<(PathBuf, Study)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies");
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|file| file.to_string_lossy().ends_with(&format!("-{size}.toml")));
+    files.sort();
+    let load = |file: PathBuf| {
+        let study = Study::load(&file, Path::new("runs/test"), &[]).unwrap();
+        (file, study)
+    };
+    files.into_iter().map(load).collect()
+}
+
+fn parse(text: &str) -> anyhow::Result<Study> {
+    Study::parse(text, Path::new("."), Path::new("out"), &[])
+}
+
+#[test]
+fn every_study_exists_in_both_sizes_and_parses() {
+    let names = [
+        "asymmetry",
+        "augmentations",
+        "batch-size",
+        "lambda",
+        "loss-ablations",
+        "methods",
+        "projector-depth",
+        "projector-width",
+    ];
+    for size in ["small", "paper"] {
+        let studies = shipped(size);
+        let wanted: Vec<String> = names.iter().map(|name| format!("{name}-{size}")).collect();
+        let found: Vec<String> =
+            studies.iter().map(|(f, _)| f.file_stem().unwrap().to_string_lossy().into()).collect();
+        assert_eq!(found, wanted);
+        for (file, study) in studies {
+            assert!(study.rows.len() > 1, "{}", file.display());
+            assert_eq!(study.cells.len() % study.rows.len(), 0);
+            // Small ones draw their data, or name the CIFAR-10 subset.
+            let shards = &study.cells[0].config.data.train;
+            assert!(!shards.is_empty() && (size == "paper" || !shards.contains("imagenet")));
+        }
+    }
+}
+
+#[test]
+fn the_first_step_of_every_row_of_the_small_studies_runs() {
+    for (file, study) in shipped("small") {
+        for (number, row) in study.rows.iter().enumerate() {
+            let cell = study.cells.iter().find(|cell| cell.row == number).unwrap();
+            let loss = first_step(&cell.config, 4);
+            assert!(loss.is_ok(), "{}, {}: {loss:?}", file.display(), row.name);
+        }
+    }
+}
+
+/// ResNet-50 with a projector of 8192 and its optimizer takes 2 GB; the smallest row of one study
+/// stands for the others here. `bt-stream study FILE --first-step 8` does them all.
+#[test]
+fn the_first_step_of_the_smallest_paper_row_runs() {
+    let studies = shipped("paper");
+    let (_, study) =
+        studies.iter().find(|(f, _)| f.ends_with("projector-width-paper.toml")).unwrap();
+    assert_eq!(study.rows[0].name, "width 16");
+    let config = &study.cells[0].config;
+    assert_eq!((config.model.width, config.train.batch_size, config.train.epochs), (64, 2048, 300));
+    assert!(first_step(config, 2).unwrap().is_finite());
+}
+
+#[test]
+fn a_grid_is_every_combination_and_each_seed() {
+    let study = parse(
+        "title = 'x'\nseeds = [3, 4]\n[base]\ntrain.epochs = 7\n[grid]\n\
+         'loss.lambda' = [0.1, 0.2]\n'train.batch_size' = [8, 16, 32]",
+    )
+    .unwrap();
+    let names: Vec<&str> = study.rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names[..2], ["lambda 0.1, batch_size 8", "lambda 0.1, batch_size 16"]);
+    assert_eq!((study.rows.len(), study.cells.len()), (6, 12));
+    let last = &study.cells[11];
+    assert_eq!((last.row, last.seed, last.config.train.batch_size), (5, 4, 32));
+    assert_eq!((last.config.train.seed, last.config.train.epochs), (4, 7));
+    let folders: std::collections::HashSet<_> =
+        study.cells.iter().map(|cell| cell.config.train.dir.clone()).collect();
+    assert_eq!(folders.len(), 12);
+}
+
+#[test]
+fn what_is_wrong_is_told_with_the_cells_name() {
+    let error = |text: &str| format!("{:#}", parse(text).unwrap_err());
+    let head = "title = 'x'\nseeds = [0]\n";
+    let text = error(&format!("{head}[[cells]]\nname = 'wide'\nconfig.model.widht = 3"));
+    assert!(text.contains("cell `wide`") && text.contains("`width`"), "{text}");
+    let text = error(&format!("{head}[[cells]]\nname = 'a b'\n[[cells]]\nname = 'a-b'"));
+    assert!(text.contains("two cells"), "{text}");
+    assert!(error(head).contains("either a `[grid]`"));
+    assert!(error("title = 'x'\nseeds = [0]\nsedes = 1").contains("sedes"));
+}
+
+#[test]
+fn overrides_apply_to_every_cell_and_given_shards_are_not_drawn() {
+    let text = "title = 'x'\nseeds = [0]\n[drawn]\nimages = 9\ntest_images = 3\n\
+                [[cells]]\nname = 'a'\n[[cells]]\nname = 'b'";
+    let drawn = parse(text).unwrap();
+    assert!(drawn.drawn.is_some());
+    assert!(drawn.cells[1].config.data.train.ends_with("data/train.manifest.json"));
+    let overrides = ["data.train=own".to_owned(), "train.epochs=2".to_owned()];
+    let own = Study::parse(text, Path::new("."), Path::new("out"), &overrides).unwrap();
+    assert!(own.drawn.is_none());
+    assert!(own.cells.iter().all(|c| c.config.data.train == "own" && c.config.train.epochs == 2));
+}
+
+#[test]
+fn the_table_has_mean_spread_and_reference_and_a_dash_for_what_is_missing() {
+    let study = parse(
+        "title = 'x'\nreference = 'deck'\nseeds = [0, 1]\n[[cells]]\nname = 'a'\nreference = 71.4\n\
+         [[cells]]\nname = 'b'\n[[cells]]\nname = 'c'",
+    )
+    .unwrap();
+    let result = |knn: f64| CellResult {
+        knn: Some(knn),
+        linear: Some(Accuracy { top1: knn, top5: 1.0 }),
+        health: Some(Health::Healthy),
+        ..CellResult::default()
+    };
+    let diverged = CellResult { diverged: Some("NaN".into()), ..CellResult::default() };
+    let results =
+        [Some(result(0.5)), Some(result(0.52)), Some(result(0.4)), None, Some(diverged), None];
+    let text = markdown(&study, &results);
+    for line in [
+        "|  | kNN | linear top-1 | top-5 | embeddings | deck |",
+        "| a | 51.0 ± 1.4 | 51.0 ± 1.4 | 100.0 ± 0.0 | spread | 71.4 |",
+        "| b | 40.0 | 40.0 | 100.0 | spread | – |",
+        "| c | – | – | – | diverged | – |",
+        "4 of 6 runs finished",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    let lines = csv(&study, &results);
+    assert!(lines.contains("\"a\",0.510000,0.014142,2"), "{lines}");
+    assert!(super::page::render(&study, &results).unwrap().contains("51.0 ± 1.4"));
+    assert_eq!(Spread::of(&[]), None);
+}

@@ -1,0 +1,102 @@
+//! A study that is killed and continued gives the table of one that never was.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{bt_stream, tiny_shards};
+
+fn study_file(folder: &Path, shards: &Path) -> PathBuf {
+    let text = format!(
+        r#"
+title = "tiny"
+seeds = [0, 1]
+[base]
+data.train = {shards:?}
+data.val = {shards:?}
+views.preset = "barlow-cifar"
+views.both.random_resized_crop.size = 16
+train = {{ epochs = 3, batch_size = 16, log_every = 1, diagnose_every = 2 }}
+checkpoint = {{ every_steps = 2, keep = 1 }}
+eval = {{ k = 5, online_probe = true }}
+[base.model]
+arch = "resnet18"
+width = 4
+stem = "cifar"
+projector = "16-16"
+[base.optim]
+optimizer = "adamw"
+warmup_epochs = 0.0
+[[cells]]
+name = "barlow"
+[[cells]]
+name = "byol"
+config.method = "byol"
+config.loss.predictor_hidden = 8
+[[cells]]
+name = "untrained"
+untrained = true
+"#
+    );
+    let path = folder.join("tiny.toml");
+    std::fs::write(&path, text).unwrap();
+    path
+}
+
+fn command(study: &Path, dir: &Path) -> Command {
+    let mut command = bt_stream();
+    command.arg("study").arg(study).arg("--dir").arg(dir).args(["--jobs", "2"]);
+    command
+}
+
+fn start(study: &Path, dir: &Path) -> Child {
+    command(study, dir).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn to_end(study: &Path, dir: &Path) -> String {
+    let output = command(study, dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[test]
+fn a_killed_study_continues_and_gives_the_same_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let study = study_file(folder.path(), &tiny_shards(folder.path()));
+    let (calm, killed) = (folder.path().join("calm"), folder.path().join("killed"));
+    let begun = Instant::now();
+    to_end(&study, &calm);
+    let whole = begun.elapsed();
+    let mut kills = 0;
+    for part in [0.25, 0.4, 0.3, 0.5, 0.35] {
+        let mut child = start(&study, &killed);
+        std::thread::sleep(whole.mul_f64(part));
+        if child.try_wait().unwrap().is_some() {
+            break;
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        kills += 1;
+    }
+    assert!(kills > 0, "the study ended before it could be killed");
+    to_end(&study, &killed);
+    for name in ["table.md", "table.csv"] {
+        let read = |dir: &Path| std::fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(read(&calm), read(&killed), "{name}");
+        assert!(read(&calm).contains("byol"));
+    }
+    assert!(std::fs::read_to_string(calm.join("study.html")).unwrap().contains("<svg"));
+    for cell in ["barlow.seed-0", "byol.seed-1"] {
+        assert!(calm.join("cells").join(cell).join("config.toml").exists());
+    }
+
+    // Nothing is left to run, and a cell is not taken for another.
+    let begun = Instant::now();
+    assert!(to_end(&study, &calm).contains("0 of 6 cells to run"));
+    assert!(begun.elapsed() < whole.max(Duration::from_secs(2)));
+    let other = command(&study, &calm).args(["--set", "train.epochs=4"]).output().unwrap();
+    let said = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(!other.status.success() && said.contains("epochs = 3"), "{said}");
+}
