@@ -10,7 +10,8 @@
 //! images = 4000
 //! test_images = 1000
 //!
-//! [base]                   # a run's configuration, common to all cells
+//! [base]                   # a run's configuration, common to all cells (`loss` is dropped where a
+//!                          # cell names another `method`)
 //! method = "barlow"
 //!
 //! [grid]                   # every combination of these values is a cell, or
@@ -212,7 +213,8 @@ impl Study {
     }
 }
 
-/// Rows with their configuration, before seed and folder.
+/// Rows with their configuration, before seed and folder. Options of the base's objective are not
+/// those of another: a row that names its `method` begins with an empty `[loss]`.
 fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
     ensure!(
         file.grid.is_empty() != file.cells.is_empty(),
@@ -220,6 +222,9 @@ fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
     );
     let listed = file.cells.iter().map(|cell| {
         let mut table = file.base.clone();
+        if cell.config.contains_key("method") {
+            table.remove("loss");
+        }
         merge(&mut table, &cell.config);
         let row = Row { name: cell.name.clone(), reference: cell.reference, x: cell.x };
         (row, table, cell.untrained)
@@ -237,6 +242,9 @@ fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
         for (row, table, untrained) in &planned {
             for value in values {
                 let mut table = table.clone();
+                if key == "method" {
+                    table.remove("loss");
+                }
                 config::put(&mut table, key, value.clone())?;
                 let last = key.rsplit('.').next().unwrap_or(key);
                 let text = value.as_str().map_or(value.to_string(), str::to_owned);
