@@ -2,6 +2,7 @@
 //! seconds of each part of a step, on random images.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use bt_pipeline::augment::Layout;
