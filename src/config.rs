@@ -178,8 +178,22 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Steps between two lines of metrics.
     pub log_every: u64,
+    /// When the loss or a gradient is not finite: `stop` ends the run, `rewind` takes the step back
+    /// and goes on with the next batch, at most ten times in a row.
+    pub on_nan: OnNan,
     /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
     pub diagnose_every: u64,
+}
+
+/// What to do when a loss or a gradient is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// End the run with a checkpoint of the state before the step.
+    #[default]
+    Stop,
+    /// Take the step back and go on with the next batch.
+    Rewind,
 }
 
 impl Default for TrainConfig {
@@ -192,6 +206,7 @@ impl Default for TrainConfig {
             device: "auto".into(),
             threads: 0,
             log_every: 10,
+            on_nan: OnNan::Stop,
             diagnose_every: 100,
         }
     }

@@ -28,6 +28,18 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// Adds a line to `path`.
+///
+/// # Errors
+/// When the file cannot be written.
+pub fn append_line(path: &Path, line: &str) -> Result<()> {
+    let open = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+        writeln!(file, "{line}")
+    };
+    open().with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Makes a rename in `folder` durable.
 ///
 /// # Errors

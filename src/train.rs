@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
-use crate::config::{OnCheckpointError, RunConfig};
+use crate::config::{OnCheckpointError, OnNan, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Diagnostics;
@@ -21,12 +21,21 @@ use crate::optim::{Optimizer, Schedule};
 /// File in the run's folder that tells where the time went.
 pub const SUMMARY_FILE: &str = "summary.json";
 
-/// A loss that is no number ended the run: what a configuration leads to, not what went wrong.
-#[derive(Clone, Copy, Debug, thiserror::Error)]
-#[error("the loss became {loss} at step {step}; lower the learning rate")]
+/// File in the run's folder with the batches whose numbers were not finite.
+pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
+
+/// Batches in a row that `train.on_nan = "rewind"` passes over.
+const MOST_REWINDS: u32 = 10;
+
+/// Numbers that are not finite ended the run: what a configuration leads to, not what went wrong.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error(
+    "{cause} at step {step}; the newest checkpoint is of a good state, {BAD_BATCHES_FILE} has the batch: \
+     lower the learning rate, or go on without such batches with train.on_nan = \"rewind\""
+)]
 pub struct Diverged {
-    /// NaN or infinite.
-    pub loss: f64,
+    /// What was not finite.
+    pub cause: String,
     /// The step, from 1.
     pub step: u64,
 }
@@ -92,24 +101,32 @@ pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summ
         clock.lap("wait for data");
         let images = images_of(&batch, &run.device)?;
         clock.lap("copy in");
+        run.learner.remember()?;
         run.learner.forward(&images)?;
         clock.lap("forward");
         let mut out = run.learner.loss()?;
-        if !out.loss.is_finite() {
-            bail!(Diverged { loss: out.loss, step: run.step + 1 });
-        }
         clock.lap("loss");
-        run.learner.backward(&mut out)?;
-        clock.lap("backward");
-        let rates = run.schedule.rates(run.step);
-        run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
-        run.learner.follow(run.step, run.schedule.steps)?;
-        clock.lap("optimizer");
-
-        run.advance(&batch);
-        run.measure(config, &batch)?;
-        run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
-        clock.lap("measure");
+        let trouble = if out.loss.is_finite() {
+            run.learner.backward(&mut out)?;
+            let found = run.learner.bad_gradient()?;
+            clock.lap("backward");
+            found.map(|name| format!("the gradient of {name} is not finite"))
+        } else {
+            Some(format!("the loss is {}", out.loss))
+        };
+        if let Some(cause) = trouble {
+            run.refuse(config, &batch, cause)?;
+        } else {
+            let rates = run.schedule.rates(run.step);
+            run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
+            run.learner.follow(run.step, run.schedule.steps)?;
+            clock.lap("optimizer");
+            run.rewinds = 0;
+            run.advance(&batch);
+            run.measure(config, &batch)?;
+            run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
+            clock.lap("measure");
+        }
         drop(batch);
         run.after_step(config, &mut clock)?;
         if stop.load(Ordering::Relaxed) {
@@ -144,6 +161,8 @@ struct Run {
     begun_step: u64,
     probe: Option<OnlineProbe>,
     embeddings: String,
+    /// Batches passed over since the last step.
+    rewinds: u32,
 }
 
 impl Run {
@@ -204,6 +223,7 @@ impl Run {
             begun_step: step,
             probe,
             embeddings: String::new(),
+            rewinds: 0,
         })
     }
 
@@ -213,6 +233,40 @@ impl Run {
         if self.position.batch == self.loader.batches_per_epoch() {
             self.position = Position { epoch: batch.epoch + 1, batch: 0 };
         }
+    }
+
+    /// Takes back a step whose numbers are not finite and notes its batch. With
+    /// `train.on_nan = "rewind"` the run goes on with the next batch.
+    ///
+    /// # Errors
+    /// [`Diverged`], with a checkpoint of the state before the step.
+    fn refuse(&mut self, config: &RunConfig, batch: &Batch, cause: String) -> Result<()> {
+        self.learner.take_back()?;
+        let step = self.step + 1;
+        let set = self.loader.set();
+        let samples = batch.samples.iter().map(|&sample| {
+            let shard = &set.shards()[set.shard_of(sample as usize)].path;
+            let key = set.meta(sample as usize).map(|meta| meta.key).unwrap_or_default();
+            serde_json::json!({ "sample": sample, "shard": shard, "key": key })
+        });
+        let line = serde_json::json!({
+            "step": step, "epoch": batch.epoch, "batch": batch.index, "cause": cause,
+            "samples": samples.collect::<Vec<_>>(),
+        });
+        let path = config.train.dir.join(BAD_BATCHES_FILE);
+        crate::files::append_line(&path, &line.to_string())?;
+        self.rewinds += 1;
+        if config.train.on_nan == OnNan::Stop || self.rewinds > MOST_REWINDS {
+            // A step so large that it left no number behind: the checkpoints before it are
+            // what is good.
+            if self.learner.bad_weight()?.is_none() {
+                self.save(config)?;
+            }
+            bail!(Diverged { cause, step });
+        }
+        self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
+        self.advance(batch);
+        Ok(())
     }
 
     /// What the step's embeddings and features tell, when it is time to ask.

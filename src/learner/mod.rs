@@ -21,6 +21,7 @@ use crate::loss::{Embeddings, LossOutput, Needs, Objective};
 use crate::model::{ModelConfig, Predictor, TwinNet};
 use crate::nn::{Param, storage};
 
+mod numbers;
 mod teacher;
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub struct Learner {
     predictor: Option<Predictor>,
     teacher: Option<Teacher>,
     seen: Option<Embeddings>,
+    before: numbers::Statistics,
 }
 
 impl Learner {
@@ -61,7 +63,7 @@ impl Learner {
         let predictor =
             predictor.map(|shape| Predictor::new(shape, dim, seed, device)).transpose()?;
         let teacher = teacher.map(|m| Teacher::of(&mut net, m, device)).transpose()?;
-        Ok(Self { net, objective, predictor, teacher, seen: None })
+        Ok(Self { net, objective, predictor, teacher, seen: None, before: Default::default() })
     }
 
     /// The network that is trained.

@@ -201,3 +201,33 @@ fn a_projector_without_batch_norm_has_biases_and_exact_gradients() {
     let whole = slope(&mut learner, 0);
     assert!((whole - 1.0).abs() < 0.02, "{whole}");
 }
+
+#[test]
+fn a_step_with_numbers_that_are_not_finite_is_taken_back_bit_for_bit() {
+    for method in ["barlow", "byol", "moco"] {
+        let mut learner = learner(method, toml::Table::new());
+        let mut optimizer = adam();
+        step(&mut learner, &mut *optimizer, 0);
+        let all = |learner: &mut Learner| -> Vec<(String, Vec<f32>)> {
+            let mut tensors = learner.net().state_dict().unwrap();
+            tensors.extend(learner.state().unwrap());
+            let floats = tensors.into_iter().filter(|(_, t)| t.dtype() == candle_core::DType::F32);
+            floats.map(|(name, t)| (name, storage::read(&t).unwrap().to_vec())).collect()
+        };
+        let before = all(&mut learner);
+        learner.remember().unwrap();
+        let poisoned = images(1).affine(f64::NAN, 0.0).unwrap();
+        learner.forward(&poisoned).unwrap();
+        assert!(!learner.loss().unwrap().loss.is_finite());
+        assert_ne!(before, all(&mut learner), "{method}: the statistics have moved");
+        learner.take_back().unwrap();
+        assert_eq!(before, all(&mut learner), "{method}");
+        assert_eq!(learner.bad_weight().unwrap(), None);
+        gradients(&mut learner, 2);
+        assert_eq!(learner.bad_gradient().unwrap(), None);
+        let last = learner.params().pop().unwrap();
+        storage::with_mut(&last.grad, |grad| grad[0] = f32::INFINITY).unwrap();
+        let name = last.name.clone();
+        assert_eq!(learner.bad_gradient().unwrap(), Some(name));
+    }
+}

@@ -7,7 +7,7 @@ use candle_core::{Device, Result, Tensor};
 use super::projector::{Projector, ProjectorLayers};
 use super::{init, state};
 use crate::loss::PredictorShape;
-use crate::nn::{Param, Workspace};
+use crate::nn::{BatchNorm, Param, Workspace};
 
 /// Front of its tensors' names.
 const PREDICTOR: &str = "predictor";
@@ -77,6 +77,11 @@ impl Predictor {
     /// Every parameter, in PyTorch's order.
     pub fn params(&mut self) -> Vec<&mut Param> {
         self.layers.params()
+    }
+
+    /// Every BatchNorm layer.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+        self.layers.norms_mut()
     }
 
     /// Parameters and buffers, `predictor.0.weight`, ..; copies.

@@ -8,7 +8,7 @@ use super::config::ModelConfig;
 use super::projector::{Projector, ProjectorLayers};
 use super::resnet::ResNet;
 use super::{init, state};
-use crate::nn::{Param, Workspace, storage};
+use crate::nn::{BatchNorm, Param, Workspace, storage};
 
 /// Names of the backbone's tensors begin with this.
 const BACKBONE: &str = "backbone.";
@@ -169,6 +169,13 @@ impl TwinNet {
         all
     }
 
+    /// Every BatchNorm layer, the backbone's first.
+    pub(crate) fn norms_mut(&mut self) -> Vec<&mut BatchNorm> {
+        let mut all = self.backbone.norms_mut();
+        all.extend(self.projector.norms_mut());
+        all
+    }
+
     /// Parameters and buffers under torchvision's names (`backbone.conv1.weight`, ..,
     /// `projector.0.weight`, ..) and in its layouts; copies.
     ///
@@ -202,9 +209,7 @@ impl TwinNet {
     /// Names the tensor that is missing, unexpected or of another shape.
     pub fn load_state_dict(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let params = state::named(self.params());
-        let mut norms = self.backbone.norms_mut();
-        norms.extend(self.projector.norms_mut());
-        state::load(tensors, "", &params, &mut norms, |_| false)
+        state::load(tensors, "", &params, &mut self.norms_mut(), |_| false)
     }
 
     /// Loads the backbone alone, from torchvision's names (the classifier, `fc`, is passed over) or from

@@ -292,7 +292,7 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     optimizer.step(&mut learner.params(), rates.0, rates.1)?;
     learner.follow(0, 1000)?;
     if !out.loss.is_finite() {
-        bail!(Diverged { loss: out.loss, step: 1 });
+        bail!(Diverged { cause: format!("the loss is {}", out.loss), step: 1 });
     }
     Ok(out.loss)
 }

@@ -1,0 +1,47 @@
+//! Losses that are not finite: what the run leaves behind, and what it says.
+
+mod common;
+
+use std::path::Path;
+
+use common::{tiny_run, tiny_shards};
+
+/// Runs with a learning rate that ruins the weights in the first step.
+fn ruined(shards: &Path, dir: &Path, policy: &str) -> (String, Vec<serde_json::Value>) {
+    let mut command = tiny_run(shards, dir);
+    for setting in ["optim.lr_weights=1e37", "optim.warmup_epochs=0", policy] {
+        command.args(["--set", setting]);
+    }
+    let output = command.output().unwrap();
+    assert!(!output.status.success());
+    let text = std::fs::read_to_string(dir.join("bad-batches.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (String::from_utf8_lossy(&output.stderr).into_owned(), lines)
+}
+
+#[test]
+fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let (said, batches) = ruined(&shards, &dir, "train.on_nan=stop");
+    assert!(said.contains("at step 2") && said.contains("learning rate"), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    let [batch] = &batches[..] else { panic!("{batches:?}") };
+    let samples = batch["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 16);
+    assert!(samples.iter().all(|sample| sample["key"].as_str().unwrap().len() == 6));
+    // The state before the step is there and can be read.
+    let newest = bt_stream::checkpoint::list(&dir.join("checkpoints")).pop().unwrap();
+    assert!(newest.ends_with("step-0000000001"), "{newest:?}");
+}
+
+#[test]
+fn rewinding_passes_over_ten_batches_at_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let (said, batches) = ruined(&shards, &dir, "train.on_nan=rewind");
+    assert_eq!(batches.len(), 11);
+    assert!(said.contains("passed over") && said.contains("at step 12"), "{said}");
+    let steps: Vec<u64> = batches.iter().map(|batch| batch["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (2..=12).collect::<Vec<_>>());
+}
