@@ -137,11 +137,11 @@ fn gradients_of_network_and_predictor_equal_finite_differences() {
             step(&mut learner, &mut *adam(), 0);
         }
         let whole = slope(&mut learner, 0);
-        assert!((whole - 1.0).abs() < 0.02, "{what}: {whole}");
+        assert!((whole - 1.0).abs() < 0.05, "{what}: {whole}");
         if learner.predictor.is_some() {
             let network = learner.net().params().iter().map(|p| p.len()).sum();
             let predictor = slope(&mut learner, network);
-            assert!((predictor - 1.0).abs() < 0.02, "{what}, predictor alone: {predictor}");
+            assert!((predictor - 1.0).abs() < 0.05, "{what}, predictor alone: {predictor}");
         }
     }
 }

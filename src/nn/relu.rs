@@ -23,7 +23,7 @@ impl Relu {
             Device::Cpu => {
                 let x = storage::read(x)?;
                 storage::with_mut(&y, |y| {
-                    y.iter_mut().zip(&*x).for_each(|(y, x)| *y = x.max(0.0));
+                    y.iter_mut().zip(&*x).for_each(|(y, x)| *y = norm::at_least(0.0, *x));
                 })?;
             }
             other => bail!("relu: no implementation for {other:?}"),
