@@ -14,6 +14,7 @@ pub struct Projector {
 }
 
 /// What follows a hidden linear layer.
+#[allow(clippy::large_enum_variant, reason = "a network has two or three of them")]
 enum Between {
     /// BatchNorm with ReLU.
     Norm(BatchNorm),

@@ -120,9 +120,9 @@ impl Chart {
         );
         for (i, series) in self.series.iter().enumerate() {
             let y = 32.0 - head + 16.0 * i as f64;
-            let _ = write!(
+            let _ = writeln!(
                 out,
-                "<path class=\"line s{}\" d=\"M{LEFT} {}h14\"/><text x=\"{}\" y=\"{y}\">{}</text>\n",
+                "<path class=\"line s{}\" d=\"M{LEFT} {}h14\"/><text x=\"{}\" y=\"{y}\">{}</text>",
                 i % COLOURS,
                 y - 4.0,
                 LEFT + 20.0,

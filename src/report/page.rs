@@ -210,10 +210,10 @@ fn diagnostics(out: &mut String, lines: &[Line]) {
     if charts.iter().all(String::is_empty) {
         return;
     }
-    let _ = write!(
+    let _ = writeln!(
         out,
         "<section id=\"diagnostics\"><h2>Do the embeddings collapse?</h2><p class=\"note\">At the end \
-         {}.</p><div class=\"grid2\">\n",
+         {}.</p><div class=\"grid2\">",
         escape(&last.describe())
     );
     charts.iter().for_each(|chart| out.push_str(chart));
