@@ -36,7 +36,7 @@ pub struct StudyArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`Study::load`] and [`run_study`].
+/// As [`Study::load`] and [`run_study()`].
 pub fn run(args: StudyArgs) -> Result<()> {
     let stem = args.study.file_stem().unwrap_or_default();
     let dir = args.dir.unwrap_or_else(|| PathBuf::from("runs/studies").join(stem));

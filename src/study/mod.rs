@@ -10,7 +10,7 @@
 //! finished cell is never run again, a cut-off one goes on from its newest checkpoint.
 //!
 //! - [`plan`]: the file's form, and the cells it stands for.
-//! - [`run`]: one cell after another, or several at a time.
+//! - [`run()`]: one cell after another, or several at a time.
 //! - [`table`]: mean and spread over seeds, as Markdown and CSV.
 //! - `page`: the same with curves, as HTML.
 
