@@ -37,7 +37,7 @@ pub struct QuickstartArgs {
     #[arg(long, default_value_t = 1200)]
     test_images: u64,
     /// Passes over the training images
-    #[arg(long, default_value_t = 4)]
+    #[arg(long, default_value_t = 3)]
     epochs: u64,
     /// Decides images, weights, order and views
     #[arg(long, default_value_t = 0)]
