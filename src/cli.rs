@@ -32,8 +32,10 @@ pub enum Command {
     Embed(commands::embed::EmbedArgs),
     /// Tell what shards hold, and draw samples with their two views
     Inspect(commands::inspect::InspectArgs),
-    /// Write a checkpoint's backbone for torchvision
+    /// Write a checkpoint's backbone for torchvision, timm or ONNX
     Export(commands::export::ExportArgs),
+    /// Make a run's folder of a torchvision or timm backbone, to evaluate it or to train it on
+    Import(commands::import::ImportArgs),
     /// Check a configuration and print what is in effect
     Config(commands::config::ConfigArgs),
     /// Measure the loader or the training step
@@ -56,6 +58,7 @@ impl Command {
             Command::Embed(args) => commands::embed::run(args),
             Command::Inspect(args) => commands::inspect::run(args),
             Command::Export(args) => commands::export::run(args),
+            Command::Import(args) => commands::import::run(args),
             Command::Config(args) => commands::config::run(args),
             Command::Bench(args) => commands::bench::run(args),
         }

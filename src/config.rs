@@ -13,6 +13,9 @@ use serde::{Deserialize, Serialize};
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
 
+/// File in the run's folder: the configuration that is in effect.
+pub const CONFIG_FILE: &str = "config.toml";
+
 /// Everything that decides a run's result, and where it is written.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -172,6 +175,9 @@ pub struct TrainConfig {
     pub batch_size: usize,
     /// Decides initial weights, order and views.
     pub seed: u64,
+    /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
+    /// for random weights.
+    pub init: PathBuf,
     /// `auto` or `cpu`.
     pub device: String,
     /// Threads that compute; 0 takes one for each core.
@@ -203,6 +209,7 @@ impl Default for TrainConfig {
             epochs: 100,
             batch_size: 256,
             seed: 0,
+            init: PathBuf::new(),
             device: "auto".into(),
             threads: 0,
             log_every: 10,

@@ -10,6 +10,7 @@
 //!   teacher or queue that an objective asks for.
 //! - [`optim`]: LARS, SGD, AdamW and the learning-rate schedule.
 //! - [`eval`]: features, weighted kNN, linear probe.
+//! - [`exchange`]: backbones to and from torchvision, timm, ONNX.
 //! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
 
 pub mod checkpoint;
@@ -17,6 +18,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod eval;
+pub mod exchange;
 pub mod files;
 pub mod learner;
 pub mod loss;

@@ -11,7 +11,7 @@ use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
-use crate::config::{OnCheckpointError, OnNan, RunConfig};
+use crate::config::{CONFIG_FILE, OnCheckpointError, OnNan, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Diagnostics;
@@ -201,6 +201,12 @@ impl Run {
             false => None,
         };
         let (mut step, mut position) = (0, Position::default());
+        let init = &config.train.init;
+        if found.is_none() && !init.as_os_str().is_empty() {
+            let tensors = crate::exchange::import::read(init).context("train.init")?;
+            let started = learner.start_from(&tensors);
+            started.with_context(|| format!("train.init: {} does not fit", init.display()))?;
+        }
         if let Some(found) = &found {
             (step, position) =
                 restore(found, config, &loader, &mut learner, &mut *optimizer, probe.as_mut())?;
@@ -208,7 +214,7 @@ impl Run {
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
         let every = config.train.log_every;
-        crate::files::write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+        crate::files::write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         Ok(Run {
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
             metrics: Metrics::open(dir, step, steps, steps_per_epoch, every)?,
@@ -384,7 +390,8 @@ fn restore(
 ) -> Result<(u64, Position)> {
     let State { step, position, samples, config: saved, .. } = &found.state;
     let here = loader.set().len() as u64;
-    if *samples != here {
+    // Before the first step there is no order yet that could differ.
+    if *step > 0 && *samples != here {
         bail!(
             "{} was made with {samples} training samples, the shards hold {here}: the order of \
              the samples would differ",
@@ -392,7 +399,7 @@ fn restore(
         );
     }
     let (was, is) = (&saved.train, &config.train);
-    if (was.batch_size, was.seed) != (is.batch_size, is.seed) {
+    if *step > 0 && (was.batch_size, was.seed) != (is.batch_size, is.seed) {
         bail!(
             "{} was made with batch size {} and seed {}, not {} and {}: resume with those",
             found.path.display(),

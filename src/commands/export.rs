@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use candle_core::Device;
 use clap::Args;
 
 use crate::checkpoint;
+use crate::exchange::Format;
 
 /// Arguments of `bt-stream export`.
 #[derive(Args, Debug)]
@@ -14,9 +14,16 @@ pub struct ExportArgs {
     /// A run's folder (its newest checkpoint is taken) or a checkpoint's
     #[arg(value_name = "CHECKPOINT")]
     checkpoint: PathBuf,
-    /// The file to write: the backbone's tensors in torchvision's names, safetensors
+    /// The file to write, or timm's folder; a card (JSON: configuration, data, accuracy) is written
+    /// beside it
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    /// Who is to load it [default: by OUT's name: .safetensors for torchvision, .onnx for onnx]
+    #[arg(long)]
+    format: Option<Format>,
+    /// Print the names of the files as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -24,8 +31,14 @@ pub struct ExportArgs {
 /// # Errors
 /// No such checkpoint, or a file that cannot be written.
 pub fn run(args: ExportArgs) -> Result<()> {
-    let mut net = checkpoint::find(&args.checkpoint)?.network(&Device::Cpu)?;
-    crate::model::export_backbone(&mut net, &args.out)?;
-    println!("wrote {}", args.out.display());
+    let format = args.format.map_or_else(|| Format::of(&args.out), Ok)?;
+    let written = format.export(&checkpoint::find(&args.checkpoint)?, &args.out)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&serde_json::json!({ "written": written }))?);
+        return Ok(());
+    }
+    for path in written {
+        println!("wrote {}", path.display());
+    }
     Ok(())
 }

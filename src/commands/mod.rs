@@ -4,6 +4,7 @@ pub mod bench;
 pub mod config;
 pub mod embed;
 pub mod export;
+pub mod import;
 pub mod inspect;
 pub mod knn;
 pub mod linear;

@@ -11,7 +11,7 @@ use bt_pipeline::shard::{PackOptions, ShardSet, SynthSource, pack};
 use bt_pipeline::synth::Spec;
 use clap::Args;
 
-use crate::config::RunConfig;
+use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::compare::{Kind, encode, pixel_kinds, progress, table};
 use crate::eval::encode::open;
 use crate::eval::knn::nearest;
@@ -300,7 +300,7 @@ fn headline(report: &mut Report, data: &Data, begun: Instant) {
 
 /// The command for the person's own images.
 fn next(config: &RunConfig) -> Vec<(String, String)> {
-    let saved = config.train.dir.join("config.toml");
+    let saved = config.train.dir.join(CONFIG_FILE);
     vec![(
         "Your own images (a folder with a subfolder for each class), with this configuration:"
             .into(),

@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::{ConfigSource, flag};
+use crate::config::CONFIG_FILE;
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -27,6 +28,9 @@ pub struct TrainArgs {
     /// Decides weights, order and views [train.seed; default: 0]
     #[arg(long)]
     seed: Option<u64>,
+    /// A torchvision or timm backbone to start from, .safetensors or .pth [train.init; default: none]
+    #[arg(long, value_name = "FILE")]
+    init: Option<PathBuf>,
     /// Loader threads, 0 for one each core [data.threads; default: 0]
     #[arg(long)]
     threads: Option<usize>,
@@ -44,14 +48,15 @@ pub struct TrainArgs {
 /// As [`crate::train::train`].
 pub fn run(args: TrainArgs) -> Result<()> {
     let quoted = |text: &str| format!("{text:?}");
-    let dir = args.dir.as_ref().map(|dir| quoted(&dir.to_string_lossy()));
+    let quoted_path = |path: &PathBuf| quoted(&path.to_string_lossy());
+    let dir = args.dir.as_ref().map(quoted_path);
     let mut source = args.source.clone();
     if args.resume && source.config.is_none() {
         // The run's own configuration is the one to go on with.
         let Some(dir) = &args.dir else {
             bail!("--resume needs --dir (the run's folder) or --config");
         };
-        let saved = dir.join("config.toml");
+        let saved = dir.join(CONFIG_FILE);
         if saved.exists() {
             source.config = Some(saved);
         }
@@ -62,6 +67,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         flag("train.epochs", &args.epochs),
         flag("train.batch_size", &args.batch_size),
         flag("train.seed", &args.seed),
+        flag("train.init", &args.init.as_ref().map(quoted_path)),
         flag("data.threads", &args.threads),
     ])?;
     set_threads(config.train.threads)?;

@@ -71,6 +71,19 @@ impl Learner {
         &mut self.net
     }
 
+    /// Takes the backbone's weights from `tensors`, in torchvision's names; a teacher becomes a copy
+    /// of the network again. For before the first step.
+    ///
+    /// # Errors
+    /// Names the tensor that is missing, unexpected or of another shape.
+    pub fn start_from(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
+        self.net.load_backbone(tensors)?;
+        if let Some(teacher) = &mut self.teacher {
+            teacher.copy(&mut self.net)?;
+        }
+        Ok(())
+    }
+
     /// What the networks made of the last batch.
     pub fn seen(&self) -> Option<&Embeddings> {
         self.seen.as_ref()

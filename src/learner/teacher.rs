@@ -27,9 +27,17 @@ impl Teacher {
     /// # Errors
     /// When the device cannot allocate.
     pub fn of(net: &mut TwinNet, momentum: Momentum, device: &Device) -> Result<Self> {
-        let mut copy = TwinNet::new(net.config(), 0, device)?;
-        copy.load_state_dict(&net.state_dict()?.into_iter().collect())?;
-        Ok(Self { net: copy, momentum })
+        let mut teacher = Self { net: TwinNet::new(net.config(), 0, device)?, momentum };
+        teacher.copy(net)?;
+        Ok(teacher)
+    }
+
+    /// Becomes equal to `net`.
+    ///
+    /// # Errors
+    /// When the networks differ in shape.
+    pub fn copy(&mut self, net: &mut TwinNet) -> Result<()> {
+        Ok(self.net.load_state_dict(&net.state_dict()?.into_iter().collect())?)
     }
 
     /// Embeddings `[2 * batch, D]`, each view with its own batch statistics, as the network's. Its

@@ -2,7 +2,7 @@
 
 mod bench;
 mod config;
-mod export;
+mod graph;
 mod init;
 mod predictor;
 mod projector;
@@ -14,7 +14,7 @@ mod twin_net;
 
 pub use bench::{StepBench, StepTime, StepTimings, bench_step};
 pub use config::{Arch, ModelConfig, ProjectorWidths, Stem};
-pub use export::export_backbone;
+pub use graph::{Graph, Node, Op, Value};
 pub use predictor::Predictor;
 pub use projector::{Projector, ProjectorLayers};
 pub use resnet::ResNet;

@@ -3,6 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use super::config::{ModelConfig, Stem};
+use super::graph::{Graph, Op, Value};
 use crate::nn::{AvgPool, BatchNorm, Conv2d, Conv2dConfig, MaxPool, Param, Workspace};
 
 /// A convolution and the BatchNorm behind it.
@@ -22,6 +23,13 @@ impl ConvNorm {
         let out = self.norm.forward(&y, residual, ws)?;
         ws.release(y);
         Ok(out)
+    }
+
+    /// Adds both to `graph`, reading `x`.
+    fn describe(&self, x: Value, graph: &mut Graph) -> Value {
+        let name = self.conv.weight.name.trim_end_matches(".weight");
+        let y = graph.add(name, Op::Conv(self.conv.config()), vec![x]);
+        graph.add(self.norm.name(), Op::BatchNorm, vec![y])
     }
 }
 
@@ -86,6 +94,19 @@ impl Block {
         };
         ws.give(d);
         Ok(dx)
+    }
+
+    fn describe(&self, name: &str, x: Value, graph: &mut Graph) -> Value {
+        let shortcut = self.downsample.as_ref().map_or(x, |d| d.describe(x, graph));
+        let (last, mut y) = (self.convs.len() - 1, x);
+        for (i, layer) in self.convs.iter().enumerate() {
+            y = layer.describe(y, graph);
+            if i == last {
+                y = graph.add(&format!("{name}.add"), Op::Add, vec![y, shortcut]);
+            }
+            y = graph.add(&format!("{name}.relu{}", i + 1), Op::Relu, vec![y]);
+        }
+        y
     }
 
     fn layers(&self) -> impl Iterator<Item = &ConvNorm> {
@@ -233,6 +254,22 @@ impl ResNet {
         self.stem.conv.backward_weight(&d)?;
         ws.give(d);
         Ok(())
+    }
+
+    /// The evaluation pass, operation by operation, its tensors under the network's own names.
+    pub fn graph(&self) -> Graph {
+        let mut graph = Graph::default();
+        let mut y = self.stem.describe(Value::Images, &mut graph);
+        y = graph.add("relu", Op::Relu, vec![y]);
+        if let Some(pool) = &self.pool {
+            let (kernel, stride, padding) = pool.window();
+            y = graph.add("maxpool", Op::MaxPool { kernel, stride, padding }, vec![y]);
+        }
+        for (i, block) in self.blocks.iter().enumerate() {
+            y = block.describe(&format!("block{i}"), y, &mut graph);
+        }
+        graph.add("features", Op::GlobalAverage, vec![y]);
+        graph
     }
 
     /// The last training pass's features, in their buffer.

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use candle_core::{Device, Result, Tensor, bail};
 
 use super::config::ModelConfig;
+use super::graph::Graph;
 use super::projector::{Projector, ProjectorLayers};
 use super::resnet::ResNet;
 use super::{init, state};
@@ -224,6 +225,17 @@ impl TwinNet {
         state::load(tensors, strip, &params, &mut norms, |n| {
             n.starts_with("fc.") || (strip.is_empty() && n.starts_with(PROJECTOR))
         })
+    }
+
+    /// The backbone's evaluation pass, its tensors named as in [`TwinNet::backbone_state_dict`].
+    pub fn backbone_graph(&self) -> Graph {
+        let mut graph = self.backbone.graph();
+        for node in &mut graph.nodes {
+            if let Some(name) = node.name.strip_prefix(BACKBONE) {
+                node.name = name.to_owned();
+            }
+        }
+        graph
     }
 
     /// Multiply-adds of the last forward pass by the definition, convolutions and linear layers.

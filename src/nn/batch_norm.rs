@@ -11,8 +11,8 @@ use super::cpu::micro::Isa;
 use super::cpu::norm::{self, Affine};
 use super::{Param, Workspace, no_forward, storage};
 
-/// PyTorch's defaults.
-const EPS: f64 = 1e-5;
+/// PyTorch's default, as is the momentum.
+pub const EPS: f64 = 1e-5;
 const MOMENTUM: f64 = 0.1;
 
 /// A BatchNorm layer on `[.., C]`, followed by ReLU or not.

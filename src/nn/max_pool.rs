@@ -26,6 +26,11 @@ impl MaxPool {
         Self { kernel, stride, padding, winner: Vec::new(), shape: None, output: None }
     }
 
+    /// Kernel, stride and padding.
+    pub fn window(&self) -> (usize, usize, usize) {
+        (self.kernel, self.stride, self.padding)
+    }
+
     /// The maximum of each window.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Cell, Drawn, Measure, Study};
 use super::{page, table};
 use crate::checkpoint;
-use crate::config::RunConfig;
+use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::compare::encode;
 use crate::eval::encode::open;
 use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
@@ -202,7 +202,7 @@ fn run_cell(
     let device = train::device(&config.train.device)?;
     let mut result = CellResult::default();
     let net = if cell.untrained {
-        write_atomically(&dir.join("config.toml"), config.to_toml()?.as_bytes())?;
+        write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         Some(TwinNet::new(&config.model, config.train.seed, &device)?)
     } else {
         match train::train(&config, true, stop) {

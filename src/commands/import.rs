@@ -1,0 +1,58 @@
+//! `bt-stream import`
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::Position;
+use clap::Args;
+
+use super::ConfigSource;
+use crate::checkpoint::{self, State, Tensors};
+use crate::config::CONFIG_FILE;
+use crate::exchange::import;
+use crate::files::write_atomically;
+use crate::learner::Learner;
+use crate::train::device;
+
+/// Arguments of `bt-stream import`.
+#[derive(Args, Debug)]
+pub struct ImportArgs {
+    /// A ResNet-18, 34 or 50 in torchvision's or timm's names: .safetensors, or a state dict in .pth
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The run's folder to make; `train --resume --dir DIR` goes on from it, all that takes a
+    /// checkpoint takes it
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
+    #[command(flatten)]
+    source: ConfigSource,
+}
+
+/// Runs the command: a checkpoint of step 0.
+///
+/// # Errors
+/// Tensors that are no ResNet's, a configuration that does not fit, a folder that holds a run.
+pub fn run(args: ImportArgs) -> Result<()> {
+    let context = || format!("cannot import {}", args.file.display());
+    if !checkpoint::list(&args.dir.join(checkpoint::FOLDER)).is_empty() {
+        bail!("{} already holds a run: name another folder", args.dir.display());
+    }
+    let tensors = import::read(&args.file)?;
+    let mut config = args.source.load(&[])?;
+    config.model = import::describe(&tensors, &config.model).with_context(context)?;
+    config.train.dir = args.dir.clone();
+    let mut learner = Learner::new(&config, &device(&config.train.device)?)?;
+    learner.start_from(&tensors).with_context(context)?;
+    std::fs::create_dir_all(&args.dir).with_context(|| args.dir.display().to_string())?;
+    write_atomically(&args.dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+    let tensors = Tensors {
+        weights: learner.net().state_dict()?,
+        method: learner.state()?,
+        ..Tensors::default()
+    };
+    let state = State::new(0, Position::default(), 0, &config);
+    let path = checkpoint::save(&args.dir, state, tensors, config.checkpoint.keep)?;
+    let model = &config.model;
+    println!("{} of width {}: {}", model.arch, model.width, path.display());
+    Ok(())
+}
