@@ -145,8 +145,8 @@ fn limits_and_regions_outside_are_errors() {
 
 #[test]
 fn what_cannot_be_re_coded_says_so() {
-    let progressive = b"\xFF\xD8\xFF\xC2\x00\x0B\x08\x00\x01\x00\x01\x01\x01\x11\x00";
-    assert!(encode(progressive).unwrap_err().is_unsupported());
+    let arithmetic = b"\xFF\xD8\xFF\xC9\x00\x0B\x08\x00\x01\x00\x01\x01\x01\x11\x00";
+    assert!(encode(arithmetic).unwrap_err().is_unsupported());
     assert!(!encode(b"no JPEG").unwrap_err().is_unsupported());
     for (name, bytes) in fixtures() {
         let cut = encode(&bytes[..bytes.len() - 2]).unwrap_err();

@@ -29,6 +29,13 @@ fn fixtures() -> Vec<(String, Vec<u8>, Image)> {
     paths.into_iter().map(load).collect()
 }
 
+/// The fixtures that side indexes are for: those of a single scan.
+fn indexable() -> impl Iterator<Item = (String, Vec<u8>, Image)> {
+    fixtures().into_iter().filter(|(_, bytes, _)| {
+        bytes.windows(2).filter(|pair| *pair == [0xFF, 0xDA]).count() == 1
+    })
+}
+
 fn decode(bytes: &[u8]) -> Result<Image, JpegError> {
     let mut out = Image::default();
     JpegDecoder::new().decode_into(&Jpeg::parse(bytes)?, &mut out)?;
@@ -146,7 +153,7 @@ fn a_huge_picture_without_data_is_refused_before_memory_is_taken() {
 fn with_an_index_regions_are_the_same_on_every_path() {
     let mut rng = Rng::keyed(7, 0, 0, 0);
     let mut out = Image::default();
-    for (name, bytes, expected) in fixtures() {
+    for (name, bytes, expected) in indexable() {
         let jpeg = Jpeg::parse(&bytes).unwrap();
         for simd in Simd::all() {
             let mut decoder = JpegDecoder::with_simd(simd);
@@ -188,7 +195,7 @@ fn wrong_entries_never_panic() {
     let mut rng = Rng::keyed(10, 0, 0, 0);
     let mut decoder = JpegDecoder::new();
     let mut out = Image::default();
-    for (_, bytes, _) in fixtures() {
+    for (_, bytes, _) in indexable() {
         let jpeg = Jpeg::parse(&bytes).unwrap();
         let packed = SideIndex::build_with_spacing(&bytes, 2).unwrap().to_bytes();
         for _ in 0..100 {
@@ -214,4 +221,18 @@ fn an_index_takes_at_most_its_share() {
             assert!(index.to_bytes().len() * 40 <= bytes.len(), "{name}");
         }
     }
+}
+
+#[test]
+fn several_scans_have_no_side_index() {
+    let mut several = 0;
+    for (name, bytes, _) in fixtures() {
+        if bytes.windows(2).filter(|pair| *pair == [0xFF, 0xDA]).count() > 1 {
+            assert_eq!(SideIndex::build(&bytes), Ok(None), "{name}");
+            let error = SideIndex::build_with_spacing(&bytes, 2).unwrap_err();
+            assert!(error.is_unsupported(), "{name}: {error}");
+            several += 1;
+        }
+    }
+    assert!(several > 8);
 }

@@ -7,13 +7,16 @@ Run from anywhere with Pillow (made with 13.0.0, libjpeg-turbo 3.2.0):
 Each NAME.jpg has a NAME.png with the RGB pixels of `Image.open().convert("RGB")`.
 Sampling factors that Pillow does not write are made by changing the factors (and
 swapping width and height) in the header of a file with as many blocks in an MCU:
-the picture is scrambled, but it is a valid JPEG of that kind.
-
+the picture is scrambled, but it is a valid JPEG of that kind. Sequential JPEGs with a
+scan for each component, and progressive ones with scans of all kinds, are made by
+jpegtran of libjpeg-turbo.
 """
 
 import io
 import math
 import random
+import subprocess
+import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -71,7 +74,39 @@ def drop_segment(data, marker):
     return data
 
 
+def rescan(data, script, *options):
+    """The same coefficients in the scans of jpegtran's `script`."""
+    with tempfile.NamedTemporaryFile("w", suffix=".scans") as file:
+        file.write(script)
+        file.flush()
+        command = ["jpegtran", "-scans", file.name, *options]
+        return subprocess.run(command, input=bytes(data), check=True, capture_output=True).stdout
+
+
+# DC bit by bit, bands of AC bit by bit, in an order of its own for each component.
+BIT_BY_BIT = """0,1,2: 0-0, 0, 2; 1: 1-63, 0, 3; 0: 1-5, 0, 3; 0: 6-63, 0, 3; 2: 1-63, 0, 0;
+0,1,2: 0-0, 2, 1; 0: 1-63, 3, 2; 0: 1-63, 2, 1; 1: 1-63, 3, 2; 1: 1-63, 2, 1;
+0: 1-63, 1, 0; 1: 1-63, 1, 0; 0: 0-0, 1, 0; 1,2: 0-0, 1, 0;"""
+
+
 def cases():
+    for sampling, sizes in (("4:2:0", ((1, 1), (5, 4), (17, 33), (75, 49))), ("4:4:4", ((17, 33),))):
+        name = sampling.replace(":", "")
+        for width, height in sizes:
+            image = picture(width, height, width + height)
+            data = encode(image, quality=85, subsampling=sampling, progressive=True)
+            yield f"progressive_{name}_{width}x{height}", data
+    data = encode(picture(64, 50, 21), quality=90, subsampling="4:2:2")
+    yield "progressive_422_bit_by_bit", rescan(data, BIT_BY_BIT)
+    data = encode(picture(50, 41, 22), quality=92, subsampling="4:2:0")
+    yield "progressive_restarts", rescan(data, BIT_BY_BIT, "-restart", "3B")
+    noise = Image.frombytes("RGB", (40, 32), random.Random(23).randbytes(40 * 32 * 3))
+    yield "progressive_noise_q100", encode(noise, quality=100, subsampling=0, progressive=True)
+    gray = picture(33, 17, 24).convert("L")
+    yield "progressive_gray_33x17", encode(gray, quality=85, progressive=True)
+    data = encode(picture(43, 39, 25), quality=85, subsampling="4:2:0")
+    yield "by_component_420", rescan(data, "0; 1; 2;")
+    yield "by_component_restarts", rescan(data, "1,2; 0;", "-restart", "2B")
     for sampling in ("4:4:4", "4:2:0", "4:2:2"):
         name = sampling.replace(":", "")
         for width, height in ((1, 1), (2, 3), (3, 2), (5, 4), (8, 8), (9, 16), (16, 17), (17, 33)):

@@ -6,11 +6,12 @@ use std::ops::Range;
 use super::decoder::{checked_grid, new_tables, set_tables};
 use super::entropy::{Lane, MAX_BATCH};
 use super::error::JpegError;
-use super::header::Jpeg;
+use super::header::{Jpeg, Scans};
 use super::idct::Block;
 use super::pass::Scan;
 use super::plan::{Grid, Plan, Region};
 use super::runs::{Run, Runs};
+use super::scans;
 use super::simd::Simd;
 
 /// Where one component's blocks are: row by row, those of whole MCUs.
@@ -49,7 +50,7 @@ impl Coefficients {
         &self.planes[..self.components]
     }
 
-    fn new(jpeg: &Jpeg<'_>, grid: &Grid) -> Coefficients {
+    pub(super) fn new(jpeg: &Jpeg<'_>, grid: &Grid) -> Coefficients {
         let mut planes = [BlockPlane::default(); 3];
         let mut first = 0;
         for (plane, c) in planes.iter_mut().zip(jpeg.components()) {
@@ -61,12 +62,16 @@ impl Coefficients {
         Coefficients { blocks, spans: vec![1; first], planes, components: jpeg.components().len() }
     }
 
-    /// Decodes all blocks, those of the padding to whole MCUs included.
+    /// Decodes all blocks, those of the padding to whole MCUs included where the
+    /// picture has them.
     ///
     /// # Errors
     /// As [`super::JpegDecoder::decode_into`].
     pub fn decode(jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegError> {
         let simd = Simd::detect();
+        if jpeg.scans != Scans::One {
+            return scans::decode(simd, jpeg);
+        }
         // Bounds the blocks by the bytes.
         let grid = checked_grid(jpeg)?;
         let (mut dc, mut ac) = new_tables();

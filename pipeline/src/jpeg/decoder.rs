@@ -7,13 +7,14 @@
 
 use super::entropy::Lane;
 use super::error::JpegError;
-use super::header::{Component, Jpeg};
+use super::header::{Component, Jpeg, Scans};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
 use super::pass::{Pass, Scan, Stream};
 use super::plan::{Grid, Plan, Region};
 use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
+use super::scans;
 use super::simd::Simd;
 use crate::Image;
 
@@ -94,6 +95,10 @@ impl JpegDecoder {
         if pixels > self.max_pixels {
             return Err(JpegError::TooLarge { pixels, limit: self.max_pixels });
         }
+        if jpeg.scans != Scans::One {
+            self.used_index = false;
+            return self.several_scans(jpeg, region, out);
+        }
         let grid = checked_grid(jpeg)?;
         set_tables(&mut self.dc, &mut self.ac, jpeg)?;
         self.plan.set(jpeg, region);
@@ -114,6 +119,35 @@ impl JpegDecoder {
     /// Whether the last picture was decoded with its side index.
     pub fn used_index(&self) -> bool {
         self.used_index
+    }
+
+    /// Decodes all coefficients, and `region` from them.
+    fn several_scans(
+        &mut self,
+        jpeg: &Jpeg<'_>,
+        region: Region,
+        out: &mut Image,
+    ) -> Result<(), JpegError> {
+        // Of the whole picture, whatever the region.
+        let pixels = jpeg.width() as u64 * jpeg.height() as u64;
+        if pixels > self.max_pixels {
+            return Err(JpegError::TooLarge { pixels, limit: self.max_pixels });
+        }
+        let coefficients = scans::decode(self.simd, jpeg)?;
+        self.plan.set(jpeg, region);
+        let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
+        let mut raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        for row in rows {
+            for (component, (plane, c)) in
+                coefficients.planes().iter().zip(jpeg.components()).enumerate()
+            {
+                for y in row * usize::from(c.v)..(row + 1) * usize::from(c.v) {
+                    raster.block_row(component, y, &coefficients, plane);
+                }
+            }
+            raster.mcus_done(row, mcus)?;
+        }
+        Ok(())
     }
 
     /// Decodes the runs.
@@ -180,6 +214,9 @@ pub(super) fn set_tables(
 /// # Errors
 /// As [`JpegDecoder::decode_into`].
 pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), JpegError> {
+    if jpeg.scans != Scans::One {
+        return Err(JpegError::Unsupported("no entry points where there are several scans"));
+    }
     let simd = Simd::detect();
     let grid = checked_grid(jpeg)?;
     let (mut dc, mut ac) = new_tables();

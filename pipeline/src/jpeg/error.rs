@@ -4,7 +4,7 @@
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum JpegError {
     /// A valid kind of JPEG that this decoder leaves to a general one
-    /// (progressive, CMYK, 12 bit, arithmetic coding, several scans, ...).
+    /// (CMYK, 12 bit, arithmetic coding, lossless, ...).
     #[error("unsupported JPEG: {0}")]
     Unsupported(&'static str),
     /// The bytes end before the picture does.

@@ -46,12 +46,43 @@ pub(crate) struct HuffmanSpec<'a> {
     pub symbols: &'a [u8],
 }
 
-/// The header of a baseline JPEG, with its entropy-coded data still encoded.
+/// One of several scans (T.81, B.2.3).
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct ScanHeader {
+    /// Component, DC and AC table, in the order of interleaving.
+    parts: [(u8, u8, u8); 3],
+    count: usize,
+    /// The zig-zag positions of its coefficients, first and last (Ss, Se).
+    pub band: (u8, u8),
+    /// The bit positions before and after it (Ah, Al).
+    pub bits: (u8, u8),
+}
+
+impl ScanHeader {
+    /// Number of a component, its DC and its AC table.
+    pub fn parts(&self) -> &[(u8, u8, u8)] {
+        &self.parts[..self.count]
+    }
+}
+
+/// How the coefficients are spread over scans.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scans {
+    /// All in one.
+    One,
+    /// A scan for each component, or for some.
+    Several,
+    /// Bands of coefficients, bit by bit.
+    Progressive,
+}
+
+/// The header of a JPEG, with its entropy-coded data still encoded.
 #[derive(Clone, Debug)]
 pub struct Jpeg<'a> {
     pub(crate) bytes: &'a [u8],
-    /// Where the entropy-coded data begins in `bytes`.
+    /// Where the entropy-coded data of the first scan begins in `bytes`.
     pub(crate) scan_start: usize,
+    pub(crate) scans: Scans,
     width: usize,
     height: usize,
     color: Color,
@@ -90,43 +121,64 @@ impl<'a> Jpeg<'a> {
         if bytes.len() < 2 || bytes[..2] != [0xFF, 0xD8] {
             return Err(JpegError::Corrupt("no SOI marker"));
         }
-        let mut parser = Parser { jpeg: Jpeg::empty(bytes), jfif: false, adobe: None };
+        let mut parser = Parser::new(bytes);
         let mut at = 2;
         loop {
             let (code, segment, next) = next_segment(bytes, at)?;
             at = next;
             match code {
-                0xC0 | 0xC1 => parser.frame(segment)?,
-                0xC4 => parser.huffman(segment)?,
-                0xDB => parser.quantisation(segment)?,
-                0xDD => parser.restart(segment)?,
-                0xE0 => parser.jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
-                0xE1 if parser.jpeg.exif.is_none() => {
-                    parser.jpeg.exif = segment.strip_prefix(b"Exif\0\0");
-                }
-                0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => {
-                    parser.adobe = Some(segment[11]);
-                }
                 0xDA => {
-                    parser.scan(segment)?;
+                    parser.first_scan(segment)?;
                     parser.jpeg.scan_start = at;
                     return parser.finish(tables);
                 }
-                0xC2 | 0xC6 => return Err(JpegError::Unsupported("progressive")),
-                0xC3 | 0xC7 => return Err(JpegError::Unsupported("lossless")),
-                0xC5 => return Err(JpegError::Unsupported("hierarchical")),
-                0xC8..=0xCF => return Err(JpegError::Unsupported("arithmetic coding")),
-                0xDC => return Err(JpegError::Unsupported("height after the scan (DNL)")),
                 0xD9 => return Err(JpegError::Corrupt("EOI before any scan")),
-                _ => {}
+                _ => parser.segment(code, segment)?,
             }
         }
+    }
+
+    /// Walks through a picture of several scans: `take` gets the header with the
+    /// tables that are in force, a scan's header and where its data begins, and
+    /// returns where that ends.
+    ///
+    /// # Errors
+    /// Those of the markers, and `take`'s.
+    pub(crate) fn each_scan(
+        &self,
+        mut take: impl FnMut(&Jpeg<'a>, &ScanHeader, usize) -> Result<usize, JpegError>,
+    ) -> Result<(), JpegError> {
+        let mut parser = Parser::new(self.bytes);
+        let mut at = 2;
+        for scans in 0.. {
+            loop {
+                let (code, segment, next) = next_segment(self.bytes, at)?;
+                at = next;
+                match code {
+                    0xDA => {
+                        if scans == MAX_SCANS {
+                            return Err(JpegError::Corrupt("more scans than any encoder writes"));
+                        }
+                        at = take(&parser.jpeg, &parser.scan_header(segment)?, at)?;
+                        break;
+                    }
+                    0xD9 => return Ok(()),
+                    // The steps are needed when all coefficients are known.
+                    0xDB if scans > 0 => {
+                        return Err(JpegError::Unsupported("quantisation table between scans"));
+                    }
+                    _ => parser.segment(code, segment)?,
+                }
+            }
+        }
+        Ok(())
     }
 
     fn empty(bytes: &'a [u8]) -> Self {
         Jpeg {
             bytes,
             scan_start: 0,
+            scans: Scans::One,
             width: 0,
             height: 0,
             color: Color::Gray,
@@ -213,6 +265,9 @@ pub(crate) fn next_segment(bytes: &[u8], mut at: usize) -> Result<(u8, &[u8], us
     }
 }
 
+/// Scans of one picture: what a hostile one may cost stays in proportion to its bytes.
+const MAX_SCANS: usize = 100;
+
 struct Parser<'a> {
     jpeg: Jpeg<'a>,
     jfif: bool,
@@ -220,6 +275,38 @@ struct Parser<'a> {
 }
 
 impl<'a> Parser<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        Parser { jpeg: Jpeg::empty(bytes), jfif: false, adobe: None }
+    }
+
+    /// Takes in a segment that is neither a scan nor the end.
+    fn segment(&mut self, code: u8, segment: &'a [u8]) -> Result<(), JpegError> {
+        match code {
+            0xC0..=0xC2 => {
+                if code == 0xC2 {
+                    self.jpeg.scans = Scans::Progressive;
+                }
+                self.frame(segment)?;
+            }
+            0xC4 => self.huffman(segment)?,
+            0xDB => self.quantisation(segment)?,
+            0xDD => self.restart(segment)?,
+            0xE0 => self.jfif |= segment.len() >= 14 && segment.starts_with(b"JFIF\0"),
+            0xE1 if self.jpeg.exif.is_none() => {
+                self.jpeg.exif = segment.strip_prefix(b"Exif\0\0");
+            }
+            0xEE if segment.len() >= 12 && segment.starts_with(b"Adobe") => {
+                self.adobe = Some(segment[11]);
+            }
+            0xC3 | 0xC7 => return Err(JpegError::Unsupported("lossless")),
+            0xC5 | 0xC6 => return Err(JpegError::Unsupported("hierarchical")),
+            0xC8..=0xCF => return Err(JpegError::Unsupported("arithmetic coding")),
+            0xDC => return Err(JpegError::Unsupported("height after the scan (DNL)")),
+            _ => {}
+        }
+        Ok(())
+    }
+
     fn frame(&mut self, s: &[u8]) -> Result<(), JpegError> {
         const SHORT: JpegError = JpegError::Corrupt("frame header too short");
         let jpeg = &mut self.jpeg;
@@ -308,28 +395,51 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    fn scan(&mut self, s: &[u8]) -> Result<(), JpegError> {
+    /// Takes in the header of the first scan; of the only one, its tables and order.
+    fn first_scan(&mut self, s: &[u8]) -> Result<(), JpegError> {
+        let scan = self.scan_header(s)?;
         let jpeg = &mut self.jpeg;
+        if jpeg.scans == Scans::Progressive {
+            return Ok(());
+        }
+        if scan.count != jpeg.count {
+            jpeg.scans = Scans::Several;
+            return Ok(());
+        }
+        for (place, &(c, dc_table, ac_table)) in scan.parts().iter().enumerate() {
+            jpeg.scan_order[place] = c;
+            let component = &mut jpeg.components[usize::from(c)];
+            (component.dc_table, component.ac_table) = (dc_table, ac_table);
+        }
+        Ok(())
+    }
+
+    fn scan_header(&self, s: &[u8]) -> Result<ScanHeader, JpegError> {
+        const BAD: JpegError = JpegError::Corrupt("scan header");
+        let jpeg = &self.jpeg;
         if jpeg.count == 0 {
             return Err(JpegError::Corrupt("scan before the frame header"));
         }
-        let [count, ref rest @ ..] = *s else { return Err(JpegError::Corrupt("scan header")) };
-        if usize::from(count) != jpeg.count {
-            return Err(JpegError::Unsupported("several scans"));
+        let [count, ref rest @ ..] = *s else { return Err(BAD) };
+        let count = usize::from(count);
+        if !(1..=jpeg.count).contains(&count) || rest.len() != 2 * count + 3 {
+            return Err(BAD);
         }
-        if rest.len() != 2 * jpeg.count + 3 {
-            return Err(JpegError::Corrupt("scan header"));
-        }
+        let [first, last, bits] = rest[2 * count..] else { return Err(BAD) };
+        let mut scan = ScanHeader {
+            count,
+            band: (first, last),
+            bits: (bits >> 4, bits & 15),
+            ..ScanHeader::default()
+        };
         let mut seen = [false; 3];
-        for (place, field) in rest.chunks_exact(2).take(jpeg.count).enumerate() {
+        for (part, field) in scan.parts.iter_mut().zip(rest.chunks_exact(2)).take(count) {
             let found = (0..jpeg.count).find(|&c| jpeg.components[c].id == field[0] && !seen[c]);
             let c = found.ok_or(JpegError::Corrupt("scan of an unknown component"))?;
             seen[c] = true;
-            jpeg.scan_order[place] = c as u8;
-            (jpeg.components[c].dc_table, jpeg.components[c].ac_table) =
-                (field[1] >> 4, field[1] & 15);
+            *part = (c as u8, field[1] >> 4, field[1] & 15);
         }
-        Ok(())
+        Ok(scan)
     }
 
     fn finish(mut self, tables: bool) -> Result<Jpeg<'a>, JpegError> {
@@ -352,7 +462,7 @@ impl<'a> Parser<'a> {
             };
             // Motion JPEG leaves the standard tables out; general decoders know them.
             let (dc, ac) = (component.dc_table, component.ac_table);
-            if tables && !(table(&jpeg.dc, dc) && table(&jpeg.ac, ac)) {
+            if tables && jpeg.scans == Scans::One && !(table(&jpeg.dc, dc) && table(&jpeg.ac, ac)) {
                 return Err(JpegError::Unsupported("missing Huffman table"));
             }
         }
@@ -401,8 +511,8 @@ mod tests {
     }
 
     #[test]
-    fn a_progressive_frame_is_unsupported() {
-        let bytes = b"\xFF\xD8\xFF\xC2\x00\x0B\x08\x00\x01\x00\x01\x01\x01\x11\x00";
-        assert_eq!(Jpeg::parse(bytes).unwrap_err(), JpegError::Unsupported("progressive"));
+    fn an_arithmetic_frame_is_unsupported() {
+        let bytes = b"\xFF\xD8\xFF\xC9\x00\x0B\x08\x00\x01\x00\x01\x01\x01\x11\x00";
+        assert_eq!(Jpeg::parse(bytes).unwrap_err(), JpegError::Unsupported("arithmetic coding"));
     }
 }

@@ -31,6 +31,8 @@ pub(crate) enum Class {
     Dc,
     /// Runs and sizes of AC coefficients.
     Ac,
+    /// Symbols as they are: the advance is the symbol, no value belongs to it.
+    Plain,
 }
 
 /// A Huffman table made for decoding.
@@ -56,6 +58,7 @@ fn meaning(class: Class, symbol: u8) -> Option<(u32, u32)> {
     let (run, size) = (u32::from(symbol >> 4), u32::from(symbol & 15));
     match class {
         Class::Dc => (symbol <= 11).then_some((1, size)),
+        Class::Plain => Some((u32::from(symbol), 0)),
         Class::Ac if size > 10 => None,
         Class::Ac if size == 0 && run != 15 => Some((END_OF_BLOCK, 0)),
         Class::Ac => Some((run + 1, size)),
@@ -136,6 +139,17 @@ impl Table {
             let value = extend(bits as u32, size) as u16;
             chunk.fill((length + size) | advance << 8 | u32::from(value) << 16);
         }
+    }
+
+    /// The next symbol of a [`Class::Plain`] table, with the bits it takes. `top`
+    /// holds the next bits, highest first, at least 16 of them.
+    #[inline(always)]
+    pub fn symbol(&self, top: u64) -> Option<(u32, u8)> {
+        let entry = self.lut[(top >> (64 - LOOKUP_BITS)) as usize];
+        if entry & SLOW == 0 {
+            return Some((entry & 63, (entry >> 8) as u8));
+        }
+        self.slow(top).map(|(bits, symbol, _)| (bits, symbol as u8))
     }
 
     /// One symbol the long way: `top` holds the next bits, highest first, at

@@ -29,7 +29,7 @@
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::JpegError;
-use super::header::Jpeg;
+use super::header::{Jpeg, Scans};
 
 /// Where an MCU begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,11 +64,15 @@ const SPACINGS: [usize; 10] = [4, 5, 6, 8, 10, 12, 16, 24, 32, 64];
 
 impl SideIndex {
     /// The finest index of a JPEG that takes at most 2.5% of its bytes; None
-    /// where even a coarse one takes more, as for tiny pictures.
+    /// where even a coarse one takes more, as for tiny pictures, and where several
+    /// scans leave no place to enter.
     ///
     /// # Errors
     /// [`JpegError`] when [`super::JpegDecoder`] could not decode all of it.
     pub fn build(bytes: &[u8]) -> Result<Option<SideIndex>, JpegError> {
+        if Jpeg::parse(bytes)?.scans != Scans::One {
+            return Ok(None);
+        }
         let finest = SideIndex::build_with_spacing(bytes, 1)?;
         let columns = finest.per_row;
         let fits = |&spacing: &usize| {
@@ -81,7 +85,7 @@ impl SideIndex {
     ///
     /// # Errors
     /// As [`SideIndex::build`]; [`JpegError::Index`] for a spacing of 0 and for
-    /// JPEGs of 512 MiB and more.
+    /// JPEGs of 512 MiB and more, [`JpegError::Unsupported`] for several scans.
     pub fn build_with_spacing(bytes: &[u8], spacing: usize) -> Result<SideIndex, JpegError> {
         if spacing == 0 || spacing > usize::from(u16::MAX) {
             return Err(JpegError::Index("spacing out of range"));

@@ -1,10 +1,11 @@
 //! A baseline JPEG decoder made for random crops.
 //!
 //! It stands between the shard reader and the augmentation: bytes and a region
-//! in, an RGB [`crate::Image`] out. Baseline and extended sequential Huffman
-//! JPEGs of 8 bits with one component or three in a single scan are decoded
-//! here; for anything else [`JpegError::Unsupported`] sends the caller to a
-//! general decoder.
+//! in, an RGB [`crate::Image`] out. Huffman-coded JPEGs of 8 bits with one component
+//! or three are decoded here: sequential ones of a single scan block by block,
+//! progressive ones and those of several scans by way of all their coefficients.
+//! For anything else [`JpegError::Unsupported`] sends the caller to a general
+//! decoder.
 //!
 //! Pixels are those of libjpeg with its default settings (`islow` inverse DCT,
 //! "fancy" upsampling), which is what Pillow gives; a region is exactly the
@@ -34,10 +35,13 @@ mod header;
 mod huffman;
 mod idct;
 mod index;
+#[cfg(target_arch = "x86_64")]
+mod lanes;
 mod pass;
 mod plan;
 mod raster;
 mod runs;
+mod scans;
 mod simd;
 mod unstuff;
 mod upsample;

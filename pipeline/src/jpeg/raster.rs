@@ -2,6 +2,7 @@
 //! samples, and these to rows of pixels as soon as they are complete, while
 //! they are in the cache. It knows nothing of how the coefficients were coded.
 
+use super::coefficients::{BlockPlane, Coefficients};
 use super::color;
 use super::error::JpegError;
 use super::header::{Color, Jpeg};
@@ -96,6 +97,32 @@ impl<'a> Raster<'a> {
             &mut self.buffers.planes[at..],
             window.stride,
         );
+    }
+
+    /// Takes in those blocks of row `y` of one component that pixels need.
+    pub fn block_row(
+        &mut self,
+        component: usize,
+        y: usize,
+        coefficients: &Coefficients,
+        plane: &BlockPlane,
+    ) {
+        const ALL: [u8; 256] = {
+            let mut numbers = [0; 256];
+            let mut at = 0;
+            while at < 256 {
+                numbers[at] = at as u8;
+                at += 1;
+            }
+            numbers
+        };
+        let columns = self.plan.windows[component].block_columns.clone();
+        for first in columns.clone().step_by(ALL.len()) {
+            let count = (columns.end - first).min(ALL.len());
+            let from = plane.at(first, y);
+            let (blocks, spans) = (&coefficients.blocks[from..], &coefficients.spans[from..]);
+            self.blocks(component, (first, y), blocks, spans, &ALL[..count]);
+        }
     }
 
     /// Counts `mcus` needed MCUs of a needed row as taken in, and makes the pixel

@@ -3,9 +3,9 @@
 //! YCbCr follows jdcolor.c of libjpeg: 16-bit fixed point, rounded to nearest,
 //! clamped. The vector path computes the same integers.
 
-#[cfg(target_arch = "x86_64")]
-mod avx2;
 mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod vector;
 
 use super::simd::Simd;
 
@@ -24,9 +24,14 @@ pub(crate) fn ycc_row(simd: Simd, y: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u8]
     let (y, cb, cr) = (&y[..width], &cb[..width], &cr[..width]);
     match simd {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the rows were
-        // cut to equal lengths above.
-        Simd::Avx2(_) if width >= avx2::STEP => unsafe { avx2::ycc_row(y, cb, cr, rgb) },
+        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected, and is wide only
+        // where AVX-512 was; the rows were cut to equal lengths above.
+        Simd::Avx2(token) if token.wide() && width >= 64 => unsafe {
+            vector::ycc_row_wide(y, cb, cr, rgb);
+        },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        Simd::Avx2(_) if width >= 32 => unsafe { vector::ycc_row(y, cb, cr, rgb) },
         _ => scalar::ycc_row(y, cb, cr, rgb),
     }
 }
@@ -65,7 +70,7 @@ mod tests {
         let cr: Vec<u8> = (0..samples).map(|i| (i >> 8) as u8).collect();
         for luma in [0, 1, 77, 128, 254, 255] {
             let y: Vec<u8> = (0..samples).map(|i| (luma + i / 7919) as u8).collect();
-            for width in (1..131).chain([samples]) {
+            for width in (1..200).chain([samples]) {
                 let mut expected = vec![0; width * 3];
                 scalar::ycc_row(&y[..width], &cb[..width], &cr[..width], &mut expected);
                 for simd in Simd::all() {

@@ -6,8 +6,6 @@
 //! gives libjpeg's integers, for any block an encoder can write. Between the
 //! two passes values are saturated to 16 bits, which such blocks never need.
 
-#[cfg(target_arch = "x86_64")]
-mod lanes;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;

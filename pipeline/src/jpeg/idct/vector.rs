@@ -3,7 +3,7 @@
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one condition for all, stated once")]
 
-use super::lanes::Lanes;
+use super::super::lanes::Lanes;
 use super::{Block, CONST_BITS, EVEN, ODD, PASS1_BITS, PASS2_BIAS};
 
 /// Blocks whose last coefficient is below this zig-zag position have nothing

@@ -1,4 +1,5 @@
-//! [`Lanes`]: vectors as the inverse DCT needs them, a block to a 128-bit lane.
+//! [`Lanes`]: vectors as the inverse DCT and the colour conversion need them; a
+//! block goes to a 128-bit lane.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one condition for all, stated once")]
 
@@ -12,6 +13,8 @@ use std::arch::x86_64::*;
 pub(super) trait Lanes: Copy {
     /// Lanes: blocks that go through at once, 2 or 4.
     const BLOCKS: usize;
+    /// Bytes that are neighbours in memory, as many as the vector has.
+    unsafe fn load_bytes(from: *const u8) -> Self;
     /// Eight values for each of the first `BLOCKS` lanes; 16 aligned bytes each.
     unsafe fn load(rows: [*const i16; 4]) -> Self;
     /// One value repeated in each lane; 2 bytes each.
@@ -30,6 +33,10 @@ pub(super) trait Lanes: Copy {
     unsafe fn madd(self, other: Self) -> Self;
     /// Low half of the product.
     unsafe fn mul16(self, other: Self) -> Self;
+    /// High half of the product.
+    unsafe fn mulhi16(self, other: Self) -> Self;
+    /// Difference, wrapping.
+    unsafe fn sub16(self, other: Self) -> Self;
     /// Saturating sum.
     unsafe fn adds16(self, other: Self) -> Self;
     /// Sum, wrapping.
@@ -72,6 +79,10 @@ impl Lanes for __m256i {
 
     // SAFETY (all below): the trait's condition.
     #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        unsafe { _mm256_loadu_si256(from.cast()) }
+    }
+    #[inline(always)]
     unsafe fn load(rows: [*const i16; 4]) -> Self {
         unsafe { _mm256_set_m128i(_mm_load_si128(rows[1].cast()), _mm_load_si128(rows[0].cast())) }
     }
@@ -104,6 +115,8 @@ impl Lanes for __m256i {
     intrinsics! {
         madd = _mm256_madd_epi16;
         mul16 = _mm256_mullo_epi16;
+        mulhi16 = _mm256_mulhi_epi16;
+        sub16 = _mm256_sub_epi16;
         adds16 = _mm256_adds_epi16;
         add32 = _mm256_add_epi32;
         sub32 = _mm256_sub_epi32;
@@ -124,6 +137,10 @@ impl Lanes for __m512i {
     const BLOCKS: usize = 4;
 
     // SAFETY (all below): the trait's condition.
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        unsafe { _mm512_loadu_si512(from.cast()) }
+    }
     #[inline(always)]
     unsafe fn load(rows: [*const i16; 4]) -> Self {
         unsafe {
@@ -165,6 +182,8 @@ impl Lanes for __m512i {
     intrinsics! {
         madd = _mm512_madd_epi16;
         mul16 = _mm512_mullo_epi16;
+        mulhi16 = _mm512_mulhi_epi16;
+        sub16 = _mm512_sub_epi16;
         adds16 = _mm512_adds_epi16;
         add32 = _mm512_add_epi32;
         sub32 = _mm512_sub_epi32;
