@@ -31,9 +31,9 @@ fn fixtures() -> Vec<(String, Vec<u8>, Image)> {
 
 /// The fixtures that side indexes are for: those of a single scan.
 fn indexable() -> impl Iterator<Item = (String, Vec<u8>, Image)> {
-    fixtures().into_iter().filter(|(_, bytes, _)| {
-        bytes.windows(2).filter(|pair| *pair == [0xFF, 0xDA]).count() == 1
-    })
+    fixtures()
+        .into_iter()
+        .filter(|(_, bytes, _)| bytes.windows(2).filter(|pair| *pair == [0xFF, 0xDA]).count() == 1)
 }
 
 fn decode(bytes: &[u8]) -> Result<Image, JpegError> {

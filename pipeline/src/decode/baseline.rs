@@ -1,5 +1,5 @@
-//! Baseline JPEGs through the crate's own decoder: just the region that the
-//! views need, from the side index where there is one.
+//! JPEGs through the crate's own decoder: just the region that the views need,
+//! from the side index where there is one.
 
 use super::{DecodeOptions, Orientation, check_size};
 use crate::augment::Crop;

@@ -1,5 +1,5 @@
-//! JPEGs of every kind, through zune-jpeg: progressive, CMYK, whatever the
-//! crate's own decoder leaves.
+//! JPEGs of every kind, through zune-jpeg: CMYK, and whatever else the crate's own
+//! decoder leaves.
 
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;

@@ -175,7 +175,11 @@ impl<'a> Pass<'a> {
             (Scans::Progressive, 0, 0) if high == 0 => Kind::DcFirst,
             (Scans::Progressive, 0, 0) => Kind::DcMore,
             (Scans::Progressive, 1..=63, 1..=63) if first <= last && alone => {
-                if high == 0 { Kind::AcFirst } else { Kind::AcMore }
+                if high == 0 {
+                    Kind::AcFirst
+                } else {
+                    Kind::AcMore
+                }
             }
             (Scans::Progressive, ..) => return Err(BAD),
             _ => Kind::Sequential,

@@ -191,9 +191,8 @@ unsafe fn store64(r: __m512i, g: __m512i, b: __m512i, to: *mut u8) {
     let g = _mm512_shuffle_epi8(g, table(&PLACES[1]));
     let b = _mm512_shuffle_epi8(b, table(&PLACES[2]));
     // Lane l of vector v holds bytes 48 l + 16 v on.
-    let [v0, v1, v2] = MASKS.map(|[green, blue]| {
-        _mm512_mask_blend_epi8(blue, _mm512_mask_blend_epi8(green, r, g), b)
-    });
+    let [v0, v1, v2] = MASKS
+        .map(|[green, blue]| _mm512_mask_blend_epi8(blue, _mm512_mask_blend_epi8(green, r, g), b));
     // Lanes in units of 64 bits; of the first vector 0 to 7, of the second 8 to 15.
     let order = |a: i64, b: i64, c: i64, d: i64| {
         _mm512_set_epi64(2 * d + 1, 2 * d, 2 * c + 1, 2 * c, 2 * b + 1, 2 * b, 2 * a + 1, 2 * a)
