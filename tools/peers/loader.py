@@ -12,7 +12,8 @@ makes the preset's two views and puts them, normalised, into a float32 NCHW batc
         --ours 'indexed=/tmp/jpeg' --ours 'plain=--no-side-index /tmp/jpeg' --ours 'raw=/tmp/raw'
 
 Every --ours is a name and the arguments of one `bt-stream bench loader`; its ratio is given against
-every peer. --images is a folder of folders of images, or shards (.tar, .tar.zst): their images go
+every peer; with --readme the table of FILE's section `<!-- loader:TITLE -->` .. `<!-- end -->` is
+written anew, ours and the peers'. --images is a folder of folders of images, or shards (.tar, .tar.zst): their images go
 into a temporary folder first. With --venv, what is missing (albumentations, opencv-python-headless,
 torchvision) is installed into that virtual environment, made if need be, and the script runs there.
 """
@@ -198,6 +199,31 @@ def report(rows, details, versions, title):
             "times_us": {name: times for name, (_, times) in rows.items()}}
 
 
+def machine():
+    with open("/proc/cpuinfo") as info:
+        models = [line.split(": ", 1)[1].strip() for line in info if line.startswith("model name")]
+    return f"{models[0] if models else 'unknown CPU'}, {len(models)} cores"
+
+
+def write_table(path, section, rows, figures):
+    """Replaces the table of one section of a Markdown file, between its comments."""
+    peers = [name for name, (kind, _) in rows.items() if kind == "peer"]
+    median = figures["median_us"]
+    lines = [f"{figures['title']}; {machine()}; {'; '.join(figures['versions'])}.", ""]
+    lines += ["| loader | CPU us an image | images/s a core | " + " | ".join(f"x {p}" for p in peers) + " |",
+              "|---|--:|--:|" + "--:|" * len(peers)]
+    for name, (kind, _) in sorted(rows.items(), key=lambda row: row[1][0] == "peer"):
+        ratios = " | ".join(f"{median[p] / median[name]:.2f}" for p in peers)
+        lines.append(f"| {name} | {median[name]:.0f} | {1e6 / median[name]:.0f} | {ratios} |")
+    with open(path) as file:
+        text = file.read()
+    begin, end = f"<!-- loader:{section} -->", "<!-- end -->"
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    with open(path, "w") as file:
+        file.write(before + begin + "\n" + "\n".join(lines) + "\n" + end + after)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--images", required=True, help="folder of folders of images, or shards")
@@ -210,6 +236,7 @@ def main():
     parser.add_argument("--images-of-peers", type=int, default=300, help="images of a peer's round")
     parser.add_argument("--venv", help="virtual environment to install into and run in")
     parser.add_argument("--out", help="file to write the figures to, JSON")
+    parser.add_argument("--readme", metavar="FILE:SECTION", help="file and section to write the table to")
     args = parser.parse_args()
     names = [name for name in args.peers.split(",") if name]
     if args.venv and not os.environ.get("BT_PEERS_INSIDE"):
@@ -219,6 +246,7 @@ def main():
     side = PRESETS[args.preset][0]
     with tempfile.TemporaryDirectory() as folder:
         paths = files(args.images, folder)
+        mean = sum(os.path.getsize(path) for path in paths) / max(len(paths), 1) / 1e3
         runs = {name: peer(name, args.preset) for name in names}
         ours = dict(spec.split("=", 1) for spec in args.ours)
         rows = {name: ("peer", []) for name in names} | {name: ("ours", []) for name in ours}
@@ -232,8 +260,11 @@ def main():
                 details[name].append(time_ours(args, extra))
                 rows[name][1].append(details[name][-1]["cpu_us"])
     versions = list(dict.fromkeys(version for _, version in runs.values()))
-    title = f"{len(paths)} images of {args.images}, {args.preset}, one thread, {args.rounds} rounds"
+    title = (f"{len(paths)} images of {mean:.1f} KB, two views of {side} x {side} (`{args.preset}`), f32 NCHW, "
+             f"one thread, medians of {args.rounds} alternating rounds")
     figures = report(rows, details, versions, title)
+    if args.readme:
+        write_table(*args.readme.split(":", 1), rows, figures)
     if args.out:
         with open(args.out, "w") as file:
             json.dump(figures, file, indent=1)
