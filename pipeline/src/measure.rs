@@ -33,7 +33,7 @@ pub struct Measurement {
     /// Source images per second of wall time.
     pub images_per_s: f64,
     /// All threads, user and system, the consumer's included; NaN where the
-    /// system does not tell (not Linux).
+    /// system does not tell.
     pub cpu_us: f64,
     /// The stages' shares of `cpu_us` by the time that workers spent in them.
     pub read_us: f64,
@@ -110,15 +110,17 @@ fn look_at(set: &ShardSet, side_index: bool) -> Result<(f64, f64)> {
     Ok((if side_index { mean(indexed) } else { 0.0 }, mean(pixels) * 1e-6))
 }
 
-/// CPU seconds of this process, threads that ended included; NaN where there is
-/// no `/proc`. Steps of 10 ms.
+/// CPU seconds of this process, threads that ended included; NaN where the system does
+/// not tell.
 pub fn cpu_seconds() -> f64 {
-    let ticks = || {
-        let text = std::fs::read_to_string("/proc/self/stat").ok()?;
-        // proc(5): fields 14 and 15, user and system; the name before may hold spaces.
-        let mut fields = text.rsplit_once(')')?.1.split_whitespace().skip(11);
-        let mut next = || fields.next()?.parse::<f64>().ok();
-        Some(next()? + next()?)
-    };
-    ticks().map_or(f64::NAN, |ticks| ticks / 100.0)
+    #[cfg(unix)]
+    {
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `time` is a place for the answer.
+        let told = unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+        if told == 0 {
+            return time.tv_sec as f64 + 1e-9 * time.tv_nsec as f64;
+        }
+    }
+    f64::NAN
 }

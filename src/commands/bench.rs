@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use bt_pipeline::augment::Layout;
-use bt_pipeline::measure::{Measurement, measure};
+use bt_pipeline::measure::{Measurement, cpu_seconds, measure};
 use bt_pipeline::{LoaderConfig, ShardSet};
 use candle_core::Tensor;
 use clap::{Args, Subcommand, ValueEnum};
@@ -85,37 +85,46 @@ pub fn run(args: BenchArgs) -> Result<()> {
     }
 }
 
-/// Median wall milliseconds of each part, a line for each method.
+/// Median wall and CPU milliseconds of each part, a line for each method.
 fn step(args: StepArgs) -> Result<()> {
     let configured = args.source.load(&[])?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
-    println!("batch {batch}, {} threads, milliseconds (median)", rayon::current_num_threads());
+    println!(
+        "batch {batch}, {} threads, medians: milliseconds, of CPU time in brackets",
+        rayon::current_num_threads()
+    );
     for method in methods {
         let config = args.source.load(&[Some(format!("method={method}"))])?;
         let parts = step_parts(&config, batch, args.steps)?;
-        let text: Vec<String> = parts.iter().map(|(name, ms)| format!("{name} {ms:.1}")).collect();
-        println!("{method:<10} {}", text.join("  "));
+        let text = parts.iter().map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
+        println!("{method:<10} {}", text.collect::<Vec<_>>().join("  "));
     }
     Ok(())
 }
 
-fn step_parts(config: &RunConfig, batch: usize, steps: usize) -> Result<Vec<(&'static str, f64)>> {
+/// A part of a step, and its medians.
+type Part = (&'static str, f64, f64);
+
+fn step_parts(config: &RunConfig, batch: usize, steps: usize) -> Result<Vec<Part>> {
     let device = crate::train::device(&config.train.device)?;
     let (height, width) = config.views.views()?[0].out_size();
     let images = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &device)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.build()?;
-    let mut times: [(&'static str, Vec<f64>); 5] =
-        ["forward", "loss", "backward", "optimizer", "follow"].map(|name| (name, Vec::new()));
+    let mut times: [(&'static str, Vec<f64>, Vec<f64>); 5] =
+        ["forward", "loss", "backward", "optimizer", "follow"]
+            .map(|name| (name, Vec::new(), Vec::new()));
     for step in 0..=steps {
-        let mut last = Instant::now();
+        let mut last = (Instant::now(), cpu_seconds());
         let mut lap = |part: usize| {
-            let now = Instant::now();
-            let seconds = (now - std::mem::replace(&mut last, now)).as_secs_f64();
+            let now = (Instant::now(), cpu_seconds());
+            let (wall, cpu) = ((now.0 - last.0).as_secs_f64(), now.1 - last.1);
+            last = now;
             if step > 0 {
-                times[part].1.push(1e3 * seconds);
+                times[part].1.push(1e3 * wall);
+                times[part].2.push(1e3 * cpu);
             }
         };
         learner.forward(&images)?;
@@ -133,7 +142,7 @@ fn step_parts(config: &RunConfig, batch: usize, steps: usize) -> Result<Vec<(&'s
         values.sort_by(f64::total_cmp);
         values[values.len() / 2]
     };
-    Ok(times.into_iter().map(|(name, values)| (name, median(values))).collect())
+    Ok(times.into_iter().map(|(name, wall, cpu)| (name, median(wall), median(cpu))).collect())
 }
 
 fn loader(args: LoaderArgs) -> Result<()> {
