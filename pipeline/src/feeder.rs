@@ -10,7 +10,7 @@ use crate::batch::{BatchSpec, Buffer, Filling, Item, Place, Task};
 use crate::loader::{Loader, LoaderConfig, OnBad, Position};
 use crate::order::{EpochOrder, Event};
 use crate::shard::{OwnedSample, ShardSet, ShardStream};
-use crate::stats::{Stage, Stats};
+use crate::stats::{Queue, Recorder, Stage};
 use crate::sync::{AtomicBool, Receiver, Sender};
 use crate::worker::short_shard;
 use crate::{Error, Result};
@@ -42,7 +42,7 @@ pub(crate) struct Feeder {
     grain: usize,
     /// Bytes that streamed samples may take while they wait.
     held_budget: u64,
-    stats: Arc<Stats>,
+    recorder: Recorder,
     outlets: Outlets,
     streaming: Streaming,
 }
@@ -59,7 +59,7 @@ struct Streaming {
 }
 
 impl Feeder {
-    pub(crate) fn new(loader: &Loader, stats: Arc<Stats>, outlets: Outlets) -> Self {
+    pub(crate) fn new(loader: &Loader, recorder: Recorder, outlets: Outlets) -> Self {
         let in_batches = (loader.spec.bytes() * loader.buffers) as u64;
         Feeder {
             set: Arc::clone(&loader.set),
@@ -69,7 +69,7 @@ impl Feeder {
             counts: loader.set.shards().iter().map(|shard| shard.samples as u64).collect(),
             grain: (loader.spec.size / (loader.threads() * 4)).clamp(1, MOST_SLOTS),
             held_budget: loader.config.budget_bytes.saturating_sub(in_batches),
-            stats,
+            recorder,
             outlets,
             streaming: Streaming::default(),
         }
@@ -208,7 +208,7 @@ impl Feeder {
         }
         *held_bytes += kept.as_ref().map_or(0, |owned| owned.image.len() as u64);
         held.insert(sample, kept);
-        self.stats.lap(Stage::Read, start);
+        self.recorder.lap(Stage::Read, start);
         if *held_bytes > self.held_budget {
             return Err(Error::Usage(format!(
                 "the {} samples of the shuffle window take more than the {} MB that the byte \
@@ -226,14 +226,17 @@ impl Feeder {
         let Outlets { pool, free, tasks, stop } = &self.outlets;
         let start = Instant::now();
         let buffer = free.recv();
-        self.stats.lap(Stage::FeedWait, start);
+        self.recorder.lap(Stage::FeedWait, start);
         let Ok(buffer) = buffer else { return false };
         if stop.load(Ordering::Relaxed) {
             return false;
         }
+        let stats = &self.recorder.stats;
+        stats.queue(Queue::Filling, 1);
         for task in Filling::split(self.spec, place, buffer, pool.clone(), items, self.grain) {
             // It waits for room as long as there are workers, and they leave when
             // they are told to stop.
+            stats.queue(Queue::Tasks, 1);
             if tasks.send(task).is_err() {
                 return false;
             }

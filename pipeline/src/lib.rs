@@ -11,6 +11,7 @@
 //! - [`order`]: (seed, epoch) to the order of the samples.
 //! - `feeder`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
+//! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
 //! - [`synth`]: the embedded data set.
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
@@ -33,6 +34,7 @@ pub mod shard;
 pub mod stats;
 mod sync;
 pub mod synth;
+pub mod trace;
 mod worker;
 
 pub use batch::{Batch, BatchSpec};

@@ -9,10 +9,12 @@ use crate::decode::DecodeOptions;
 use crate::order::Shuffle;
 use crate::run::BatchStream;
 use crate::shard::ShardSet;
+use crate::trace::Trace;
 use crate::{Error, Result};
 
 /// What to do with a sample that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnBad {
     /// Take a sample drawn from (seed, epoch, position) instead, and keep a record.
@@ -126,6 +128,8 @@ pub struct Loader {
     pub(crate) spec: BatchSpec,
     /// Batch buffers in circulation.
     pub(crate) buffers: usize,
+    /// Where its threads note what they do.
+    pub(crate) trace: Option<Arc<Trace>>,
 }
 
 /// Buffers beyond which more prefetching no longer helps: one with the consumer,
@@ -177,7 +181,12 @@ impl Loader {
             ));
         }
         let buffers = most.min(MOST_BUFFERS);
-        Ok(Loader { set, config: Arc::new(config), spec, buffers })
+        Ok(Loader { set, config: Arc::new(config), spec, buffers, trace: None })
+    }
+
+    /// The same loader, whose threads have lanes in `trace`.
+    pub fn traced(self, trace: &Arc<Trace>) -> Self {
+        Loader { trace: Some(Arc::clone(trace)), ..self }
     }
 
     /// The set that is read.
@@ -194,6 +203,12 @@ impl Loader {
     pub fn batches_per_epoch(&self) -> u64 {
         let (samples, batch) = (self.set.len() as u64, self.config.batch_size as u64);
         if self.config.drop_last { samples / batch } else { samples.div_ceil(batch) }
+    }
+
+    /// Batch buffers that a stream circulates, at least two. Whoever holds all of them waits for
+    /// another batch for ever.
+    pub fn buffers(&self) -> usize {
+        self.buffers
     }
 
     /// Worker threads of a stream.

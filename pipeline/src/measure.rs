@@ -7,6 +7,7 @@ use std::time::Instant;
 use serde::Serialize;
 
 use crate::shard::ReadScratch;
+use crate::trace::{Lane, Trace};
 use crate::{BatchStream, Error, Loader, LoaderConfig, Position, Result, ShardSet};
 
 /// Batches that are not counted: until then the loader's memory is fresh.
@@ -52,18 +53,35 @@ pub struct Measurement {
 /// # Errors
 /// What [`Loader::new`] and the stream report; [`Error::Usage`] for 0 images.
 pub fn measure(set: &Arc<ShardSet>, config: LoaderConfig, images: u64) -> Result<Measurement> {
+    measure_traced(set, config, images, None)
+}
+
+/// As [`measure`]; what the threads did, this one's waiting included, goes into `trace`.
+///
+/// # Errors
+/// As [`measure`].
+pub fn measure_traced(
+    set: &Arc<ShardSet>,
+    config: LoaderConfig,
+    images: u64,
+    trace: Option<&Arc<Trace>>,
+) -> Result<Measurement> {
     if images == 0 {
         return Err(Error::Usage("at least one image must be measured".into()));
     }
     let (side_index, megapixels) = look_at(set, config.decode.side_index)?;
-    let loader = Loader::new(Arc::clone(set), config)?;
+    let mut loader = Loader::new(Arc::clone(set), config)?;
+    if let Some(trace) = trace {
+        loader = loader.traced(trace);
+    }
+    let mut lane = trace.map(|trace| trace.lane("consumer"));
     let spec = *loader.spec();
     let batches = images.div_ceil(spec.size as u64);
     let epochs = (WARM_UP + batches).div_ceil(loader.batches_per_epoch()) + 1;
     let mut stream = loader.start(Position::default(), epochs)?;
-    take(&mut stream, WARM_UP)?;
+    take(&mut stream, WARM_UP, lane.as_mut())?;
     let (before, cpu, start) = (stream.stats().snapshot(), cpu_seconds(), Instant::now());
-    take(&mut stream, batches)?;
+    take(&mut stream, batches, lane.as_mut())?;
     let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let stats = stream.stats().snapshot().since(&before);
     let busy = (stats.read + stats.decode + stats.augment).as_secs_f64();
@@ -86,9 +104,14 @@ pub fn measure(set: &Arc<ShardSet>, config: LoaderConfig, images: u64) -> Result
     })
 }
 
-fn take(stream: &mut BatchStream, batches: u64) -> Result<()> {
-    for batch in stream.take(batches as usize) {
+fn take(stream: &mut BatchStream, batches: u64, mut lane: Option<&mut Lane>) -> Result<()> {
+    for _ in 0..batches {
+        let start = Instant::now();
+        let Some(batch) = stream.next() else { break };
         batch?;
+        if let Some(lane) = &mut lane {
+            lane.span("wait for data", start, Instant::now());
+        }
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use std::time::Instant;
 use crate::batch::{Batch, Buffer, Task};
 use crate::feeder::{Feeder, Outlets};
 use crate::loader::{Loader, Position};
-use crate::stats::{Stage, Stats};
+use crate::stats::{Queue, Recorder, Stage, Stats};
 use crate::sync::{AtomicBool, Builder, JoinHandle, Receiver, Sender, bounded, unbounded};
 use crate::worker::Worker;
 use crate::{Error, Result};
@@ -73,7 +73,9 @@ impl BatchStream {
         // receiver is gone before the stream waits for the feeder.
         let (tasks, inbox) = bounded(threads * 2);
         let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
-        let mut feeder = Feeder::new(loader, stats, Outlets { pool, free, tasks, stop });
+        let recorder = |name: &str| Recorder::new(&stats, loader.trace.as_ref(), name);
+        let feeding = recorder("feeder");
+        let mut feeder = Feeder::new(loader, feeding, Outlets { pool, free, tasks, stop });
         let errors = finished.clone();
         stream.spawn("bt-feed", finished.clone(), move || {
             if let Err((number, error)) = feeder.run(from, epochs) {
@@ -83,7 +85,7 @@ impl BatchStream {
         for nth in 0..threads {
             let (set, config) = (Arc::clone(&loader.set), Arc::clone(&loader.config));
             let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
-            let worker = Worker::new(set, config, Arc::clone(&stats));
+            let worker = Worker::new(set, config, recorder(&format!("worker {nth}")));
             let (inbox, outlet) = (inbox.clone(), finished.clone());
             stream.spawn(&format!("bt-work-{nth}"), finished.clone(), move || {
                 work(worker, &inbox, &outlet, &stats, &stop);
@@ -143,6 +145,7 @@ impl Iterator for BatchStream {
         match &item {
             Ok(_) => {
                 self.next += 1;
+                self.stats.queue(Queue::Ready, -1);
                 self.stats.count_batch();
             }
             Err(_) => self.next = self.total,
@@ -172,7 +175,7 @@ fn work(
     loop {
         let start = Instant::now();
         let Ok(mut task) = inbox.recv() else { return };
-        stats.lap(Stage::WorkWait, start);
+        worker.took_task(start);
         let number = task.number();
         for (nth, item) in task.take_items().into_iter().enumerate() {
             if stop.load(Ordering::Relaxed) {
@@ -184,6 +187,8 @@ fn work(
             }
         }
         if let Some(batch) = task.finish() {
+            stats.queue(Queue::Filling, -1);
+            stats.queue(Queue::Ready, 1);
             let _ = outlet.send((number, Ok(batch)));
         }
     }

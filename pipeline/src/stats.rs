@@ -3,9 +3,11 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
+
+use crate::trace::{Lane, Trace};
 
 /// A stage of the flow that is timed. `Feed`, `Work` and `Step` are waits: for
 /// a free buffer, for a task, for a finished batch.
@@ -27,6 +29,33 @@ pub enum Stage {
 
 const STAGES: usize = 6;
 
+impl Stage {
+    /// As a trace names it.
+    fn name(self) -> &'static str {
+        match self {
+            Stage::Read => "read",
+            Stage::Decode => "decode",
+            Stage::Augment => "augment",
+            Stage::FeedWait => "wait for a buffer",
+            Stage::WorkWait => "wait for work",
+            Stage::BatchWait => "wait for data",
+        }
+    }
+}
+
+/// A place where something waits, or is under way, between two stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Queue {
+    /// Tasks that wait for a worker.
+    Tasks,
+    /// Batches with unfinished tasks.
+    Filling,
+    /// Batches that wait for the consumer.
+    Ready,
+}
+
+const QUEUES: usize = 3;
+
 /// Counters of one stream, written by all its threads.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -34,7 +63,30 @@ pub struct Stats {
     samples: AtomicU64,
     batches: AtomicU64,
     bad: AtomicU64,
+    depths: [AtomicI64; QUEUES],
     ledger: Mutex<Ledger>,
+}
+
+/// What one thread notes of its work: in the counters, and in its lane of a trace.
+pub(crate) struct Recorder {
+    pub stats: Arc<Stats>,
+    lane: Option<Lane>,
+}
+
+impl Recorder {
+    /// Of the thread called `name`.
+    pub fn new(stats: &Arc<Stats>, trace: Option<&Arc<Trace>>, name: &str) -> Self {
+        Recorder { stats: Arc::clone(stats), lane: trace.map(|trace| trace.lane(name)) }
+    }
+
+    /// Adds the time since `start` to `stage` and returns the present.
+    pub fn lap(&mut self, stage: Stage, start: Instant) -> Instant {
+        let now = self.stats.lap(stage, start);
+        if let Some(lane) = &mut self.lane {
+            lane.span(stage.name(), start, now);
+        }
+        now
+    }
 }
 
 /// One sample that was left out, and why.
@@ -69,6 +121,11 @@ impl Stats {
         let now = Instant::now();
         self.nanos[stage as usize].fetch_add((now - start).as_nanos() as u64, Relaxed);
         now
+    }
+
+    /// So many entered `queue`, or left it.
+    pub(crate) fn queue(&self, queue: Queue, change: i64) {
+        self.depths[queue as usize].fetch_add(change, Relaxed);
     }
 
     pub(crate) fn count_sample(&self) {
@@ -120,6 +177,8 @@ impl Stats {
     /// The counters as they stand.
     pub fn snapshot(&self) -> Snapshot {
         let time = |stage: Stage| Duration::from_nanos(self.nanos[stage as usize].load(Relaxed));
+        // A thread may be seen to take what another is not yet seen to give.
+        let depth = |queue: Queue| self.depths[queue as usize].load(Relaxed).max(0) as u64;
         Snapshot {
             samples: self.samples.load(Relaxed),
             batches: self.batches.load(Relaxed),
@@ -130,6 +189,9 @@ impl Stats {
             feed_wait: time(Stage::FeedWait),
             work_wait: time(Stage::WorkWait),
             batch_wait: time(Stage::BatchWait),
+            queued_tasks: depth(Queue::Tasks),
+            filling_batches: depth(Queue::Filling),
+            ready_batches: depth(Queue::Ready),
         }
     }
 }
@@ -155,10 +217,16 @@ pub struct Snapshot {
     pub work_wait: Duration,
     /// The consumer waited for a batch.
     pub batch_wait: Duration,
+    /// Tasks that wait for a worker at this moment.
+    pub queued_tasks: u64,
+    /// Batches with unfinished tasks at this moment.
+    pub filling_batches: u64,
+    /// Batches that wait for the consumer at this moment.
+    pub ready_batches: u64,
 }
 
 impl Snapshot {
-    /// What was counted after `earlier`.
+    /// What was counted after `earlier`; the queues are those of now.
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
         Snapshot {
             samples: self.samples - earlier.samples,
@@ -170,6 +238,7 @@ impl Snapshot {
             feed_wait: self.feed_wait - earlier.feed_wait,
             work_wait: self.work_wait - earlier.work_wait,
             batch_wait: self.batch_wait - earlier.batch_wait,
+            ..*self
         }
     }
 

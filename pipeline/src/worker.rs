@@ -10,7 +10,7 @@ use crate::decode::Decoder;
 use crate::loader::{LoaderConfig, OnBad};
 use crate::rng::Rng;
 use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
-use crate::stats::{BadSample, Stage, Stats};
+use crate::stats::{BadSample, Queue, Recorder, Stage};
 use crate::{Error, Image, Result};
 
 /// First view number of the draws that replace a bad sample; views count from 0.
@@ -23,7 +23,7 @@ const MAX_REPLACEMENTS: u64 = 64;
 pub(crate) struct Worker {
     set: Arc<ShardSet>,
     config: Arc<LoaderConfig>,
-    stats: Arc<Stats>,
+    recorder: Recorder,
     maker: ViewMaker,
     scratch: ReadScratch,
 }
@@ -38,14 +38,20 @@ struct ViewMaker {
 }
 
 impl Worker {
-    pub(crate) fn new(set: Arc<ShardSet>, config: Arc<LoaderConfig>, stats: Arc<Stats>) -> Self {
+    pub(crate) fn new(set: Arc<ShardSet>, config: Arc<LoaderConfig>, recorder: Recorder) -> Self {
         let maker = ViewMaker {
             decoder: Decoder::new(config.decode),
             augmenter: Augmenter::new(),
             image: Image::default(),
             params: Vec::new(),
         };
-        Worker { set, config, stats, maker, scratch: ReadScratch::default() }
+        Worker { set, config, recorder, maker, scratch: ReadScratch::default() }
+    }
+
+    /// The worker has waited for a task since `start`, and has one.
+    pub(crate) fn took_task(&mut self, start: Instant) {
+        self.recorder.lap(Stage::WorkWait, start);
+        self.recorder.stats.queue(Queue::Tasks, -1);
     }
 
     /// Fills item `nth` of the task, with another sample if its own is bad and
@@ -64,7 +70,7 @@ impl Worker {
         for attempt in 0..MAX_REPLACEMENTS {
             let error = match outcome {
                 Ok(()) => {
-                    self.stats.count_sample();
+                    self.recorder.stats.count_sample();
                     return Ok(());
                 }
                 Err(error) => error,
@@ -102,8 +108,9 @@ impl Worker {
             }
             other => return Err(other),
         };
-        self.stats.count_bad(sample, || bad);
-        self.stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::Usage(text)))
+        let stats = &self.recorder.stats;
+        stats.count_bad(sample, || bad);
+        stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::Usage(text)))
     }
 
     /// The record of a sample whose shard or index is what is damaged. Its key may
@@ -118,8 +125,8 @@ impl Worker {
     fn read_and_fill(&mut self, task: &mut Task, nth: usize, sample: u64) -> Result<()> {
         let start = Instant::now();
         let read = self.set.read(sample as usize, &mut self.scratch)?;
-        self.stats.lap(Stage::Read, start);
-        let made = self.maker.fill(&self.config, &self.stats, task, nth, sample, read);
+        self.recorder.lap(Stage::Read, start);
+        let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
         // Whatever came of it: zeros in place of what is gone explain anything.
         self.set.check(self.set.shard_of(sample as usize))?;
         made
@@ -134,7 +141,7 @@ impl Worker {
     ) -> Result<()> {
         let shard = &self.set.shards()[self.set.shard_of(sample as usize)];
         let read = owned.borrowed(&shard.path);
-        self.maker.fill(&self.config, &self.stats, task, nth, sample, read)
+        self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read)
     }
 
     /// Reads a sample of a shard that can only be streamed, from its front: as
@@ -169,7 +176,7 @@ impl ViewMaker {
     fn fill(
         &mut self,
         config: &LoaderConfig,
-        stats: &Stats,
+        recorder: &mut Recorder,
         task: &mut Task,
         nth: usize,
         sample: u64,
@@ -218,14 +225,14 @@ impl ViewMaker {
             let size = (image.width, image.height);
             self.params.extend((0..config.views.len()).map(|view| draw(view, size)));
         }
-        let decoded = stats.lap(Stage::Decode, start);
+        let decoded = recorder.lap(Stage::Decode, start);
         for (view, (transforms, params)) in config.views.iter().zip(&self.params).enumerate() {
             let out = task.view(nth, view);
             self.augmenter
                 .apply_into(&self.image, transforms, params, config.layout, out)
                 .map_err(in_sample)?;
         }
-        stats.lap(Stage::Augment, decoded);
+        recorder.lap(Stage::Augment, decoded);
         task.note(nth, sample, read.label);
         Ok(())
     }

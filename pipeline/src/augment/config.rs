@@ -49,6 +49,7 @@ pub struct RandomSolarize {
 
 /// The central part of the resized image becomes the view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct CenterCrop {
     /// Size of the view.

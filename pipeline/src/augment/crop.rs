@@ -7,6 +7,7 @@ use crate::rng::Rng;
 
 /// Height and width of an output, in pixels: a number (square) or `[height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(untagged)]
 pub enum Size {
     /// Both sides.
@@ -27,6 +28,7 @@ impl Size {
 
 /// The filter of a resize. Both are antialiased, as Pillow's are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Interpolation {
     /// Cubic convolution with a = -0.5.

@@ -9,6 +9,7 @@ use crate::{Error, Result};
 
 /// A named set of view configurations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Preset {
     /// The Barlow Twins authors' two views of 224 x 224.

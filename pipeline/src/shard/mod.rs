@@ -67,6 +67,7 @@ pub use verify::{Damage, VerifyReport, verify};
 
 /// Limits on what a shard may claim, checked before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
     /// Bytes of one archive member that is read into memory. Default 256 MiB.
