@@ -3,14 +3,33 @@
 use clap::{Parser, Subcommand};
 
 use crate::commands;
+use crate::config::Misconfigured;
+use crate::train::Diverged;
 
 /// Streams image shards into two augmented views and trains Barlow Twins on them.
 #[derive(Parser)]
-#[command(name = "bt-stream", version, about, max_term_width = 100)]
+#[command(name = "bt-stream", version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// What the process says when it ends. The codes are part of the interface: scripts depend on them.
+pub const EXIT_CODES: &str = "\
+Exit codes: 0 done, or stopped by a first SIGINT or SIGTERM with a checkpoint; 1 something failed; \
+2 the command line or the configuration is wrong; 3 the numbers of a training run were not finite; \
+130, 143 ended by a second SIGINT, SIGTERM.";
+
+/// The exit code that belongs to an error of [`Command::run`].
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if error.is::<Misconfigured>() {
+        2
+    } else if error.is::<Diverged>() {
+        3
+    } else {
+        1
+    }
 }
 
 /// The subcommands; each one's arguments and code are a file of [`commands`].
@@ -36,10 +55,18 @@ pub enum Command {
     Export(commands::export::ExportArgs),
     /// Make a run's folder of a torchvision or timm backbone, to evaluate it or to train it on
     Import(commands::import::ImportArgs),
-    /// Check a configuration and print what is in effect
+    /// Write a run, or several side by side, as one HTML page
+    Report(commands::report::ReportArgs),
+    /// Watch a run on the terminal, while it goes on or after
+    Watch(commands::watch::WatchArgs),
+    /// Check a configuration and print what is in effect, or explain its keys
     Config(commands::config::ConfigArgs),
     /// Measure the loader or the training step
     Bench(commands::bench::BenchArgs),
+    /// Print the completions of a shell
+    Completions(commands::completions::CompletionsArgs),
+    /// Write manual pages
+    Man(commands::man::ManArgs),
 }
 
 impl Command {
@@ -59,8 +86,12 @@ impl Command {
             Command::Inspect(args) => commands::inspect::run(args),
             Command::Export(args) => commands::export::run(args),
             Command::Import(args) => commands::import::run(args),
+            Command::Report(args) => commands::report::run(args),
+            Command::Watch(args) => commands::watch::run(args),
             Command::Config(args) => commands::config::run(args),
             Command::Bench(args) => commands::bench::run(args),
+            Command::Completions(args) => commands::completions::run(args),
+            Command::Man(args) => commands::man::run(args),
         }
     }
 }

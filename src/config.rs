@@ -8,6 +8,7 @@ use bt_pipeline::augment::{Preset, ViewConfig, ViewPatch};
 use bt_pipeline::decode::DecodeOptions;
 use bt_pipeline::shard::{Limits, OpenOptions};
 use bt_pipeline::{LoaderConfig, OnBad, Shuffle};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::ModelConfig;
@@ -17,7 +18,7 @@ use crate::optim::OptimConfig;
 pub const CONFIG_FILE: &str = "config.toml";
 
 /// Everything that decides a run's result, and where it is written.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
     /// The objective; `barlow` is the paper's.
@@ -29,6 +30,7 @@ pub struct RunConfig {
     /// Backbone and projector.
     pub model: ModelConfig,
     /// Options of the objective; which ones there are depends on `method`.
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
     pub loss: toml::Table,
     /// Optimizer and learning rates.
     pub optim: OptimConfig,
@@ -40,8 +42,13 @@ pub struct RunConfig {
     pub eval: EvalConfig,
 }
 
+/// What is wrong with a configuration, or with the command line that changes it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misconfigured(pub String);
+
 /// Name of a registered objective.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Method(pub String);
 
@@ -52,7 +59,7 @@ impl Default for Method {
 }
 
 /// `[data]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
     /// Training shards: a folder, a glob, a brace list or a manifest.
@@ -84,7 +91,7 @@ pub struct DataConfig {
 }
 
 /// Names of [`Shuffle`]'s variants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ShuffleKind {
     /// A permutation of all samples.
@@ -117,7 +124,7 @@ impl Default for DataConfig {
 }
 
 /// `[views]`: a preset and what differs from it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ViewsConfig {
     /// `barlow-imagenet`, `barlow-cifar`, `simclr` or `byol`.
@@ -164,7 +171,7 @@ impl ViewsConfig {
 }
 
 /// `[train]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainConfig {
     /// Where metrics and checkpoints are written.
@@ -184,6 +191,8 @@ pub struct TrainConfig {
     pub threads: usize,
     /// Steps between two lines of metrics.
     pub log_every: u64,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
     /// When the loss or a gradient is not finite: `stop` ends the run, `rewind` takes the step back
     /// and goes on with the next batch, at most ten times in a row.
     pub on_nan: OnNan,
@@ -192,7 +201,7 @@ pub struct TrainConfig {
 }
 
 /// What to do when a loss or a gradient is not finite.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNan {
     /// End the run with a checkpoint of the state before the step.
@@ -213,6 +222,7 @@ impl Default for TrainConfig {
             device: "auto".into(),
             threads: 0,
             log_every: 10,
+            tensorboard: true,
             on_nan: OnNan::Stop,
             diagnose_every: 100,
         }
@@ -220,7 +230,7 @@ impl Default for TrainConfig {
 }
 
 /// `[checkpoint]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
     /// Steps between checkpoints within an epoch; 0 saves only between epochs.
@@ -234,7 +244,7 @@ pub struct CheckpointConfig {
 }
 
 /// What a failed checkpoint does to the run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnCheckpointError {
     /// Ends it.
@@ -251,7 +261,7 @@ impl Default for CheckpointConfig {
 }
 
 /// `[eval]`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct EvalConfig {
     /// Epochs between two kNN evaluations on `data.val`; 0 for none.

@@ -2,7 +2,8 @@
 //!
 //! # Layout
 //!
-//! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration.
+//! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
+//!   [`reference`]: what each of its keys means.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
@@ -11,8 +12,10 @@
 //! - [`optim`]: LARS, SGD, AdamW and the learning-rate schedule.
 //! - [`eval`]: features, weighted kNN, linear probe.
 //! - [`exchange`]: backbones to and from torchvision, timm, ONNX.
+//! - [`tensorboard`], [`prometheus`], [`watch`], [`advice`]: a run seen from outside.
 //! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
 
+pub mod advice;
 pub mod checkpoint;
 pub mod cli;
 pub mod commands;
@@ -26,7 +29,11 @@ pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod optim;
+pub mod prometheus;
+pub mod reference;
 pub mod report;
 pub mod signals;
 pub mod study;
+pub mod tensorboard;
 pub mod train;
+pub mod watch;

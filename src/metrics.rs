@@ -4,15 +4,19 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bt_pipeline::Image;
 use bt_pipeline::stats::{BadSample, Snapshot, Stats};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
 use crate::loss::LossOutput;
 use crate::loss::diagnostics::{Diagnostics, Health};
+use crate::prometheus::Board;
+use crate::tensorboard::EventWriter;
 
 /// File in the run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -88,6 +92,8 @@ pub struct Metrics {
     last: (Instant, Snapshot),
     sums: Sums,
     health: Option<Health>,
+    events: Option<EventWriter>,
+    board: Option<Arc<Board>>,
     bar: ProgressBar,
 }
 
@@ -124,8 +130,35 @@ impl Metrics {
             last: (Instant::now(), Snapshot::default()),
             sums: Sums::default(),
             health: None,
+            events: None,
+            board: None,
             bar,
         })
+    }
+
+    /// The same, whose lines also go to TensorBoard and to Prometheus.
+    pub fn shown(self, events: Option<EventWriter>, board: Option<Arc<Board>>) -> Self {
+        Metrics { events, board, ..self }
+    }
+
+    /// Whether pictures are of use.
+    pub fn takes_pictures(&self) -> bool {
+        self.events.is_some()
+    }
+
+    /// Puts a picture beside the curves.
+    pub fn picture(&mut self, step: u64, tag: &str, image: &Image) {
+        self.event(|events| events.image(step, tag, image));
+    }
+
+    /// Writes an event; a file that cannot be written is given up, and the run goes on.
+    fn event(&mut self, write: impl FnOnce(&mut EventWriter) -> Result<()>) {
+        if let Some(events) = &mut self.events
+            && let Err(error) = write(events)
+        {
+            self.events = None;
+            self.say(&format!("warning: no more events for TensorBoard: {error:#}"));
+        }
     }
 
     /// Counts a batch of the online probe: the share of right answers.
@@ -147,6 +180,7 @@ impl Metrics {
         let epoch = step as f64 / self.steps_per_epoch as f64;
         let seconds = self.begun.elapsed().as_secs_f64();
         let diagnostics = Some(found.thinned(SPECTRUM));
+        self.event(|events| events.histogram(step, "embeddings/std", &found.std));
         self.write(&Line { step, epoch, seconds, diagnostics, ..Line::default() })
     }
 
@@ -276,7 +310,12 @@ impl Metrics {
 
     fn write(&mut self, line: &Line) -> Result<()> {
         let text = serde_json::to_string(line)?;
-        writeln!(self.file, "{text}").with_context(|| self.path.display().to_string())
+        writeln!(self.file, "{text}").with_context(|| self.path.display().to_string())?;
+        if let Some(board) = &self.board {
+            board.line(line);
+        }
+        self.event(|events| events.line(line));
+        Ok(())
     }
 }
 

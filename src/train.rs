@@ -1,15 +1,18 @@
 //! The training loop: batch -> learner's forward -> loss -> gradients -> step.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use bt_pipeline::trace::{Lane, Trace};
 use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
+use crate::advice::Observed;
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{CONFIG_FILE, OnCheckpointError, OnNan, RunConfig};
 use crate::eval::OnlineProbe;
@@ -17,12 +20,20 @@ use crate::learner::Learner;
 use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Metrics;
 use crate::optim::{Optimizer, Schedule};
+use crate::prometheus::{Board, Server};
+use crate::report::collect::SCORES_FILE;
+use crate::report::{Correlation, picture, views};
+use crate::tensorboard::EventWriter;
 
 /// File in the run's folder that tells where the time went.
 pub const SUMMARY_FILE: &str = "summary.json";
 
 /// File in the run's folder with the batches whose numbers were not finite.
 pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
+
+/// Pairs of views in TensorBoard's picture, and the least side of each of them in pixels.
+const PAIRS: usize = 8;
+const LEAST_SIDE: usize = 64;
 
 /// Batches in a row that `train.on_nan = "rewind"` passes over.
 const MOST_REWINDS: u32 = 10;
@@ -57,6 +68,9 @@ pub struct Summary {
     pub loader_seconds: Vec<(String, f64)>,
     /// The stage that limited.
     pub limit: String,
+    /// What limited and which setting would help, in a sentence.
+    #[serde(default)]
+    pub advice: String,
     /// The newest checkpoint.
     pub checkpoint: PathBuf,
     /// What the embeddings of the last step tell, in a sentence.
@@ -86,16 +100,39 @@ pub fn images_of(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> 
     Tensor::from_slice(batch.as_f32(), shape, device)
 }
 
+/// How a run is seen from outside, beside its folder.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// Where Prometheus finds its figures.
+    pub metrics: Option<SocketAddr>,
+    /// Where its threads note what they do.
+    pub trace: Option<Arc<Trace>>,
+}
+
+/// As [`train_watched`], with nobody watching.
+///
+/// # Errors
+/// As [`train_watched`].
+pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summary> {
+    train_watched(config, resume, stop, &Watch::default())
+}
+
 /// Trains as `config` says; with `resume` from the newest intact checkpoint of the
 /// run's folder. `stop` ends the run after the step in progress, with a checkpoint.
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.
-pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summary> {
-    let mut run = Run::prepare(config, resume)?;
+pub fn train_watched(
+    config: &RunConfig,
+    resume: bool,
+    stop: &AtomicBool,
+    watch: &Watch,
+) -> Result<Summary> {
+    let mut run = Run::prepare(config, resume, watch)?;
     let mut stream = run.loader.start(run.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
-    let mut clock = Clock::start();
+    run.board.iter().for_each(|board| board.follow(&stats));
+    let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
     for batch in stream.by_ref() {
         let batch = batch?;
         clock.lap("wait for data");
@@ -126,6 +163,7 @@ pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summ
             run.measure(config, &batch)?;
             run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
             clock.lap("measure");
+            run.board.iter().for_each(|board| board.step(run.step, batch.size, &clock.laps));
         }
         drop(batch);
         run.after_step(config, &mut clock)?;
@@ -161,12 +199,17 @@ struct Run {
     begun_step: u64,
     probe: Option<OnlineProbe>,
     embeddings: String,
+    /// Figures for Prometheus, and who hands them out.
+    board: Option<Arc<Board>>,
+    _server: Option<Server>,
+    /// The epoch whose pictures were drawn last.
+    pictured: Option<u64>,
     /// Batches passed over since the last step.
     rewinds: u32,
 }
 
 impl Run {
-    fn prepare(config: &RunConfig, resume: bool) -> Result<Self> {
+    fn prepare(config: &RunConfig, resume: bool, watch: &Watch) -> Result<Self> {
         let dir = &config.train.dir;
         let device = device(&config.train.device)?;
         if config.data.train.is_empty() {
@@ -175,7 +218,10 @@ impl Run {
             );
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
-        let loader = Loader::new(Arc::new(set), config.loader()?)?;
+        let mut loader = Loader::new(Arc::new(set), config.loader()?)?;
+        if let Some(trace) = &watch.trace {
+            loader = loader.traced(trace);
+        }
         let found = if resume {
             checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?
         } else {
@@ -213,11 +259,30 @@ impl Run {
         }
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
+        if step < steps {
+            // They tell of the end of an earlier part.
+            for stale in [SUMMARY_FILE, SCORES_FILE] {
+                let _ = std::fs::remove_file(dir.join(stale));
+            }
+        }
+        let board = watch.metrics.map(|address| (address, Arc::new(Board::default())));
+        let server = match &board {
+            Some((address, board)) => Some(Server::start(*address, Arc::clone(board))?),
+            None => None,
+        };
+        let board = board.map(|(_, board)| board);
+        let events =
+            config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
         let every = config.train.log_every;
+        let metrics = Metrics::open(dir, step, steps, steps_per_epoch, every)?;
+        let metrics = metrics.shown(events, board.clone());
+        if let Some(server) = &server {
+            metrics.say(&format!("metrics on http://{}/metrics", server.address()));
+        }
         crate::files::write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         Ok(Run {
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
-            metrics: Metrics::open(dir, step, steps, steps_per_epoch, every)?,
+            metrics,
             saved: found.is_some().then_some(step),
             checkpoint: found.map(|found| found.path).unwrap_or_default(),
             device,
@@ -229,6 +294,9 @@ impl Run {
             begun_step: step,
             probe,
             embeddings: String::new(),
+            board,
+            _server: server,
+            pictured: None,
             rewinds: 0,
         })
     }
@@ -292,6 +360,29 @@ impl Run {
             let found = Diagnostics::measure(&seen.a, &seen.b)?;
             self.metrics.diagnostics(self.step, &found)?;
             self.embeddings = found.describe();
+            if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
+                self.pictured = Some(batch.epoch);
+                self.pictures(config, batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pairs of views and C of the present batch, for TensorBoard.
+    fn pictures(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+        let views = views::of_batch(batch, &config.views.views()?, PAIRS);
+        let (height, width) = (batch.spec().height, batch.spec().width);
+        let side = height.max(width).max(LEAST_SIDE);
+        self.metrics.picture(self.step, "views", &picture::sheet(&views, side, 4, [255; 3]));
+        if let Some(seen) = self.learner.seen() {
+            let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
+            let part =
+                |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
+            let eps = crate::loss::BarlowConfig::default().eps;
+            let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
+            let values = c.flatten_all()?.to_vec1()?;
+            let c = Correlation { name: "C".into(), dim, values };
+            self.metrics.picture(self.step, "correlation", &picture::correlation_image(&c));
         }
         Ok(())
     }
@@ -355,6 +446,15 @@ impl Run {
         self.metrics.finish();
         let wall = clock.begun.elapsed();
         let seconds = |time: Duration| time.as_secs_f64();
+        let observed = Observed {
+            loader: &loader,
+            laps: &clock.laps,
+            wall,
+            threads: self.loader.threads(),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            seekable: self.loader.set().seekable(),
+        };
+        let advice = observed.sentence(config);
         let summary = Summary {
             steps: self.step,
             images: (self.step - self.begun_step) * config.train.batch_size as u64,
@@ -370,6 +470,7 @@ impl Run {
             .map(|(name, time)| (name.to_owned(), seconds(time)))
             .to_vec(),
             limit: loader.limit(wall).to_owned(),
+            advice,
             checkpoint: self.checkpoint,
             embeddings: self.embeddings,
         };
@@ -425,16 +526,20 @@ struct Clock {
     begun: Instant,
     last: Instant,
     laps: Vec<(&'static str, Duration)>,
+    lane: Option<Lane>,
 }
 
 impl Clock {
-    fn start() -> Self {
-        Clock { begun: Instant::now(), last: Instant::now(), laps: Vec::new() }
+    fn start(lane: Option<Lane>) -> Self {
+        Clock { begun: Instant::now(), last: Instant::now(), laps: Vec::new(), lane }
     }
 
     /// Adds the time since the last call to `stage`.
     fn lap(&mut self, stage: &'static str) {
         let now = Instant::now();
+        if let Some(lane) = &mut self.lane {
+            lane.span(stage, self.last, now);
+        }
         let time = now - std::mem::replace(&mut self.last, now);
         match self.laps.iter_mut().find(|(name, _)| *name == stage) {
             Some((_, sum)) => *sum += time,

@@ -6,12 +6,12 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use bt_pipeline::augment::Layout;
-use bt_pipeline::measure::{Measurement, cpu_seconds, measure};
+use bt_pipeline::measure::{Measurement, cpu_seconds, measure_traced};
 use bt_pipeline::{LoaderConfig, ShardSet};
 use candle_core::Tensor;
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::ConfigSource;
+use super::{ConfigSource, TraceArgs};
 use crate::config::RunConfig;
 use crate::learner::Learner;
 
@@ -43,6 +43,9 @@ struct StepArgs {
     /// Steps that count, after one that does not
     #[arg(long, default_value_t = 3)]
     steps: usize,
+    /// Print JSON, a line for each method
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args, Debug)]
@@ -63,6 +66,8 @@ struct LoaderArgs {
     /// Decode as if the shards had no side indexes
     #[arg(long)]
     no_side_index: bool,
+    #[command(flatten)]
+    trace: TraceArgs,
     /// Print JSON, a line for each number of threads
     #[arg(long)]
     json: bool,
@@ -91,13 +96,26 @@ fn step(args: StepArgs) -> Result<()> {
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
-    println!(
-        "batch {batch}, {} threads, medians: milliseconds, of CPU time in brackets",
-        rayon::current_num_threads()
-    );
+    let threads = rayon::current_num_threads();
+    if !args.json {
+        println!(
+            "batch {batch}, {threads} threads, medians: milliseconds, of CPU time in brackets"
+        );
+    }
     for method in methods {
         let config = args.source.load(&[Some(format!("method={method}"))])?;
         let parts = step_parts(&config, batch, args.steps)?;
+        if args.json {
+            let of = |(name, wall, cpu): &Part| {
+                ((*name).to_owned(), serde_json::json!({ "wall_ms": wall, "cpu_ms": cpu }))
+            };
+            let medians: serde_json::Map<_, _> = parts.iter().map(of).collect();
+            let line = serde_json::json!({
+                "method": method, "batch": batch, "threads": threads, "medians": medians,
+            });
+            println!("{line}");
+            continue;
+        }
         let text = parts.iter().map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
         println!("{method:<10} {}", text.collect::<Vec<_>>().join("  "));
     }
@@ -155,8 +173,10 @@ fn loader(args: LoaderArgs) -> Result<()> {
         LayoutArg::Nchw => Layout::Nchw,
         LayoutArg::Nhwc => Layout::Nhwc,
     };
+    let trace = args.trace.begin();
     for (nth, &threads) in args.threads.iter().enumerate() {
-        let found = measure(&set, LoaderConfig { threads, ..config.clone() }, args.images)?;
+        let config = LoaderConfig { threads, ..config.clone() };
+        let found = measure_traced(&set, config, args.images, trace.as_ref())?;
         if args.json {
             println!("{}", serde_json::to_string(&found)?);
             continue;
@@ -170,7 +190,7 @@ fn loader(args: LoaderArgs) -> Result<()> {
              {augment_us:>8.1}"
         );
     }
-    Ok(())
+    args.trace.write(trace.as_ref())
 }
 
 fn print_head(set: &ShardSet, found: &Measurement) {

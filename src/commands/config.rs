@@ -1,22 +1,58 @@
 //! `bt-stream config`
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use super::ConfigSource;
+use crate::reference::{Entry, entries, markdown, nearest};
 
 /// Arguments of `bt-stream config`.
 #[derive(Args, Debug)]
 pub struct ConfigArgs {
     #[command(flatten)]
     source: ConfigSource,
+    /// Explain KEY (`train.seed`), all keys under it (`train`), or, without one, every key
+    #[arg(long, value_name = "KEY", num_args = 0..=1, default_missing_value = "")]
+    explain: Option<String>,
+    /// Print the reference of all keys as Markdown (docs/configuration.md)
+    #[arg(long, conflicts_with = "explain")]
+    reference: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
-/// Prints the effective configuration as TOML.
+/// Prints the effective configuration as TOML, or explains its keys.
 ///
 /// # Errors
-/// What is wrong with the configuration.
+/// What is wrong with the configuration; a key that does not exist.
 pub fn run(args: ConfigArgs) -> Result<()> {
-    print!("{}", args.source.load(&[])?.to_toml()?);
+    if args.reference {
+        print!("{}", markdown());
+        return Ok(());
+    }
+    let config = args.source.load(&[])?;
+    let Some(asked) = args.explain else {
+        match args.json {
+            true => println!("{}", serde_json::to_string_pretty(&config)?),
+            false => print!("{}", config.to_toml()?),
+        }
+        return Ok(());
+    };
+    let all = entries(&config)?;
+    let found: Vec<&Entry> = all.iter().filter(|entry| entry.is_under(&asked)).collect();
+    if found.is_empty() {
+        match nearest(&all, &asked) {
+            Some(near) => bail!("there is no key `{asked}`; did you mean `{near}`?"),
+            None => bail!("there is no key `{asked}`"),
+        }
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&found)?);
+        return Ok(());
+    }
+    for entry in found {
+        println!("{}", entry.text());
+    }
     Ok(())
 }

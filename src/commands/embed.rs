@@ -29,6 +29,9 @@ pub struct EmbedArgs {
     /// `*.keys.txt`, one a line
     #[arg(value_name = "OUT")]
     out: PathBuf,
+    /// Print what was written as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -56,7 +59,14 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     }
     let keys = args.out.with_extension("keys.txt");
     write_keys(&rows, &set, &keys).with_context(|| keys.display().to_string())?;
-    println!("wrote {} features of {} values to {}", rows.len(), rows.dim(), args.out.display());
+    let (count, dim) = (rows.len(), rows.dim());
+    if args.json {
+        let line =
+            serde_json::json!({ "features": count, "dim": dim, "written": [args.out, keys] });
+        println!("{line}");
+    } else {
+        println!("wrote {count} features of {dim} values to {}", args.out.display());
+    }
     Ok(())
 }
 

@@ -26,6 +26,9 @@ pub struct ImportArgs {
     dir: PathBuf,
     #[command(flatten)]
     source: ConfigSource,
+    /// Print the network and its checkpoint as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command: a checkpoint of step 0.
@@ -53,6 +56,10 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let state = State::new(0, Position::default(), 0, &config);
     let path = checkpoint::save(&args.dir, state, tensors, config.checkpoint.keep)?;
     let model = &config.model;
-    println!("{} of width {}: {}", model.arch, model.width, path.display());
+    if args.json {
+        println!("{}", serde_json::json!({ "model": model, "checkpoint": path }));
+    } else {
+        println!("{} of width {}: {}", model.arch, model.width, path.display());
+    }
     Ok(())
 }

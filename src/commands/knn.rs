@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use crate::checkpoint;
 use crate::eval::KnnConfig;
 use crate::eval::compare::{Source, table};
-use crate::report::Score;
+use crate::report::{Score, collect};
 
 /// Arguments of `bt-stream knn`.
 #[derive(Args, Debug)]
@@ -46,12 +47,14 @@ pub struct Evaluated {
 }
 
 impl Evaluated {
-    /// Measures each kind of features with `score`, and prints the table.
+    /// Measures each kind of features with `score`, and prints the table. With `record` a run's own
+    /// evaluation is kept in its folder, for its report and its card.
     ///
     /// # Errors
     /// What cannot be read, or has no labels.
     pub fn measure(
         &self,
+        record: bool,
         score: impl Fn(&crate::eval::compare::Kind) -> Result<Score>,
     ) -> Result<()> {
         let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
@@ -63,6 +66,10 @@ impl Evaluated {
             for kind in source.pixels()? {
                 scores.push(score(&kind)?);
             }
+        }
+        let own = self.train.is_none() && self.test.is_none();
+        if record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
+            collect::record(&self.checkpoint, &scores)?;
         }
         if self.json {
             println!("{}", serde_json::to_string_pretty(&scores)?);
@@ -81,5 +88,5 @@ impl Evaluated {
 /// As [`Evaluated::measure`].
 pub fn run(args: KnnArgs) -> Result<()> {
     let options = KnnConfig { k: args.k, temperature: args.temperature };
-    args.what.measure(|kind| kind.score(Some(options), None))
+    args.what.measure(true, |kind| kind.score(Some(options), None))
 }

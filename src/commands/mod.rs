@@ -1,6 +1,7 @@
 //! One file a subcommand: its arguments, and what it does with them.
 
 pub mod bench;
+pub mod completions;
 pub mod config;
 pub mod embed;
 pub mod export;
@@ -8,16 +9,21 @@ pub mod import;
 pub mod inspect;
 pub mod knn;
 pub mod linear;
+pub mod man;
 pub mod probe;
 pub mod quickstart;
+pub mod report;
 pub mod study;
 pub mod train;
+pub mod watch;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use bt_pipeline::trace::Trace;
 use clap::Args;
 
-use crate::config::RunConfig;
+use crate::config::{Misconfigured, RunConfig};
 
 /// How a configuration is named on the command line.
 #[derive(Args, Clone, Debug, Default)]
@@ -39,6 +45,44 @@ impl ConfigSource {
         let mut pairs = self.set.clone();
         pairs.extend(more.iter().flatten().cloned());
         RunConfig::load(self.config.as_deref(), &pairs)
+            .map_err(|error| Misconfigured(format!("{error:#}")).into())
+    }
+}
+
+/// A trace that is asked for on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TraceArgs {
+    /// Write what each thread did when, for ui.perfetto.dev or chrome://tracing
+    #[arg(long, value_name = "FILE.json")]
+    pub trace: Option<PathBuf>,
+    /// Events that a trace holds at most, 80 bytes each; it keeps the first ones
+    #[arg(long, value_name = "N", default_value_t = 500_000)]
+    pub trace_events: usize,
+}
+
+impl TraceArgs {
+    /// The trace, where one is asked for.
+    pub fn begin(&self) -> Option<Arc<Trace>> {
+        self.trace.is_some().then(|| Trace::new(self.trace_events))
+    }
+
+    /// Writes the lanes that were handed in.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, trace: Option<&Arc<Trace>>) -> anyhow::Result<()> {
+        let (Some(path), Some(trace)) = (&self.trace, trace) else { return Ok(()) };
+        let mut text = Vec::new();
+        trace.write(&mut text)?;
+        crate::files::write_atomically(path, &text)?;
+        if trace.left_out() > 0 {
+            eprintln!(
+                "the trace holds the first {} events, {} found no room: --trace-events",
+                self.trace_events,
+                trace.left_out()
+            );
+        }
+        Ok(())
     }
 }
 

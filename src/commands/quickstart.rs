@@ -45,6 +45,9 @@ pub struct QuickstartArgs {
     /// Set a key of the configuration, as in `--set optim.lr_weights=0.002`; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
+    /// Print the scores and the report's name as JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Names the folder as quickstart's own, so that it may be replaced.
@@ -108,7 +111,13 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     report.next = next(&config);
     let path = args.dir.join("report.html");
     write_atomically(&path, render(&report)?.as_bytes())?;
-    say(&scores, &path, &report, begun);
+    if args.json {
+        let seconds = begun.elapsed().as_secs_f64();
+        let line = serde_json::json!({ "scores": scores, "report": path, "seconds": seconds });
+        println!("{}", serde_json::to_string_pretty(&line)?);
+    } else {
+        say(&scores, &path, &report, begun);
+    }
     Ok(())
 }
 
@@ -355,6 +364,7 @@ mod tests {
             epochs: 3,
             seed: 5,
             set: vec!["model.width=8".into()],
+            json: false,
         };
         let config = configuration(&args).unwrap();
         assert_eq!((config.train.epochs, config.train.seed, config.model.width), (3, 5, 8));

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use serde_json::json;
 
-use crate::study::{Options, Study, first_step, run as run_study};
+use crate::study::{Options, Study, first_step, result_of, run as run_study};
 
 /// Arguments of `bt-stream study`.
 #[derive(Args, Debug)]
@@ -31,6 +32,9 @@ pub struct StudyArgs {
     /// Only do each row's first step, on as many random images, to see that it runs
     #[arg(long, value_name = "BATCH")]
     first_step: Option<usize>,
+    /// Print JSON, a line for each row or cell
+    #[arg(long)]
+    json: bool,
 }
 
 /// Runs the command.
@@ -43,8 +47,11 @@ pub fn run(args: StudyArgs) -> Result<()> {
     let study = Study::load(&args.study, &dir, &args.set)?;
     if args.list {
         for cell in &study.cells {
-            let (name, folder) = (&study.rows[cell.row].name, cell.config.train.dir.display());
-            println!("{name}, seed {}: {folder}", cell.seed);
+            let (name, folder) = (&study.rows[cell.row].name, &cell.config.train.dir);
+            match args.json {
+                true => println!("{}", json!({ "row": name, "seed": cell.seed, "folder": folder })),
+                false => println!("{name}, seed {}: {}", cell.seed, folder.display()),
+            }
         }
         return Ok(());
     }
@@ -54,15 +61,26 @@ pub fn run(args: StudyArgs) -> Result<()> {
         }
         for (number, row) in study.rows.iter().enumerate() {
             let Some(cell) = study.cells.iter().find(|cell| cell.row == number) else { continue };
-            println!("{}: loss {:.4}", row.name, first_step(&cell.config, batch)?);
+            let loss = first_step(&cell.config, batch)?;
+            match args.json {
+                true => println!("{}", json!({ "row": row.name, "loss": loss })),
+                false => println!("{}: loss {loss:.4}", row.name),
+            }
         }
         return Ok(());
     }
     let stop = crate::signals::stop_flag()?;
     let options = Options { dir: dir.clone(), jobs: args.jobs, only: args.only };
     let whole = run_study(&study, &options, &stop)?;
-    print!("{}", std::fs::read_to_string(dir.join("table.md"))?);
-    println!("\npage  {}", dir.join("study.html").display());
+    if args.json {
+        for cell in &study.cells {
+            let (name, result) = (&study.rows[cell.row].name, result_of(cell)?);
+            println!("{}", json!({ "row": name, "seed": cell.seed, "result": result }));
+        }
+    } else {
+        print!("{}", std::fs::read_to_string(dir.join("table.md"))?);
+        println!("\npage  {}", dir.join("study.html").display());
+    }
     if !whole {
         bail!("stopped by a signal; the same command continues the study");
     }

@@ -1,12 +1,14 @@
 //! `bt-stream train`
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use clap::Args;
 
-use super::{ConfigSource, flag};
+use super::{ConfigSource, TraceArgs, flag};
 use crate::config::CONFIG_FILE;
+use crate::train::{Watch, train_watched};
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -34,6 +36,11 @@ pub struct TrainArgs {
     /// Loader threads, 0 for one each core [data.threads; default: 0]
     #[arg(long)]
     threads: Option<usize>,
+    /// Serve the run's figures for Prometheus here, as in 127.0.0.1:9100
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    trace: TraceArgs,
     /// Continue the run in its folder from the newest checkpoint
     #[arg(long)]
     resume: bool,
@@ -75,7 +82,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
         eprintln!("# effective configuration\n{}", config.to_toml()?);
     }
     let stop = crate::signals::stop_flag()?;
-    let summary = crate::train::train(&config, args.resume, &stop)?;
+    let trace = args.trace.begin();
+    let watch = Watch { metrics: args.metrics, trace: trace.clone() };
+    let outcome = train_watched(&config, args.resume, &stop, &watch);
+    args.trace.write(trace.as_ref())?;
+    let summary = outcome?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
@@ -86,6 +97,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
             summary.limit,
             summary.checkpoint.display()
         );
+        println!("{}", summary.advice);
         if !summary.embeddings.is_empty() {
             println!("{}", summary.embeddings);
         }

@@ -25,6 +25,9 @@ pub struct Diagnostics {
     pub std_mean: f64,
     /// The smallest of those: 0 when a dimension is dead.
     pub std_min: f64,
+    /// Each dimension's; not written to the metrics.
+    #[serde(skip)]
+    pub std: Vec<f64>,
     /// Mean standard deviation per dimension of unit-length embeddings, times sqrt(dim): 1 when
     /// they spread evenly over the sphere, 0 when they collapse to a point (Chen and He, 2021,
     /// section 4.1).
@@ -109,6 +112,7 @@ impl Diagnostics {
         Self {
             std_mean: mean(&std),
             std_min: std.iter().copied().fold(f64::INFINITY, f64::min),
+            std,
             spread,
             effective_rank: effective_rank(&spectrum),
             ranks: (1..=spectrum.len()).collect(),

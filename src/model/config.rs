@@ -3,10 +3,11 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The backbone, torchvision's layout ("v1.5": a bottleneck strides in its 3x3).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Arch {
     /// Basic blocks, 2-2-2-2.
@@ -59,7 +60,7 @@ impl FromStr for Arch {
 }
 
 /// How the backbone begins.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Stem {
     /// 7x7 with stride 2, then a 3x3 max pool with stride 2.
@@ -69,8 +70,9 @@ pub enum Stem {
 }
 
 /// Output widths of the projector's linear layers; written `8192-8192-8192`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
+#[schemars(with = "String")]
 pub struct ProjectorWidths(pub Vec<usize>);
 
 impl FromStr for ProjectorWidths {
@@ -107,7 +109,7 @@ impl fmt::Display for ProjectorWidths {
 }
 
 /// The network's description; the default is the authors'.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelConfig {
     /// Backbone.

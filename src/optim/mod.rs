@@ -13,6 +13,7 @@ use std::collections::HashMap;
 
 use anyhow::bail;
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::nn::Param;
@@ -54,7 +55,7 @@ pub trait Optimizer: Send {
 }
 
 /// Which optimizer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerKind {
     /// Layer-wise adaptive rates, the authors' choice.
@@ -67,7 +68,7 @@ pub enum OptimizerKind {
 }
 
 /// `[optim]`: optimizer and schedule; the defaults are the authors'.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct OptimConfig {
     /// `lars`, `sgd` or `adamw`.

@@ -7,14 +7,19 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 
-use super::{Correlation, Report, Score, TimeTable};
-use crate::config::RunConfig;
+use super::{Correlation, Report, Score, TimeTable, views};
+use crate::checkpoint;
+use crate::config::{CONFIG_FILE, RunConfig};
+use crate::eval::encode::open;
 use crate::metrics;
 use crate::model::TwinNet;
 use crate::train::{SUMMARY_FILE, Summary, images_of};
 
 /// File in the run's folder that holds its evaluation: a list of [`Score`]s.
 pub const SCORES_FILE: &str = "evaluation.json";
+
+/// Samples that the page shows with their views.
+const SAMPLES: usize = 12;
 
 /// Samples of the batch that C is computed over.
 const CORRELATION_BATCH: usize = 256;
@@ -43,9 +48,69 @@ pub fn from_run(dir: &Path) -> Result<Report> {
         scores,
         facts: summary.iter().flat_map(facts).collect(),
         times: summary.iter().flat_map(times).collect(),
-        config: text("config.toml").unwrap_or_default(),
+        config: text(CONFIG_FILE).unwrap_or_default(),
         ..Report::default()
     })
+}
+
+/// As [`from_run`], with what the checkpoint and the shards add: samples with their views, and C of
+/// the untrained and of the trained network. The second value says why where they could not.
+///
+/// # Errors
+/// As [`from_run`].
+pub fn with_pictures(dir: &Path) -> Result<(Report, Option<anyhow::Error>)> {
+    let mut report = from_run(dir)?;
+    let name = dir.file_name().map_or_else(|| dir.to_string_lossy(), |name| name.to_string_lossy());
+    report.title = name.into_owned();
+    let missing = pictures(dir, &mut report).err();
+    Ok((report, missing))
+}
+
+fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
+    let found = checkpoint::find(dir)?;
+    let config = &found.state.config;
+    report.summary = format!(
+        "{} of width {}, {}, {} of {} epochs on {} images.",
+        config.model.arch,
+        config.model.width,
+        config.method.0,
+        found.state.position.epoch,
+        config.train.epochs,
+        found.state.samples
+    );
+    let set = open(&config.data.train, "data.train")?;
+    let wanted = views::spread(SAMPLES, set.len());
+    report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
+    let device = crate::train::device(&config.train.device)?;
+    let mut untrained = TwinNet::new(&config.model, config.train.seed, &device)?;
+    report.correlations = vec![
+        correlation("untrained", &mut untrained, &set, config)?,
+        correlation("trained", &mut found.network(&device)?, &set, config)?,
+    ];
+    Ok(())
+}
+
+/// Puts scores into the run's [`SCORES_FILE`]: what was measured of the same features before is
+/// replaced, the rest stays.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn record(dir: &Path, fresh: &[Score]) -> Result<()> {
+    let path = dir.join(SCORES_FILE);
+    let mut scores: Vec<Score> = match std::fs::read(&path) {
+        Ok(json) => serde_json::from_slice(&json).context(SCORES_FILE)?,
+        Err(_) => Vec::new(),
+    };
+    for score in fresh {
+        match scores.iter_mut().find(|known| known.name == score.name) {
+            Some(known) => {
+                known.knn = score.knn.or(known.knn);
+                known.linear = score.linear.or(known.linear);
+            }
+            None => scores.push(score.clone()),
+        }
+    }
+    crate::files::write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
 }
 
 fn facts(summary: &Summary) -> Vec<(String, String)> {
@@ -106,6 +171,20 @@ pub fn correlation(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_score_that_is_measured_again_replaces_the_old_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let knn = |name: &str, knn: f64| Score { name: name.into(), knn: Some(knn), linear: None };
+        record(dir.path(), &[knn("trained", 0.5), knn("untrained", 0.1)]).unwrap();
+        let linear = Some(crate::eval::Accuracy { top1: 0.7, top5: 0.9 });
+        record(dir.path(), &[Score { name: "trained".into(), knn: None, linear }]).unwrap();
+        record(dir.path(), &[knn("untrained", 0.2)]).unwrap();
+        let text = std::fs::read(dir.path().join(SCORES_FILE)).unwrap();
+        let scores: Vec<Score> = serde_json::from_slice(&text).unwrap();
+        let trained = Score { name: "trained".into(), knn: Some(0.5), linear };
+        assert_eq!(scores, [trained, knn("untrained", 0.2)]);
+    }
 
     #[test]
     fn durations_are_said_in_the_unit_that_suits_them() {

@@ -4,6 +4,7 @@
 //! [`collect`] gathers what a run's folder tells into a [`Report`], `page` writes
 //! it down; whoever knows more (quickstart: pictures, scores) adds it in between.
 //!
+//! - [`side_by_side`]: several runs on one page.
 //! - [`chart`]: line charts as inline SVG.
 //! - [`picture`]: images, contact sheets and C as inline PNG.
 //! - [`views`]: samples with their views, as the network sees them.
@@ -17,9 +18,11 @@ pub mod chart;
 pub mod collect;
 mod page;
 pub mod picture;
+pub mod side_by_side;
 pub mod views;
 
 pub use page::render;
+pub(crate) use page::{charts, foot, head};
 
 /// All that the page shows. What is empty or absent leaves no gap on the page.
 #[derive(Clone, Debug, Default)]

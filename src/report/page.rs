@@ -16,14 +16,7 @@ use crate::metrics::Line;
 /// # Errors
 /// When a picture cannot be encoded.
 pub fn render(report: &Report) -> Result<String> {
-    let title = escape(&report.title);
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{title}</title>\n<style>\n{}</style></head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
-        include_str!("style.css"),
-        escape(&report.summary)
-    );
+    let mut out = head(&report.title, &report.summary);
     facts(&mut out, &report.facts);
     scores(&mut out, report);
     curves(&mut out, &report.metrics);
@@ -34,8 +27,35 @@ pub fn render(report: &Report) -> Result<String> {
     times(&mut out, &report.times);
     next(&mut out, &report.next);
     config(&mut out, &report.config);
-    out.push_str("</body></html>\n");
+    foot(&mut out);
     Ok(out)
+}
+
+/// The page up to and with its heading and the paragraph under it, both plain text.
+pub(crate) fn head(title: &str, note: &str) -> String {
+    let title = escape(title);
+    format!(
+        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
+         <title>{title}</title>\n<style>\n{}</style></head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
+        include_str!("style.css"),
+        escape(note)
+    )
+}
+
+/// The page's end.
+pub(crate) fn foot(out: &mut String) {
+    out.push_str("</body></html>\n");
+}
+
+/// Charts side by side under a heading; nothing where all are empty.
+pub(crate) fn charts(out: &mut String, id: &str, title: &str, charts: &[String]) {
+    if charts.iter().all(String::is_empty) {
+        return;
+    }
+    let _ = writeln!(out, "<section id=\"{id}\"><h2>{}</h2><div class=\"grid2\">", escape(title));
+    charts.iter().for_each(|chart| out.push_str(chart));
+    out.push_str("</div></section>\n");
 }
 
 fn facts(out: &mut String, facts: &[(String, String)]) {
@@ -49,7 +69,7 @@ fn facts(out: &mut String, facts: &[(String, String)]) {
     out.push_str("</div>\n");
 }
 
-fn scores(out: &mut String, report: &Report) {
+pub(super) fn scores(out: &mut String, report: &Report) {
     if report.scores.is_empty() {
         return;
     }
@@ -220,7 +240,7 @@ fn diagnostics(out: &mut String, lines: &[Line]) {
     out.push_str("</div></section>\n");
 }
 
-fn correlations(out: &mut String, report: &Report) -> Result<()> {
+pub(super) fn correlations(out: &mut String, report: &Report) -> Result<()> {
     if report.correlations.is_empty() {
         return Ok(());
     }

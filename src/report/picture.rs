@@ -44,6 +44,22 @@ pub fn correlation_uri(c: &Correlation) -> Result<String> {
     Ok(address(&png))
 }
 
+/// C as a picture on white, at most its first [`MOST_ROWS`] rows and columns, large enough to be
+/// looked at.
+pub fn correlation_image(c: &Correlation) -> Image {
+    let side = c.dim.min(MOST_ROWS);
+    let mut out = Image::new(side, side);
+    for (i, pixel) in out.pixels_hwc.chunks_exact_mut(3).enumerate() {
+        let [r, g, b, strength] = colour(c.values[i / side * c.dim + i % side]);
+        let over_white = |channel: u8| {
+            let (channel, strength) = (u32::from(channel), u32::from(strength));
+            ((channel * strength + 255 * (255 - strength)) / 255) as u8
+        };
+        pixel.copy_from_slice(&[r, g, b].map(over_white));
+    }
+    fit(&out, side * (256 / side).max(1))
+}
+
 /// Orange over 0, blue under it, opaque at 1.
 fn colour(value: f32) -> [u8; 4] {
     let strength = (value.abs().min(1.0) * 255.0).round() as u8;
@@ -147,6 +163,10 @@ mod tests {
         assert_eq!(pixels.get_pixel(1, 1).0, [230, 110, 20, 255]);
         assert_eq!(pixels.get_pixel(1, 0).0[3], 0);
         assert_eq!(pixels.get_pixel(2, 0).0, [40, 120, 240, 255]);
+        let opaque = correlation_image(&c);
+        assert_eq!((opaque.width, opaque.height), (255, 255));
+        assert_eq!(opaque.row(0)[..3], [230, 110, 20]);
+        assert_eq!(opaque.row(0)[3 * 100..][..3], [255; 3]);
         assert!((c.on_diag_mean() - 1.0).abs() < 1e-9);
         assert!((c.off_diag_rms() - (1.0f64 / 6.0).sqrt()).abs() < 1e-9);
     }

@@ -22,4 +22,4 @@ pub mod table;
 mod tests;
 
 pub use plan::{Cell, Row, Study};
-pub use run::{CellResult, Options, first_step, run};
+pub use run::{CellResult, Options, first_step, result_of, run};

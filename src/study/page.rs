@@ -10,29 +10,21 @@ use super::table::{Column, columns, of_row, spread, verdict};
 use crate::metrics::{self, Line};
 use crate::report::chart::{Chart, Series, escape};
 use crate::report::collect::duration;
-
-/// Rows that one chart draws at most; further ones are left to the table.
-const MOST_LINES: usize = 8;
+use crate::report::side_by_side::{MOST_LINES, curves_of};
+use crate::report::{charts, foot, head};
 
 /// The page. It names no other file and no address.
 ///
 /// # Errors
 /// A configuration that cannot be written down.
 pub(super) fn render(study: &Study, results: &[Option<CellResult>]) -> Result<String> {
-    let title = escape(&study.title);
-    let mut out = format!(
-        "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
-         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
-         <title>{title}</title>\n<style>\n{}</style></head>\n<body>\n<h1>{title}</h1>\n<p>{}</p>\n",
-        include_str!("../report/style.css"),
-        escape(&study.note)
-    );
+    let mut out = head(&study.title, &study.note);
     table(&mut out, study, results);
     let over_x: Vec<String> = charts_over_x(study, results).iter().map(Chart::svg).collect();
-    section(&mut out, "over", &study.x_label, &over_x);
+    charts(&mut out, "over", &study.x_label, &over_x);
     curves(&mut out, study);
     configurations(&mut out, study)?;
-    out.push_str("</body></html>\n");
+    foot(&mut out);
     Ok(out)
 }
 
@@ -118,39 +110,8 @@ fn curves(out: &mut String, study: &Study) {
             runs.push((name, lines));
         }
     }
-    let chart = |title: &str, percent: bool, log_y: bool, value: fn(&Line) -> Option<f64>| {
-        let series = runs.iter().map(|(name, lines)| Series {
-            name: (*name).to_owned(),
-            points: lines.iter().filter_map(|l| Some((l.epoch, value(l)?))).collect(),
-        });
-        let (title, x_label) = (title.to_owned(), "epoch".to_owned());
-        Chart { title, x_label, percent, log_y, series: series.collect(), ..Chart::default() }.svg()
-    };
-    let charts = [
-        chart("kNN accuracy", true, false, |l| l.knn),
-        chart("Online linear probe", true, false, |l| l.online),
-        chart("Diagonal of C", false, false, |l| l.diagnostics.as_ref().map(|d| d.on_diag)),
-        chart("Effective rank", false, false, |l| l.diagnostics.as_ref().map(|d| d.effective_rank)),
-        chart("Spread: 0 when collapsed", false, false, |l| {
-            l.diagnostics.as_ref().map(|d| d.spread)
-        }),
-        chart("Information of embeddings, nats", false, false, |l| {
-            l.diagnostics.as_ref().map(|d| d.information)
-        }),
-        chart("Information of the distortion, nats", false, false, |l| {
-            l.diagnostics.as_ref().map(|d| d.information_given_image)
-        }),
-    ];
-    section(out, "curves", "The runs, one seed each", &charts);
-}
-
-fn section(out: &mut String, id: &str, title: &str, charts: &[String]) {
-    if charts.iter().all(String::is_empty) {
-        return;
-    }
-    let _ = writeln!(out, "<section id=\"{id}\"><h2>{}</h2><div class=\"grid2\">", escape(title));
-    charts.iter().for_each(|chart| out.push_str(chart));
-    out.push_str("</div></section>\n");
+    let runs: Vec<(&str, &[Line])> = runs.iter().map(|(name, lines)| (*name, &lines[..])).collect();
+    charts(out, "curves", "The runs, one seed each", &curves_of(&runs));
 }
 
 fn configurations(out: &mut String, study: &Study) -> Result<()> {

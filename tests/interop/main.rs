@@ -6,7 +6,9 @@
 mod common;
 
 mod backbone;
+mod command_line;
 mod files;
+mod watching;
 
 use std::path::Path;
 use std::process::Command;
@@ -24,13 +26,18 @@ fn python(modules: &str) -> Option<String> {
     None
 }
 
-/// Runs tools/interop/`name`; its output is the error where it fails.
-fn script(python: &str, name: &str, arguments: &[&str]) -> Result<()> {
+/// What tools/interop/`name` prints; that is the error where it fails.
+fn script_output(python: &str, name: &str, arguments: &[&str]) -> Result<String> {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/interop").join(name);
     let output = Command::new(python).arg(script).args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stdout);
     ensure!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    print!("{text}");
+    Ok(text.into_owned())
+}
+
+/// Runs tools/interop/`name` and shows what it prints.
+fn script(python: &str, name: &str, arguments: &[&str]) -> Result<()> {
+    print!("{}", script_output(python, name, arguments)?);
     Ok(())
 }
 

@@ -1,0 +1,133 @@
+//! What limited a run, in a sentence, and which setting would help.
+
+use std::time::Duration;
+
+use bt_pipeline::stats::Snapshot;
+
+use crate::config::{RunConfig, ShuffleKind};
+use crate::report::percent;
+
+/// What is known at the end of a run.
+pub struct Observed<'a> {
+    /// The loader's counters.
+    pub loader: &'a Snapshot,
+    /// The training thread's time by part.
+    pub laps: &'a [(&'static str, Duration)],
+    /// Wall time.
+    pub wall: Duration,
+    /// The loader's worker threads.
+    pub threads: usize,
+    /// The machine's cores.
+    pub cores: usize,
+    /// Whether the shards give random access.
+    pub seekable: bool,
+}
+
+/// Busy share of the workers above which they are what limits.
+const BUSY: f64 = 0.6;
+
+impl Observed<'_> {
+    /// The sentence.
+    pub fn sentence(&self, config: &RunConfig) -> String {
+        let wall = self.wall.as_secs_f64().max(1e-9);
+        let waited = percent((self.loader.batch_wait.as_secs_f64() / wall).min(1.0));
+        let limit = self.loader.limit(self.wall);
+        if limit == "step" {
+            return self.of_step(wall);
+        }
+        let busy = self.loader.read + self.loader.decode + self.loader.augment;
+        let share = busy.as_secs_f64() / (wall * self.threads.max(1) as f64);
+        let front = format!("the step waited for data {waited} of the time");
+        if !self.seekable && share < BUSY {
+            return format!(
+                "{front}: the shards can only be read in order, by one thread; pack them anew with \
+                 `shard pack` for random access"
+            );
+        }
+        let more_threads = (self.threads < self.cores).then(|| {
+            format!(
+                "raise data.threads (now {}; the machine has {} cores)",
+                self.threads, self.cores
+            )
+        });
+        let remedy = match limit {
+            "read" if config.data.shuffle == ShuffleKind::Global => {
+                "put the shards on a faster disk, or read them in order with data.shuffle = \"window\"".into()
+            }
+            "read" => "put the shards on a faster disk".into(),
+            "decode" => more_threads.unwrap_or_else(|| {
+                "re-code the shards with `shard pack --recode`, or make the images smaller with \
+                 `shard pack --max-side`"
+                    .into()
+            }),
+            _ => more_threads.unwrap_or_else(|| {
+                "choose cheaper views (views.both.gaussian_blur.p, a smaller \
+                 views.both.random_resized_crop.size)"
+                    .into()
+            }),
+        };
+        format!("{front}, most of it for {limit}: {remedy}")
+    }
+
+    fn of_step(&self, wall: f64) -> String {
+        let longest = self.laps.iter().max_by_key(|(_, time)| *time);
+        let Some((part, time)) = longest else { return "no step was done".into() };
+        let share = percent(time.as_secs_f64() / wall);
+        let remedy = match *part {
+            "evaluation" => "evaluate less often (eval.knn_every)",
+            "checkpoint" => "save less often (checkpoint.every_steps, checkpoint.every_epochs)",
+            "measure" => "diagnose less often (train.diagnose_every)",
+            "optimizer" => {
+                "make the network smaller (model.projector) or the batch larger (train.batch_size)"
+            }
+            "loss" => "make the projector's last layer narrower (model.projector)",
+            _ => {
+                "more cores, a smaller network (model.width, model.projector) or smaller views \
+                 (views.both.random_resized_crop.size) would help, more loader threads would not"
+            }
+        };
+        format!("data was always there; the step's {part} took most, {share} of the time: {remedy}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn observed<'a>(loader: &'a Snapshot, laps: &'a [(&'static str, Duration)]) -> Observed<'a> {
+        Observed { loader, laps, wall: ms(1000), threads: 2, cores: 4, seekable: true }
+    }
+
+    #[test]
+    fn the_setting_that_is_named_is_that_of_what_limits() {
+        let config = RunConfig::default();
+        let calm = Snapshot::default();
+        let laps = [("forward", ms(300)), ("evaluation", ms(600))];
+        let said = observed(&calm, &laps).sentence(&config);
+        assert!(
+            said.contains("evaluation took most, 60.0%") && said.contains("eval.knn_every"),
+            "{said}"
+        );
+
+        let decode = Snapshot { batch_wait: ms(500), decode: ms(1500), read: ms(100), ..calm };
+        let said = observed(&decode, &[]).sentence(&config);
+        assert!(
+            said.starts_with("the step waited for data 50.0% of the time, most of it for decode"),
+            "{said}"
+        );
+        assert!(said.contains("raise data.threads (now 2; the machine has 4 cores)"), "{said}");
+        let said = Observed { threads: 4, ..observed(&decode, &[]) }.sentence(&config);
+        assert!(said.contains("--recode"), "{said}");
+
+        let read = Snapshot { batch_wait: ms(500), read: ms(1900), ..calm };
+        let said = observed(&read, &[]).sentence(&config);
+        assert!(said.contains("data.shuffle"), "{said}");
+        let streamed = Snapshot { batch_wait: ms(500), read: ms(600), ..calm };
+        let said = Observed { seekable: false, ..observed(&streamed, &[]) }.sentence(&config);
+        assert!(said.contains("`shard pack` for random access"), "{said}");
+    }
+}

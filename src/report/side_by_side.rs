@@ -1,0 +1,160 @@
+//! Several runs on one page: their figures in columns, their curves in one chart, what their
+//! configurations do not share.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use anyhow::Result;
+
+use super::chart::{Chart, Series, escape};
+use super::page::{charts, correlations, foot, head, scores};
+use super::{Report, percent};
+use crate::metrics::Line;
+
+/// Runs that one chart draws at most; further ones are left to the table.
+pub const MOST_LINES: usize = 8;
+
+/// The page of several runs, each with its name. It names no other file and no address.
+///
+/// # Errors
+/// When a picture cannot be encoded.
+pub fn render(runs: &[(String, Report)]) -> Result<String> {
+    let names: Vec<&str> = runs.iter().map(|(name, _)| name.as_str()).collect();
+    let mut out = head("Runs side by side", &names.join(", "));
+    figures(&mut out, runs);
+    for (name, report) in runs {
+        // Whose scores they are comes first.
+        let note = format!("{name}: {}", report.scores_note);
+        scores(
+            &mut out,
+            &Report { scores: report.scores.clone(), scores_note: note, ..Report::default() },
+        );
+    }
+    let curves: Vec<(&str, &[Line])> =
+        runs.iter().map(|(name, report)| (name.as_str(), &report.metrics[..])).collect();
+    charts(&mut out, "curves", "Training", &curves_of(&curves));
+    let all = runs.iter().flat_map(|(name, report)| {
+        report
+            .correlations
+            .iter()
+            .map(move |c| super::Correlation { name: format!("{name}, {}", c.name), ..c.clone() })
+    });
+    correlations(&mut out, &Report { correlations: all.collect(), ..Report::default() })?;
+    differences(&mut out, runs);
+    foot(&mut out);
+    Ok(out)
+}
+
+/// The runs' measurements over the epochs, a chart each.
+pub fn curves_of(runs: &[(&str, &[Line])]) -> Vec<String> {
+    let chart = |title: &str, percent: bool, log_y: bool, value: fn(&Line) -> Option<f64>| {
+        let series = runs.iter().take(MOST_LINES).map(|(name, lines)| Series {
+            name: (*name).to_owned(),
+            points: lines.iter().filter_map(|l| Some((l.epoch, value(l)?))).collect(),
+        });
+        let (title, x_label) = (title.to_owned(), "epoch".to_owned());
+        Chart { title, x_label, percent, log_y, series: series.collect(), ..Chart::default() }.svg()
+    };
+    vec![
+        chart("Loss", false, true, |l| l.loss),
+        chart("kNN accuracy", true, false, |l| l.knn),
+        chart("Online linear probe", true, false, |l| l.online),
+        chart("Source images per second", false, false, |l| l.images_per_s),
+        chart("Diagonal of C", false, false, |l| l.diagnostics.as_ref().map(|d| d.on_diag)),
+        chart("Effective rank", false, false, |l| l.diagnostics.as_ref().map(|d| d.effective_rank)),
+        chart("Spread: 0 when collapsed", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.spread)
+        }),
+        chart("Information of embeddings, nats", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.information)
+        }),
+        chart("Information of the distortion, nats", false, false, |l| {
+            l.diagnostics.as_ref().map(|d| d.information_given_image)
+        }),
+    ]
+}
+
+/// A row for each figure that any run has.
+fn figures(out: &mut String, runs: &[(String, Report)]) {
+    let last = |report: &Report, value: fn(&Line) -> Option<f64>| {
+        report.metrics.iter().rev().find_map(value)
+    };
+    let rows: Vec<BTreeMap<String, String>> = runs
+        .iter()
+        .map(|(_, report)| {
+            let mut row: BTreeMap<String, String> = report.facts.iter().cloned().collect();
+            let mut add = |name: &str, value: Option<String>| {
+                row.extend(value.map(|value| (name.to_owned(), value)));
+            };
+            add("last loss", last(report, |l| l.loss).map(|v| format!("{v:.4}")));
+            add("kNN in training", last(report, |l| l.knn).map(percent));
+            add("online probe", last(report, |l| l.online).map(percent));
+            row
+        })
+        .collect();
+    table(out, "figures", "Figures", "", runs, &rows, |_| true);
+}
+
+/// Keys of the configurations that differ, with each run's value.
+fn differences(out: &mut String, runs: &[(String, Report)]) {
+    let rows: Vec<BTreeMap<String, String>> = runs
+        .iter()
+        .map(|(_, report)| {
+            let mut flat = BTreeMap::new();
+            if let Ok(table) = report.config.parse::<toml::Table>() {
+                flatten("", &table, &mut flat);
+            }
+            flat
+        })
+        .collect();
+    let note = "Keys of the configuration that are not the same in all runs.";
+    table(out, "config", "What differs", note, runs, &rows, |key| {
+        rows.iter().any(|row| row.get(key) != rows[0].get(key))
+    });
+}
+
+fn flatten(front: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
+    for (key, value) in table {
+        match value {
+            toml::Value::Table(inner) => flatten(&format!("{front}{key}."), inner, into),
+            other => drop(into.insert(format!("{front}{key}"), other.to_string())),
+        }
+    }
+}
+
+/// A table with a column for each run and a row for each key that `shown` lets through.
+fn table(
+    out: &mut String,
+    id: &str,
+    title: &str,
+    note: &str,
+    runs: &[(String, Report)],
+    columns: &[BTreeMap<String, String>],
+    shown: impl Fn(&str) -> bool,
+) {
+    let mut keys: Vec<&String> = columns.iter().flat_map(BTreeMap::keys).collect();
+    keys.sort();
+    keys.dedup();
+    keys.retain(|key| shown(key));
+    if keys.is_empty() {
+        return;
+    }
+    let _ = write!(
+        out,
+        "<section id=\"{id}\"><h2>{title}</h2><p class=\"note\">{note}</p>\
+         <div class=\"wide\"><table><thead><tr><th></th>"
+    );
+    for (name, _) in runs {
+        let _ = write!(out, "<th>{}</th>", escape(name));
+    }
+    out.push_str("</tr></thead><tbody>\n");
+    for key in keys {
+        let _ = write!(out, "<tr><td>{}</td>", escape(key));
+        for column in columns {
+            let value = column.get(key).map_or("–".into(), |value| escape(value));
+            let _ = write!(out, "<td>{value}</td>");
+        }
+        out.push_str("</tr>\n");
+    }
+    out.push_str("</tbody></table></div></section>\n");
+}

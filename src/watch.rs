@@ -1,0 +1,311 @@
+//! `bt-stream watch`: a run's figures on the terminal while they come in, or after.
+//!
+//! All that is known comes from the run's folder, so that any terminal that sees the folder can
+//! watch: [`Folder`] follows the metrics file, [`Folder::draw`] shows what is there.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Modifier, Style, Stylize};
+use ratatui::symbols::Marker;
+use ratatui::text::Line as TextLine;
+use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph, Sparkline, Wrap};
+
+use crate::config::{CONFIG_FILE, RunConfig};
+use crate::metrics::{Line, METRICS_FILE};
+use crate::report::collect::duration;
+use crate::report::percent;
+use crate::train::{SUMMARY_FILE, Summary};
+
+/// Seconds without a new line, as a multiple of what lines took before, after which a run without a
+/// summary is shown as silent.
+const PATIENCE: f64 = 10.0;
+
+/// A run's folder, read as far as it is written.
+pub struct Folder {
+    dir: PathBuf,
+    config: RunConfig,
+    lines: Vec<Line>,
+    /// Bytes of the metrics file that were read.
+    read: u64,
+    /// What was read of a line that is not finished yet.
+    begun: Vec<u8>,
+    /// When the metrics file last grew.
+    grown: Option<SystemTime>,
+    summary: Option<Summary>,
+}
+
+impl Folder {
+    /// Reads what is there.
+    ///
+    /// # Errors
+    /// A folder that holds no run.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config = RunConfig::load(Some(&dir.join(CONFIG_FILE)), &[])
+            .with_context(|| format!("{} is no run's folder", dir.display()))?;
+        let mut folder = Folder {
+            dir: dir.to_path_buf(),
+            config,
+            lines: Vec::new(),
+            read: 0,
+            begun: Vec::new(),
+            grown: None,
+            summary: None,
+        };
+        folder.poll()?;
+        Ok(folder)
+    }
+
+    /// Reads what came since the last call.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn poll(&mut self) -> Result<()> {
+        let path = self.dir.join(METRICS_FILE);
+        if let Ok(mut file) = File::open(&path) {
+            let context = || path.display().to_string();
+            let meta = file.metadata().with_context(context)?;
+            if meta.len() < self.read {
+                // A run that was resumed took lines out.
+                (self.read, self.lines, self.begun) = (0, Vec::new(), Vec::new());
+            }
+            self.grown = meta.modified().ok();
+            file.seek(SeekFrom::Start(self.read)).with_context(context)?;
+            self.read += file.read_to_end(&mut self.begun).with_context(context)? as u64;
+            let whole = self.begun.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+            let fresh = self.begun[..whole].split(|byte| *byte == b'\n');
+            self.lines.extend(fresh.filter_map(|line| serde_json::from_slice::<Line>(line).ok()));
+            self.begun.drain(..whole);
+        }
+        // The summary of an earlier part of the run says nothing of this one.
+        let summary = std::fs::read(self.dir.join(SUMMARY_FILE)).ok();
+        let summary: Option<Summary> = summary.and_then(|json| serde_json::from_slice(&json).ok());
+        let last = self.lines.iter().map(|line| line.step).max().unwrap_or(0);
+        self.summary = summary.filter(|summary| summary.steps >= last);
+        Ok(())
+    }
+
+    fn last<T>(&self, value: impl FnMut(&Line) -> Option<T>) -> Option<T> {
+        self.lines.iter().rev().find_map(value)
+    }
+
+    /// What the run does, in a word or two.
+    fn status(&self, now: SystemTime) -> String {
+        match &self.summary {
+            Some(summary) if summary.interrupted => "interrupted".into(),
+            Some(_) => "finished".into(),
+            None if self.lines.is_empty() => "no line of metrics yet".into(),
+            None => {
+                let quiet = self.grown.and_then(|then| now.duration_since(then).ok());
+                let quiet = quiet.unwrap_or(Duration::ZERO).as_secs_f64();
+                let span = self.last(|line| Some(line.seconds)).unwrap_or(0.0);
+                let usual = span / self.lines.len() as f64;
+                match quiet > (PATIENCE * usual).max(60.0) {
+                    true => format!("silent for {}", duration(quiet)),
+                    false => "running".into(),
+                }
+            }
+        }
+    }
+
+    /// Draws the dashboard; `now` decides whether the run is called silent.
+    pub fn draw(&self, frame: &mut Frame<'_>, now: SystemTime) {
+        let [head, progress, charts, speed, words] = Layout::vertical([
+            Constraint::Length(1),
+            Constraint::Length(1),
+            Constraint::Min(8),
+            Constraint::Length(4),
+            Constraint::Length(6),
+        ])
+        .areas(frame.area());
+        let title = format!("{}  {}", self.dir.display(), self.status(now));
+        frame.render_widget(TextLine::from(title).bold(), head);
+        self.progress(frame, progress);
+        let [left, right] =
+            Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(charts);
+        self.chart(frame, left, "loss", Marker::Braille, |line| line.loss);
+        match self.last(|line| line.knn.or(line.online)) {
+            Some(_) => {
+                self.chart(frame, right, "accuracy", Marker::Dot, |line| line.knn.or(line.online))
+            }
+            None => self.chart(frame, right, "off the diagonal of C", Marker::Braille, |line| {
+                line.off_diag
+            }),
+        }
+        self.speed(frame, speed);
+        let text = self.words().join("\n");
+        let block = Block::bordered().title("now");
+        frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).block(block), words);
+    }
+
+    fn progress(&self, frame: &mut Frame<'_>, area: Rect) {
+        let (done, all) =
+            (self.last(|line| Some(line.epoch)).unwrap_or(0.0), self.config.train.epochs);
+        let step = self.last(|line| Some(line.step)).unwrap_or(0);
+        let ratio = (done / all.max(1) as f64).clamp(0.0, 1.0);
+        let label = format!("epoch {done:.2} of {all}, step {step}{}", self.left(ratio));
+        let style = Style::new().add_modifier(Modifier::DIM);
+        frame.render_widget(Gauge::default().ratio(ratio).label(label).gauge_style(style), area);
+    }
+
+    /// The time to the end at the speed so far.
+    fn left(&self, ratio: f64) -> String {
+        let first = self.lines.first().map_or(0.0, |line| line.epoch);
+        let last = self.lines.last().map_or((0.0, 0.0), |line| (line.epoch, line.seconds));
+        let rate = (last.0 - first) / last.1;
+        match self.summary.is_none() && ratio < 1.0 && rate.is_finite() && rate > 0.0 {
+            true => {
+                format!(", {} left", duration((self.config.train.epochs as f64 - last.0) / rate))
+            }
+            false => String::new(),
+        }
+    }
+
+    fn chart(
+        &self,
+        frame: &mut Frame<'_>,
+        area: Rect,
+        title: &str,
+        marker: Marker,
+        value: impl Fn(&Line) -> Option<f64>,
+    ) {
+        let points: Vec<(f64, f64)> = self
+            .lines
+            .iter()
+            .filter_map(|line| Some((line.epoch, value(line).filter(|v| v.is_finite())?)))
+            .collect();
+        let bounds = |of: fn(&(f64, f64)) -> f64| {
+            let low = points.iter().map(of).fold(f64::INFINITY, f64::min);
+            let high = points.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+            if low <= high { [low, high] } else { [0.0, 1.0] }
+        };
+        let (x, y) = (bounds(|p| p.0), bounds(|p| p.1));
+        let label = |value: f64| format!("{value:.4}").chars().take(6).collect::<String>();
+        let axis = |[low, high]: [f64; 2]| {
+            Axis::default().bounds([low, high.max(low + 1e-9)]).labels([label(low), label(high)])
+        };
+        let name = points.last().map_or("–".into(), |(_, last)| format!("{title} {last:.4}"));
+        let line = Dataset::default().marker(marker).graph_type(GraphType::Line).data(&points);
+        let chart = Chart::new(vec![line]).x_axis(axis(x)).y_axis(axis(y));
+        frame.render_widget(chart.block(Block::bordered().title(name)), area);
+    }
+
+    fn speed(&self, frame: &mut Frame<'_>, area: Rect) {
+        let rates: Vec<u64> =
+            self.lines.iter().filter_map(|line| Some(line.images_per_s? as u64)).collect();
+        let shown = &rates[rates.len().saturating_sub(usize::from(area.width.saturating_sub(2)))..];
+        let name = rates.last().map_or("images/s".into(), |rate| format!("images/s {rate}"));
+        let block = Block::bordered().title(name);
+        frame.render_widget(Sparkline::default().data(shown).block(block), area);
+    }
+
+    /// What a person would ask next, a line each.
+    fn words(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        let (wait, limit) = (self.last(|line| line.wait), self.last(|line| line.limit.clone()));
+        if let (Some(wait), Some(limit)) = (wait, limit) {
+            out.push(format!("limited by {limit}; the step waits {} of the time", percent(wait)));
+        }
+        let rate =
+            self.last(|line| line.lr_weights).map(|rate| format!("learning rate {rate:.3e}"));
+        let bad = self.last(|line| line.bad).filter(|bad| *bad > 0);
+        let bad = bad.map(|bad| format!("{bad} samples left out"));
+        let knn = self.last(|line| line.knn).map(|knn| format!("kNN {}", percent(knn)));
+        let facts: Vec<String> = [rate, knn, bad].into_iter().flatten().collect();
+        if !facts.is_empty() {
+            out.push(facts.join(", "));
+        }
+        out.extend(self.last(|line| Some(line.diagnostics.as_ref()?.describe())));
+        out.extend(self.summary.iter().map(|summary| summary.advice.clone()));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    fn shown(folder: &Folder, now: SystemTime) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();
+        terminal.draw(|frame| folder.draw(frame, now)).unwrap();
+        terminal.backend().to_string()
+    }
+
+    fn append(dir: &Path, text: &str) {
+        use std::io::Write;
+        let path = dir.join(METRICS_FILE);
+        let mut file = File::options().create(true).append(true).open(path).unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+    }
+
+    fn line(step: u64, loss: f64) -> String {
+        let line = Line {
+            step,
+            epoch: step as f64 / 10.0,
+            seconds: step as f64,
+            loss: Some(loss),
+            images_per_s: Some(640.0),
+            wait: Some(0.25),
+            limit: Some("decode".into()),
+            bad: Some(2),
+            ..Line::default()
+        };
+        serde_json::to_string(&line).unwrap() + "\n"
+    }
+
+    #[test]
+    fn a_run_is_followed_from_its_first_line_to_its_end() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(Folder::open(dir.path()).is_err(), "no run yet");
+        let config = RunConfig {
+            train: crate::config::TrainConfig { epochs: 4, ..Default::default() },
+            ..Default::default()
+        };
+        std::fs::write(dir.path().join(CONFIG_FILE), config.to_toml().unwrap()).unwrap();
+        let mut folder = Folder::open(dir.path()).unwrap();
+        let now = SystemTime::now();
+        assert!(shown(&folder, now).contains("no line of metrics yet"));
+
+        append(dir.path(), &line(5, 90.0));
+        let half = line(10, 70.5);
+        append(dir.path(), &half[..20]);
+        folder.poll().unwrap();
+        let page = shown(&folder, now);
+        assert!(page.contains("running") && page.contains("epoch 0.50 of 4, step 5"), "{page}");
+        append(dir.path(), &half[20..]);
+        folder.poll().unwrap();
+        let page = shown(&folder, now);
+        for expected in [
+            "epoch 1.00 of 4, step 10, ",
+            "left",
+            "loss 70.5000",
+            "images/s 640",
+            "limited by decode; the step waits 25.0% of the time",
+            "2 samples left out",
+        ] {
+            assert!(page.contains(expected), "{expected} is not in\n{page}");
+        }
+        assert!(shown(&folder, now + Duration::from_secs(1000)).contains("silent for 16 min"));
+
+        let summary = Summary { steps: 40, advice: "buy disks".into(), ..Summary::default() };
+        let json = serde_json::to_string(&summary).unwrap();
+        std::fs::write(dir.path().join(SUMMARY_FILE), json).unwrap();
+        append(dir.path(), &line(40, 50.0));
+        folder.poll().unwrap();
+        let page = shown(&folder, now);
+        assert!(page.contains("finished") && page.contains("buy disks"), "{page}");
+
+        // Resumed: lines were taken out, and the summary is of the past.
+        std::fs::write(dir.path().join(METRICS_FILE), line(5, 90.0)).unwrap();
+        folder.poll().unwrap();
+        assert!(shown(&folder, now).contains("step 5"));
+    }
+}
