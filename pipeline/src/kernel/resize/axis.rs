@@ -7,8 +7,9 @@ use crate::kernel::level::multiversion;
 /// others sum to more than one, so that 15 bits would not fit.
 pub(super) const WEIGHT_BITS: u32 = 14;
 
-/// Weights that are computed together.
-const LANES: usize = 8;
+/// Output pixels whose weights are computed together, so that sums over the taps stay
+/// in their lanes.
+const LANES: usize = 16;
 
 /// A resize filter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,13 +73,23 @@ pub(super) struct Axis {
     starts: Vec<u32>,
     lengths: Vec<u32>,
     /// Twice each weight, `taps` of them for each output pixel, zeros after its
-    /// own: a vector of one weight is then a plain load. Some unused ones follow.
+    /// own: a vector of one weight is then a plain load.
     weights: Vec<u32>,
     taps: usize,
     lowest: usize,
     end: usize,
-    /// Weights of one output pixel before they are rounded, whole vectors.
+    /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
+}
+
+/// Where the windows of [`LANES`] output pixels lie.
+struct Windows {
+    /// From the centre to the first input pixel's.
+    first: [f32; LANES],
+    /// Input pixels.
+    length: [f32; LANES],
+    /// The place of the input pixel that the centre lies in.
+    largest: [usize; LANES],
 }
 
 multiversion! {
@@ -108,32 +119,34 @@ impl Axis {
         let support = support * stretch;
         // No window is longer: it is at most 2 * support + 1 wide.
         self.taps = ((2.0 * support + 1.0 + 1e-9) as usize).min(range.input);
-        let padded = self.taps.next_multiple_of(LANES);
         (self.lowest, self.end) = (range.input, 0);
         self.starts.clear();
         self.lengths.clear();
-        self.weights.resize(range.count * self.taps + LANES, 0);
-        self.exact.resize(padded / LANES, [0.0; LANES]);
+        self.weights.resize(range.count * self.taps, 0);
+        self.exact.resize(self.taps, [0.0; LANES]);
         let inverse = (1.0 / stretch) as f32;
-        for index in 0..range.count {
-            let x = range.first + if flip { range.count - 1 - index } else { index };
-            let center = (x as f64 + 0.5) * scale;
-            // Both are non-negative, so the cast truncates as C's does.
-            let start = (center - support + 0.5).max(0.0) as i64 as usize;
-            let end = ((center + support + 0.5) as i64 as usize).min(range.input);
-            self.lowest = self.lowest.min(start);
-            self.end = self.end.max(end);
-            self.starts.push(start as u32);
-            self.lengths.push((end - start) as u32);
-            let first = (start as f64 - center + 0.5) as f32;
-            let sum = weigh(&mut self.exact, end - start, |tap| at((first + tap) * inverse));
-            // What this writes beyond `taps` the next output pixel overwrites.
-            let weights = &mut self.weights[index * self.taps..][..padded];
-            let left = round(&self.exact, f32::from(1i16 << WEIGHT_BITS) / sum, weights);
-            // The input pixel that the centre lies in has the largest weight, and
-            // takes what rounding left over.
-            let largest = (center as i64 as usize).min(end - 1) - start;
-            weights[largest] = twice(weights[largest] as i16 as i32 + left);
+        for group in (0..range.count).step_by(LANES) {
+            let count = (range.count - group).min(LANES);
+            let mut windows =
+                Windows { first: [0.0; LANES], length: [1.0; LANES], largest: [0; LANES] };
+            for lane in 0..count {
+                let index = group + lane;
+                let x = range.first + if flip { range.count - 1 - index } else { index };
+                let center = (x as f64 + 0.5) * scale;
+                // Both are non-negative, so the cast truncates as C's does.
+                let start = (center - support + 0.5).max(0.0) as i64 as usize;
+                let end = ((center + support + 0.5) as i64 as usize).min(range.input);
+                self.lowest = self.lowest.min(start);
+                self.end = self.end.max(end);
+                self.starts.push(start as u32);
+                self.lengths.push((end - start) as u32);
+                windows.first[lane] = (start as f64 - center + 0.5) as f32;
+                windows.length[lane] = (end - start) as f32;
+                windows.largest[lane] = (center as i64 as usize).min(end - 1) - start;
+            }
+            let sums = weigh(&mut self.exact, &windows, |offset| at(offset * inverse));
+            let weights = &mut self.weights[group * self.taps..][..count * self.taps];
+            round(&self.exact, &windows, sums, weights);
         }
     }
 
@@ -173,29 +186,20 @@ impl Axis {
     }
 }
 
-/// 0, 1, 2, ..
-const RAMP: [f32; LANES] = [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0];
-
-/// Ones and zeros: from 8 - n on, n ones are left.
-const MASKS: [f32; 2 * LANES] =
-    [1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-
-/// The first `len` weights into `exact`, zeros after them; returns their sum, which
-/// has the same bits with every instruction set: lanes are added in one order.
+/// The weights of a group into `exact`, zeros after each window; returns their sums,
+/// which have the same bits with every instruction set: taps are added in order.
 #[inline(always)]
-fn weigh(exact: &mut [[f32; LANES]], len: usize, at: impl Fn(f32) -> f32) -> f32 {
+fn weigh(exact: &mut [[f32; LANES]], windows: &Windows, at: impl Fn(f32) -> f32) -> [f32; LANES] {
     let mut sums = [0f32; LANES];
-    for (vector, exact) in exact.iter_mut().enumerate() {
-        let base = (vector * LANES) as f32;
-        let mask = &MASKS[LANES - len.saturating_sub(vector * LANES).min(LANES)..][..LANES];
-        *exact = RAMP.map(|lane| at(base + lane));
+    for (tap, exact) in exact.iter_mut().enumerate() {
+        let tap = tap as f32;
         for lane in 0..LANES {
-            exact[lane] *= mask[lane];
+            let weight = at(windows.first[lane] + tap);
+            exact[lane] = if tap < windows.length[lane] { weight } else { 0.0 };
             sums[lane] += exact[lane];
         }
     }
-    let [a, b, c, d, e, f, g, h] = sums;
-    ((a + e) + (b + f)) + ((c + g) + (d + h))
+    sums
 }
 
 /// A weight twice, which as `[i16; 2]` is the same in either byte order.
@@ -204,20 +208,28 @@ fn twice(weight: i32) -> u32 {
     (weight as u32 & 0xFFFF) * 0x1_0001
 }
 
-/// Rounds to [`WEIGHT_BITS`]; returns what is missing from one.
+/// Scales the weights of a group to a sum of one and rounds them to [`WEIGHT_BITS`].
+/// The input pixel that a centre lies in has the largest weight, and takes what
+/// rounding left over.
 #[inline(always)]
-fn round(exact: &[[f32; LANES]], scale: f32, weights: &mut [u32]) -> i32 {
-    let mut sums = [0i32; LANES];
-    let (vectors, _) = weights.as_chunks_mut::<LANES>();
-    for (exact, weights) in exact.iter().zip(vectors) {
-        // Added to 1.5 * 2^23 a number is rounded to a whole one, found in the low
-        // bits.
-        const WHOLE: f32 = 12_582_912.0;
-        let whole = exact.map(|weight| (weight * scale + WHOLE).to_bits() as i32);
-        *weights = whole.map(twice);
-        for (sum, whole) in sums.iter_mut().zip(whole) {
-            *sum += whole - WHOLE.to_bits() as i32;
+fn round(exact: &[[f32; LANES]], windows: &Windows, sums: [f32; LANES], weights: &mut [u32]) {
+    // Added to 1.5 * 2^23 a number is rounded to a whole one, found in the low bits.
+    const WHOLE: f32 = 12_582_912.0;
+    let taps = exact.len();
+    let scale = sums.map(|sum| f32::from(1i16 << WEIGHT_BITS) / sum);
+    let mut left = [1i32 << WEIGHT_BITS; LANES];
+    for (tap, exact) in exact.iter().enumerate() {
+        let mut whole = [0; LANES];
+        for lane in 0..LANES {
+            whole[lane] = (exact[lane] * scale[lane] + WHOLE).to_bits() as i32;
+            left[lane] -= whole[lane] - WHOLE.to_bits() as i32;
+        }
+        for (weights, whole) in weights.chunks_exact_mut(taps).zip(whole) {
+            weights[tap] = twice(whole);
         }
     }
-    (1 << WEIGHT_BITS) - sums.iter().sum::<i32>()
+    for ((weights, left), largest) in weights.chunks_exact_mut(taps).zip(left).zip(windows.largest)
+    {
+        weights[largest] = twice(weights[largest] as i16 as i32 + left);
+    }
 }
