@@ -314,6 +314,125 @@ fn a_damaged_zstd_shard_is_refused_or_its_samples_are_listed() {
     assert!(refused >= 5, "{refused}");
 }
 
+/// Archives with damage between their samples, each kind in several places, with what is to be found
+/// in the answer; none where samples are listed instead.
+fn bad_tars() -> Vec<(String, Vec<u8>, Option<&'static str>)> {
+    let tar = tar_with(&[]);
+    // Of the images: labels fit into a block, so that less of them can be lost.
+    let headers: Vec<usize> = (0..tar.len() - 1024)
+        .step_by(512)
+        .filter(|&at| tar[at + 4..].starts_with(b".png\0"))
+        .collect();
+    assert_eq!(headers.len() as u64, GOOD);
+    let mut cases = Vec::new();
+    let mut add = |what: String, bytes: Vec<u8>, answer| cases.push((what, bytes, answer));
+    for part in 1..8 {
+        let at = headers[headers.len() * part / 8];
+        let inserted = |bytes: &[u8]| [&tar[..at], bytes, &tar[at..]].concat();
+        let without = |bytes: usize| [&tar[..at], &tar[at + bytes..]].concat();
+        add(
+            format!("ends in a header, at {at}"),
+            tar[..at + 100].to_vec(),
+            Some("inside a header"),
+        );
+        add(format!("ends in data, at {at}"), tar[..at + 513].to_vec(), Some("cut short"));
+        add(
+            format!("half a header of zeros at {at}"),
+            changed(&tar, at, &[0; 256]),
+            Some("header"),
+        );
+        add(
+            format!("a header of another file's name at {at}"),
+            changed(&tar, at, b"x"),
+            Some("checksum"),
+        );
+        add(format!("noise of a block at {at}"), inserted(&[0x5A; 512]), Some("header"));
+        add(format!("noise of no block's length at {at}"), inserted(&[0x5A; 777]), Some("header"));
+        add(format!("100 bytes are missing at {at}"), without(100), Some("header"));
+        // What is left are its data, which are no header.
+        add(format!("a header is missing at {at}"), without(512), Some("header"));
+    }
+    for (what, label) in [("no number", &b"cat"[..]), ("none", b""), ("too large", b"4000000000")] {
+        let sample = [member("bad.png", &coded("png")), member("bad.cls", label)].concat();
+        add(format!("a label that is {what}"), tar_with(&sample), None);
+    }
+    let twice = [member("bad.png", &coded("png")), member("bad.PNG", &coded("png"))].concat();
+    add("a key with two images".to_owned(), tar_with(&twice), None);
+    cases
+}
+
+#[test]
+fn a_damaged_tar_is_refused_where_it_is_damaged_and_a_bad_sample_of_it_is_listed() {
+    let before = peak_memory();
+    for (what, bytes, answer) in bad_tars() {
+        for compressed in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let name = if compressed { "a.tar.zst" } else { "a.tar" };
+            let stored =
+                if compressed { zstd::encode_all(&bytes[..], 1).unwrap() } else { bytes.clone() };
+            std::fs::write(folder.path().join(name), stored).unwrap();
+            match (answer, end_of(folder.path(), Limits::default())) {
+                (Some(part), End::Refused(text)) => {
+                    assert!(text.contains(name) && text.contains(part), "{what}: {text}");
+                    assert!(text.lines().count() == 1, "{what}: {text}");
+                }
+                (None, end) => assert_eq!(end, End::Listed(1), "{what}"),
+                (_, end) => panic!("{what}: {end:?}"),
+            }
+        }
+    }
+    let grown = peak_memory().saturating_sub(before);
+    assert!(grown < 100 << 20, "the peak of memory grew by {} MB", grown >> 20);
+}
+
+#[test]
+fn a_manifest_or_a_shard_that_does_not_fit_the_other_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let shard = folder.path().join("a.tar");
+    let manifest = folder.path().join("a.manifest.json");
+    let whole = tar_with(&[]);
+    std::fs::write(&shard, &whole).unwrap();
+    let pattern = shard.to_str().unwrap();
+    index_shards(pattern, Some(&manifest), &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let text = std::fs::read(&manifest).unwrap();
+    assert_eq!(end_of(folder.path(), Limits::default()), End::Listed(0));
+    let longer = tar_with(&member("more.png", &coded("png")));
+    let other = changed(&whole, 600, &[whole[600] ^ 1]);
+    let mut cases: Vec<(String, &[u8], Vec<u8>)> = vec![
+        ("the shard became longer".into(), &longer, text.clone()),
+        ("the shard became shorter".into(), &whole[..whole.len() - 512], text.clone()),
+        ("the shard is empty".into(), b"", text.clone()),
+        ("a shard of the same length".into(), &other, text.clone()),
+        ("a manifest nested 100,000 deep".into(), &whole, {
+            let format = b"{\"format\": \"bt-stream shards\", \"shards\": ".to_vec();
+            [format, vec![b'['; 100_000]].concat()
+        }),
+    ];
+    // Whatever byte of it changes: refused, or what it says still holds.
+    for at in (0..text.len()).step_by(text.len() / 24) {
+        let bytes = changed(&text, at, &[text[at] ^ 0x10]);
+        cases.push((format!("byte {at} of the manifest flipped"), &whole, bytes));
+    }
+    let mut refused = 0;
+    for (what, tar, json) in &cases {
+        std::fs::write(&shard, tar).unwrap();
+        std::fs::write(&manifest, json).unwrap();
+        match end_of(folder.path(), Limits::default()) {
+            End::Refused(text) => {
+                refused += 1;
+                assert!(text.contains("a.") && text.lines().count() == 1, "{what}: {text}");
+            }
+            End::Listed(listed) => {
+                assert!(
+                    listed == 0 && (what.starts_with("byte") || what.contains("nested")),
+                    "{what}"
+                );
+            }
+        }
+    }
+    assert!(refused >= 10, "{refused} of {}", cases.len());
+}
+
 /// The largest resident size so far, in bytes; 0 where the system does not say.
 fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();

@@ -64,7 +64,7 @@ impl ShardSet {
     /// # Panics
     /// When `sample >= len()`.
     pub fn read<'a>(&'a self, sample: usize, scratch: &'a mut ReadScratch) -> Result<Sample<'a>> {
-        let (shard, entry, key) = self.entry(sample)?;
+        let (shard, entry, key) = self.sound_entry(sample)?;
         let image = self.bytes(shard, entry.offset, entry.length.into(), scratch)?;
         let path = &self.infos[shard].path;
         if self.options.verify
@@ -109,8 +109,23 @@ impl ShardSet {
         sample: usize,
         scratch: &'a mut ReadScratch,
     ) -> Result<(Entry, &'a [u8])> {
-        let (shard, entry, _) = self.entry(sample)?;
+        let (shard, entry, _) = self.sound_entry(sample)?;
         Ok((entry, self.bytes(shard, entry.start, entry.span.into(), scratch)?))
+    }
+
+    /// The entry of a sample that no scan found fault with.
+    fn sound_entry(&self, sample: usize) -> Result<(usize, Entry, &str)> {
+        let (shard, entry, key) = self.entry(sample)?;
+        let info = &self.infos[shard];
+        match self.index(shard)?.fault(sample - info.first_sample) {
+            None => Ok((shard, entry, key)),
+            Some(cause) => Err(Error::Sample {
+                path: info.path.clone(),
+                key: key.to_owned(),
+                offset: entry.offset,
+                cause: cause.to_owned(),
+            }),
+        }
     }
 
     /// Hints that `sample` will be read soon, so that the system reads ahead.

@@ -63,9 +63,20 @@ pub(crate) struct Group {
     pub end: u64,
     parts: Vec<Part>,
     used: usize,
+    /// Why the sample cannot be used, and where that shows.
+    fault: Option<(u64, String)>,
 }
 
 impl Group {
+    /// Whether the members make a sample.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] when two of them have one name: which to believe?
+    pub fn check(&self, shard: &Path) -> Result<()> {
+        let Some((offset, cause)) = self.fault.clone() else { return Ok(()) };
+        Err(Error::Sample { path: shard.to_owned(), key: self.key.clone(), offset, cause })
+    }
+
     /// The members, in the order of the archive.
     pub fn parts(&self) -> &[Part] {
         &self.parts[..self.used]
@@ -121,7 +132,7 @@ impl Group {
     fn begin(&mut self, key: &str, start: u64) {
         self.key.clear();
         self.key.push_str(key);
-        (self.start, self.used) = (start, 0);
+        (self.start, self.used, self.fault) = (start, 0, None);
     }
 
     fn push(&mut self) -> &mut Part {
@@ -194,16 +205,15 @@ impl<S: Source> Groups<S> {
         Ok(group.used > 0)
     }
 
-    /// Two members of one name, or too many, are damage: which to believe?
-    fn check(&self, group: &Group, extension: &str, offset: u64) -> Result<()> {
+    /// Refuses too many members, and notes two of one name.
+    fn check(&self, group: &mut Group, extension: &str, offset: u64) -> Result<()> {
         let limit = self.tar.limits().members_per_sample;
         if group.used >= limit {
             let cause = format!("sample `{}` has more than {limit} members (limit)", group.key);
             return Err(damaged(self.tar.path(), offset, cause));
         }
         if group.parts().iter().any(|part| part.extension == extension) {
-            let cause = format!("sample `{}` has two members `.{extension}`", group.key);
-            return Err(damaged(self.tar.path(), offset, cause));
+            group.fault = Some((offset, format!("two members `.{extension}`")));
         }
         Ok(())
     }

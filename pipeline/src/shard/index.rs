@@ -4,6 +4,7 @@
 //! Specified in `docs/shard-format.md`. Typed sections with lengths: a reader
 //! passes over kinds that it does not know.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -286,6 +287,8 @@ pub struct ShardIndex {
     /// Empty where there are no side indexes.
     side_ends: std::ops::Range<usize>,
     side: std::ops::Range<usize>,
+    /// Samples that cannot be used, and why; known only of a shard that was scanned.
+    faults: BTreeMap<usize, String>,
 }
 
 impl ShardIndex {
@@ -308,7 +311,12 @@ impl ShardIndex {
             damaged(path, at as u64, format!("{cause}; make the index anew with `shard index`"))
         };
         let head = Head::parse(bytes, path)?;
-        if head.index_bytes != bytes.len() as u64 || head.index_bytes > limits.index_bytes {
+        if bytes.len() as u64 > limits.index_bytes {
+            let (bytes, limit) = (bytes.len(), limits.index_bytes);
+            let cause = format!("an index of {bytes} bytes is over the limit of {limit}");
+            return Err(damaged(path, 0, cause));
+        }
+        if head.index_bytes != bytes.len() as u64 {
             return Err(bad(
                 48,
                 &format!(
@@ -364,7 +372,18 @@ impl ShardIndex {
             return Err(bad(HEADER, "side indexes for another number of samples"));
         }
         let path = path.to_owned();
-        Ok(ShardIndex { path, head, entries, keys, side_ends, side, bytes: owner })
+        let faults = BTreeMap::new();
+        Ok(ShardIndex { path, head, entries, keys, side_ends, side, faults, bytes: owner })
+    }
+
+    /// With what a scan found wrong with samples, by their number in the shard.
+    pub(super) fn with_faults(self, faults: BTreeMap<usize, String>) -> ShardIndex {
+        ShardIndex { faults, ..self }
+    }
+
+    /// Why the `i`-th sample of the shard cannot be used.
+    pub(super) fn fault(&self, i: usize) -> Option<&str> {
+        self.faults.get(&i).map(String::as_str)
     }
 
     /// As [`Map::release`], for an index that is mapped.

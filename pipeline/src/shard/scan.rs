@@ -1,6 +1,7 @@
 //! Reads a shard from front to back to learn what an index would say: for
 //! shards that have none, and to make one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,10 +37,11 @@ pub struct Scanned {
     pub ended: bool,
 }
 
-/// Scans the shard at `path`.
+/// Scans the shard at `path`. With [`Depth::Headers`] a sample that cannot be used (two members of
+/// one name, a label that is no number) is in the index all the same, and is refused when it is read.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Shard`] and [`Error::Sample`] with the offset of
+/// [`Error::Io`]; [`Error::Shard`] and, with [`Depth::Full`], [`Error::Sample`] with the offset of
 /// the first damage.
 pub fn scan(path: &Path, depth: Depth, limits: &Limits) -> Result<Scanned> {
     scan_map(&Map::open(path)?, path, depth, limits)
@@ -51,8 +53,16 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
     let tar = open_tar(map, path, limits)?;
     let mut groups = Groups::new(tar, keep);
     let mut group = Group::default();
+    let mut faults = BTreeMap::new();
     while groups.next_into(&mut group)? {
-        match entry_of(&group, depth, path, limits)? {
+        let entry = match entry_of(&group, depth, path, limits) {
+            Err(Error::Sample { offset, cause, .. }) if depth == Depth::Headers => {
+                faults.insert(builder.len(), cause);
+                Some(Entry { offset, start: group.start, ..Entry::default() })
+            }
+            entry => entry?,
+        };
+        match entry {
             Some(entry) => {
                 builder.push(&group.key, &entry)?;
                 let image = group.image().filter(|_| depth == Depth::Full);
@@ -67,7 +77,7 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
     map.check(path)?;
     let file = map.as_ref();
     let bytes = builder.finish(file.len() as u64, fingerprint(file));
-    let index = ShardIndex::from_vec(bytes.clone(), path, limits)?;
+    let index = ShardIndex::from_vec(bytes.clone(), path, limits)?.with_faults(faults);
     let without_image = index.head().skipped;
     Ok(Scanned { index, bytes, without_image, ended: groups.tar().ended })
 }
@@ -120,6 +130,7 @@ pub(crate) fn entry_of(
     limits: &Limits,
 ) -> Result<Option<Entry>> {
     let Some(image) = group.image() else { return Ok(None) };
+    group.check(path)?;
     let label = group.label(path, limits)?;
     let part = &group.parts()[image];
     let narrow = |value: u64, what: &str| {

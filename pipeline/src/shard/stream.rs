@@ -65,7 +65,7 @@ impl ShardStream {
     /// # Errors
     /// [`crate::Error::Shard`] when the archive is damaged from here on;
     /// [`crate::Error::Sample`] when only this sample is (a label that is no
-    /// number): the next call goes on behind it.
+    /// number, two members of one name): the next call goes on behind it.
     pub fn next_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
         let read = self.read_into(out);
         // Whatever came of it: zeros in place of what is gone explain anything.
@@ -80,6 +80,7 @@ impl ShardStream {
             self.next += 1;
             out.key.clone_from(&self.group.key);
             out.offset = self.group.parts()[image].offset;
+            self.group.check(self.groups.tar().path())?;
             out.label = self.group.label(self.groups.tar().path(), &self.limits)?;
             self.group.swap_data(image, &mut out.image);
             out.format = sniff(&out.image);

@@ -77,6 +77,7 @@ pub fn unpack(
             if group.image().is_none() {
                 continue;
             }
+            group.check(&shard.path)?;
             match tree {
                 Tree::Folders => {
                     writer.image(&group, &classes, &stem, &shard.path, &options.limits)?
