@@ -20,7 +20,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(index) = SideIndex::from_bytes(&index) else { return };
     let Ok(jpeg) = Jpeg::parse(bytes) else { return };
     let (width, height) = (jpeg.width(), jpeg.height());
-    if width * height > 1 << 20 {
+    if width * height > 1 << 12 {
         return;
     }
     let mut decoder = JpegDecoder::new();
