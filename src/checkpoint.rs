@@ -50,6 +50,10 @@ pub struct State {
     pub config: RunConfig,
     /// Name -> length and checksum of the other files.
     files: BTreeMap<String, FileSum>,
+    /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in checkpoints
+    /// of earlier versions.
+    #[serde(default)]
+    checksum: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,8 +76,32 @@ impl State {
             samples,
             config: config.clone(),
             files: BTreeMap::new(),
+            checksum: "0".repeat(DIGITS),
         }
     }
+
+    /// As the text of `state.json`, with its checksum.
+    fn to_json(&self) -> Result<Vec<u8>> {
+        let mut text = serde_json::to_vec_pretty(self)?;
+        if let Some((sum, digits)) = seal_of(&text) {
+            text[digits].copy_from_slice(sum.as_bytes());
+        }
+        Ok(text)
+    }
+}
+
+/// What stands before the checksum in `state.json`. Quotes inside of strings are escaped, so it
+/// stands nowhere else.
+const SEAL: &[u8] = b"\"checksum\": \"";
+/// Digits of a checksum.
+const DIGITS: usize = 16;
+
+/// What the checksum in `text` should be, and where it stands.
+fn seal_of(text: &[u8]) -> Option<(String, std::ops::Range<usize>)> {
+    let at = text.windows(SEAL.len()).position(|window| window == SEAL)? + SEAL.len();
+    let mut zeroed = text.to_vec();
+    zeroed.get_mut(at..at + DIGITS)?.fill(b'0');
+    Some((format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&zeroed)), at..at + DIGITS))
 }
 
 /// A checkpoint that was read and verified.
@@ -172,8 +200,7 @@ pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Resu
             let sum = write_tensors(&temporary.path().join(name), tensors)?;
             state.files.insert(name.into(), sum);
         }
-        let text = serde_json::to_vec_pretty(&state)?;
-        crate::files::write_atomically(&temporary.path().join(STATE), &text)?;
+        crate::files::write_atomically(&temporary.path().join(STATE), &state.to_json()?)?;
         sync_folder(temporary.path())?;
         if target.exists() {
             fs::remove_dir_all(&target)?;
@@ -229,10 +256,16 @@ pub fn find(path: &Path) -> Result<Checkpoint> {
 fn open(path: &Path) -> Result<Checkpoint> {
     let context = || format!("checkpoint {}", path.display());
     let text = fs::read(path.join(STATE)).with_context(context)?;
+    if let Some((sum, digits)) = seal_of(&text)
+        && text[digits] != *sum.as_bytes()
+    {
+        bail!("{}: {STATE} does not match its checksum", context());
+    }
     let state: State = serde_json::from_slice(&text).with_context(context)?;
     if state.format != FORMAT {
         bail!("{}: format {} is not known, only {FORMAT} is", context(), state.format);
     }
+    state.config.check().with_context(context)?;
     for name in [WEIGHTS, OPTIMIZER] {
         if !state.files.contains_key(name) {
             bail!("{}: state.json does not list {name}", context());
@@ -309,7 +342,7 @@ fn sum_of(path: &Path) -> std::io::Result<FileSum> {
     use std::io::Read;
     let mut file = File::open(path)?;
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    let (mut chunk, mut bytes) = (vec![0; 1 << 20], 0);
+    let (mut chunk, mut bytes) = (vec![0; 64 << 10], 0);
     loop {
         let n = file.read(&mut chunk)?;
         if n == 0 {

@@ -4,6 +4,7 @@ use clap::{Parser, Subcommand};
 
 use crate::commands;
 use crate::config::Misconfigured;
+use crate::signals::Interrupted;
 use crate::train::Diverged;
 
 /// Streams image shards into two augmented views and trains Barlow Twins on them.
@@ -17,13 +18,15 @@ pub struct Cli {
 
 /// What the process says when it ends. The codes are part of the interface: scripts depend on them.
 pub const EXIT_CODES: &str = "\
-Exit codes: 0 done, or stopped by a first SIGINT or SIGTERM with a checkpoint; 1 something failed; \
-2 the command line or the configuration is wrong; 3 the numbers of a training run were not finite; \
-130, 143 ended by a second SIGINT, SIGTERM.";
+Exit codes: 0 done; 1 something failed; 2 the command line or the configuration is wrong; 3 the \
+numbers of a training run were not finite; 130, 143 ended by SIGINT, SIGTERM, training with a \
+checkpoint.";
 
 /// The exit code that belongs to an error of [`Command::run`].
 pub fn exit_code(error: &anyhow::Error) -> u8 {
-    if error.is::<Misconfigured>() {
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
+        interrupted.exit_code()
+    } else if error.is::<Misconfigured>() {
         2
     } else if error.is::<Diverged>() {
         3

@@ -335,7 +335,11 @@ impl RunConfig {
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    /// Whether the values can be used together; true of what [`RunConfig::load`] gave.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn check(&self) -> Result<()> {
         let positive = [
             ("train.epochs", self.train.epochs),
             ("train.batch_size", self.train.batch_size as u64),

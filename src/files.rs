@@ -1,9 +1,9 @@
 //! Files that matter: written to a temporary name beside their place, synced,
 //! renamed, so that a reader sees the old file or the new one and never a half.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -34,10 +34,71 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 /// When the file cannot be written.
 pub fn append_line(path: &Path, line: &str) -> Result<()> {
     let open = || -> std::io::Result<()> {
-        let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path)?;
+        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
         writeln!(file, "{line}")
     };
     open().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A file that grows by lines. What a full disk does not take is kept and written with a later line,
+/// and no half of a line stays in the file.
+#[derive(Debug)]
+pub struct LineLog {
+    path: PathBuf,
+    pending: String,
+}
+
+impl LineLog {
+    /// A log at `path`; the file is made with its first line. A line that was cut off at the end,
+    /// by a killed process, is taken out.
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read or written.
+    pub fn open(path: &Path) -> Result<Self> {
+        let whole = match std::fs::read(path) {
+            Ok(bytes) => bytes.iter().rposition(|&byte| byte == b'\n').map_or(0, |at| at + 1),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+            Err(error) => return Err(error).with_context(|| path.display().to_string()),
+        };
+        let log = LineLog { path: path.to_owned(), pending: String::new() };
+        if path.exists() {
+            let cut = OpenOptions::new().write(true).open(path);
+            let cut = cut.and_then(|file| file.set_len(whole as u64));
+            cut.with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(log)
+    }
+
+    /// Adds a line, and those that could not be written before.
+    ///
+    /// # Errors
+    /// When they cannot be written; they are kept.
+    pub fn add(&mut self, line: &str) -> Result<()> {
+        self.pending.push_str(line);
+        self.pending.push('\n');
+        self.flush()
+    }
+
+    /// Writes the lines that could not be written so far.
+    ///
+    /// # Errors
+    /// When they cannot be written now either.
+    pub fn flush(&mut self) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let append = || -> std::io::Result<()> {
+            let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
+            let before = file.metadata()?.len();
+            file.write_all(self.pending.as_bytes()).inspect_err(|_| {
+                // There is room for less.
+                let _ = file.set_len(before);
+            })
+        };
+        append().with_context(|| format!("cannot write {}", self.path.display()))?;
+        self.pending.clear();
+        Ok(())
+    }
 }
 
 /// Makes a rename in `folder` durable.
@@ -59,6 +120,23 @@ pub fn parent(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_that_cannot_be_written_are_written_later_and_torn_ones_are_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, "one\nto").unwrap();
+        let mut log = LineLog::open(&path).unwrap();
+        log.add("two").unwrap();
+        // A folder stands in the way for a while.
+        std::fs::rename(&path, dir.path().join("away")).unwrap();
+        std::fs::create_dir(&path).unwrap();
+        assert!(log.add("three").is_err() && log.flush().is_err());
+        std::fs::remove_dir(&path).unwrap();
+        std::fs::rename(dir.path().join("away"), &path).unwrap();
+        log.add("four").unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\nfour\n");
+    }
 
     #[test]
     fn a_write_that_fails_leaves_the_previous_file_and_nothing_else() {

@@ -1,9 +1,10 @@
 //! What a run says about itself: one JSON line every n steps, and the progress
 //! line on a terminal.
 
-use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::collections::HashSet;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,7 @@ use bt_pipeline::stats::{BadSample, Snapshot, Stats};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::{Deserialize, Serialize};
 
+use crate::files::LineLog;
 use crate::loss::LossOutput;
 use crate::loss::diagnostics::{Diagnostics, Health};
 use crate::prometheus::Board;
@@ -83,9 +85,12 @@ struct Sums {
 
 /// Writes the metrics file and keeps the progress line.
 pub struct Metrics {
-    file: File,
-    ledger: PathBuf,
-    path: PathBuf,
+    file: LineLog,
+    ledger: LineLog,
+    /// Lines of the ledger, so that a resumed run adds none twice.
+    listed: HashSet<String>,
+    /// Whether the last write failed.
+    failing: bool,
     every: u64,
     steps_per_epoch: u64,
     begun: Instant,
@@ -112,7 +117,9 @@ impl Metrics {
     ) -> Result<Self> {
         let path = dir.join(METRICS_FILE);
         drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
-        let file = OpenOptions::new().create(true).append(true).open(&path);
+        let ledger = dir.join(LEDGER_FILE);
+        let (file, ledger_log) = (LineLog::open(&path)?, LineLog::open(&ledger)?);
+        let listed = std::fs::read_to_string(&ledger).unwrap_or_default();
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(
             ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {eta} left")
@@ -121,9 +128,10 @@ impl Metrics {
         bar.set_position(step);
         bar.reset_eta();
         Ok(Metrics {
-            file: file.with_context(|| path.display().to_string())?,
-            ledger: dir.join(LEDGER_FILE),
-            path,
+            file,
+            ledger: ledger_log,
+            listed: listed.lines().map(str::to_owned).collect(),
+            failing: false,
             every,
             steps_per_epoch,
             begun: Instant::now(),
@@ -256,7 +264,6 @@ impl Metrics {
             if snapshot.bad > 0 { format!("  bad {}", snapshot.bad) } else { String::new() },
         ));
         self.write(&line)?;
-        self.record_bad(&stats.take_bad())?;
         self.last = (now, snapshot);
         Ok(())
     }
@@ -275,23 +282,20 @@ impl Metrics {
         Ok(())
     }
 
-    /// Writes what the loader left out since the last call to the ledger.
+    /// Writes to the ledger what the loader left out since the last call and what no process of this
+    /// run has listed before.
     ///
     /// # Errors
-    /// When the ledger cannot be written.
+    /// None that a record can have.
     pub fn record_bad(&mut self, bad: &[BadSample]) -> Result<()> {
-        if bad.is_empty() {
-            return Ok(());
-        }
-        let open = || -> std::io::Result<()> {
-            let mut file = OpenOptions::new().create(true).append(true).open(&self.ledger)?;
-            for sample in bad {
-                let text = serde_json::to_string(sample).map_err(std::io::Error::other)?;
-                writeln!(file, "{text}")?;
+        for sample in bad {
+            let text = serde_json::to_string(sample)?;
+            if self.listed.insert(text.clone()) {
+                let written = self.ledger.add(&text);
+                self.note(written);
             }
-            Ok(())
-        };
-        open().with_context(|| self.ledger.display().to_string())
+        }
+        Ok(())
     }
 
     /// A line for the person, above the progress bar where there is one.
@@ -304,18 +308,35 @@ impl Metrics {
     }
 
     /// Ends the progress line.
-    pub fn finish(&self) {
+    ///
+    /// # Errors
+    /// When there are lines that could not be written to the end.
+    pub fn finish(&mut self) -> Result<()> {
         self.bar.finish_and_clear();
+        self.file.flush()?;
+        self.ledger.flush()
     }
 
     fn write(&mut self, line: &Line) -> Result<()> {
-        let text = serde_json::to_string(line)?;
-        writeln!(self.file, "{text}").with_context(|| self.path.display().to_string())?;
+        let written = self.file.add(&serde_json::to_string(line)?);
+        self.note(written);
         if let Some(board) = &self.board {
             board.line(line);
         }
         self.event(|events| events.line(line));
         Ok(())
+    }
+
+    /// A line that cannot be written is no reason to end a run: it is kept. That is said once.
+    fn note(&mut self, written: Result<()>) {
+        match written {
+            Ok(()) => self.failing = false,
+            Err(error) if !self.failing => {
+                self.failing = true;
+                self.say(&format!("warning: {error:#}; what is to be written is kept"));
+            }
+            Err(_) => {}
+        }
     }
 }
 
@@ -362,5 +383,23 @@ mod tests {
         drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
         let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2]);
+    }
+
+    #[test]
+    fn a_bad_sample_is_listed_once_however_often_the_run_is_resumed() {
+        let dir = tempfile::tempdir().unwrap();
+        let bad = |key: &str| BadSample {
+            shard: "a.tar".into(),
+            key: key.into(),
+            offset: 512,
+            cause: "torn".into(),
+        };
+        for process in [["1", "2"], ["2", "3"], ["1", "3"]] {
+            let mut metrics = Metrics::open(dir.path(), 0, 10, 5, 1).unwrap();
+            metrics.record_bad(&process.map(bad)).unwrap();
+            metrics.finish().unwrap();
+        }
+        let text = std::fs::read_to_string(dir.path().join(LEDGER_FILE)).unwrap();
+        assert_eq!(text.lines().count(), 3, "{text}");
     }
 }

@@ -1,24 +1,142 @@
-//! SIGINT and SIGTERM ask the run to stop after the step; a second one stops at once.
+//! SIGINT and SIGTERM end the process within two seconds and lose no step that was done.
+//!
+//! ```text
+//! first signal     work that has something to save (`Stop::hold`) sees `raised` and ends after its
+//!                  step; where there is none the process ends at once
+//! GRACE later      `overdue`: the step in progress is given up, what was done before it is saved
+//! second signal    the process ends at once
+//! ```
+//!
+//! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
+use signal_hook::iterator::Signals;
 
-/// A flag that the first SIGINT or SIGTERM raises. The second ends the process
-/// with the shell's exit code for its signal.
-///
-/// # Errors
-/// When the system refuses a handler.
-pub fn stop_flag() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        // In this order: the second signal finds the flag raised by the first.
-        flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))
-            .and_then(|_| flag::register(signal, Arc::clone(&stop)))
-            .context("cannot handle signals")?;
+/// Time that a step has to end by itself.
+const GRACE: Duration = Duration::from_secs(1);
+/// Time between the end of the last hold and the end of the process, for what is still printed.
+const LAST_WORDS: Duration = Duration::from_millis(300);
+
+/// A signal ended a command; what was done is saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("stopped by {}", if *.signal == SIGINT { "SIGINT" } else { "SIGTERM" })]
+pub struct Interrupted {
+    signal: i32,
+}
+
+impl Interrupted {
+    /// The process's exit code.
+    pub fn exit_code(self) -> u8 {
+        (128 + self.signal) as u8
     }
-    Ok(stop)
+}
+
+/// Whether the work is to end. Clones share one state.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    raised: Arc<AtomicBool>,
+    overdue: Arc<AtomicBool>,
+    /// The first signal's number; 0 before it.
+    signal: Arc<AtomicUsize>,
+    /// Work that has something to save.
+    holds: Arc<AtomicUsize>,
+}
+
+impl Stop {
+    /// One that SIGINT and SIGTERM raise; to be made once in a process.
+    ///
+    /// # Errors
+    /// When the system refuses a handler or a thread.
+    pub fn on_signals() -> Result<Stop> {
+        let stop = Stop::default();
+        let handle = || -> std::io::Result<Signals> {
+            for signal in [SIGINT, SIGTERM] {
+                // In this order: the second signal finds the flag raised by the first.
+                let raised = || Arc::clone(&stop.raised);
+                flag::register_conditional_shutdown(signal, 128 + signal, raised())?;
+                flag::register_usize(signal, Arc::clone(&stop.signal), signal as usize)?;
+                flag::register(signal, raised())?;
+            }
+            Signals::new([SIGINT, SIGTERM])
+        };
+        let mut signals = handle().context("cannot handle signals")?;
+        let watched = stop.clone();
+        let watch = move || {
+            if signals.forever().next().is_some() {
+                watched.end_in_time();
+            }
+        };
+        std::thread::Builder::new().name("bt-signals".into()).spawn(watch)?;
+        Ok(stop)
+    }
+
+    /// Ends the process when nothing is held any more.
+    fn end_in_time(&self) {
+        let mut waited = Duration::ZERO;
+        while self.holds.load(Ordering::SeqCst) > 0 {
+            let tick = Duration::from_millis(10);
+            std::thread::sleep(tick);
+            waited += tick;
+            if waited >= GRACE {
+                self.overdue.store(true, Ordering::SeqCst);
+            }
+        }
+        if waited > Duration::ZERO {
+            std::thread::sleep(LAST_WORDS);
+        }
+        if let Some(interrupted) = self.interrupted() {
+            std::process::exit(interrupted.exit_code().into());
+        }
+    }
+
+    /// Raises it without a signal: after the step in progress.
+    pub fn raise(&self) {
+        self.raised.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether to end after the step in progress.
+    pub fn raised(&self) -> bool {
+        self.raised.load(Ordering::Relaxed)
+    }
+
+    /// Whether to give up the step in progress.
+    pub fn overdue(&self) -> bool {
+        self.overdue.load(Ordering::Relaxed)
+    }
+
+    /// [`Stop::overdue`] for those who look at it from within a step.
+    pub fn overdue_flag(&self) -> &Arc<AtomicBool> {
+        &self.overdue
+    }
+
+    /// The signal that raised it.
+    pub fn interrupted(&self) -> Option<Interrupted> {
+        match self.signal.load(Ordering::SeqCst) {
+            0 => None,
+            signal => Some(Interrupted { signal: signal as i32 }),
+        }
+    }
+
+    /// Keeps a signal from ending the process before the hold is dropped: there is something to
+    /// save. Whoever holds looks at [`Stop::raised`] and [`Stop::overdue`].
+    pub fn hold(&self) -> Hold {
+        self.holds.fetch_add(1, Ordering::SeqCst);
+        Hold(Arc::clone(&self.holds))
+    }
+}
+
+/// See [`Stop::hold`].
+#[derive(Debug)]
+pub struct Hold(Arc<AtomicUsize>);
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,12 +16,14 @@ use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{CONFIG_FILE, OnCheckpointError, OnNan, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::learner::Learner;
+use crate::loss::LossOutput;
 use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Metrics;
 use crate::optim::{Optimizer, Schedule};
 use crate::prometheus::{Board, Server};
 use crate::report::collect::SCORES_FILE;
 use crate::report::{Correlation, picture, views};
+use crate::signals::Stop;
 use crate::tensorboard::EventWriter;
 
 /// File in the run's folder that tells where the time went.
@@ -113,43 +114,41 @@ pub struct Watch {
 ///
 /// # Errors
 /// As [`train_watched`].
-pub fn train(config: &RunConfig, resume: bool, stop: &AtomicBool) -> Result<Summary> {
+pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
     train_watched(config, resume, stop, &Watch::default())
 }
 
 /// Trains as `config` says; with `resume` from the newest intact checkpoint of the
-/// run's folder. `stop` ends the run after the step in progress, with a checkpoint.
+/// run's folder. `stop` ends the run after the step in progress, or, when that takes
+/// too long, before it, with a checkpoint of the steps that were done.
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.
 pub fn train_watched(
     config: &RunConfig,
     resume: bool,
-    stop: &AtomicBool,
+    stop: &Stop,
     watch: &Watch,
 ) -> Result<Summary> {
     let mut run = Run::prepare(config, resume, watch)?;
+    run.learner.give_up_on(stop.overdue_flag());
     let mut stream = run.loader.start(run.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
     run.board.iter().for_each(|board| board.follow(&stats));
+    // From the first step on there is something to save.
+    let _hold = stop.hold();
     let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
-    for batch in stream.by_ref() {
+    let mut given_up = false;
+    while let Some(batch) = stream.next_unless(stop.overdue_flag()) {
         let batch = batch?;
         clock.lap("wait for data");
-        let images = images_of(&batch, &run.device)?;
-        clock.lap("copy in");
-        run.learner.remember()?;
-        run.learner.forward(&images)?;
-        clock.lap("forward");
-        let mut out = run.learner.loss()?;
-        clock.lap("loss");
-        let trouble = if out.loss.is_finite() {
-            run.learner.backward(&mut out)?;
-            let found = run.learner.bad_gradient()?;
-            clock.lap("backward");
-            found.map(|name| format!("the gradient of {name} is not finite"))
-        } else {
-            Some(format!("the loss is {}", out.loss))
+        let (out, trouble) = match run.gradients(&batch, &mut clock) {
+            Err(_) if stop.overdue() => {
+                run.learner.take_back()?;
+                given_up = true;
+                break;
+            }
+            found => found?,
         };
         if let Some(cause) = trouble {
             run.refuse(config, &batch, cause)?;
@@ -166,12 +165,14 @@ pub fn train_watched(
             run.board.iter().for_each(|board| board.step(run.step, batch.size, &clock.laps));
         }
         drop(batch);
-        run.after_step(config, &mut clock)?;
-        if stop.load(Ordering::Relaxed) {
+        // Before a checkpoint: a run that goes on from there does not meet them again.
+        run.metrics.record_bad(&stats.take_bad())?;
+        run.after_step(config, stop, &mut clock)?;
+        if stop.raised() {
             break;
         }
     }
-    let interrupted = stream.remaining() > 0;
+    let interrupted = given_up || stream.remaining() > 0;
     if interrupted {
         run.metrics.say("stopping: a signal was received");
     }
@@ -301,6 +302,30 @@ impl Run {
         })
     }
 
+    /// The batch's loss with every gradient set, and what of it is not finite. Moves nothing that
+    /// [`Learner::take_back`] does not undo.
+    fn gradients(
+        &mut self,
+        batch: &Batch,
+        clock: &mut Clock,
+    ) -> Result<(LossOutput, Option<String>)> {
+        let images = images_of(batch, &self.device)?;
+        clock.lap("copy in");
+        self.learner.remember()?;
+        self.learner.forward(&images)?;
+        clock.lap("forward");
+        let mut out = self.learner.loss()?;
+        clock.lap("loss");
+        if !out.loss.is_finite() {
+            let cause = format!("the loss is {}", out.loss);
+            return Ok((out, Some(cause)));
+        }
+        self.learner.backward(&mut out)?;
+        let found = self.learner.bad_gradient()?;
+        clock.lap("backward");
+        Ok((out, found.map(|name| format!("the gradient of {name} is not finite"))))
+    }
+
     fn advance(&mut self, batch: &Batch) {
         self.step += 1;
         self.position = Position { epoch: batch.epoch, batch: batch.index + 1 };
@@ -388,7 +413,7 @@ impl Run {
     }
 
     /// Saves and evaluates when it is time to.
-    fn after_step(&mut self, config: &RunConfig, clock: &mut Clock) -> Result<()> {
+    fn after_step(&mut self, config: &RunConfig, stop: &Stop, clock: &mut Clock) -> Result<()> {
         let Position { epoch, batch } = self.position;
         let every = &config.checkpoint;
         let due = match batch {
@@ -401,8 +426,11 @@ impl Run {
         }
         let knn = config.eval.knn_every;
         if batch == 0 && knn > 0 && epoch.is_multiple_of(knn) && !config.data.val.is_empty() {
-            let accuracy = crate::eval::knn_during_training(self.learner.net(), config)?;
-            self.metrics.knn(self.step, accuracy)?;
+            let given_up = stop.overdue_flag();
+            match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
+                Err(_) if stop.overdue() => {}
+                accuracy => self.metrics.knn(self.step, accuracy?)?,
+            }
             clock.lap("evaluation");
         }
         Ok(())
@@ -443,7 +471,7 @@ impl Run {
     ) -> Result<Summary> {
         self.save(config)?;
         clock.lap("checkpoint");
-        self.metrics.finish();
+        self.metrics.finish()?;
         let wall = clock.begun.elapsed();
         let seconds = |time: Duration| time.as_secs_f64();
         let observed = Observed {

@@ -4,10 +4,10 @@
 mod common;
 
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 
 use bt_stream::config::RunConfig;
 use bt_stream::loss::OBJECTIVES;
+use bt_stream::signals::Stop;
 use bt_stream::train::train;
 use common::tiny_shards;
 
@@ -70,11 +70,13 @@ fn every_method_interrupted_after_each_step_ends_with_the_same_bits() {
     for objective in OBJECTIVES {
         let name = objective.name;
         let (calm, broken) = (folder.path().join(name), folder.path().join(format!("{name}-2")));
-        train(&config(name, &shards, &calm), false, &AtomicBool::new(false)).unwrap();
+        train(&config(name, &shards, &calm), false, &Stop::default()).unwrap();
         let config = config(name, &shards, &broken);
         let mut runs = 0;
-        // A raised flag ends each run after one step.
-        while train(&config, runs > 0, &AtomicBool::new(true)).unwrap().interrupted {
+        // Raised before, it ends each run after one step.
+        let stop = Stop::default();
+        stop.raise();
+        while train(&config, runs > 0, &stop).unwrap().interrupted {
             runs += 1;
             assert!(runs < 10);
         }
@@ -99,7 +101,7 @@ fn an_online_probe_is_logged_and_changes_no_weight() {
         let mut config = config("barlow", &shards, &dir);
         config.eval.online_probe = probe;
         config.train.epochs = 8;
-        train(&config, false, &AtomicBool::new(false)).unwrap();
+        train(&config, false, &Stop::default()).unwrap();
         let files = newest(&dir);
         files.into_iter().find(|(name, _)| name == "weights.safetensors").unwrap()
     };

@@ -2,11 +2,17 @@
 
 mod common;
 
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{newest_weights, tiny_run, tiny_shards};
+use bt_pipeline::synth::{self, Spec};
+use bt_stream::checkpoint;
+use bt_stream::config::RunConfig;
+use bt_stream::metrics::LEDGER_FILE;
+use bt_stream::signals::Stop;
+use bt_stream::train::train;
+use common::{newest_weights, tiny_run, tiny_shards, write_tar};
 
 fn start(shards: &Path, dir: &Path, resume: bool) -> Child {
     let mut command = tiny_run(shards, dir);
@@ -23,7 +29,13 @@ fn run_to_end(shards: &Path, dir: &Path, resume: bool) -> Duration {
     begun.elapsed()
 }
 
-/// `BT_KILLS` sets how many (default 10).
+/// Whether a checkpoint is being written: its folder has a temporary name.
+fn writes_a_checkpoint(dir: &Path) -> bool {
+    let Ok(entries) = std::fs::read_dir(dir.join(checkpoint::FOLDER)) else { return false };
+    entries.flatten().any(|entry| entry.file_name().to_string_lossy().starts_with(".tmp-"))
+}
+
+/// `BT_KILLS` sets how many (default 10); every second one comes while a checkpoint is written.
 #[test]
 fn sigkills_at_arbitrary_moments_change_nothing() {
     let wanted = std::env::var("BT_KILLS").map_or(10u32, |text| text.parse().unwrap());
@@ -31,15 +43,20 @@ fn sigkills_at_arbitrary_moments_change_nothing() {
     let shards = tiny_shards(folder.path());
     let (calm, killed) = (folder.path().join("calm"), folder.path().join("killed"));
     let whole = run_to_end(&shards, &calm, false);
-    let mut kills = 0;
+    let (mut kills, mut while_writing) = (0, 0);
     for attempt in 0..20 * wanted {
         if kills == wanted {
             break;
         }
         // Moments spread over the run by the golden ratio, from start-up on.
         let part = f64::from(attempt) * 0.618_034 % 1.0;
+        let _ = checkpoint::clean(&killed);
         let mut child = start(&shards, &killed, true);
+        let begun = Instant::now();
         std::thread::sleep(whole.mul_f64(0.05 + 0.5 * part));
+        while attempt % 2 == 1 && begun.elapsed() < whole && !writes_a_checkpoint(&killed) {
+            std::thread::yield_now();
+        }
         if child.try_wait().unwrap().is_some() {
             // It was faster this time; the next one is resumed from scratch.
             std::fs::remove_dir_all(&killed).unwrap();
@@ -48,34 +65,70 @@ fn sigkills_at_arbitrary_moments_change_nothing() {
         child.kill().unwrap();
         child.wait().unwrap();
         kills += 1;
-        bt_stream::checkpoint::latest(&killed, |damage| panic!("{damage}")).unwrap();
+        while_writing += u32::from(writes_a_checkpoint(&killed));
+        checkpoint::latest(&killed, |damage| panic!("{damage}")).unwrap();
     }
+    println!("{kills} kills, {while_writing} of them while a checkpoint was written");
     assert_eq!(kills, wanted, "the runs ended before they could be killed");
+    assert!(while_writing > 0, "no checkpoint was being written at any kill");
     run_to_end(&shards, &killed, true);
     assert_eq!(newest_weights(&calm), newest_weights(&killed));
 }
 
+/// A tar of 200 images of which these are cut in half.
+const DAMAGED: [u64; 2] = [31, 140];
+
+fn damaged_shards(folder: &Path) -> PathBuf {
+    let spec = Spec { images: 200, side: 16, classes: 4, ..Spec::default() };
+    write_tar(&folder.join("shards"), spec.images, |sample, label| {
+        let mut png = synth::encode_png(&synth::draw(&spec, sample).0).unwrap();
+        if DAMAGED.contains(&sample) {
+            png.truncate(png.len() / 2);
+        }
+        (png, label.to_string())
+    })
+}
+
 #[test]
-fn sigterm_writes_a_checkpoint_and_exits_cleanly() {
+fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is_listed_once() {
     let folder = tempfile::tempdir().unwrap();
-    let shards = tiny_shards(folder.path());
-    let (calm, stopped) = (folder.path().join("calm"), folder.path().join("stopped"));
-    run_to_end(&shards, &calm, false);
-    let child = start(&shards, &stopped, false);
-    let metrics = stopped.join("metrics.jsonl");
-    while std::fs::metadata(&metrics).map_or(0, |m| m.len()) == 0 {
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    let status = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(status.success());
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
-    run_to_end(&shards, &stopped, true);
-    assert_eq!(newest_weights(&calm), newest_weights(&stopped));
-    let losses = |dir: &Path| -> Vec<_> {
-        let lines = bt_stream::metrics::read(dir).unwrap();
-        lines.iter().filter_map(|line| Some((line.step, line.loss?.to_bits()))).collect()
+    let shards = damaged_shards(folder.path());
+    let run = |name: &str, threads: usize, interrupted: bool| {
+        let dir = folder.path().join(name);
+        let pairs = [
+            "views.preset=barlow-cifar".to_owned(),
+            "views.both.random_resized_crop.size=16".to_owned(),
+            "model={arch = 'resnet18', width = 4, stem = 'cifar', projector = '16-16'}".to_owned(),
+            "optim.optimizer=adamw".to_owned(),
+            "train.epochs=2".to_owned(),
+            "train.batch_size=40".to_owned(),
+            format!("data.train={shards:?}"),
+            format!("data.threads={threads}"),
+            format!("train.dir={dir:?}"),
+        ];
+        let config = RunConfig::load(None, &pairs).unwrap();
+        let stop = Stop::default();
+        if interrupted {
+            // Each process ends after one step.
+            stop.raise();
+        }
+        let mut resumed = 0;
+        while train(&config, resumed > 0, &stop).unwrap().interrupted {
+            resumed += 1;
+        }
+        assert_eq!(resumed, if interrupted { 9 } else { 0 });
+        let ledger = std::fs::read_to_string(dir.join(LEDGER_FILE)).unwrap();
+        let mut keys: Vec<String> = ledger
+            .lines()
+            .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+            .map(|line| line["key"].as_str().unwrap().to_owned())
+            .collect();
+        keys.sort();
+        assert_eq!(keys, DAMAGED.map(|sample| format!("{sample:06}")), "{name}");
+        newest_weights(&dir)
     };
-    assert_eq!(losses(&calm), losses(&stopped));
+    let expected = run("one", 1, false);
+    for (name, threads, interrupted) in [("two", 2, false), ("five", 5, false), ("torn", 3, true)] {
+        assert!(run(name, threads, interrupted) == expected, "{name}");
+    }
 }

@@ -106,17 +106,26 @@ impl Feeder {
             return Ok(());
         }
         for index in 0..batches {
+            if self.stopped() {
+                break;
+            }
             self.items(order, index)?;
         }
         Ok(())
     }
 
-    /// This rank's items of batch `index`, whose positions come next in `order`.
+    /// Whether the stream was dropped. Reading up to a position may take minutes.
+    fn stopped(&self) -> bool {
+        self.outlets.stop.load(Ordering::Relaxed)
+    }
+
+    /// This rank's items of batch `index`, whose positions come next in `order`; fewer when the
+    /// stream is dropped meanwhile.
     fn items(&mut self, order: &mut EpochOrder, index: u64) -> Result<Vec<Item>> {
         let (batch, rank, world) = (self.config.batch_size, self.config.rank, self.config.world);
         let mut items = Vec::with_capacity(self.spec.size);
         let mut slot = 0;
-        while slot < batch {
+        while slot < batch && !self.stopped() {
             match order.next() {
                 None => break,
                 Some(Event::Pull { shard, sample }) => {
@@ -223,12 +232,12 @@ impl Feeder {
     /// Waits for a buffer and hands the batch's tasks to the workers. False when
     /// the stream was dropped.
     fn send(&mut self, place: Place, items: Vec<Item>) -> bool {
-        let Outlets { pool, free, tasks, stop } = &self.outlets;
+        let Outlets { pool, free, tasks, .. } = &self.outlets;
         let start = Instant::now();
         let buffer = free.recv();
         self.recorder.lap(Stage::FeedWait, start);
         let Ok(buffer) = buffer else { return false };
-        if stop.load(Ordering::Relaxed) {
+        if self.stopped() {
             return false;
         }
         let stats = &self.recorder.stats;

@@ -31,6 +31,10 @@ use crate::{Error, Result};
 /// A batch or an error, with its number in the stream.
 type Numbered = (u64, Result<Batch>);
 
+/// Time between two looks at whether a wait was given up.
+#[cfg(not(shuttle))]
+const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
+
 /// A running loader: an iterator over batches in order. Dropping it ends its
 /// threads. Batches are made in a few buffers that come back when a batch is
 /// dropped: whoever keeps four of them waits for a fifth for ever.
@@ -120,12 +124,30 @@ impl BatchStream {
     pub fn remaining(&self) -> u64 {
         self.total - self.next
     }
-}
 
-impl Iterator for BatchStream {
-    type Item = Result<Batch>;
+    /// The next batch, as from the iterator; `None`, too, when `given_up` is raised while it is
+    /// waited for. The batch is then still to come.
+    #[cfg(not(shuttle))]
+    pub fn next_unless(&mut self, given_up: &AtomicBool) -> Option<Result<Batch>> {
+        use crossbeam_channel::RecvTimeoutError::{Disconnected, Timeout};
+        self.next_by(|done| {
+            loop {
+                match done.recv_timeout(LOOK) {
+                    Ok(item) => return Some(Some(item)),
+                    Err(Disconnected) => return Some(None),
+                    Err(Timeout) if given_up.load(Ordering::Relaxed) => return None,
+                    Err(Timeout) => {}
+                }
+            }
+        })
+    }
 
-    fn next(&mut self) -> Option<Result<Batch>> {
+    /// The next batch. `receive` gives what was finished, `Some(None)` when nothing more can come,
+    /// or `None` to give up.
+    fn next_by(
+        &mut self,
+        receive: impl Fn(&Receiver<Numbered>) -> Option<Option<Numbered>>,
+    ) -> Option<Result<Batch>> {
         if self.next >= self.total {
             return None;
         }
@@ -134,11 +156,11 @@ impl Iterator for BatchStream {
             if let Some(item) = self.early.remove(&self.next) {
                 break item;
             }
-            match self.done.recv() {
+            match receive(&self.done)? {
                 // A thread that panicked cannot say whose turn it was.
-                Ok((_, Err(panic @ Error::Panic(_)))) => break Err(panic),
-                Ok((number, item)) => drop(self.early.insert(number, item)),
-                Err(_) => break Err(Error::Panic("all workers have ended".into())),
+                Some((_, Err(panic @ Error::Panic(_)))) => break Err(panic),
+                Some((number, item)) => drop(self.early.insert(number, item)),
+                None => break Err(Error::Panic("all workers have ended".into())),
             }
         };
         self.stats.lap(Stage::BatchWait, start);
@@ -151,6 +173,14 @@ impl Iterator for BatchStream {
             Err(_) => self.next = self.total,
         }
         Some(item)
+    }
+}
+
+impl Iterator for BatchStream {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Result<Batch>> {
+        self.next_by(|done| Some(done.recv().ok()))
     }
 }
 
@@ -232,6 +262,23 @@ mod tests {
         let Some(Err(Error::Panic(text))) = stream.next() else { panic!("no error came") };
         assert_eq!(text, "out of luck");
         assert!(stream.next().is_none());
+    }
+
+    #[test]
+    fn a_wait_that_is_given_up_loses_no_batch() {
+        let (_folder, mut stream) = stream(6);
+        let given_up = AtomicBool::new(true);
+        let mut held = Vec::new();
+        let total = stream.remaining();
+        // Once all buffers are held, none can come.
+        while let Some(batch) = stream.next_unless(&given_up) {
+            held.push(batch.unwrap());
+        }
+        let taken = held.len() as u64;
+        assert_eq!(stream.remaining(), total - taken);
+        held.clear();
+        let next = stream.next().unwrap().unwrap();
+        assert_eq!(next.epoch * 3 + next.index, taken);
     }
 
     #[test]

@@ -165,7 +165,7 @@ fn step_parts(config: &RunConfig, batch: usize, steps: usize) -> Result<Vec<Part
 
 fn loader(args: LoaderArgs) -> Result<()> {
     let config = args.source.load(&[])?;
-    let set = Arc::new(ShardSet::open(&args.shards, &Default::default())?);
+    let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch_size = config.train.batch_size.min(set.len());
     let mut config = LoaderConfig { batch_size, ..config.loader()? };
     config.decode.side_index &= !args.no_side_index;

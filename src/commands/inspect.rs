@@ -80,7 +80,8 @@ pub struct Statistics {
 /// # Errors
 /// Shards that cannot be read, or a sheet that cannot be written.
 pub fn run(args: InspectArgs) -> Result<()> {
-    let set = open(&args.shards, "name them after `inspect`")?;
+    let config = args.source.load(&[])?;
+    let set = open(&args.shards, "name them after `inspect`", &config.open_options())?;
     let statistics = statistics(&set)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&statistics)?);
@@ -91,7 +92,7 @@ pub fn run(args: InspectArgs) -> Result<()> {
         if args.samples == 0 || !(16..=1024).contains(&args.side) {
             bail!("the sheet needs at least one sample and pictures of 16 to 1024 pixels");
         }
-        let config = args.source.load(&[])?.loader()?;
+        let config = config.loader()?;
         let wanted = views::spread(args.samples, set.len());
         let (samples, failed) = views::draw(&set, &wanted, &config, args.epoch)?;
         failed.iter().for_each(|error| eprintln!("left out: {error}"));

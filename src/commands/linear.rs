@@ -89,7 +89,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         true => Arc::clone(&source.train),
         false => {
             let pattern = args.train.as_deref().unwrap_or(&config.data.train);
-            few_labels(pattern, args.labels, args.seed, folder.path())?
+            few_labels(pattern, args.labels, args.seed, folder.path(), &config.open_options())?
         }
     };
     let score = |name: &str, mut net: TwinNet| -> Result<Score> {

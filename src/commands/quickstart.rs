@@ -80,10 +80,10 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
         config.train.epochs,
         data.train.len()
     );
-    let stop = crate::signals::stop_flag()?;
+    let stop = crate::signals::Stop::on_signals()?;
     let summary = train::train(&config, false, &stop)?;
-    if summary.interrupted {
-        bail!("interrupted; `bt-stream quickstart` starts anew");
+    if let (true, Some(interrupted)) = (summary.interrupted, stop.interrupted()) {
+        return Err(interrupted).context("`bt-stream quickstart` starts anew");
     }
     phases.lap("train");
 
@@ -200,8 +200,8 @@ struct Data {
 impl Data {
     fn open(config: &RunConfig) -> Result<Self> {
         Ok(Data {
-            train: open(&config.data.train, "data.train")?,
-            test: open(&config.data.val, "data.val")?,
+            train: open(&config.data.train, "data.train", &config.open_options())?,
+            test: open(&config.data.val, "data.val", &config.open_options())?,
         })
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
@@ -69,7 +69,7 @@ pub fn run(args: StudyArgs) -> Result<()> {
         }
         return Ok(());
     }
-    let stop = crate::signals::stop_flag()?;
+    let stop = crate::signals::Stop::on_signals()?;
     let options = Options { dir: dir.clone(), jobs: args.jobs, only: args.only };
     let whole = run_study(&study, &options, &stop)?;
     if args.json {
@@ -81,8 +81,10 @@ pub fn run(args: StudyArgs) -> Result<()> {
         print!("{}", std::fs::read_to_string(dir.join("table.md"))?);
         println!("\npage  {}", dir.join("study.html").display());
     }
-    if !whole {
-        bail!("stopped by a signal; the same command continues the study");
+    match stop.interrupted() {
+        Some(interrupted) if !whole => {
+            Err(interrupted).context("the same command continues the study")
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }

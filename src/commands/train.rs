@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{ConfigSource, TraceArgs, flag};
@@ -81,7 +81,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if !args.json {
         eprintln!("# effective configuration\n{}", config.to_toml()?);
     }
-    let stop = crate::signals::stop_flag()?;
+    let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin();
     let watch = Watch { metrics: args.metrics, trace: trace.clone() };
     let outcome = train_watched(&config, args.resume, &stop, &watch);
@@ -102,7 +102,12 @@ pub fn run(args: TrainArgs) -> Result<()> {
             println!("{}", summary.embeddings);
         }
     }
-    Ok(())
+    match stop.interrupted() {
+        Some(interrupted) if summary.interrupted => {
+            Err(interrupted).context("the run can be continued with --resume")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Sets the number of computing threads of the process.

@@ -45,9 +45,12 @@ impl Source {
     /// What cannot be found or read.
     pub fn open(path: &Path, train: Option<&str>, test: Option<&str>) -> Result<Source> {
         let checkpoint = checkpoint::find(path)?;
-        let data = &checkpoint.state.config.data;
-        let train = open(train.unwrap_or(&data.train), "name the training shards with --train")?;
-        let test = open(test.unwrap_or(&data.val), "name the test shards with --test")?;
+        let config = &checkpoint.state.config;
+        let set = |given: Option<&str>, usual: &str, key: &str| {
+            open(given.unwrap_or(usual), key, &config.open_options())
+        };
+        let train = set(train, &config.data.train, "name the training shards with --train")?;
+        let test = set(test, &config.data.val, "name the test shards with --test")?;
         let device = crate::train::device(&checkpoint.state.config.train.device)?;
         Ok(Source { checkpoint, train, test, device })
     }

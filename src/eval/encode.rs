@@ -2,9 +2,11 @@
 //! of the shards.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use bt_pipeline::augment::DType;
+use bt_pipeline::shard::OpenOptions;
 use bt_pipeline::{Batch, Image, Loader, LoaderConfig, Position, ShardSet};
 use candle_core::Device;
 
@@ -19,15 +21,15 @@ use crate::train::images_of;
 /// 224 x 224 view would fill the memory and be no better.
 pub const RAW_SIDE: usize = 32;
 
-/// Opens the shards of a set; `key` names them in the answer when there are none.
+/// Opens the shards of a set within `limits`; `key` names them in the answer when there are none.
 ///
 /// # Errors
 /// No shards, or unreadable ones.
-pub fn open(pattern: &str, key: &str) -> Result<Arc<ShardSet>> {
+pub fn open(pattern: &str, key: &str, limits: &OpenOptions) -> Result<Arc<ShardSet>> {
     if pattern.is_empty() {
         bail!("no shards were given: {key}");
     }
-    let set = ShardSet::open(pattern, &Default::default())?;
+    let set = ShardSet::open(pattern, limits)?;
     if set.is_empty() {
         bail!("{pattern} holds no samples");
     }
@@ -94,17 +96,23 @@ fn each_batch(
 }
 
 /// kNN accuracy (0 to 1) of a network in training: references are all of
-/// `data.train`, queries `data.val`, options those of `[eval]`.
+/// `data.train`, queries `data.val`, options those of `[eval]`. Ends with an error soon after
+/// `given_up` is raised, if `net` looks at it, too.
 ///
 /// # Errors
 /// Shards that cannot be read or have no labels.
-pub fn knn_during_training(net: &mut TwinNet, config: &RunConfig) -> Result<f64> {
+pub fn knn_during_training(
+    net: &mut TwinNet,
+    config: &RunConfig,
+    given_up: &AtomicBool,
+) -> Result<f64> {
     let device = crate::train::device(&config.train.device)?;
     let mut of = |pattern: &str, key: &str| {
-        features(net, &open(pattern, key)?, config.eval_loader()?, &device, |_| ())
+        let set = open(pattern, key, &config.open_options())?;
+        features(net, &set, config.eval_loader()?, &device, |_| ())
     };
     let references = of(&config.data.train, "data.train")?;
     let queries = of(&config.data.val, "data.val")?;
     let options = super::KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
-    super::knn_accuracy(&references, &queries, options)
+    super::knn::knn_accuracy_unless(&references, &queries, options, given_up)
 }

@@ -2,7 +2,9 @@
 //! Feature Learning via Non-Parametric Instance Discrimination" (2018), sec. 3.4:
 //! the k references most similar by cosine vote with weight exp(similarity / t).
 
-use anyhow::{Result, bail};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 
 use super::Features;
@@ -35,7 +37,20 @@ impl Default for KnnConfig {
 /// When labels are missing, values are not finite, the dimensions differ or an
 /// option is out of range.
 pub fn knn_accuracy(references: &Features, queries: &Features, config: KnnConfig) -> Result<f64> {
-    let predicted = knn_predict(references, queries, config)?;
+    knn_accuracy_unless(references, queries, config, &AtomicBool::new(false))
+}
+
+/// As [`knn_accuracy`], until `given_up` is raised.
+///
+/// # Errors
+/// As [`knn_accuracy`], and when it was given up.
+pub fn knn_accuracy_unless(
+    references: &Features,
+    queries: &Features,
+    config: KnnConfig,
+    given_up: &AtomicBool,
+) -> Result<f64> {
+    let predicted = predict(references, queries, config, given_up)?;
     queries.check_labelled("the query set")?;
     let right = predicted.iter().zip(queries.labels()).filter(|(p, l)| p == l).count();
     Ok(right as f64 / queries.len() as f64)
@@ -50,9 +65,18 @@ pub fn knn_predict(
     queries: &Features,
     config: KnnConfig,
 ) -> Result<Vec<u32>> {
+    predict(references, queries, config, &AtomicBool::new(false))
+}
+
+fn predict(
+    references: &Features,
+    queries: &Features,
+    config: KnnConfig,
+    given_up: &AtomicBool,
+) -> Result<Vec<u32>> {
     references.check_labelled("the reference set")?;
     let classes = references.classes();
-    let neighbours = nearest(references, queries, config.k)?;
+    let neighbours = nearest_unless(references, queries, config.k, given_up)?;
     if config.temperature.is_nan() || config.temperature <= 0.0 {
         bail!("the temperature must be positive, not {}", config.temperature);
     }
@@ -85,6 +109,15 @@ pub struct Neighbour {
 /// # Errors
 /// When the dimensions differ, `k` is 0 or there are no references.
 pub fn nearest(references: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<Neighbour>>> {
+    nearest_unless(references, queries, k, &AtomicBool::new(false))
+}
+
+fn nearest_unless(
+    references: &Features,
+    queries: &Features,
+    k: usize,
+    given_up: &AtomicBool,
+) -> Result<Vec<Vec<Neighbour>>> {
     if references.dim() != queries.dim() {
         bail!(
             "references have {} dimensions, queries {}: are they of one network?",
@@ -102,12 +135,20 @@ pub fn nearest(references: &Features, queries: &Features, k: usize) -> Result<Ve
     references.normalize();
     queries.normalize();
     let starts: Vec<usize> = (0..queries.len()).step_by(QUERIES).collect();
-    let blocks = starts.par_iter().map(|start| block(&references, &queries, *start, k));
-    Ok(blocks.flatten_iter().collect())
+    let blocks: Option<Vec<_>> =
+        starts.par_iter().map(|start| block(&references, &queries, *start, k, given_up)).collect();
+    let blocks = blocks.context("the search for neighbours was given up")?;
+    Ok(blocks.into_iter().flatten().collect())
 }
 
-/// The neighbours of the queries from row `start` on.
-fn block(references: &Features, queries: &Features, start: usize, k: usize) -> Vec<Vec<Neighbour>> {
+/// The neighbours of the queries from row `start` on, unless they are given up.
+fn block(
+    references: &Features,
+    queries: &Features,
+    start: usize,
+    k: usize,
+    given_up: &AtomicBool,
+) -> Option<Vec<Vec<Neighbour>>> {
     let dim = queries.dim();
     let count = QUERIES.min(queries.len() - start);
     let rows = Mat::new(&queries.values()[start * dim..][..count * dim], count, dim);
@@ -115,6 +156,9 @@ fn block(references: &Features, queries: &Features, start: usize, k: usize) -> V
     let mut similarities = vec![0.0f32; count * REFERENCES];
     let mut found = vec![Nearest::new(k); count];
     for first in (0..references.len()).step_by(REFERENCES) {
+        if given_up.load(Ordering::Relaxed) {
+            return None;
+        }
         let wide = REFERENCES.min(references.len() - first);
         let some = all.rows(first, wide);
         matmul_serial(rows, some.t(), &mut similarities, REFERENCES, false);
@@ -124,7 +168,7 @@ fn block(references: &Features, queries: &Features, start: usize, k: usize) -> V
             }
         }
     }
-    found.into_iter().map(Nearest::sorted).collect()
+    Some(found.into_iter().map(Nearest::sorted).collect())
 }
 
 /// The k best of what was offered: kept up to twice k, cut back now and then.

@@ -163,14 +163,20 @@ fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> 
 ///
 /// # Errors
 /// A share outside (0, 1], unreadable shards, a folder that cannot be written.
-pub fn few_labels(pattern: &str, share: f64, seed: u64, folder: &Path) -> Result<Arc<ShardSet>> {
-    let source = ShardSource::open(pattern, folder, &OpenOptions::default())?;
+pub fn few_labels(
+    pattern: &str,
+    share: f64,
+    seed: u64,
+    folder: &Path,
+    limits: &OpenOptions,
+) -> Result<Arc<ShardSet>> {
+    let source = ShardSource::open(pattern, folder, limits)?;
     let selection =
         Selection { shuffle: Some(seed), fraction: Some(share), ..Selection::default() };
     let options = PackOptions { selection, overwrite: true, ..PackOptions::default() };
     let origin = format!("{share} of the labels, seed {seed}");
     pack(&source, folder, &origin, &options, &mut |_| ())?;
-    super::encode::open(&folder.to_string_lossy(), "the selected samples")
+    super::encode::open(&folder.to_string_lossy(), "the selected samples", limits)
 }
 
 /// A linear classifier with the state of its SGD.

@@ -12,6 +12,8 @@
 //! Objectives that want none of it cost nothing here.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -82,6 +84,12 @@ impl Learner {
             teacher.copy(&mut self.net)?;
         }
         Ok(())
+    }
+
+    /// As [`TwinNet::give_up_on`], for each of the networks.
+    pub fn give_up_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.net.give_up_on(flag);
+        self.teacher.iter_mut().for_each(|teacher| teacher.net().give_up_on(flag));
     }
 
     /// What the networks made of the last batch.

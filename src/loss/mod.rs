@@ -241,7 +241,10 @@ impl LossOutput {
 
 /// Reads an objective's options; the error names the key and lists the known ones.
 fn parse<T: DeserializeOwned>(options: toml::Table) -> anyhow::Result<T> {
-    Ok(options.try_into()?)
+    options.try_into().map_err(|error| {
+        let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
+        anyhow::anyhow!("{}", lines.join(" "))
+    })
 }
 
 /// An objective's options, defaults included, as TOML.

@@ -1,6 +1,8 @@
 //! The network that is trained: backbone and projector, both views in one batch.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use candle_core::{Device, Result, Tensor, bail};
 
@@ -70,6 +72,11 @@ impl TwinNet {
     /// The description it was made from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// Passes end with an error from the moment that `flag` is raised.
+    pub fn give_up_on(&mut self, flag: &Arc<AtomicBool>) {
+        self.ws.given_up = Arc::clone(flag);
     }
 
     /// Dimensions of a feature.

@@ -21,6 +21,9 @@ pub mod storage;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use candle_core::{Device, Result, Tensor, bail};
 
 pub use avg_pool::AvgPool;
@@ -43,13 +46,21 @@ pub struct Workspace {
     /// Equal, contiguous parts of the batch with BatchNorm statistics of their own, in order: two
     /// views that travel together are two passes to BatchNorm.
     pub groups: usize,
+    /// Raised from elsewhere to give up the pass: the next layer that asks for memory gets an error.
+    pub given_up: Arc<AtomicBool>,
     free: Vec<Tensor>,
 }
 
 impl Workspace {
     /// An empty workspace on `device`, in training mode with one group.
     pub fn new(device: &Device) -> Self {
-        Self { device: device.clone(), training: true, groups: 1, free: Vec::new() }
+        Self {
+            device: device.clone(),
+            training: true,
+            groups: 1,
+            given_up: Arc::default(),
+            free: Vec::new(),
+        }
     }
 
     /// Where the tensors live.
@@ -60,8 +71,9 @@ impl Workspace {
     /// A tensor of `shape` with unspecified content: one that was given back, or a new one.
     ///
     /// # Errors
-    /// When the device cannot allocate.
+    /// When the device cannot allocate, or the pass was given up.
     pub fn take(&mut self, shape: &[usize]) -> Result<Tensor> {
+        self.go_on()?;
         let len: usize = shape.iter().product();
         match self.free.iter().rposition(|t| t.elem_count() == len) {
             Some(i) => self.free.swap_remove(i).reshape(shape),
@@ -79,7 +91,15 @@ impl Workspace {
 
     /// An output for a layer: `slot`, its own, when training, else one to give back.
     fn output(&mut self, slot: &mut Option<Tensor>, shape: &[usize]) -> Result<Tensor> {
+        self.go_on()?;
         if self.training { storage::reuse(slot, shape, &self.device) } else { self.take(shape) }
+    }
+
+    fn go_on(&self) -> Result<()> {
+        if self.given_up.load(Ordering::Relaxed) {
+            bail!("the pass was given up");
+        }
+        Ok(())
     }
 
     /// Gives back a layer's output in evaluation; in training it stays the layer's.

@@ -78,7 +78,7 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
         config.train.epochs,
         found.state.samples
     );
-    let set = open(&config.data.train, "data.train")?;
+    let set = open(&config.data.train, "data.train", &config.open_options())?;
     let wanted = views::spread(SAMPLES, set.len());
     report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
     let device = crate::train::device(&config.train.device)?;

@@ -2,7 +2,7 @@
 //! in this process, so that whatever ends the process ends all of them.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
@@ -21,6 +21,7 @@ use crate::learner::Learner;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
 use crate::report::chart::Chart;
+use crate::signals::Stop;
 use crate::train::{self, Diverged};
 
 /// File in a cell's folder; it is there when the cell is finished.
@@ -82,7 +83,7 @@ pub fn result_of(cell: &Cell) -> Result<Option<CellResult>> {
 /// # Errors
 /// Another process at work in the folder, a finished cell of another configuration, and what
 /// training and evaluation answer.
-pub fn run(study: &Study, options: &Options, stop: &AtomicBool) -> Result<bool> {
+pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
     let lock = std::fs::File::create(options.dir.join(".lock"))?;
     if lock.try_lock().is_err() {
@@ -109,7 +110,7 @@ pub fn run(study: &Study, options: &Options, stop: &AtomicBool) -> Result<bool> 
     let writing = Mutex::new(());
     let work = || -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / jobs).max(1)).build()?;
-        while !stop.load(Ordering::Relaxed) {
+        while !stop.raised() {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(cell) = waiting.get(number) else { break };
             let name = format!("{}, seed {}", study.rows[cell.row].name, cell.seed);
@@ -131,7 +132,7 @@ pub fn run(study: &Study, options: &Options, stop: &AtomicBool) -> Result<bool> 
             scope.spawn(|| {
                 if let Err(error) = work() {
                     // The others end after the step in progress and can be continued.
-                    stop.store(true, Ordering::Relaxed);
+                    stop.raise();
                     failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 }
             });
@@ -141,7 +142,7 @@ pub fn run(study: &Study, options: &Options, stop: &AtomicBool) -> Result<bool> 
         return Err(error);
     }
     write_results(study, &options.dir)?;
-    Ok(!stop.load(Ordering::Relaxed))
+    Ok(!stop.raised())
 }
 
 /// Draws and packs the data set once; the marker is written last.
@@ -189,7 +190,7 @@ fn run_cell(
     cell: &Cell,
     measure: &Measure,
     threads: usize,
-    stop: &AtomicBool,
+    stop: &Stop,
 ) -> Result<Option<CellResult>> {
     let begun = std::time::Instant::now();
     let mut config = cell.config.clone();
@@ -238,7 +239,9 @@ fn score(
     if config.data.val.is_empty() || !(measure.knn || measure.linear) {
         return Ok(());
     }
-    let sets = [open(&config.data.train, "data.train")?, open(&config.data.val, "data.val")?];
+    let limits = config.open_options();
+    let set = |pattern: &str, key: &str| open(pattern, key, &limits);
+    let sets = [set(&config.data.train, "data.train")?, set(&config.data.val, "data.val")?];
     let kind = encode("features", net, [&sets[0], &sets[1]], config, device)?;
     let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
     let probe = ProbeConfig { max_iterations: 80, ..ProbeConfig::default() };

@@ -1,0 +1,170 @@
+//! SIGINT and SIGTERM end every long command within two seconds; of training, no step that was done
+//! is lost.
+#![cfg(unix)]
+
+mod common;
+
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bt_stream::checkpoint;
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards};
+
+/// Longest that a command may go on after a signal; the README promises it.
+const TIME: Duration = Duration::from_secs(2);
+
+fn start(command: &mut Command) -> Child {
+    command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn send(signal: &str, child: &Child) {
+    let status = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(status.success());
+}
+
+/// Waits until `ready` holds of the running command.
+fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !ready() {
+        assert!(child.try_wait().unwrap().is_none(), "the command ended by itself");
+        assert!(begun.elapsed() < Duration::from_secs(60), "the command does not come to work");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends the signals, 100 ms apart, and returns how the command ended and how long it took.
+fn ended_by(signals: &[&str], mut child: Child) -> (ExitStatus, Duration) {
+    let begun = Instant::now();
+    for (number, signal) in signals.iter().enumerate() {
+        if number > 0 {
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        send(signal, &child);
+    }
+    while child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < 10 * TIME, "the command goes on after {signals:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    (child.wait().unwrap(), begun.elapsed())
+}
+
+/// What a shell would see.
+fn exit_code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap())
+}
+
+/// As `tiny_run`, with steps that take many seconds.
+fn slow_run(shards: &Path, dir: &Path) -> Command {
+    let mut command = tiny_run(shards, dir);
+    for setting in ["views.both.random_resized_crop.size=512", "train.batch_size=2"] {
+        command.args(["--set", setting]);
+    }
+    command
+}
+
+fn checkpoints(dir: &Path) -> Vec<PathBuf> {
+    checkpoint::list(&dir.join(checkpoint::FOLDER))
+}
+
+#[test]
+fn a_step_of_many_seconds_is_given_up_and_what_was_before_it_saved() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut child = start(&mut slow_run(&shards, &dir));
+    wait_for(&mut child, || dir.join("config.toml").exists());
+    std::thread::sleep(Duration::from_secs(1));
+    let (status, time) = ended_by(&["-TERM"], child);
+    assert_eq!(exit_code(status), 143);
+    assert!(time < TIME, "{time:?}");
+    // The checkpoint has the statistics of BatchNorm from before the pass that was given up.
+    let found = checkpoint::find(&dir).unwrap();
+    let counted = &found.weights().unwrap()["backbone.bn1.num_batches_tracked"];
+    assert_eq!(counted.to_vec0::<i64>().unwrap() as u64, found.state.step * 2);
+}
+
+#[test]
+fn a_second_signal_ends_training_at_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut child = start(&mut slow_run(&shards, &dir));
+    wait_for(&mut child, || dir.join("config.toml").exists());
+    std::thread::sleep(Duration::from_secs(1));
+    let (status, time) = ended_by(&["-INT", "-INT"], child);
+    assert_eq!(exit_code(status), 130);
+    assert!(time < Duration::from_millis(900), "{time:?}");
+    assert!(checkpoints(&dir).is_empty(), "there was no time to save");
+}
+
+#[test]
+fn sigterm_lets_the_step_end_writes_a_checkpoint_and_the_run_goes_on_from_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    let (calm, stopped) = (folder.path().join("calm"), folder.path().join("stopped"));
+    assert!(start(&mut tiny_run(&shards, &calm)).wait().unwrap().success());
+    let mut child = start(&mut tiny_run(&shards, &stopped));
+    let metrics = stopped.join("metrics.jsonl");
+    wait_for(&mut child, || std::fs::metadata(&metrics).is_ok_and(|m| m.len() > 0));
+    let (status, time) = ended_by(&["-TERM"], child);
+    assert_eq!(exit_code(status), 143);
+    assert!(time < TIME, "{time:?}");
+    let resumed = start(tiny_run(&shards, &stopped).arg("--resume")).wait().unwrap();
+    assert!(resumed.success());
+    assert_eq!(newest_weights(&calm), newest_weights(&stopped));
+    let losses = |dir: &Path| -> Vec<_> {
+        let lines = bt_stream::metrics::read(dir).unwrap();
+        lines.iter().filter_map(|line| Some((line.step, line.loss?.to_bits()))).collect()
+    };
+    assert_eq!(losses(&calm), losses(&stopped));
+}
+
+#[test]
+fn evaluations_and_studies_end_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(start(tiny_run(&shards, &dir).args(["--epochs", "1"])).wait().unwrap().success());
+    // From now on the checkpoint asks for views of 512 x 512, one at a time: half a minute's work.
+    let state = checkpoints(&dir).pop().unwrap().join("state.json");
+    let mut json: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(&state).unwrap()).unwrap();
+    json["config"]["views"]["both"]["random_resized_crop"]["size"] = serde_json::json!(512);
+    json["config"]["eval"]["batch_size"] = serde_json::json!(1);
+    json.as_object_mut().unwrap().remove("checksum");
+    std::fs::write(&state, json.to_string()).unwrap();
+    checkpoint::find(&dir).unwrap();
+
+    let study = folder.path().join("slow.toml");
+    let text = format!(
+        "title = \"slow\"\nextends = {:?}\nseeds = [0]\n[[cells]]\nname = \"a\"\nuntrained = true\n",
+        dir.join("config.toml")
+    );
+    std::fs::write(&study, text).unwrap();
+
+    for name in ["knn", "probe", "linear", "embed", "study"] {
+        let mut command = bt_stream();
+        command.arg(name);
+        match name {
+            "study" => {
+                command.arg(&study).arg("--dir").arg(folder.path().join("cells"));
+                let size = "views.both.random_resized_crop.size=512";
+                command.args(["--set", size, "--set", "eval.batch_size=1"]);
+                command.arg("--set").arg(format!("data.val={shards:?}"));
+            }
+            "embed" => drop(command.arg(&dir).arg(&shards).arg(folder.path().join("f.npy"))),
+            "linear" => {
+                command.arg(&dir).arg("--test").arg(&shards).args(["--batch-size", "1"]);
+            }
+            _ => drop(command.arg(&dir).arg("--test").arg(&shards)),
+        }
+        let mut child = start(&mut command);
+        std::thread::sleep(Duration::from_millis(700));
+        if child.try_wait().unwrap().is_some() {
+            let output = child.wait_with_output().unwrap();
+            panic!("{name} ended: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let (status, time) = ended_by(&["-TERM"], child);
+        assert_eq!(exit_code(status), 143, "{name}");
+        assert!(time < TIME, "{name}: {time:?}");
+    }
+}
