@@ -5,6 +5,7 @@ mod common;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use bt_pipeline::shard::{Limits, PackOptions, open_source, pack};
 use bt_pipeline::synth;
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
@@ -120,6 +121,65 @@ fn a_disk_that_is_full_when_a_checkpoint_is_written() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
     assert!(said.contains("warning: cannot write the checkpoint"), "{said}");
+}
+
+/// Shards that are packed: an index beside each, frames with a seek table.
+fn packed(shards: &Path, out: &Path, zstd: Option<i32>) {
+    let source = open_source(shards.to_str().unwrap(), out, &Limits::default()).unwrap();
+    let options = PackOptions { zstd, ..PackOptions::default() };
+    pack(&*source, out, "test", &options, &mut |_| {}).unwrap();
+    for entry in std::fs::read_dir(out).unwrap() {
+        let path = entry.unwrap().path();
+        if path.to_string_lossy().ends_with(".manifest.json") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+}
+
+#[test]
+fn every_limit_can_be_set_and_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = tiny_shards(dir.path());
+    let [indexed, framed, streamed, nested] =
+        ["indexed", "framed", "streamed", "nested"].map(|name| dir.path().join(name));
+    packed(&plain, &indexed, None);
+    packed(&plain, &framed, Some(1));
+    std::fs::create_dir(&streamed).unwrap();
+    let tar = std::fs::read(plain.join("part-0.tar")).unwrap();
+    std::fs::write(streamed.join("a.tar.zst"), zstd::encode_all(&tar[..], 1).unwrap()).unwrap();
+    write_one(&nested, &format!("{}/a", "d/".repeat(60)));
+    for (shards, limit, answer) in [
+        (&plain, "data.limits.members=100", "more than 100 members (limit)"),
+        (&plain, "data.limits.members_per_sample=1", "more than 1 members (limit)"),
+        (&plain, "data.limits.label=2", "expected a class number from 0 to 2"),
+        (&plain, "data.limits.member_bytes=64", "limit of 64"),
+        (&plain, "data.max_megapixels=0", "could not be used"),
+        (&nested, "data.limits.name_bytes=80", "limit"),
+        (&indexed, "data.limits.index_bytes=900", "over the limit of 900"),
+        (&framed, "data.limits.frame_bytes=4096", "4096"),
+        (&streamed, "data.limits.zstd_window_log=10", "a.tar.zst"),
+    ] {
+        let run = dir.path().join("run");
+        let mut command = tiny_run(shards, &run);
+        command.args(["--set", "data.shuffle=window", "--set", "train.epochs=1"]);
+        let works = shards == &nested || command.output().unwrap().status.success();
+        assert!(works, "{}: it is read within the usual limits", shards.display());
+        std::fs::remove_dir_all(&run).unwrap_or_default();
+        let line = complaint(command.args(["--set", limit]));
+        says(&line, &[answer]);
+        std::fs::remove_dir_all(&run).unwrap_or_default();
+    }
+}
+
+/// A tar of one image under a long path.
+fn write_one(folder: &Path, name: &str) {
+    std::fs::create_dir(folder).unwrap();
+    let mut tar = tar::Builder::new(std::fs::File::create(folder.join("a.tar")).unwrap());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(14);
+    header.set_cksum();
+    tar.append_data(&mut header, format!("{name}.ppm"), &b"P6 1 1 255\nabc"[..]).unwrap();
+    tar.into_inner().unwrap();
 }
 
 fn leftovers(folder: &Path) -> Vec<std::path::PathBuf> {

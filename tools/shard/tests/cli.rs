@@ -2,7 +2,8 @@
 //! input, and what is left behind when the disk is full.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn shard(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_shard")).args(args).output().unwrap()
@@ -188,26 +189,46 @@ fn a_disk_that_is_full_leaves_nothing_half_done() {
     }
 }
 
+/// Sends `signal` and returns the one that ended the command, which has two seconds for it.
+#[cfg(unix)]
+fn ended_by(signal: &str, mut child: Child) -> Option<i32> {
+    use std::os::unix::process::ExitStatusExt;
+    let begun = Instant::now();
+    let kill = Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    let ended = child.wait().unwrap().signal();
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    ended
+}
+
 #[cfg(unix)]
 #[test]
 fn a_run_that_is_killed_leaves_no_shard_that_looks_whole() {
     let folder = tempfile::tempdir().unwrap();
     let (tree, shards) = (tree(folder.path(), 300), folder.path().join("shards"));
     let (tree, to) = (tree.to_str().unwrap(), shards.to_str().unwrap());
-    let args = ["pack", tree, to, "--max-side", "39", "--samples-per-shard", "20"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_shard")).args(args).spawn().unwrap();
-    while child.try_wait().unwrap().is_none() {
-        if shards.is_dir() && names(&shards).len() > 2 {
-            child.kill().unwrap();
+    let args = ["pack", tree, to, "--max-side", "39", "--samples-per-shard", "20", "--overwrite"];
+    for (signal, number) in [("-KILL", 9), ("-TERM", 15)] {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_shard")).args(args).spawn().unwrap();
+        while !(shards.is_dir() && names(&shards).len() > 2) {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+        }
+        assert_eq!(ended_by(signal, child), Some(number));
+        for name in names(&shards).iter().filter(|name| name.ends_with(".tar")) {
+            let path = shards.join(name);
+            assert_eq!(ok(&["ls", path.to_str().unwrap()]).lines().count(), 20, "{name}");
+            assert!(ok(&["verify", path.to_str().unwrap()]).contains("no damage"), "{name}");
         }
     }
-    for name in names(&shards).iter().filter(|name| name.ends_with(".tar")) {
-        let path = shards.join(name);
-        assert_eq!(ok(&["ls", path.to_str().unwrap()]).lines().count(), 20, "{name}");
-        assert!(ok(&["verify", path.to_str().unwrap()]).contains("no damage"), "{name}");
-    }
     // The next run clears up.
-    ok(&[&args[..], &["--overwrite"]].concat());
+    ok(&args);
     assert!(!names(&shards).iter().any(|name| name.ends_with(".part")));
     assert_eq!(ok(&["ls", to]).lines().count(), 300);
+
+    // The same shards again and again: enough to verify for a while.
+    let again = [to; 300].join(" ");
+    let mut verify = Command::new(env!("CARGO_BIN_EXE_shard"));
+    let child = verify.args(["verify", &again]).stdout(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(ended_by("-TERM", child), Some(15));
 }
