@@ -396,12 +396,10 @@ fn number(field: &[u8]) -> Option<u64> {
         if field[0] != 0x80 {
             return None; // negative, or beyond 88 bits
         }
-        let (high, low) = field[1..].split_at(field.len() - 9);
-        return if high.iter().all(|&byte| byte == 0) {
-            Some(low.iter().fold(0, |value, &byte| value << 8 | u64::from(byte)))
-        } else {
-            None
-        };
+        // Fields have 8 or 12 bytes.
+        return field[1..].iter().try_fold(0u64, |value, &byte| {
+            Some(value.checked_mul(256)? | u64::from(byte))
+        });
     }
     let text = field.split(|&byte| byte == 0).next()?.trim_ascii();
     if text.is_empty() {
