@@ -165,3 +165,18 @@ fn a_configuration_of_any_nonsense_is_refused_in_one_line() {
         assert!(!said.is_empty() && said.lines().count() == 1, "`{what}`: {said}");
     }
 }
+
+#[test]
+fn the_seeds_that_configurations_are_fuzzed_from_are_accepted() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds/config");
+    let mut count = 0;
+    for entry in fs::read_dir(folder).unwrap() {
+        let text = fs::read_to_string(entry.unwrap().path()).unwrap();
+        let mut parts = text.split('\0');
+        let file = parts.next().unwrap();
+        let overrides: Vec<String> = parts.map(str::to_owned).collect();
+        RunConfig::parse(file, "seed.toml", &overrides).unwrap();
+        count += 1;
+    }
+    assert!(count >= 5, "{count}");
+}

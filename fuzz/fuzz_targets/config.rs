@@ -16,6 +16,8 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
             assert_eq!(again.to_toml().expect("a configuration is TOML"), written);
             let _ = (config.loader(), config.eval_loader());
         }
-        Err(error) => assert!(!format!("{error:#}").contains('\n'), "one line: {error:#}"),
+        // What a `--set` holds is quoted as it is.
+        Err(error) if overrides.is_empty() => assert!(!format!("{error:#}").contains('\n')),
+        Err(_) => {}
     }
 });
