@@ -153,7 +153,7 @@ fn every_limit_can_be_set_and_is_kept() {
         (&plain, "data.limits.members_per_sample=1", "more than 1 members (limit)"),
         (&plain, "data.limits.label=2", "expected a class number from 0 to 2"),
         (&plain, "data.limits.member_bytes=64", "limit of 64"),
-        (&plain, "data.max_megapixels=0", "could not be used"),
+        (&plain, "data.max_megapixels=0", "above the limit of 0"),
         (&nested, "data.limits.name_bytes=80", "limit"),
         (&indexed, "data.limits.index_bytes=900", "over the limit of 900"),
         (&framed, "data.limits.frame_bytes=4096", "4096"),
