@@ -1,0 +1,183 @@
+"""Two augmented views of images in tar shards, as NumPy arrays.
+
+>>> import bt_stream
+>>> loader = bt_stream.Loader("shards/train", preset="barlow-imagenet", batch_size=256, threads=8, seed=0)
+>>> for view_a, view_b in loader:      # float32 [256, 3, 224, 224], normalised; one epoch
+...     ...
+
+Reading, decoding and augmenting happen in threads without the interpreter's lock; there are no worker
+processes. The same seed gives the same bytes for any number of threads, and the same as `bt-stream train`.
+
+The arrays are the loader's own memory, not copies: `torch.from_numpy(view_a)` and
+`torch.from_dlpack(view_a)` share it, and the loader has it back when the last array or tensor over it is
+gone. A loop that lets go of its batches never copies; who keeps many gets copies, and never waits for ever.
+"""
+
+from __future__ import annotations
+
+import typing
+
+import numpy as np
+
+from . import _native
+
+__all__ = ["Batch", "Loader"]
+__version__ = "0.1.0"
+
+PRESETS = ("barlow-imagenet", "barlow-cifar", "simclr", "byol", "eval")
+
+
+class Batch(tuple):
+    """The views of one batch, a tuple of arrays, and what belongs to them."""
+
+    epoch: int
+    """The epoch, from 0."""
+    index: int
+    """The batch within the epoch, from 0."""
+    labels: np.ndarray
+    """Classes, int64 [n]; -1 where a sample has none."""
+    samples: np.ndarray
+    """Places of the samples in the set, int64 [n]."""
+
+    def __new__(cls, native: _native.Batch, views: int) -> "Batch":
+        self = super().__new__(cls, (_view(native, view) for view in range(views)))
+        self.epoch, self.index = native.place
+        self.labels = np.asarray(native.labels, dtype=np.int64)
+        self.samples = np.asarray(native.samples, dtype=np.int64)
+        return self
+
+
+class _Memory:
+    """One view of a native batch, which it keeps alive; what NumPy's arrays have as their base."""
+
+    def __init__(self, native, view):
+        self._native = native
+        self.__array_interface__ = native.interface(view)
+
+
+def _view(native, view):
+    return np.asarray(_Memory(native, view))
+
+
+class Loader:
+    """Batches of views of the images in ``shards``, an epoch for each ``for`` loop.
+
+    Parameters
+    ----------
+    shards:
+        A folder, a glob, a brace list (``train-{000000..000009}.tar``) or a manifest, as `bt-stream` takes it.
+    preset:
+        The views: ``barlow-imagenet`` (the authors'), ``barlow-cifar``, ``simclr``, ``byol``; ``eval`` gives one.
+    views:
+        What differs from the preset, TOML as under ``[views]`` of a configuration file, for example
+        ``"both.random_resized_crop.size = 96"`` or ``"b.gaussian_blur.p = 0.5"``.
+    batch_size:
+        Source images of a batch, over all ranks.
+    threads:
+        Threads that decode and augment; 0 for one each core.
+    seed:
+        Decides order and views.
+    shuffle:
+        ``global``, ``window`` (with ``window=(shards, samples)``, for shards that can only be streamed) or ``none``.
+    labels:
+        Give ``((view_a, view_b), labels)``, as torchvision's ``ImageFolder`` does, instead of ``(view_a, view_b)``.
+    layout:
+        ``nchw`` or ``nhwc``.
+    dtype:
+        ``float32`` (normalised) or ``uint8`` (not).
+    drop_last:
+        Leave out the last batch of an epoch where it is short.
+    rank, world:
+        This process' share of each batch, ``batch_size / world`` images.
+    budget_mb:
+        Bound on batches and samples in flight, in MiB.
+    on_bad, max_bad:
+        ``skip`` takes another sample for one that cannot be used, up to a share of ``max_bad``; ``stop`` raises.
+    resume:
+        What ``state_dict`` gave: the first batch is the one after the last that was yielded then.
+
+    Raises
+    ------
+    ValueError
+        For a setting that cannot be met, OSError for shards that cannot be read, RuntimeError for bad data.
+    """
+
+    def __init__(self, shards, preset="barlow-imagenet", batch_size=256, threads=0, seed=0, resume=None, *,
+                 views="", shuffle="global", window=(8, 4096), labels=False, layout="nchw", dtype="float32",
+                 drop_last=True, rank=0, world=1, budget_mb=2048, on_bad="skip", max_bad=0.1):
+        if preset not in PRESETS:
+            raise ValueError(f"preset {preset!r}: {', '.join(PRESETS)}")
+        self._native = _native.Loader(
+            str(shards), views=f'preset = "{preset}"\n{views}', batch_size=batch_size, threads=threads, seed=seed,
+            shuffle=shuffle, window=tuple(window), layout=layout, dtype=dtype, drop_last=drop_last, rank=rank,
+            world=world, budget_mb=budget_mb, on_bad=on_bad, max_bad=max_bad)
+        self._labels = labels
+        self._identity = {"seed": seed, "batch_size": batch_size, "samples": self._native.samples}
+        self._next = (0, 0)
+        self._stream = None
+        if resume is not None:
+            self.load_state_dict(resume)
+
+    def __len__(self) -> int:
+        """Batches of an epoch."""
+        return self._native.batches
+
+    @property
+    def samples(self) -> int:
+        """Samples of the set."""
+        return self._native.samples
+
+    @property
+    def classes(self) -> typing.List[str]:
+        """Names of the classes, where a manifest lists them."""
+        return self._native.classes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the next batch, from 0."""
+        return self._next[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the first batch of ``epoch`` the next one, as ``DistributedSampler.set_epoch`` does; nothing
+        happens where it is, or where that epoch has begun."""
+        if epoch != self._next[0]:
+            self._go_to(epoch, 0)
+
+    def _go_to(self, epoch, batch):
+        if self._next != (epoch, batch):
+            self._next, self._stream = (epoch, batch), None
+
+    def __iter__(self):
+        """The rest of the present epoch; the next loop goes on with the next epoch, which is being loaded already."""
+        epoch = self._next[0]
+        while self._next[0] == epoch:
+            if self._stream is None:
+                self._stream = self._native.start(*self._next)
+            stream = self._stream
+            batch = Batch(stream.next(), self._native.spec[2])
+            following = batch.index + 1
+            self._next = (epoch, following) if following < len(self) else (epoch + 1, 0)
+            yield (batch, batch.labels) if self._labels else batch
+            # The loop's variable is all that should keep it.
+            del batch
+
+    def state_dict(self) -> dict:
+        """Where the loader is: the position of the batch after the last one that was yielded."""
+        return {"epoch": self._next[0], "batch": self._next[1], **self._identity}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes to where ``state`` was taken.
+
+        Raises
+        ------
+        ValueError
+            When it was taken of another order: another seed, batch size or number of samples.
+        """
+        for key, own in self._identity.items():
+            if state[key] != own:
+                raise ValueError(f"the state is of {key} {state[key]}, this loader has {own}")
+        self._go_to(state["epoch"], state["batch"])
+
+    def stats(self) -> dict:
+        """Seconds by stage, added up over threads, and counts, since the stream was started."""
+        return {} if self._stream is None else self._stream.stats()

@@ -1,0 +1,153 @@
+"""python -m unittest discover tools/python/tests, with bt_stream installed, cargo, and torch or not.
+
+The shards are drawn by `shard synth`; `pipeline/examples/batches.rs` says what the bytes are to be.
+"""
+
+import gc
+import itertools
+import os
+import pathlib
+import subprocess
+import tempfile
+import unittest
+
+import numpy as np
+
+import bt_stream
+
+ROOT = pathlib.Path(__file__).resolve().parents[3]
+BATCH = 16
+
+
+def cargo(*arguments):
+    command = ["cargo", "run", "-q", "--release", "--locked", *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
+
+
+class LoaderTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.shards = os.path.join(cls.folder.name, "shards")
+        cargo("-p", "shard", "--", "synth", cls.shards, "--images", "70", "--samples-per-shard", "40")
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def loader(self, **settings):
+        settings = {"preset": "barlow-cifar", "batch_size": BATCH, "threads": 2, "seed": 5, **settings}
+        return bt_stream.Loader(self.shards, **settings)
+
+    def batches(self, loader, count):
+        """Copies of the first so many batches, across epochs."""
+        epochs = itertools.chain.from_iterable(itertools.repeat(loader))
+        return [tuple(np.copy(view) for view in batch) for batch in itertools.islice(epochs, count)]
+
+    def assert_same(self, some, others):
+        self.assertEqual(len(some), len(others))
+        for one, other in zip(some, others):
+            for view, same in zip(one, other):
+                np.testing.assert_array_equal(view, same)
+
+    def test_the_bytes_are_those_of_the_pipeline_for_any_number_of_threads(self):
+        written = cargo("-p", "bt-pipeline", "--example", "batches", "--", self.shards, "barlow-cifar", str(BATCH), "5", "6")
+        expected = np.frombuffer(written, np.float32).reshape(6, 2, BATCH, 3, 32, 32)
+        for threads in (1, 3):
+            self.assert_same(self.batches(self.loader(threads=threads), 6), expected)
+
+    def test_an_epoch_ends_the_loop_and_the_next_loop_goes_on(self):
+        loader = self.loader()
+        self.assertEqual((len(loader), loader.samples), (4, 70))
+        first, second = ([np.copy(a) for a, b in loader] for _ in range(2))
+        self.assertEqual((len(first), len(second), loader.epoch), (4, 4, 2))
+        self.assertFalse(np.array_equal(first[0], second[0]))
+        loader.set_epoch(1)
+        self.assert_same([[np.copy(a)] for a, b in loader], [[a] for a in second])
+
+    def test_resuming_gives_the_very_next_batch(self):
+        whole = self.batches(self.loader(), 8)
+        loader = self.loader()
+        self.batches(loader, 6)
+        state = loader.state_dict()
+        self.assertEqual((state["epoch"], state["batch"]), (1, 2))
+        self.assert_same(self.batches(self.loader(resume=state), 2), whole[6:])
+        loader.load_state_dict({**state, "epoch": 0, "batch": 3})
+        self.assert_same(self.batches(loader, 1), whole[3:4])
+        with self.assertRaisesRegex(ValueError, "seed 6"):
+            loader.load_state_dict({**state, "seed": 6})
+
+    def test_ranks_share_each_batch(self):
+        whole = self.batches(self.loader(), 2)
+        shares = [self.batches(self.loader(rank=rank, world=2), 2) for rank in range(2)]
+        for number, (a, b) in enumerate(whole):
+            for rank, share in enumerate(shares):
+                np.testing.assert_array_equal(a[rank::2], share[number][0])
+
+    def test_a_loop_gets_the_loaders_own_memory_and_a_list_does_not_stop_it(self):
+        loader = self.loader()
+        addresses = set()
+        for _ in range(5):
+            for a, b in loader:
+                self.assertIsNotNone(a.base)
+                self.assertTrue(a.flags.writeable and a.flags.c_contiguous)
+                # Both views lie in one buffer, one behind the other.
+                self.assertEqual(b.ctypes.data - a.ctypes.data, a.nbytes)
+                addresses.add(a.ctypes.data)
+        self.assertLessEqual(len(addresses), 4)
+        loader = self.loader()
+        kept = [pair for _ in range(3) for pair in loader]
+        self.assertEqual(len(kept), 12)
+        self.assert_same(kept, self.batches(self.loader(), 12))
+
+    def test_an_array_outlives_its_loader(self):
+        a, b = next(iter(self.loader()))
+        expected = np.copy(a)
+        gc.collect()
+        next(iter(self.loader(seed=6)))
+        np.testing.assert_array_equal(a, expected)
+
+    def test_labels_layouts_types_and_what_belongs_to_a_batch(self):
+        (a, b), labels = next(iter(self.loader(labels=True, layout="nhwc", dtype="uint8")))
+        self.assertEqual((a.shape, a.dtype, labels.dtype), ((BATCH, 32, 32, 3), np.uint8, np.int64))
+        batch = next(iter(self.loader()))
+        self.assertEqual((batch.epoch, batch.index, len(batch.samples)), (0, 0, BATCH))
+        np.testing.assert_array_equal(batch.labels, labels)
+        (view,) = next(iter(self.loader(preset="eval", views="both.center_crop.size = 24\nboth.resize.size = 24")))
+        self.assertEqual(view.shape, (BATCH, 3, 24, 24))
+
+    def test_mistakes_are_named(self):
+        for settings, text in [
+            ({"preset": "dino"}, "preset 'dino'"),
+            ({"views": "c.gaussian_blur.p = 1.0"}, '"c"'),
+            ({"views": "both.gaussian_blur.q = 1.0"}, "q"),
+            ({"shuffle": "some"}, "global, window or none"),
+            ({"batch_size": 71}, "71"),
+        ]:
+            with self.assertRaisesRegex(ValueError, text):
+                self.loader(**settings)
+        with self.assertRaises((OSError, ValueError)):
+            bt_stream.Loader(os.path.join(self.folder.name, "nothing"))
+
+    def test_tensors_share_the_memory(self):
+        try:
+            import torch
+
+            import bt_stream.torch
+        except ImportError:
+            self.skipTest("no torch")
+        a, b = next(iter(self.loader()))
+        self.assertEqual(torch.from_dlpack(a).data_ptr(), a.ctypes.data)
+        self.assertEqual(torch.from_numpy(a).data_ptr(), a.ctypes.data)
+        data = bt_stream.torch.PairDataset(self.loader(labels=True))
+        loader = torch.utils.data.DataLoader(data, batch_size=None)
+        self.assertEqual(len(loader), 4)
+        (first, _), labels = next(iter(loader))
+        self.assertEqual((first.shape, labels.dtype), ((BATCH, 3, 32, 32), torch.int64))
+        np.testing.assert_array_equal(first.numpy(), a)
+        with self.assertRaisesRegex(RuntimeError, "num_workers=0"):
+            next(iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1)))
+
+
+if __name__ == "__main__":
+    unittest.main()
