@@ -397,9 +397,9 @@ fn number(field: &[u8]) -> Option<u64> {
             return None; // negative, or beyond 88 bits
         }
         // Fields have 8 or 12 bytes.
-        return field[1..].iter().try_fold(0u64, |value, &byte| {
-            Some(value.checked_mul(256)? | u64::from(byte))
-        });
+        return field[1..]
+            .iter()
+            .try_fold(0u64, |value, &byte| Some(value.checked_mul(256)? | u64::from(byte)));
     }
     let text = field.split(|&byte| byte == 0).next()?.trim_ascii();
     if text.is_empty() {
