@@ -3,7 +3,7 @@
 //! # Layout
 //!
 //! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
-//!   [`reference`]: what each of its keys means.
+//!   [`mod@reference`]: what each of its keys means.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
