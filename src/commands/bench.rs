@@ -92,7 +92,9 @@ pub fn run(args: BenchArgs) -> Result<()> {
 
 /// Median wall and CPU milliseconds of each part, a line for each method.
 fn step(args: StepArgs) -> Result<()> {
-    let configured = args.source.load(&[])?;
+    // Options under `[loss]` are those of the method that is asked for.
+    let first = args.method.first().map(|method| format!("method={method}"));
+    let configured = args.source.load(&[first])?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
