@@ -1,12 +1,16 @@
 //! Re-coded images: the JPEG's own pixels on every path, the JPEG's coefficients
 //! back, and answers to damage.
 
+#[path = "common/region.rs"]
+mod region;
+
 use std::path::{Path as FilePath, PathBuf};
 
 use bt_pipeline::Image;
 use bt_pipeline::dct::{DctDecoder, DctError, DctImage, Path, encode, to_jpeg};
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region};
 use bt_pipeline::rng::Rng;
+use region::{crop, random_region};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Names and bytes of JPEGs of many samplings and sizes, gray and RGB ones, with
@@ -34,24 +38,6 @@ fn pixels(path: Path, packed: &[u8]) -> Result<Image, DctError> {
     let mut out = Image::default();
     DctDecoder::with_path(path).decode_into(&DctImage::parse(packed)?, &mut out)?;
     Ok(out)
-}
-
-fn crop(image: &Image, region: Region) -> Image {
-    let mut out = Image::new(region.width, region.height);
-    for y in 0..region.height {
-        let row = &image.row(region.top + y)[region.left * 3..][..region.width * 3];
-        out.pixels_hwc[y * region.width * 3..][..region.width * 3].copy_from_slice(row);
-    }
-    out
-}
-
-fn random_region(rng: &mut Rng, width: usize, height: usize) -> Region {
-    let mut span = |length: usize| {
-        let size = 1 + rng.below(length as u64) as usize;
-        (rng.below((length - size + 1) as u64) as usize, size)
-    };
-    let ((left, width), (top, height)) = (span(width), span(height));
-    Region { left, top, width, height }
 }
 
 /// Makes both checksums right again, so that what lies behind them is reached.
@@ -152,6 +138,20 @@ fn what_cannot_be_re_coded_says_so() {
         let cut = encode(&bytes[..bytes.len() - 2]).unwrap_err();
         assert!(!cut.is_unsupported(), "{name}: {cut}");
     }
+}
+
+#[test]
+fn a_header_of_several_scans_is_refused() {
+    let (_, bytes) = fixtures().into_iter().find(|(name, _)| name == "420_75x49").unwrap();
+    let packed = encode(&bytes).unwrap();
+    let frame = packed.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    let mut progressive = packed.clone();
+    progressive[frame + 1] = 0xC2;
+    reseal(&mut progressive);
+    assert!(DctImage::parse(&progressive).is_err() && to_jpeg(&progressive).is_err());
+    progressive[frame + 1] = 0xC1;
+    reseal(&mut progressive);
+    assert!(DctImage::parse(&progressive).is_ok());
 }
 
 #[test]

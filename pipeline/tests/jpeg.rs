@@ -1,10 +1,14 @@
 //! The JPEG decoder against Pillow's pixels, against itself, and against damage.
 
+#[path = "common/region.rs"]
+mod region;
+
 use std::path::{Path, PathBuf};
 
 use bt_pipeline::Image;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex, Simd};
 use bt_pipeline::rng::Rng;
+use region::{crop, random_region};
 
 fn fixture_folder() -> PathBuf {
     match std::env::var_os("BT_JPEG_FIXTURES") {
@@ -40,24 +44,6 @@ fn decode(bytes: &[u8]) -> Result<Image, JpegError> {
     let mut out = Image::default();
     JpegDecoder::new().decode_into(&Jpeg::parse(bytes)?, &mut out)?;
     Ok(out)
-}
-
-fn crop(image: &Image, region: Region) -> Image {
-    let mut out = Image::new(region.width, region.height);
-    for y in 0..region.height {
-        let row = &image.row(region.top + y)[region.left * 3..][..region.width * 3];
-        out.pixels_hwc[y * region.width * 3..][..region.width * 3].copy_from_slice(row);
-    }
-    out
-}
-
-fn random_region(rng: &mut Rng, width: usize, height: usize) -> Region {
-    let mut span = |length: usize| {
-        let size = 1 + rng.below(length as u64) as usize;
-        (rng.below((length - size + 1) as u64) as usize, size)
-    };
-    let ((left, width), (top, height)) = (span(width), span(height));
-    Region { left, top, width, height }
 }
 
 fn worst_difference(a: &Image, b: &Image) -> u8 {

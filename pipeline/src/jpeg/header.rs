@@ -445,6 +445,10 @@ impl<'a> Parser<'a> {
     fn finish(mut self, tables: bool) -> Result<Jpeg<'a>, JpegError> {
         self.jpeg.color = self.color();
         let jpeg = &self.jpeg;
+        // What has no tables is no picture to be walked through scan by scan.
+        if !tables && jpeg.scans != Scans::One {
+            return Err(JpegError::Corrupt("a header of several scans"));
+        }
         let components = jpeg.components();
         if components.iter().map(|c| c.h * c.v).sum::<u8>() > 10 {
             return Err(JpegError::Corrupt("more than 10 blocks in an MCU"));

@@ -94,7 +94,7 @@ pub struct Pack {
     #[arg(long)]
     pub raw: bool,
     /// Store JPEGs as packed coefficients (.dct): the same pixels, decoded several times faster, in
-    /// about 1.1 times the bytes. Images that cannot be (progressive JPEGs, PNG, ...) stay as they are
+    /// about 1.1 times the bytes. Images that cannot be (CMYK JPEGs, PNG, ...) stay as they are
     #[arg(long, conflicts_with = "raw")]
     pub recode: bool,
     /// Leave out images that cannot be used, and list them, instead of stopping
