@@ -10,15 +10,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytemuck::{Pod, Zeroable};
-
 use crate::augment::{DType, Layout, ViewOut};
+use crate::scratch::Line;
 use crate::sync::{AtomicUsize, Sender};
-
-/// A cache line; buffers are made of these, so that every SIMD load is aligned.
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
 
 /// Recycled memory of one batch.
 pub(crate) struct Buffer(Vec<Line>);
@@ -26,7 +20,7 @@ pub(crate) struct Buffer(Vec<Line>);
 impl Buffer {
     pub(crate) fn new(bytes: usize) -> Self {
         // Zeroed by the system, not touched here.
-        let lines = vec![Line([0; 64]); bytes.div_ceil(64)];
+        let lines = vec![Line::ZERO; bytes.div_ceil(64)];
         huge_pages(&lines);
         Buffer(lines)
     }

@@ -30,6 +30,7 @@ pub mod measure;
 pub mod order;
 pub mod rng;
 mod run;
+mod scratch;
 pub mod shard;
 pub mod stats;
 mod sync;

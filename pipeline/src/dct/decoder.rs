@@ -116,9 +116,8 @@ impl DctDecoder {
 struct Place {
     shape: Shape,
     row: usize,
-    /// Column of its first MCU, how many it has, and how many of them are needed.
+    /// Column of its first MCU, and how many of them are needed.
     first: usize,
-    mcus: usize,
     needed: usize,
 }
 
@@ -127,7 +126,7 @@ impl Place {
     fn hand_on(&self, blocks: &Blocks, raster: &mut Raster<'_>) -> Result<(), DctError> {
         let mut done = 0;
         for (component, part) in self.shape.parts().iter().enumerate() {
-            let left = self.first * (part.columns / self.mcus);
+            let left = self.first * raster.plan.windows[component].h;
             for y in self.row * part.rows..(self.row + 1) * part.rows {
                 let (blocks, spans) = (&blocks.blocks[done..], &blocks.spans[done..]);
                 raster.blocks(component, (left, y), blocks, spans, &NUMBERS[..part.columns]);
@@ -156,7 +155,7 @@ fn each_segment(
             if needed > 0 {
                 let shape = image.segments.shape(mcus);
                 decode(path, image.coded(start, length)?, &shape, image.index_bits, blocks)?;
-                take(&Place { shape, row, first, mcus, needed }, blocks)?;
+                take(&Place { shape, row, first, needed }, blocks)?;
             }
             start += length;
         }

@@ -84,8 +84,9 @@ impl Grid {
     }
 }
 
-/// Bytes to the left of a plane's rows, for the copy of the edge.
-const PAD_LEFT: usize = 16;
+/// Bytes to the left of a plane's rows, for the copy of the edge: a cache line, so
+/// that blocks keep to lines.
+const PAD_LEFT: usize = 64;
 /// Bytes to the right, for the copy of the edge.
 const PAD_RIGHT: usize = 16;
 
@@ -125,7 +126,7 @@ impl Window {
         };
         let block_columns = blocks(region.columns(), h_ratio, reach_x, columns);
         let block_rows = blocks(region.rows(), v_ratio, reach_y, rows);
-        let stride = PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT;
+        let stride = (PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT).next_multiple_of(64);
         Window { h, v, columns, rows, block_columns, block_rows, upsample, stride, offset: 0 }
     }
 

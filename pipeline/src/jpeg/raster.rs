@@ -11,11 +11,12 @@ use super::plan::{Plan, Region, Window};
 use super::simd::Simd;
 use super::upsample::{self, Upsample};
 use crate::Image;
+use crate::scratch::Scratch;
 
 /// The back end's buffers, kept between pictures.
 #[derive(Default)]
 pub(crate) struct RasterBuffers {
-    planes: Vec<u8>,
+    planes: Scratch,
     /// One upsampled row of each component.
     rows: [Vec<u8>; 3],
     /// For each needed row of MCUs, those still to come.
@@ -48,9 +49,6 @@ impl<'a> Raster<'a> {
         buffers: &'a mut RasterBuffers,
         out: &'a mut Image,
     ) -> Raster<'a> {
-        if buffers.planes.len() < plan.plane_bytes {
-            buffers.planes.resize(plan.plane_bytes, 0);
-        }
         buffers.left.clear();
         buffers.left.resize(plan.rows.len(), plan.columns.len());
         out.reset(region.width, region.height);
@@ -94,7 +92,7 @@ impl<'a> Raster<'a> {
             spans,
             &numbers[from..to],
             &self.quant[component],
-            &mut self.buffers.planes[at..],
+            &mut self.buffers.planes.get(self.plan.plane_bytes)[at..],
             window.stride,
         );
     }
@@ -138,10 +136,11 @@ impl<'a> Raster<'a> {
         if *left > 0 {
             return Ok(());
         }
+        let planes = self.buffers.planes.get(self.plan.plane_bytes);
         for window in &self.plan.windows {
             for y in row * window.v..(row + 1) * window.v {
                 if window.block_rows.contains(&y) {
-                    window.extend_edges(&mut self.buffers.planes, y);
+                    window.extend_edges(planes, y);
                 }
             }
         }
@@ -164,6 +163,7 @@ impl<'a> Raster<'a> {
         let (left, width) = (self.region.left, self.region.width);
         let mut components: [&[u8]; 3] = [&[]; 3];
         let RasterBuffers { planes, rows, .. } = &mut *self.buffers;
+        let planes = planes.get(self.plan.plane_bytes);
         for ((component, window), buffer) in
             components.iter_mut().zip(&self.plan.windows).zip(rows.iter_mut())
         {
@@ -204,11 +204,17 @@ fn full_row<'a>(
     buffer: &'a mut Vec<u8>,
 ) -> &'a [u8] {
     let upsample = window.upsample;
+    // Ratios but the odd ones are shifts: this runs for each row.
+    let divided = |at: usize, ratio: usize| match ratio {
+        1 => at,
+        2 => at / 2,
+        _ => at / ratio,
+    };
     let (h, v) = upsample.ratios();
-    let (x, row) = (left / h, y / v);
+    let (x, row) = (divided(left, h), divided(y, v));
     // Samples that cover the pixels, and the other row of the triangle filter.
-    let samples = (left + width - 1) / h + 1 - x;
-    let below = y % v == 1;
+    let samples = divided(left + width - 1, h) + 1 - x;
+    let below = y - row * v == 1;
     let far = if below { (row + 1).min(window.rows - 1) } else { row.saturating_sub(1) };
     let at = |y: usize, before: isize| &planes[window.at(x as isize - before, y)..];
     if upsample == Upsample::None {
@@ -225,5 +231,5 @@ fn full_row<'a>(
         Upsample::V2 => upsample::v2(at(row, 0), at(far, 0), below, out),
         Upsample::Repeat(times, _) => upsample::repeat(at(row, 0), times, out),
     }
-    &buffer[left % h..]
+    &buffer[left - x * h..]
 }

@@ -18,8 +18,9 @@ mod row;
 pub mod store;
 mod vector;
 
+pub use crate::scratch::Scratch;
 pub use level::Level;
-pub use row::{LANES, Row, Scratch, padded};
+pub use row::{LANES, Row, padded};
 
 /// Largest brightness, contrast or saturation factor; the fixed-point forms
 /// hold factors below 8.

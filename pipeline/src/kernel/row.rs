@@ -32,18 +32,3 @@ impl<'a> Row<'a> {
         Row { r, g, b }
     }
 }
-
-/// A buffer that grows and is never given back, so that the steady state does
-/// not allocate.
-#[derive(Debug, Default)]
-pub struct Scratch(Vec<i16>);
-
-impl Scratch {
-    /// `len` elements of unspecified value.
-    pub fn get(&mut self, len: usize) -> &mut [i16] {
-        if self.0.len() < len {
-            self.0.resize(len, 0);
-        }
-        &mut self.0[..len]
-    }
-}

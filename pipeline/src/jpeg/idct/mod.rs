@@ -14,8 +14,8 @@ mod x86;
 
 use super::simd::Simd;
 
-/// 64 coefficients or quantisation steps, row-major.
-#[repr(C, align(32))]
+/// 64 coefficients or quantisation steps, row-major: two cache lines.
+#[repr(C, align(64))]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Block(pub [i16; 64]);
 

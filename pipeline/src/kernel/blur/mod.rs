@@ -5,8 +5,9 @@
 
 mod pass;
 
-use super::row::{Scratch, padded};
+use super::row::padded;
 use crate::kernel::Level;
+use crate::scratch::Scratch;
 
 /// Fractional bits of a value inside the blur: the sum of two values times 64
 /// still fits 16 bits.
@@ -80,12 +81,7 @@ impl Blur {
         let pitch = stride + 2 * radius;
         let line = self.line.get(3 * pitch);
         for (plane, line) in planes.chunks_exact(stride).zip(line.chunks_exact_mut(pitch)) {
-            let plane = &plane[..width];
-            line[..radius].fill(plane[0] << BITS);
-            for (to, from) in line[radius..].iter_mut().zip(plane) {
-                *to = from << BITS;
-            }
-            line[radius + width..][..radius].fill(plane[width - 1] << BITS);
+            pass::extend(level, &plane[..width], radius, line);
         }
         let ring = self.ring.get(3 * stride * (2 * radius + 1));
         pass::horizontal(level, line, &self.weights, &mut ring[slot..][..3 * stride]);
@@ -100,8 +96,13 @@ impl Blur {
             return None;
         }
         self.rows.clear();
-        let place = |y: usize| y % capacity * row_len;
-        let pair = |distance| [place(y.saturating_sub(distance)), place((y + distance).min(last))];
+        // Places go around the ring from row y's; one division, not one for each row.
+        let (own, end) = (y % capacity * row_len, capacity * row_len);
+        let pair = |distance: usize| {
+            let above = own + end - distance.min(y) * row_len;
+            let below = own + distance.min(last - y) * row_len;
+            [above, below].map(|at| if at < end { at } else { at - end })
+        };
         self.rows.extend((0..=radius).map(pair));
         let ring = self.ring.get(row_len * capacity);
         pass::vertical(level, ring, &self.rows, &self.weights, planes);

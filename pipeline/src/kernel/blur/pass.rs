@@ -2,8 +2,25 @@
 //! multiplied: half the products.
 
 use super::BITS;
+use crate::kernel::level::multiversion;
 use crate::kernel::resize::mulhrs;
 use crate::kernel::vector::{Vector, vectorized};
+
+multiversion! {
+    /// A plane of a row with [`BITS`] fractional bits and `radius` copies of its ends
+    /// before and after it.
+    pub(super) fn extend(plane: &[i16], radius: usize, line: &mut [i16]) = extend_inner
+}
+
+#[inline(always)]
+fn extend_inner(plane: &[i16], radius: usize, line: &mut [i16]) {
+    let end = radius + plane.len();
+    line[..radius].fill(plane[0] << BITS);
+    for (to, from) in line[radius..end].iter_mut().zip(plane) {
+        *to = from << BITS;
+    }
+    line[end..end + radius].fill(plane[plane.len() - 1] << BITS);
+}
 
 vectorized! {
     /// Blurs along a row. `line` is three planes whose first `radius` elements lie

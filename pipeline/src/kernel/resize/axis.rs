@@ -78,6 +78,7 @@ pub(super) struct Axis {
     taps: usize,
     lowest: usize,
     end: usize,
+    flip: bool,
     /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
 }
@@ -120,6 +121,7 @@ impl Axis {
         // No window is longer: it is at most 2 * support + 1 wide.
         self.taps = ((2.0 * support + 1.0 + 1e-9) as usize).min(range.input);
         (self.lowest, self.end) = (range.input, 0);
+        self.flip = flip;
         self.starts.clear();
         self.lengths.clear();
         self.weights.resize(range.count * self.taps, 0);
@@ -148,6 +150,11 @@ impl Axis {
             let weights = &mut self.weights[group * self.taps..][..count * self.taps];
             round(&self.exact, &windows, sums, weights);
         }
+    }
+
+    /// Whether windows go to the left from one output pixel to the next.
+    pub fn descends(&self) -> bool {
+        self.flip
     }
 
     /// Output pixels.

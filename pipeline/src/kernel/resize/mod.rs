@@ -24,11 +24,11 @@ use block::{Block, MAX_ROWS};
 use vertical::vertical;
 
 use super::level::Kind;
-use super::row::Scratch;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512, Vector};
 use super::{Level, padded};
 use crate::Image;
+use crate::scratch::Scratch;
 
 /// Fractional bits of what enters a pass: 255 just fits 16 bits.
 const IN_BITS: u32 = 7;
@@ -104,7 +104,10 @@ impl Resize {
         assert_eq!(planes.len(), row_len);
         let ring = self.ring.get(row_len * capacity);
         self.rows.clear();
-        self.rows.extend((start..start + weights).map(|row| row % capacity * row_len));
+        // One division, not one for each row.
+        let (first, end) = (start % capacity * row_len, capacity * row_len);
+        let wrap = |at: usize| if at < end { at } else { at - end };
+        self.rows.extend((0..weights).map(|row| wrap(first + row * row_len)));
         vertical(level, ring, &self.rows, self.vertical.weights(self.next), planes);
         self.next += 1;
     }
@@ -200,7 +203,7 @@ fn horizontal(
     let row_len = out.len() / block_rows;
     #[cfg(target_arch = "x86_64")]
     if level != Level::SCALAR {
-        let columns = columns.get(vector::columns_len(block.bytes, axis.taps(), block_rows));
+        let columns = columns.get(vector::scratch_len(axis, block_rows));
         if level.kind() == Kind::Avx512 && block_rows == Avx512::LEN {
             // SAFETY: a level of this kind exists only where the CPU was found to
             // have these features (`Level::available`).
