@@ -9,6 +9,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use crate::config::RunConfig;
+use crate::loss::{Described, OBJECTIVES, Registration};
 
 /// A key, as `bt-stream config --explain` shows it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -50,33 +51,63 @@ pub fn entries(now: &RunConfig) -> Result<Vec<Entry>> {
     let (default, now) = (serde_json::to_value(RunConfig::default())?, serde_json::to_value(now)?);
     let mut out = Vec::new();
     Walk { root: &schema, out: &mut out }.table("", &schema, Some(&default), Some(&now));
+    let method = OBJECTIVES.iter().find(|one| Some(one.name) == now["method"].as_str());
+    // Options of the objective follow the table that they are in.
+    if let (Some(method), Some(at)) = (method, out.iter().position(|entry| entry.key == "loss")) {
+        out.splice(at + 1..at + 1, options(method, Some(&now["loss"])));
+    }
     Ok(out)
+}
+
+/// The options of an objective, as keys of `[loss]`.
+fn options(method: &Registration, now: Option<&Value>) -> Vec<Entry> {
+    let Described { schema, defaults } = (method.described)();
+    let mut out = Vec::new();
+    // What is not given is the default, not another value.
+    let mut in_effect = defaults.clone();
+    for (name, value) in now.and_then(Value::as_object).into_iter().flatten() {
+        in_effect[name] = value.clone();
+    }
+    Walk { root: &schema, out: &mut out }.table(
+        "loss.",
+        &schema,
+        Some(&defaults),
+        Some(&in_effect),
+    );
+    out
 }
 
 /// The reference of all keys.
 pub fn markdown() -> String {
+    let rows = |out: &mut String, entries: &[Entry]| {
+        out.push_str("\n| key | takes | default | |\n|---|---|---|---|\n");
+        for entry in entries {
+            let name = entry.key.rsplit('.').next().unwrap_or_default();
+            let cell = |text: &str| text.replace('|', "\\|");
+            let default = entry.default.as_ref().map(|value| format!("`{}`", cell(value)));
+            let (takes, text) = (cell(&entry.takes), cell(&entry.text));
+            let _ =
+                writeln!(out, "| `{name}` | {takes} | {} | {text} |", default.unwrap_or_default());
+        }
+    };
     let mut out = String::from(
         "# Configuration\n\nEvery key, from `bt-stream config --reference`. A file in TOML, `--set KEY=VALUE` on top; \
          `bt-stream config` prints\nwhat is in effect, `bt-stream config --explain KEY` one of these.\n",
     );
-    let mut section = None;
-    for entry in entries(&RunConfig::default()).unwrap_or_default() {
-        let (table, name) = entry.key.rsplit_once('.').unwrap_or(("", &entry.key));
-        if section.as_deref() != Some(table) {
-            if !table.is_empty() {
-                let _ = write!(out, "\n## [{table}]\n");
-            }
-            out.push_str("\n| key | takes | default | |\n|---|---|---|---|\n");
-            section = Some(table.to_owned());
+    let all = entries(&RunConfig::default()).unwrap_or_default();
+    let table = |entry: &Entry| entry.key.rsplit_once('.').map(|(table, _)| table.to_owned());
+    let is_option = |entry: &&Entry| entry.key.starts_with("loss.");
+    let keys: Vec<Entry> = all.iter().filter(|entry| !is_option(entry)).cloned().collect();
+    for section in keys.chunk_by(|a, b| table(a) == table(b)) {
+        if let Some(table) = table(&section[0]) {
+            let _ = write!(out, "\n## [{table}]\n");
         }
-        let cell = |text: &str| text.replace('|', "\\|");
-        let default = entry.default.map(|value| format!("`{}`", cell(&value))).unwrap_or_default();
-        let _ = writeln!(
-            out,
-            "| `{name}` | {} | {default} | {} |",
-            cell(&entry.takes),
-            cell(&entry.text)
-        );
+        rows(&mut out, section);
+    }
+    for method in OBJECTIVES {
+        let (name, summary) = (method.name, method.summary);
+        let _ = write!(out, "\n## [loss] with method = \"{name}\"\n\n{summary}.\n");
+        rows(&mut out, &options(method, None));
     }
     out
 }
@@ -133,7 +164,7 @@ impl Walk<'_> {
                 key,
                 text: text.unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" "),
                 takes,
-                default: default.as_ref().map(shown),
+                default: default.as_ref().filter(|value| !value.is_null()).map(shown),
                 now: now.filter(|now| Some(now) != default.as_ref()).as_ref().map(shown),
             });
         }
@@ -181,6 +212,11 @@ mod tests {
             assert!(!entry.text.is_empty(), "{} has no explanation", entry.key);
             assert_ne!(entry.takes, "value", "{}", entry.key);
         }
+        for method in OBJECTIVES {
+            let options = options(method, None);
+            assert!(!options.is_empty(), "{}", method.name);
+            assert!(options.iter().all(|entry| !entry.text.is_empty()), "{}", method.name);
+        }
         let mut keys = Vec::new();
         fn leaves(front: &str, table: &toml::Table, keys: &mut Vec<String>) {
             for (name, value) in table {
@@ -200,7 +236,8 @@ mod tests {
 
     #[test]
     fn an_entry_tells_choices_default_and_what_is_in_effect() {
-        let config = RunConfig::parse("", "", &["data.shuffle=window".into()]).unwrap();
+        let changes = ["data.shuffle=window".into(), "loss.lambda=0.5".into()];
+        let config = RunConfig::parse("", "", &changes).unwrap();
         let all = entries(&config).unwrap();
         let entry = |key: &str| all.iter().find(|entry| entry.key == key).unwrap();
         let shuffle = entry("data.shuffle");
@@ -212,6 +249,8 @@ mod tests {
             "{}",
             shuffle.text()
         );
+        assert_eq!(entry("loss.lambda").now.as_deref(), Some("0.5"));
+        assert_eq!(entry("loss.terms").now, None);
         assert_eq!(entry("train.batch_size").takes, "whole number");
         assert_eq!(entry("views.b.gaussian_blur.sigma").takes, "2 numbers");
         assert_eq!(nearest(&all, "train.bathc_size"), Some("train.batch_size"));

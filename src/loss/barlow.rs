@@ -18,6 +18,7 @@
 
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cross_entropy::log_sum_exp_terms;
@@ -26,7 +27,7 @@ use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
 use super::{
     CorrelationStats, Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration,
-    not_negative, parse, positive,
+    described, not_negative, parse, positive,
 };
 use crate::nn::storage;
 
@@ -34,6 +35,7 @@ use crate::nn::storage;
 pub const REGISTRATION: Registration = Registration {
     name: "barlow",
     summary: "Barlow Twins: cross-correlation of the views towards the identity (eq. 1, 2)",
+    described: described::<BarlowConfig>,
     build: |options| {
         let config: BarlowConfig = parse(options)?;
         config.validate()?;
@@ -42,7 +44,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Which terms of equation 1 count.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Terms {
     /// Both.
@@ -55,7 +57,7 @@ pub enum Terms {
 }
 
 /// What makes C out of the centred embeddings.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Normalize {
     /// Each dimension to unit variance over the batch: the paper's cross-correlation.
@@ -68,7 +70,7 @@ pub enum Normalize {
 }
 
 /// What is made of C.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Shape {
     /// Squared differences from the identity (equation 1).
@@ -79,7 +81,7 @@ pub enum Shape {
 }
 
 /// Options of Barlow Twins; the defaults are the authors'.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct BarlowConfig {
     /// Weight of the redundancy term.

@@ -8,18 +8,20 @@
 //! The authors' loss is 2 + 2 D, summed over both views: the same gradient, four times as long.
 
 use candle_core::{Result, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::simsiam::{predictions, symmetric_cosine};
 use super::{
     Embeddings, LossOutput, Momentum, Needs, Objective, PredictorShape, Registration, at_least_one,
-    parse, share,
+    described, parse, share,
 };
 
 /// `method = "byol"`.
 pub const REGISTRATION: Registration = Registration {
     name: "byol",
     summary: "BYOL: a predictor of what a momentum teacher sees, under the cosine (eq. 4)",
+    described: described::<ByolConfig>,
     build: |options| {
         let config: ByolConfig = parse(options)?;
         share("momentum", config.momentum)?;
@@ -30,7 +32,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of BYOL; the defaults are the authors'.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ByolConfig {
     /// The teacher's momentum at the start.

@@ -9,16 +9,18 @@
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{dot, with_pair};
 use super::normalize::{Norm, Normalized};
-use super::{Embeddings, LossOutput, Objective, Registration, parse};
+use super::{Embeddings, LossOutput, Objective, Registration, described, parse};
 
 /// `method = "cosine"`.
 pub const REGISTRATION: Registration = Registration {
     name: "cosine",
     summary: "cosine similarity to the other view as a fixed target (eq. 4)",
+    described: described::<CosineConfig>,
     build: |options| {
         let config: CosineConfig = parse(options)?;
         Ok(Box::new(Cosine { config }))
@@ -26,7 +28,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of the cosine objective.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CosineConfig {
     /// Whether the second view is a fixed target; without it, embeddings collapse.

@@ -18,17 +18,19 @@
 
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{Pair, with_pair};
 use super::linalg::cholesky_inverse;
 use super::matmul::{Mat, matmul};
-use super::{Embeddings, LossOutput, Objective, Registration, not_negative, parse};
+use super::{Embeddings, LossOutput, Objective, Registration, described, not_negative, parse};
 
 /// `method = "imax"`.
 pub const REGISTRATION: Registration = Registration {
     name: "imax",
     summary: "IMAX: log-determinants of the covariances of difference and sum (eq. 5)",
+    described: described::<ImaxConfig>,
     build: |options| {
         let config: ImaxConfig = parse(options)?;
         not_negative("ridge", config.ridge)?;
@@ -37,7 +39,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of IMAX.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct ImaxConfig {
     /// Added to both covariances' diagonals, in squared units of the embeddings.

@@ -9,17 +9,21 @@
 
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::with_pair;
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
-use super::{Embeddings, LossOutput, Objective, Registration, exp::shifted_exps, parse, positive};
+use super::{
+    Embeddings, LossOutput, Objective, Registration, described, exp::shifted_exps, parse, positive,
+};
 
 /// `method = "infonce"`.
 pub const REGISTRATION: Registration = Registration {
     name: "infonce",
     summary: "InfoNCE: each sample's views together, apart from the other samples' (eq. 3)",
+    described: described::<InfoNceConfig>,
     build: |options| {
         let config: InfoNceConfig = parse(options)?;
         positive("temperature", config.temperature)?;
@@ -28,7 +32,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of InfoNCE.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct InfoNceConfig {
     /// Temperature.

@@ -7,15 +7,16 @@
 //! ```
 //!
 //! Keys and queue are fixed; after the step the keys take the place of the oldest in the queue,
-//! which starts with random directions, as the authors' does. The twin batch holds both views
-//! of each sample, so both directions count (as in MoCo v3); `symmetric = false` is the authors'
-//! v2: queries of view a alone.
+//! which starts with random directions, as the authors' does. Queries are those of view a alone,
+//! as in the authors' code; the twin batch holds both views of each sample, so that with
+//! `symmetric = true` both directions count (as in MoCo v3), at twice the cost.
 
 use std::collections::HashMap;
 
 use bt_pipeline::rng::Rng;
 use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::{dot, with_pair};
@@ -23,8 +24,8 @@ use super::exp::shifted_exps;
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
 use super::{
-    Embeddings, LossOutput, Momentum, Needs, Objective, Registration, at_least_one, parse,
-    positive, share,
+    Embeddings, LossOutput, Momentum, Needs, Objective, Registration, at_least_one, described,
+    parse, positive, share,
 };
 use crate::nn::storage;
 
@@ -32,33 +33,45 @@ use crate::nn::storage;
 pub const REGISTRATION: Registration = Registration {
     name: "moco",
     summary: "MoCo: contrast with a queue of a momentum teacher's keys",
+    described: described::<MocoConfig>,
     build: |options| {
         let config: MocoConfig = parse(options)?;
         positive("temperature", config.temperature)?;
         share("momentum", config.momentum)?;
-        at_least_one("queue", config.queue)?;
+        if let Some(queue) = config.queue {
+            at_least_one("queue", queue)?;
+        }
         Ok(Box::new(Moco { config, queue: None }))
     },
 };
 
 /// Options of MoCo; the defaults are v2's but for a queue that suits small data sets (theirs
-/// holds 65536).
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+/// holds 65536 keys of 128 dimensions).
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct MocoConfig {
     /// Temperature.
     pub temperature: f64,
     /// The teacher's momentum.
     pub momentum: f64,
-    /// Keys that are kept as negatives.
-    pub queue: usize,
+    /// Keys that are kept as negatives. Without it 4096, fewer where these would be more
+    /// than the paper's 65536 x 128 numbers: 1024 of 8192 dimensions.
+    pub queue: Option<usize>,
     /// Whether view b's embeddings are queries too.
     pub symmetric: bool,
 }
 
 impl Default for MocoConfig {
     fn default() -> Self {
-        Self { temperature: 0.2, momentum: 0.999, queue: 4096, symmetric: true }
+        Self { temperature: 0.2, momentum: 0.999, queue: None, symmetric: false }
+    }
+}
+
+impl MocoConfig {
+    /// Keys of `dim` dimensions that the queue holds.
+    fn capacity(&self, dim: usize) -> usize {
+        const NUMBERS: usize = 65_536 * 128;
+        self.queue.unwrap_or_else(|| (NUMBERS / dim.max(1)).clamp(1, 4096))
     }
 }
 
@@ -115,7 +128,7 @@ impl Moco {
     fn queue(&mut self, dim: usize) -> Result<&mut Queue> {
         let made = match self.queue.take() {
             Some(queue) => queue,
-            None => Queue::new(self.config.queue, dim)?,
+            None => Queue::new(self.config.capacity(dim), dim)?,
         };
         if made.keys.dim(1)? != dim {
             bail!("moco: the queue holds keys of {:?}, not of {dim}", made.keys.dims());
@@ -140,27 +153,24 @@ impl Objective for Moco {
 
     fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
         let [t_a, t_b] = Self::teacher(seen)?;
-        let MocoConfig { temperature, symmetric, .. } = self.config;
-        let queue = self.queue(seen.a.dim(1)?)?;
-        let negatives = storage::read(&queue.keys)?;
-        let direction = |q: &Tensor, k: &Tensor, weight: f64| {
-            with_pair(q, k, |pair| {
-                let q = Normalized::new(pair.a, pair.dim, Norm::Unit);
-                let k = Normalized::new(pair.b, pair.dim, Norm::Unit);
-                Ok(contrast(&q, &k, &negatives, temperature, weight))
-            })
-        };
-        let weight = if symmetric { 0.5 } else { 1.0 };
-        let there = direction(&seen.a, t_b, weight)?;
-        let (mut grad, mut terms) = (there.grad, (there.attraction, there.repulsion));
-        if symmetric {
-            let back = direction(&seen.b, t_a, weight)?;
-            grad.extend_from_slice(&back.grad);
-            terms = (terms.0 + back.attraction, terms.1 + back.repulsion);
-        } else {
-            grad.resize(2 * grad.len(), 0.0);
+        if t_a.dims() != seen.a.dims() {
+            bail!("moco: {:?} for queries, {:?} for keys", seen.a.dims(), t_a.dims());
         }
-        LossOutput::new(terms.0, terms.1, None, grad, seen.a.dim(1)?)
+        let MocoConfig { temperature, symmetric, .. } = self.config;
+        let dim = seen.a.dim(1)?;
+        let queue = self.queue(dim)?;
+        let negatives = storage::read(&queue.keys)?;
+        // Both directions in one, so that the queue is multiplied once.
+        let rows = |first: &[f32], second: &[f32]| {
+            let rows = if symmetric { [first, second].concat() } else { first.to_vec() };
+            Normalized::new(&rows, dim, Norm::Unit)
+        };
+        let q = with_pair(&seen.a, &seen.b, |pair| Ok(rows(pair.a, pair.b)))?;
+        let k = with_pair(t_a, t_b, |pair| Ok(rows(pair.b, pair.a)))?;
+        let Contrast { attraction, repulsion, mut grad } =
+            contrast(&q, &k, &negatives, temperature);
+        grad.resize(2 * seen.a.elem_count(), 0.0);
+        LossOutput::new(attraction, repulsion, None, grad, dim)
     }
 
     fn advance(&mut self, seen: &Embeddings) -> Result<()> {
@@ -192,7 +202,9 @@ impl Objective for Moco {
         };
         let next = usize::try_from(next.to_dtype(DType::I64)?.to_scalar::<i64>()?).ok();
         match (keys.dims2(), next) {
-            (Ok((capacity, _)), Some(next)) if capacity == self.config.queue && next < capacity => {
+            (Ok((capacity, dim)), Some(next))
+                if capacity == self.config.capacity(dim) && next < capacity =>
+            {
                 let keys = keys.to_dtype(DType::F32)?.force_contiguous()?;
                 self.queue = Some(Queue { keys, next });
                 Ok(())
@@ -200,25 +212,25 @@ impl Objective for Moco {
             _ => bail!(
                 "moco: a saved queue of {:?} does not fit `queue` = {}",
                 keys.dims(),
-                self.config.queue
+                self.config.capacity(keys.dims().last().copied().unwrap_or(0))
             ),
         }
     }
 }
 
-/// One direction's terms and its gradient with respect to the queries, all times `weight`.
+/// The terms, means over the queries, and the gradient with respect to these.
 struct Contrast {
     attraction: f64,
     repulsion: f64,
     grad: Vec<f32>,
 }
 
-fn contrast(q: &Normalized, k: &Normalized, negatives: &[f32], t: f64, weight: f64) -> Contrast {
+fn contrast(q: &Normalized, k: &Normalized, negatives: &[f32], t: f64) -> Contrast {
     let (n, dim) = (q.batch, q.dim);
     let queue = Mat::new(negatives, negatives.len() / dim, dim);
     let mut s = matmul(Mat::new(&q.hat, n, dim), queue.t());
     let (count, inverse_t) = (queue.rows, 1.0 / t);
-    let to_mean = weight / n as f64;
+    let to_mean = 1.0 / n as f64;
     // Similarities become the gradient with respect to them; of the positive it is returned.
     let rows: Vec<(f64, f64, f32)> = s
         .par_chunks_mut(count)
@@ -258,8 +270,13 @@ mod tests {
         Embeddings { teacher: Some([t_a, t_b]), ..Embeddings::of(&a, &b) }
     }
 
+    fn of(z: &Tensor) -> Vec<f32> {
+        z.flatten_all().unwrap().to_vec1().unwrap()
+    }
+
     fn small() -> Moco {
-        Moco { config: MocoConfig { queue: 10, ..Default::default() }, queue: None }
+        let config = MocoConfig { queue: Some(10), symmetric: true, ..Default::default() };
+        Moco { config, queue: None }
     }
 
     #[test]
@@ -286,6 +303,32 @@ mod tests {
     }
 
     #[test]
+    fn one_direction_is_view_as_alone() {
+        let (batch, dim) = (4, 6);
+        let seen = seen(batch, dim, 3);
+        let mut moco = small();
+        moco.config.symmetric = false;
+        let out = moco.evaluate(&seen).unwrap();
+        let q = Normalized::new(&of(&seen.a), dim, Norm::Unit);
+        let k = Normalized::new(&of(&seen.teacher.as_ref().unwrap()[1]), dim, Norm::Unit);
+        let keys = of(&moco.queue.as_ref().unwrap().keys);
+        let alone = contrast(&q, &k, &keys, moco.config.temperature);
+        assert_eq!(out.loss, alone.attraction + alone.repulsion);
+        let grad = of(&out.grad);
+        assert_eq!(grad[..batch * dim], alone.grad);
+        assert!(grad[batch * dim..].iter().all(|&g| g == 0.0));
+    }
+
+    #[test]
+    fn the_default_queue_holds_no_more_numbers_than_the_papers() {
+        let config = MocoConfig::default();
+        assert_eq!(
+            [128, 2048, 4096, 8192].map(|dim| config.capacity(dim)),
+            [4096, 4096, 2048, 1024]
+        );
+    }
+
+    #[test]
     fn the_oldest_keys_make_room_and_the_queue_survives_a_checkpoint() {
         let (batch, dim) = (4, 6);
         let mut moco = small();
@@ -306,8 +349,8 @@ mod tests {
         let (one, other) = (seen(batch, dim, 9), seen(batch, dim, 9));
         let (one, other) = (moco.evaluate(&one).unwrap(), again.evaluate(&other).unwrap());
         assert_eq!(one.loss.to_bits(), other.loss.to_bits());
-        let mut narrow =
-            Moco { config: MocoConfig { queue: 11, ..Default::default() }, queue: None };
+        let mut narrow = small();
+        narrow.config.queue = Some(11);
         assert!(narrow.load_state(&mut moco.state().into_iter().collect()).is_err());
     }
 }

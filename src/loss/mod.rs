@@ -21,6 +21,7 @@ use std::collections::HashMap;
 
 use anyhow::{Context, bail};
 use candle_core::{Device, Result, Tensor};
+use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -164,8 +165,24 @@ pub struct Registration {
     pub name: &'static str,
     /// One line for help texts.
     pub summary: &'static str,
+    /// Its options, for `bt-stream config --explain`: [`described`] of their struct.
+    pub described: fn() -> Described,
     /// Makes it from its options; absent ones take their defaults, unknown ones are errors.
     pub build: fn(toml::Table) -> anyhow::Result<Box<dyn Objective>>,
+}
+
+/// What there is to say of an objective's options.
+pub struct Described {
+    /// Their JSON schema.
+    pub schema: serde_json::Value,
+    /// Their defaults.
+    pub defaults: serde_json::Value,
+}
+
+/// The options `T`; their comments are the explanation.
+pub fn described<T: JsonSchema + Serialize + Default>() -> Described {
+    let schema = schema_for!(T).to_value();
+    Described { schema, defaults: serde_json::to_value(T::default()).unwrap_or_default() }
 }
 
 /// Makes the objective `name` from its options.

@@ -8,18 +8,20 @@
 //! Unlike equation 3 of Barlow Twins the sum holds the positive, and negatives of both views.
 
 use candle_core::{Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::embeddings::with_pair;
 use super::infonce::softmax_rows;
 use super::matmul::{Mat, gram, matmul};
 use super::normalize::{Norm, Normalized};
-use super::{Embeddings, LossOutput, Objective, Registration, parse, positive};
+use super::{Embeddings, LossOutput, Objective, Registration, described, parse, positive};
 
 /// `method = "ntxent"`.
 pub const REGISTRATION: Registration = Registration {
     name: "ntxent",
     summary: "NT-Xent: SimCLR's contrastive loss over both views of all samples",
+    described: described::<NtXentConfig>,
     build: |options| {
         let config: NtXentConfig = parse(options)?;
         positive("temperature", config.temperature)?;
@@ -28,7 +30,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of NT-Xent.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct NtXentConfig {
     /// Temperature.

@@ -9,11 +9,13 @@
 //! Without the stop-gradient all embeddings become one: the diagnostics say so.
 
 use candle_core::{Result, Tensor, bail};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::cosine::{CosineConfig, cosine};
 use super::{
-    Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration, at_least_one, parse,
+    Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration, at_least_one,
+    described, parse,
 };
 use crate::nn::storage;
 
@@ -21,6 +23,7 @@ use crate::nn::storage;
 pub const REGISTRATION: Registration = Registration {
     name: "simsiam",
     summary: "SimSiam: a predictor and a stop-gradient under the cosine (eq. 4)",
+    described: described::<SimSiamConfig>,
     build: |options| {
         let config: SimSiamConfig = parse(options)?;
         at_least_one("predictor_hidden", config.predictor_hidden)?;
@@ -29,7 +32,7 @@ pub const REGISTRATION: Registration = Registration {
 };
 
 /// Options of SimSiam; the defaults are the authors'.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct SimSiamConfig {
     /// Whether the other view's embedding is a fixed target.
