@@ -29,18 +29,18 @@ cd "$(dirname "$0")/../fuzz"
 host=$(rustc -vV | sed -n 's/^host: //p')
 export CARGO_TARGET_DIR=$PWD/target
 export RUSTC_BOOTSTRAP=1
-export RUSTFLAGS="-Zsanitizer=address -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
--Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
--Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=4"
+export RUSTC_WRAPPER=$PWD/rustc.sh
+export RUSTFLAGS="-Zsanitizer=address --cfg fuzzing"
 # With a target given, build scripts and macros are built without the sanitizer.
 build=(cargo build --release --target "$host")
 for target in "${targets[@]}"; do
     : "${max_len[$target]:?no such target}"
     build+=(--bin "$target")
+    case $target in config | checkpoint) build+=(--features program) ;; esac
 done
 "${build[@]}"
-# Freed memory is kept from use for a while; 16 MiB of it hold thousands of inputs' and stay in cache.
-export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16:malloc_context_size=4
+# Freed memory is kept from use for a while; 4 MiB of it hold hundreds of inputs' and stay in cache.
+export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:malloc_context_size=0:max_redzone=64:detect_stack_use_after_return=0
 failed=0
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "artifacts/$target"

@@ -2,6 +2,8 @@
 //! pixels or the same error, a region is the crop of the whole, and what is valid becomes a JPEG.
 #![no_main]
 
+use std::sync::{LazyLock, Mutex};
+
 use bt_pipeline::Image;
 use bt_pipeline::dct::{DctDecoder, DctImage, Path, to_jpeg};
 use bt_pipeline::jpeg::Region;
@@ -9,6 +11,12 @@ use libfuzzer_sys::fuzz_target;
 
 /// Small, for speed; enough for several MCUs in each direction, whatever the sampling.
 const MAX_PIXELS: u64 = 1 << 12;
+
+/// Kept from input to input, as a worker keeps them, for speed.
+static DECODERS: LazyLock<Mutex<Vec<DctDecoder>>> = LazyLock::new(|| {
+    let with = |path| DctDecoder::with_path(path).max_pixels(MAX_PIXELS);
+    Mutex::new(Path::all().into_iter().map(with).collect())
+});
 
 fuzz_target!(|data: &[u8]| {
     let _ = to_jpeg(data);
@@ -28,8 +36,7 @@ fuzz_target!(|data: &[u8]| {
         height: 1 + number / 11 % (height - top),
     };
     let mut expected = None;
-    for path in Path::all() {
-        let mut decoder = DctDecoder::with_path(path).max_pixels(MAX_PIXELS);
+    for decoder in DECODERS.lock().expect("no panic before").iter_mut() {
         let (mut whole, mut part) = (Image::default(), Image::default());
         let decoded = decoder.decode_region_into(&image, full, &mut whole);
         let by_region = decoder.decode_region_into(&image, region, &mut part);

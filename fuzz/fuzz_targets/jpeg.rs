@@ -3,6 +3,8 @@
 //! instruction set.
 #![no_main]
 
+use std::sync::{LazyLock, Mutex};
+
 use bt_pipeline::Image;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex, Simd};
 use libfuzzer_sys::fuzz_target;
@@ -10,19 +12,37 @@ use libfuzzer_sys::fuzz_target;
 /// Small, for speed; enough for several MCUs in each direction, whatever the sampling.
 const MAX_PIXELS: u64 = 1 << 12;
 
+/// Kept from input to input, as a worker keeps them, for speed.
+struct Decoders {
+    decoder: JpegDecoder,
+    scalar: JpegDecoder,
+    whole: Image,
+    other: Image,
+    part: Image,
+}
+
+static DECODERS: LazyLock<Mutex<Decoders>> = LazyLock::new(|| {
+    Mutex::new(Decoders {
+        decoder: JpegDecoder::new().max_pixels(MAX_PIXELS),
+        scalar: JpegDecoder::with_simd(Simd::Scalar).max_pixels(MAX_PIXELS),
+        whole: Image::default(),
+        other: Image::default(),
+        part: Image::default(),
+    })
+});
+
 fuzz_target!(|data: &[u8]| {
     let Ok(jpeg) = Jpeg::parse(data) else { return };
     let (width, height) = (jpeg.width(), jpeg.height());
     if (width * height) as u64 > MAX_PIXELS {
         return;
     }
-    let mut decoder = JpegDecoder::new().max_pixels(MAX_PIXELS);
-    let (mut whole, mut part) = (Image::default(), Image::default());
-    let decoded = decoder.decode_into(&jpeg, &mut whole).is_ok();
-    let mut scalar = Image::default();
-    let by_scalar = JpegDecoder::with_simd(Simd::Scalar).decode_into(&jpeg, &mut scalar).is_ok();
+    let mut decoders = DECODERS.lock().expect("no panic before");
+    let Decoders { decoder, scalar, whole, other, part } = &mut *decoders;
+    let decoded = decoder.decode_into(&jpeg, whole).is_ok();
+    let by_scalar = scalar.decode_into(&jpeg, other).is_ok();
     assert_eq!(decoded, by_scalar);
-    assert!(!decoded || whole == scalar);
+    assert!(!decoded || whole == other);
     // Somewhere that depends on the bytes.
     let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
     let (left, top) = (number % width, number / 97 % height);
@@ -34,7 +54,7 @@ fuzz_target!(|data: &[u8]| {
     };
     let index = SideIndex::build_with_spacing(data, 1 + number % 9);
     for index in [None, index.as_ref().ok()] {
-        let done = decoder.decode_region_into(&jpeg, region, index, &mut part).is_ok();
+        let done = decoder.decode_region_into(&jpeg, region, index, part).is_ok();
         assert!(done || !decoded);
         if decoded {
             for y in 0..region.height {

@@ -2,10 +2,15 @@
 //! checksum, JPEG. Length, hash and checksum are mended, so that the decoder believes the rest.
 #![no_main]
 
+use std::sync::{LazyLock, Mutex};
+
 use bt_pipeline::Image;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use libfuzzer_sys::fuzz_target;
 use xxhash_rust::xxh3::xxh3_64;
+
+/// Kept from input to input, as a worker keeps them, for speed.
+static KEPT: LazyLock<Mutex<(JpegDecoder, Image)>> = LazyLock::new(Mutex::default);
 
 fuzz_target!(|data: &[u8]| {
     let Some((length, rest)) = data.split_first_chunk::<2>() else { return };
@@ -23,11 +28,10 @@ fuzz_target!(|data: &[u8]| {
     if width * height > 1 << 12 {
         return;
     }
-    let mut decoder = JpegDecoder::new();
-    let mut out = Image::default();
+    let (decoder, out) = &mut *KEPT.lock().expect("no panic before");
     for part in [1, 2, 4] {
         let (left, top) = (width - width.div_ceil(part), height - height.div_ceil(part));
         let region = Region { left, top, width: width.div_ceil(part), height: height.div_ceil(part) };
-        let _ = decoder.decode_region_into(&jpeg, region, Some(&index), &mut out);
+        let _ = decoder.decode_region_into(&jpeg, region, Some(&index), out);
     }
 });

@@ -30,6 +30,9 @@ pub fn options() -> OpenOptions {
     OpenOptions { limits, ..OpenOptions::default() }
 }
 
+/// Of so many samples of a shard each is read.
+const SAMPLES: usize = 8;
+
 /// Opens what is called `name` in [`FOLDER`], reads every sample at random and in order, and
 /// decodes what is small.
 pub fn use_all(name: &str) {
@@ -38,7 +41,7 @@ pub fn use_all(name: &str) {
     let limits = DecodeOptions { max_pixels: 1 << 16, ..DecodeOptions::default() };
     let (mut decoder, mut image, mut scratch) =
         (Decoder::new(limits), Image::default(), ReadScratch::new());
-    for sample in 0..set.len().min(64) {
+    for sample in 0..set.len().min(SAMPLES) {
         let _ = set.meta(sample);
         if let Ok(read) = set.read(sample, &mut scratch) {
             let region = Crop { left: 1, top: 1, height: 5, width: 5 };
@@ -54,7 +57,7 @@ pub fn use_all(name: &str) {
     for shard in 0..set.shards().len().min(4) {
         let Ok(mut stream) = set.stream(shard) else { continue };
         let mut owned = OwnedSample::default();
-        for _ in 0..64 {
+        for _ in 0..SAMPLES {
             match stream.next_into(&mut owned) {
                 Ok(true) => {}
                 Ok(false) | Err(_) => break,
