@@ -5,8 +5,9 @@
 #   tools/fuzz.sh --runs N MINUTES [TARGET...]   or until it has seen N inputs: 10000000 60
 #
 # libFuzzer without cargo-fuzz, on the stable compiler: RUSTC_BOOTSTRAP=1 allows it the sanitizer's
-# flags, `fuzz/rustc.sh` adds coverage (`cargo +nightly fuzz run TARGET` works, too). The corpus grows
-# in fuzz/corpus, what fails lands in fuzz/artifacts: make a named test of it.
+# flags, `fuzz/rustc.sh` adds coverage (`cargo +nightly fuzz run TARGET` works, too; `config` and
+# `checkpoint` want `--features program`). The corpus grows in fuzz/corpus, what fails lands in
+# fuzz/artifacts: make a named test of it.
 set -euo pipefail
 
 # Longest inputs, in bytes: what a target can be reached with, and no more, for speed.

@@ -30,11 +30,11 @@ pub fn options() -> OpenOptions {
     OpenOptions { limits, ..OpenOptions::default() }
 }
 
-/// Of so many samples of a shard each is read.
+/// So many samples are read, of a set at random and of each shard in order.
 const SAMPLES: usize = 8;
 
-/// Opens what is called `name` in [`FOLDER`], reads every sample at random and in order, and
-/// decodes what is small.
+/// Opens what is called `name` in [`FOLDER`], reads its first samples at random and each shard's
+/// in order, and decodes what is small.
 pub fn use_all(name: &str) {
     let pattern = FOLDER.join(name);
     let Ok(set) = ShardSet::open(&pattern.to_string_lossy(), &options()) else { return };

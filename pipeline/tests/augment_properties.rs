@@ -82,6 +82,10 @@ fn sizes() -> impl Strategy<Value = (usize, usize, usize, usize, u64)> {
     (1..90usize, 1..90usize, 1..80usize, 1..80usize, any::<u64>())
 }
 
+fn long() -> impl Strategy<Value = (usize, usize, usize, usize, u64)> {
+    (200..3000usize, 1..40usize, 1..300usize, 1..20usize, any::<u64>())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -102,6 +106,28 @@ proptest! {
         let scalar = of(Level::SCALAR);
         for level in Level::available() {
             prop_assert_eq!(&of(level), &scalar, "{:?}", level);
+        }
+    }
+
+    // Rows far longer than what the vector resize keeps of them at a time.
+    #[test]
+    fn long_rows_are_resized_alike((w, h, ow, oh, seed) in long()) {
+        let mut rng = Rng::keyed(seed, 0, 0, 0);
+        let image = noise(w, h, seed);
+        let crop = crop_in(&mut rng, w, h);
+        for (interpolation, flip) in [
+            (Interpolation::Bicubic, false),
+            (Interpolation::Bicubic, true),
+            (Interpolation::Bilinear, false),
+            (Interpolation::Bilinear, true),
+        ] {
+            let config = config(oh, ow, interpolation);
+            let params = ViewParams { flip, ..ViewParams::plain(crop) };
+            let of = |level| view_u8(&mut Augmenter::with_level(level), &image, &config, &params);
+            let scalar = of(Level::SCALAR);
+            for level in Level::available() {
+                prop_assert_eq!(&of(level), &scalar, "{:?} {:?} {}", level, interpolation, flip);
+            }
         }
     }
 
