@@ -1,0 +1,67 @@
+//! `[checkpoint]` and `[eval]`: what is saved and measured on the way.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[checkpoint]`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// Steps between checkpoints within an epoch; 0 saves only between epochs.
+    pub every_steps: u64,
+    /// Epochs between checkpoints.
+    pub every_epochs: u64,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+    /// `stop` ends the run when a checkpoint cannot be written, `warn` goes on.
+    pub on_error: OnCheckpointError,
+}
+
+/// What a failed checkpoint does to the run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnCheckpointError {
+    /// Ends it.
+    #[default]
+    Stop,
+    /// Says so and goes on to the next one.
+    Warn,
+}
+
+impl Default for CheckpointConfig {
+    fn default() -> Self {
+        CheckpointConfig { every_steps: 0, every_epochs: 1, keep: 3, on_error: Default::default() }
+    }
+}
+
+/// `[eval]`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// Epochs between two kNN evaluations on `data.val`; 0 for none.
+    pub knn_every: u64,
+    /// Neighbours.
+    pub k: usize,
+    /// Temperature of their weights.
+    pub temperature: f64,
+    /// Images of an evaluation batch.
+    pub batch_size: usize,
+    /// A linear classifier learns the labels beside the training, from features that it does not
+    /// change.
+    pub online_probe: bool,
+    /// Its learning rate.
+    pub online_lr: f64,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        EvalConfig {
+            knn_every: 0,
+            k: 200,
+            temperature: 0.1,
+            batch_size: 128,
+            online_probe: false,
+            online_lr: 0.3,
+        }
+    }
+}

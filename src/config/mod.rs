@@ -1,0 +1,218 @@
+//! The run's configuration: a TOML file, `--set key=value` on top, checked before
+//! anything is read or allocated. What is in effect is saved with each checkpoint.
+
+mod data;
+mod keep;
+mod set;
+mod train;
+mod views;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::decode::DecodeOptions;
+use bt_pipeline::shard::OpenOptions;
+use bt_pipeline::{LoaderConfig, Shuffle};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::model::ModelConfig;
+use crate::optim::OptimConfig;
+
+pub use data::{DataConfig, ShuffleKind};
+pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
+pub(crate) use set::{put, set};
+pub use train::{OnNan, TrainConfig};
+pub use views::ViewsConfig;
+
+/// File in the run's folder: the configuration that is in effect.
+pub const CONFIG_FILE: &str = "config.toml";
+
+/// Everything that decides a run's result, and where it is written.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RunConfig {
+    /// The objective; `barlow` is the paper's.
+    pub method: Method,
+    /// Shards and how they are read.
+    pub data: DataConfig,
+    /// The two views.
+    pub views: ViewsConfig,
+    /// Backbone and projector.
+    pub model: ModelConfig,
+    /// Options of the objective; which ones there are depends on `method`.
+    #[schemars(with = "serde_json::Map<String, serde_json::Value>")]
+    pub loss: toml::Table,
+    /// Optimizer and learning rates.
+    pub optim: OptimConfig,
+    /// Length of the run, batch size, seed, device.
+    pub train: TrainConfig,
+    /// When the run's state is saved.
+    pub checkpoint: CheckpointConfig,
+    /// What is measured during training.
+    pub eval: EvalConfig,
+}
+
+/// What is wrong with a configuration, or with the command line that changes it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Misconfigured(pub String);
+
+/// Name of a registered objective.
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Method(pub String);
+
+impl Default for Method {
+    fn default() -> Self {
+        Method("barlow".into())
+    }
+}
+
+impl RunConfig {
+    /// Reads `file` (defaults without one) and puts `key=value` pairs on top.
+    ///
+    /// # Errors
+    /// A file that cannot be read, a key that does not exist (with the nearest
+    /// known one), a value of the wrong type or out of range.
+    pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self> {
+        let Some(path) = file else { return Self::parse("", "", overrides) };
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        Self::parse(&text, &path.display().to_string(), overrides)
+    }
+
+    /// As [`RunConfig::load`], from the `text` of a file called `name`.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self> {
+        let mut table = text
+            .parse::<toml::Table>()
+            .map_err(|error| anyhow::anyhow!("{name}: {}", set::one_line(&error)))?;
+        for pair in overrides {
+            set(&mut table, pair)?;
+        }
+        Self::from_table(table)
+    }
+
+    /// The configuration that `table` describes.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn from_table(mut table: toml::Table) -> Result<Self> {
+        if let Some(toml::Value::Table(optim)) = table.get_mut("optim") {
+            OptimConfig::complete(optim);
+        }
+        let config: RunConfig = serde_path_to_error::deserialize(table).map_err(|error| {
+            let path = error.path().to_string();
+            anyhow::anyhow!("configuration: {}", set::explain(&path, error.inner().message()))
+        })?;
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether the values can be used together; true of what [`RunConfig::load`] gave.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn check(&self) -> Result<()> {
+        let positive = [
+            ("train.epochs", self.train.epochs),
+            ("train.batch_size", self.train.batch_size as u64),
+            ("train.log_every", self.train.log_every),
+            ("checkpoint.every_epochs", self.checkpoint.every_epochs),
+            ("checkpoint.keep", self.checkpoint.keep as u64),
+            ("eval.k", self.eval.k as u64),
+            ("eval.batch_size", self.eval.batch_size as u64),
+        ];
+        for (key, value) in positive {
+            if value == 0 {
+                bail!("configuration: `{key}` must be at least 1");
+            }
+        }
+        if self.train.batch_size < 2 {
+            bail!("configuration: `train.batch_size` must be at least 2: C needs a batch");
+        }
+        if self.eval.temperature.is_nan() || self.eval.temperature <= 0.0 {
+            bail!("configuration: `eval.temperature` must be positive");
+        }
+        if !(0.0..=1.0).contains(&self.data.max_bad) {
+            bail!("configuration: `data.max_bad` is a share, from 0 to 1");
+        }
+        self.views.views().context("configuration")?;
+        self.objective().context("configuration")?;
+        Ok(())
+    }
+
+    /// The objective with its options.
+    ///
+    /// # Errors
+    /// A method or an option that does not exist.
+    pub fn objective(&self) -> Result<Box<dyn crate::loss::Objective>> {
+        crate::loss::build(&self.method.0, self.loss.clone())
+    }
+
+    /// The training loader's configuration.
+    ///
+    /// # Errors
+    /// As [`ViewsConfig::views`].
+    pub fn loader(&self) -> Result<LoaderConfig> {
+        let data = &self.data;
+        let views = self.views.views()?;
+        Ok(LoaderConfig {
+            threads: data.threads,
+            shuffle: match data.shuffle {
+                ShuffleKind::Global => Shuffle::Global,
+                ShuffleKind::None => Shuffle::None,
+                ShuffleKind::Window => {
+                    Shuffle::Window { shards: data.window_shards, samples: data.window_samples }
+                }
+            },
+            budget_bytes: data.budget_mb << 20,
+            on_bad: data.on_bad,
+            on_bad_shard: data.on_bad_shard,
+            max_bad: data.max_bad,
+            decode: self.decode(),
+            ..LoaderConfig::training(views, self.train.batch_size, self.train.seed)
+        })
+    }
+
+    /// The configuration of a loader that evaluates each sample once.
+    ///
+    /// # Errors
+    /// As [`ViewsConfig::views`].
+    pub fn eval_loader(&self) -> Result<LoaderConfig> {
+        Ok(LoaderConfig {
+            threads: self.data.threads,
+            budget_bytes: self.data.budget_mb << 20,
+            decode: self.decode(),
+            ..LoaderConfig::evaluation(self.views.eval_view()?, self.eval.batch_size)
+        })
+    }
+
+    /// How shard sets are opened.
+    pub fn open_options(&self) -> OpenOptions {
+        OpenOptions { limits: self.data.limits, ..OpenOptions::default() }
+    }
+
+    fn decode(&self) -> DecodeOptions {
+        DecodeOptions {
+            exif: self.data.exif,
+            max_bytes: self.data.limits.member_bytes,
+            max_pixels: self.data.max_megapixels.saturating_mul(1_000_000),
+            ..DecodeOptions::default()
+        }
+    }
+
+    /// The configuration as TOML.
+    ///
+    /// # Errors
+    /// None that a configuration made here can have.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+//! `--set key=value`, and what is said of keys and values that do not exist.
+
+use anyhow::{Context, Result, bail};
+
+/// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string.
+pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
+    let Some((key, text)) = pair.split_once('=') else {
+        bail!("--set {pair}: expected key=value");
+    };
+    let parsed = format!("value = {text}").parse::<toml::Table>();
+    let value = parsed
+        .ok()
+        .and_then(|mut table| table.remove("value"))
+        .unwrap_or_else(|| toml::Value::String(text.to_owned()));
+    put(table, key, value).with_context(|| format!("--set {pair}"))
+}
+
+/// Puts `value` into the table under `a.b.c`.
+pub(crate) fn put(table: &mut toml::Table, key: &str, value: toml::Value) -> Result<()> {
+    let mut place = table;
+    let (parents, last) = key.rsplit_once('.').map_or(("", key), |(front, last)| (front, last));
+    for part in parents.split('.').filter(|part| !part.is_empty()) {
+        let entry = place.entry(part).or_insert_with(|| toml::Value::Table(toml::Table::new()));
+        let Some(inner) = entry.as_table_mut() else {
+            bail!("`{part}` is a value, not a section");
+        };
+        place = inner;
+    }
+    place.insert(last.trim().to_owned(), value);
+    Ok(())
+}
+
+/// serde's message in one line, with the nearest known key for an unknown one.
+pub(super) fn explain(path: &str, message: &str) -> String {
+    let message = message.lines().next().unwrap_or_default();
+    let place = if path == "." { String::new() } else { format!("`{path}`: ") };
+    let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
+    let [unknown, known @ ..] = &quoted[..] else { return format!("{place}{message}") };
+    if !message.starts_with("unknown field") && !message.starts_with("unknown variant") {
+        return format!("{place}{message}");
+    }
+    let near = known.iter().max_by(|a, b| {
+        let likeness = |name: &str| strsim::jaro_winkler(name, unknown);
+        likeness(a).total_cmp(&likeness(b))
+    });
+    match near {
+        Some(near) if message.starts_with("unknown field") => {
+            format!("the key `{path}` does not exist; the nearest one is `{near}`")
+        }
+        Some(near) => format!("{place}`{unknown}` is not known; the nearest value is `{near}`"),
+        None => format!("{place}{message}"),
+    }
+}
+
+pub(super) fn one_line(error: &toml::de::Error) -> String {
+    error.message().lines().collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,58 @@
+//! What a wrong configuration is told, and that what is saved loads again.
+
+use super::*;
+
+fn error_of(overrides: &[&str]) -> String {
+    let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+    format!("{:#}", RunConfig::load(None, &overrides).unwrap_err())
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    let message = error_of(&["train.epoch=3"]);
+    assert!(message.contains("`train.epoch`") && message.contains("`epochs`"), "{message}");
+    let message = error_of(&["views.both.gausian_blur.p=0.5"]);
+    assert!(message.contains("`gaussian_blur`"), "{message}");
+    let message = error_of(&["trian.epochs=3"]);
+    assert!(message.contains("`train`"), "{message}");
+    let message = error_of(&["data.shuffle=globl"]);
+    assert!(message.contains("`global`"), "{message}");
+}
+
+#[test]
+fn an_unknown_option_of_the_objective_is_an_error() {
+    let message = error_of(&["loss.lamda=0.1"]);
+    assert!(message.contains("lamda") && message.contains("lambda"), "{message}");
+}
+
+#[test]
+fn only_lars_has_two_rates_by_default() {
+    let rates = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();
+        let optim = RunConfig::parse("", "", &overrides).unwrap().optim;
+        (optim.lr_weights, optim.lr_biases)
+    };
+    assert_eq!(rates(&[]), (0.2, 0.0048));
+    assert_eq!(rates(&["optim.optimizer=adamw"]), (1e-3, 1e-3));
+    assert_eq!(rates(&["optim.optimizer=sgd", "optim.lr_weights=1"]), (1.0, 1.0));
+    assert_eq!(rates(&["optim.optimizer=adamw", "optim.lr_biases=0.5"]), (1e-3, 0.5));
+}
+
+#[test]
+fn messages_are_one_line() {
+    for overrides in [["train.epochs=abc"], ["train.epochs=0"], ["train=3"], ["x"]] {
+        let message = error_of(&overrides);
+        assert!(!message.contains('\n') && !message.is_empty(), "{message}");
+    }
+}
+
+#[test]
+fn what_is_saved_loads_as_the_same_configuration() {
+    let overrides = ["loss.lambda=0.01".to_owned(), "views.a.gaussian_blur.p=0.3".to_owned()];
+    let config = RunConfig::load(None, &overrides).unwrap();
+    let text = config.to_toml().unwrap();
+    let again = RunConfig::from_table(text.parse().unwrap()).unwrap();
+    assert_eq!(again.to_toml().unwrap(), text);
+    assert_eq!(again.views.views().unwrap()[0].gaussian_blur.p, 0.3);
+    assert_eq!(again.views.views().unwrap()[1].gaussian_blur.p, 0.1);
+}

@@ -1,0 +1,65 @@
+//! `[train]`: length, batch, seed, device.
+
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// `[train]`
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Where metrics and checkpoints are written.
+    pub dir: PathBuf,
+    /// Passes over the training shards.
+    pub epochs: u64,
+    /// Source images of a step.
+    pub batch_size: usize,
+    /// Decides initial weights, order and views.
+    pub seed: u64,
+    /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
+    /// for random weights.
+    pub init: PathBuf,
+    /// `auto` or `cpu`.
+    pub device: String,
+    /// Threads that compute; 0 takes one for each core.
+    pub threads: usize,
+    /// Steps between two lines of metrics.
+    pub log_every: u64,
+    /// Write event files for TensorBoard into the run's folder.
+    pub tensorboard: bool,
+    /// When the loss or a gradient is not finite: `stop` ends the run, `rewind` takes the step back
+    /// and goes on with the next batch, at most ten times in a row.
+    pub on_nan: OnNan,
+    /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
+    pub diagnose_every: u64,
+}
+
+/// What to do when a loss or a gradient is not finite.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnNan {
+    /// End the run with a checkpoint of the state before the step.
+    #[default]
+    Stop,
+    /// Take the step back and go on with the next batch.
+    Rewind,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        TrainConfig {
+            dir: PathBuf::from("runs/default"),
+            epochs: 100,
+            batch_size: 256,
+            seed: 0,
+            init: PathBuf::new(),
+            device: "auto".into(),
+            threads: 0,
+            log_every: 10,
+            tensorboard: true,
+            on_nan: OnNan::Stop,
+            diagnose_every: 100,
+        }
+    }
+}

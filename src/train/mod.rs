@@ -1,0 +1,128 @@
+//! The training loop: batch -> learner's forward -> loss -> gradients -> step.
+
+mod clock;
+mod observe;
+mod refuse;
+mod run;
+mod save;
+mod summary;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Result, bail};
+use bt_pipeline::Batch;
+use bt_pipeline::trace::Trace;
+use candle_core::{Device, Tensor};
+
+use crate::config::RunConfig;
+use crate::signals::Stop;
+
+use clock::Clock;
+use run::Run;
+
+pub use refuse::{BAD_BATCHES_FILE, Diverged};
+pub use summary::{SUMMARY_FILE, Summary};
+
+/// The device that `train.device` names.
+///
+/// # Errors
+/// A name that is not known, or a device that this build cannot use.
+pub fn device(name: &str) -> Result<Device> {
+    match name {
+        "auto" | "cpu" => Ok(Device::Cpu),
+        _ => bail!("train.device: `{name}` is not known; this build has `auto` and `cpu`"),
+    }
+}
+
+/// A batch's views as one tensor, `[views * size, H, W, 3]`: the one place where
+/// the pipeline's memory becomes candle's.
+///
+/// # Errors
+/// When the device cannot take it.
+pub fn images_of(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> {
+    let spec = batch.spec();
+    let shape = (spec.views * batch.size, spec.height, spec.width, 3);
+    Tensor::from_slice(batch.as_f32(), shape, device)
+}
+
+/// How a run is seen from outside, beside its folder.
+#[derive(Clone, Debug, Default)]
+pub struct Watch {
+    /// Where Prometheus finds its figures.
+    pub metrics: Option<SocketAddr>,
+    /// Where its threads note what they do.
+    pub trace: Option<Arc<Trace>>,
+}
+
+/// As [`train_watched`], with nobody watching.
+///
+/// # Errors
+/// As [`train_watched`].
+pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
+    train_watched(config, resume, stop, &Watch::default())
+}
+
+/// Trains as `config` says; with `resume` from the newest intact checkpoint of the
+/// run's folder. `stop` ends the run after the step in progress, or, when that takes
+/// too long, before it, with a checkpoint of the steps that were done.
+///
+/// # Errors
+/// What the configuration, the data, the disk or the numbers do not allow.
+pub fn train_watched(
+    config: &RunConfig,
+    resume: bool,
+    stop: &Stop,
+    watch: &Watch,
+) -> Result<Summary> {
+    let mut run = Run::prepare(config, resume, watch)?;
+    run.learner.give_up_on(stop.overdue_flag());
+    let mut stream = run.loader.start(run.position, config.train.epochs)?;
+    let stats = Arc::clone(stream.stats());
+    run.board.iter().for_each(|board| board.follow(&stats));
+    // From the first step on there is something to save.
+    let _hold = stop.hold();
+    let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
+    let mut given_up = false;
+    while let Some(batch) = stream.next_unless(stop.overdue_flag()) {
+        let batch = batch?;
+        clock.lap("wait for data");
+        let (out, trouble) = match run.gradients(&batch, &mut clock) {
+            Err(_) if stop.overdue() => {
+                run.learner.take_back()?;
+                given_up = true;
+                break;
+            }
+            found => found?,
+        };
+        if let Some(cause) = trouble {
+            run.refuse(config, &batch, cause)?;
+        } else {
+            let rates = run.schedule.rates(run.step);
+            run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
+            run.learner.follow(run.step, run.schedule.steps)?;
+            clock.lap("optimizer");
+            run.rewinds = 0;
+            run.advance(&batch);
+            run.measure(config, &batch)?;
+            run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
+            clock.lap("measure");
+            run.board.iter().for_each(|board| board.step(run.step, batch.size, &clock.laps));
+        }
+        drop(batch);
+        // Before a checkpoint: a run that goes on from there does not meet them again.
+        run.metrics.record_bad(&stats.take_bad())?;
+        run.after_step(config, stop, &mut clock)?;
+        if stop.raised() {
+            break;
+        }
+    }
+    let interrupted = given_up || stream.remaining() > 0;
+    if interrupted {
+        run.metrics.say("stopping: a signal was received");
+    }
+    run.metrics.record_bad(&stats.take_bad())?;
+    let snapshot = stats.snapshot();
+    drop(stream);
+    run.finish(config, clock, snapshot, interrupted)
+}

@@ -1,0 +1,60 @@
+//! What is measured and drawn beside the training: probe, diagnostics, pictures.
+
+use anyhow::Result;
+use bt_pipeline::Batch;
+use candle_core::Tensor;
+
+use super::run::Run;
+use crate::config::RunConfig;
+use crate::loss::diagnostics::Diagnostics;
+use crate::report::{Correlation, picture, views};
+
+/// Pairs of views in TensorBoard's picture, and the least side of each of them in pixels.
+const PAIRS: usize = 8;
+const LEAST_SIDE: usize = 64;
+
+impl Run {
+    /// What the step's embeddings and features tell, when it is time to ask.
+    pub(super) fn measure(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+        if let Some(probe) = &mut self.probe {
+            let features = self.learner.net().last_features()?;
+            if let Some(accuracy) = probe.step(&features, &batch.labels)? {
+                self.metrics.online(accuracy);
+            }
+        }
+        let every = config.train.diagnose_every;
+        let last = self.step == self.schedule.steps;
+        if let Some(seen) = self.learner.seen()
+            && every > 0
+            && (last || self.step.is_multiple_of(every))
+        {
+            let found = Diagnostics::measure(&seen.a, &seen.b)?;
+            self.metrics.diagnostics(self.step, &found)?;
+            self.embeddings = found.describe();
+            if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
+                self.pictured = Some(batch.epoch);
+                self.pictures(config, batch)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pairs of views and C of the present batch, for TensorBoard.
+    fn pictures(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+        let views = views::of_batch(batch, &config.views.views()?, PAIRS);
+        let (height, width) = (batch.spec().height, batch.spec().width);
+        let side = height.max(width).max(LEAST_SIDE);
+        self.metrics.picture(self.step, "views", &picture::sheet(&views, side, 4, [255; 3]));
+        if let Some(seen) = self.learner.seen() {
+            let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
+            let part =
+                |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
+            let eps = crate::loss::BarlowConfig::default().eps;
+            let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
+            let values = c.flatten_all()?.to_vec1()?;
+            let c = Correlation { name: "C".into(), dim, values };
+            self.metrics.picture(self.step, "correlation", &picture::correlation_image(&c));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,176 @@
+//! What a run holds between two steps, how it is prepared, and the gradients of a batch.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use bt_pipeline::{Batch, Loader, Position, ShardSet};
+use candle_core::Device;
+
+use super::clock::Clock;
+use super::save::restore;
+use super::summary::SUMMARY_FILE;
+use super::{Watch, device, images_of};
+use crate::checkpoint;
+use crate::config::{CONFIG_FILE, RunConfig};
+use crate::eval::OnlineProbe;
+use crate::learner::Learner;
+use crate::loss::LossOutput;
+use crate::metrics::Metrics;
+use crate::optim::{Optimizer, Schedule};
+use crate::prometheus::{Board, Server};
+use crate::report::collect::SCORES_FILE;
+use crate::tensorboard::EventWriter;
+
+/// All that a run holds between two steps.
+pub(super) struct Run {
+    pub(super) device: Device,
+    pub(super) loader: Loader,
+    pub(super) learner: Learner,
+    pub(super) optimizer: Box<dyn Optimizer>,
+    pub(super) schedule: Schedule,
+    pub(super) metrics: Metrics,
+    /// Steps done.
+    pub(super) step: u64,
+    /// The next batch.
+    pub(super) position: Position,
+    /// Steps done when the newest checkpoint was written.
+    pub(super) saved: Option<u64>,
+    pub(super) checkpoint: PathBuf,
+    pub(super) begun_step: u64,
+    pub(super) probe: Option<OnlineProbe>,
+    pub(super) embeddings: String,
+    /// Figures for Prometheus, and who hands them out.
+    pub(super) board: Option<Arc<Board>>,
+    pub(super) _server: Option<Server>,
+    /// The epoch whose pictures were drawn last.
+    pub(super) pictured: Option<u64>,
+    /// Batches passed over since the last step.
+    pub(super) rewinds: u32,
+}
+
+impl Run {
+    pub(super) fn prepare(config: &RunConfig, resume: bool, watch: &Watch) -> Result<Self> {
+        let dir = &config.train.dir;
+        let device = device(&config.train.device)?;
+        if config.data.train.is_empty() {
+            bail!(
+                "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
+            );
+        }
+        let set = ShardSet::open(&config.data.train, &config.open_options())?;
+        let mut loader = Loader::new(Arc::new(set), config.loader()?)?;
+        if let Some(trace) = &watch.trace {
+            loader = loader.traced(trace);
+        }
+        let found = if resume {
+            checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?
+        } else {
+            None
+        };
+        if !resume && !checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty() {
+            bail!(
+                "{} already holds a run: continue it with --resume, or choose another --dir",
+                dir.display()
+            );
+        }
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        checkpoint::clean(dir)?;
+        let mut learner = Learner::new(config, &device)?;
+        let mut optimizer = config.optim.build()?;
+        let mut probe = match config.eval.online_probe {
+            true => Some(OnlineProbe::new(
+                learner.net().feature_dim(),
+                loader.set().num_classes().context("eval.online_probe wants labels")?,
+                config.eval.online_lr,
+                &device,
+            )?),
+            false => None,
+        };
+        let (mut step, mut position) = (0, Position::default());
+        let init = &config.train.init;
+        if found.is_none() && !init.as_os_str().is_empty() {
+            let tensors = crate::exchange::import::read(init).context("train.init")?;
+            let started = learner.start_from(&tensors);
+            started.with_context(|| format!("train.init: {} does not fit", init.display()))?;
+        }
+        if let Some(found) = &found {
+            (step, position) =
+                restore(found, config, &loader, &mut learner, &mut *optimizer, probe.as_mut())?;
+        }
+        let steps_per_epoch = loader.batches_per_epoch();
+        let steps = steps_per_epoch.saturating_mul(config.train.epochs);
+        if step < steps {
+            // They tell of the end of an earlier part.
+            for stale in [SUMMARY_FILE, SCORES_FILE] {
+                let _ = std::fs::remove_file(dir.join(stale));
+            }
+        }
+        let board = watch.metrics.map(|address| (address, Arc::new(Board::default())));
+        let server = match &board {
+            Some((address, board)) => Some(Server::start(*address, Arc::clone(board))?),
+            None => None,
+        };
+        let board = board.map(|(_, board)| board);
+        let events =
+            config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
+        let every = config.train.log_every;
+        let metrics = Metrics::open(dir, step, steps, steps_per_epoch, every)?;
+        let metrics = metrics.shown(events, board.clone());
+        if let Some(server) = &server {
+            metrics.say(&format!("metrics on http://{}/metrics", server.address()));
+        }
+        crate::files::write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+        Ok(Run {
+            schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
+            metrics,
+            saved: found.is_some().then_some(step),
+            checkpoint: found.map(|found| found.path).unwrap_or_default(),
+            device,
+            loader,
+            learner,
+            optimizer,
+            step,
+            position,
+            begun_step: step,
+            probe,
+            embeddings: String::new(),
+            board,
+            _server: server,
+            pictured: None,
+            rewinds: 0,
+        })
+    }
+
+    /// The batch's loss with every gradient set, and what of it is not finite. Moves nothing that
+    /// [`Learner::take_back`] does not undo.
+    pub(super) fn gradients(
+        &mut self,
+        batch: &Batch,
+        clock: &mut Clock,
+    ) -> Result<(LossOutput, Option<String>)> {
+        let images = images_of(batch, &self.device)?;
+        clock.lap("copy in");
+        self.learner.remember()?;
+        self.learner.forward(&images)?;
+        clock.lap("forward");
+        let mut out = self.learner.loss()?;
+        clock.lap("loss");
+        if !out.loss.is_finite() {
+            let cause = format!("the loss is {}", out.loss);
+            return Ok((out, Some(cause)));
+        }
+        self.learner.backward(&mut out)?;
+        let found = self.learner.bad_gradient()?;
+        clock.lap("backward");
+        Ok((out, found.map(|name| format!("the gradient of {name} is not finite"))))
+    }
+
+    pub(super) fn advance(&mut self, batch: &Batch) {
+        self.step += 1;
+        self.position = Position { epoch: batch.epoch, batch: batch.index + 1 };
+        if self.position.batch == self.loader.batches_per_epoch() {
+            self.position = Position { epoch: batch.epoch + 1, batch: 0 };
+        }
+    }
+}

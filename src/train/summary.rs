@@ -1,0 +1,89 @@
+//! How a run ended, and where its time went.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde::{Deserialize, Serialize};
+
+use super::clock::Clock;
+use super::run::Run;
+use crate::advice::Observed;
+use crate::config::RunConfig;
+
+/// File in the run's folder that tells where the time went.
+pub const SUMMARY_FILE: &str = "summary.json";
+
+/// How a run ended.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Optimizer steps done, those before a resume included.
+    pub steps: u64,
+    /// Source images trained on by this process.
+    pub images: u64,
+    /// Whether a signal ended it before its last step.
+    pub interrupted: bool,
+    /// Wall seconds of this process, from the first batch asked for.
+    pub seconds: f64,
+    /// Seconds by stage of the training thread.
+    pub step_seconds: Vec<(String, f64)>,
+    /// Seconds by stage of the loader, summed over its threads.
+    pub loader_seconds: Vec<(String, f64)>,
+    /// The stage that limited.
+    pub limit: String,
+    /// What limited and which setting would help, in a sentence.
+    #[serde(default)]
+    pub advice: String,
+    /// The newest checkpoint.
+    pub checkpoint: PathBuf,
+    /// What the embeddings of the last step tell, in a sentence.
+    #[serde(default)]
+    pub embeddings: String,
+}
+
+impl Run {
+    pub(super) fn finish(
+        mut self,
+        config: &RunConfig,
+        mut clock: Clock,
+        loader: bt_pipeline::stats::Snapshot,
+        interrupted: bool,
+    ) -> Result<Summary> {
+        self.save(config)?;
+        clock.lap("checkpoint");
+        self.metrics.finish()?;
+        let wall = clock.begun.elapsed();
+        let seconds = |time: Duration| time.as_secs_f64();
+        let observed = Observed {
+            loader: &loader,
+            laps: &clock.laps,
+            wall,
+            threads: self.loader.threads(),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            seekable: self.loader.set().seekable(),
+        };
+        let advice = observed.sentence(config);
+        let summary = Summary {
+            steps: self.step,
+            images: (self.step - self.begun_step) * config.train.batch_size as u64,
+            interrupted,
+            seconds: seconds(wall),
+            step_seconds: clock.laps.iter().map(|(n, t)| ((*n).to_owned(), seconds(*t))).collect(),
+            loader_seconds: [
+                ("read", loader.read),
+                ("decode", loader.decode),
+                ("augment", loader.augment),
+                ("wait for work", loader.work_wait),
+            ]
+            .map(|(name, time)| (name.to_owned(), seconds(time)))
+            .to_vec(),
+            limit: loader.limit(wall).to_owned(),
+            advice,
+            checkpoint: self.checkpoint,
+            embeddings: self.embeddings,
+        };
+        let text = serde_json::to_vec_pretty(&summary)?;
+        crate::files::write_atomically(&config.train.dir.join(SUMMARY_FILE), &text)?;
+        Ok(summary)
+    }
+}
