@@ -11,49 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::augment::{DType, Layout, ViewOut};
-use crate::scratch::Line;
+use crate::memory::Buffer;
 use crate::sync::{AtomicUsize, Sender};
-
-/// Recycled memory of one batch.
-pub(crate) struct Buffer(Vec<Line>);
-
-impl Buffer {
-    pub(crate) fn new(bytes: usize) -> Self {
-        // Zeroed by the system, not touched here.
-        let lines = vec![Line::ZERO; bytes.div_ceil(64)];
-        huge_pages(&lines);
-        Buffer(lines)
-    }
-
-    /// No memory: a message that wakes whoever waits for a buffer.
-    pub(crate) fn wake() -> Self {
-        Buffer(Vec::new())
-    }
-}
-
-/// Asks for huge pages, which save a large buffer's page faults and most of its TLB
-/// misses: the rows of a view lie in three planes, each far from the other.
-#[cfg(target_os = "linux")]
-fn huge_pages(lines: &[Line]) {
-    const PAGE: usize = 4096;
-    let bytes: &[u8] = bytemuck::cast_slice(lines);
-    let start = bytes.as_ptr().align_offset(PAGE);
-    if let Some(whole) = bytes.get(start..).filter(|whole| whole.len() >= HUGE_PAGE) {
-        // SAFETY: the range is this buffer's own memory, of whole pages but for the
-        // end, which the kernel rounds up; the advice changes no content. It may be
-        // refused, which costs nothing but speed.
-        unsafe {
-            libc::madvise(whole.as_ptr().cast_mut().cast(), whole.len(), libc::MADV_HUGEPAGE)
-        };
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn huge_pages(_: &[Line]) {}
-
-/// Smaller buffers would be mostly padding in a page of this size.
-#[cfg(target_os = "linux")]
-const HUGE_PAGE: usize = 2 << 20;
 
 /// Shape and element type of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +86,7 @@ impl Batch {
         let spec = &self.spec;
         let bytes = spec.views * self.size * spec.view_len() * spec.element_bytes();
         match &self.buffer {
-            Some(buffer) => &bytemuck::cast_slice(&buffer.0)[..bytes],
+            Some(buffer) => &buffer.bytes()[..bytes],
             None => &[],
         }
     }
@@ -218,8 +177,8 @@ impl Filling {
         grain: usize,
     ) -> Vec<Task> {
         let size = items.len();
-        assert!(size <= spec.size && spec.bytes() <= buffer.0.len() * 64);
-        let data = buffer.0.as_mut_ptr().cast::<u8>();
+        assert!(size <= spec.size && spec.bytes() <= buffer.bytes().len());
+        let data = buffer.as_mut_ptr();
         let filling = Arc::new(Filling {
             spec,
             size,
@@ -364,7 +323,7 @@ mod tests {
     fn tasks_on_several_threads_fill_one_batch_and_its_buffer_returns() {
         let spec = spec(13);
         let (pool, free) = crate::sync::bounded(1);
-        let buffer = Buffer::new(spec.bytes());
+        let buffer = Buffer::new(spec.bytes(), None);
         let tasks = Filling::split(
             spec,
             Place { epoch: 4, index: 7, number: 0 },
@@ -394,7 +353,7 @@ mod tests {
     #[test]
     fn a_short_batch_is_contiguous_too() {
         let (pool, _free) = crate::sync::bounded(1);
-        let buffer = Buffer::new(spec(8).bytes());
+        let buffer = Buffer::new(spec(8).bytes(), None);
         let mut tasks = Filling::split(spec(8), Place::default(), buffer, pool, items(3), 8);
         let batch = fill(tasks.pop().unwrap()).unwrap();
         assert_eq!(batch.as_f32().len(), 2 * 3 * 45);

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::batch::{BatchSpec, Buffer, Filling, Item, Place, Task};
+use crate::batch::{BatchSpec, Filling, Item, Place, Task};
 use crate::loader::{Loader, LoaderConfig, OnBad, Position};
+use crate::memory::Buffer;
 use crate::order::{EpochOrder, Event};
 use crate::shard::{OwnedSample, ShardSet, ShardStream};
 use crate::stats::{Queue, Recorder, Stage};

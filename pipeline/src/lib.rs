@@ -27,6 +27,7 @@ pub mod jpeg;
 pub mod kernel;
 mod loader;
 pub mod measure;
+pub mod memory;
 pub mod order;
 pub mod rng;
 mod run;

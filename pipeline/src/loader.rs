@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::augment::{DType, Layout, ViewConfig};
 use crate::batch::BatchSpec;
 use crate::decode::DecodeOptions;
+use crate::memory::BatchMemory;
 use crate::order::Shuffle;
 use crate::run::BatchStream;
 use crate::shard::ShardSet;
@@ -130,6 +131,7 @@ pub struct Loader {
     pub(crate) buffers: usize,
     /// Where its threads note what they do.
     pub(crate) trace: Option<Arc<Trace>>,
+    pub(crate) memory: Option<Arc<dyn BatchMemory>>,
 }
 
 /// Buffers beyond which more prefetching no longer helps: one with the consumer,
@@ -181,12 +183,17 @@ impl Loader {
             ));
         }
         let buffers = most.min(MOST_BUFFERS);
-        Ok(Loader { set, config: Arc::new(config), spec, buffers, trace: None })
+        Ok(Loader { set, config: Arc::new(config), spec, buffers, trace: None, memory: None })
     }
 
     /// The same loader, whose threads have lanes in `trace`.
     pub fn traced(self, trace: &Arc<Trace>) -> Self {
         Loader { trace: Some(Arc::clone(trace)), ..self }
+    }
+
+    /// The same loader, whose batches are written to `memory`.
+    pub fn in_memory(self, memory: Arc<dyn BatchMemory>) -> Self {
+        Loader { memory: Some(memory), ..self }
     }
 
     /// The set that is read.

@@ -20,9 +20,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use crate::batch::{Batch, Buffer, Task};
+use crate::batch::{Batch, Task};
 use crate::feeder::{Feeder, Outlets};
 use crate::loader::{Loader, Position};
+use crate::memory::Buffer;
 use crate::stats::{Queue, Recorder, Stage, Stats};
 use crate::sync::{AtomicBool, Builder, JoinHandle, Receiver, Sender, bounded, unbounded};
 use crate::worker::Worker;
@@ -61,7 +62,7 @@ impl BatchStream {
         // Room for every buffer and for the one that wakes.
         let (pool, free) = bounded(loader.buffers + 1);
         for _ in 0..loader.buffers {
-            let _ = pool.send(Buffer::new(loader.spec.bytes()));
+            let _ = pool.send(Buffer::new(loader.spec.bytes(), loader.memory.as_ref()));
         }
         let mut stream = BatchStream {
             done,
