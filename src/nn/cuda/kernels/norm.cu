@@ -1,0 +1,389 @@
+// Batch normalisation over [rows, channels], with residual addition and ReLU in the same pass.
+//
+// The formulas stand in `nn/batch_norm.rs`. Training reads x twice (moments, then the affine pass)
+// and the backward pass reads x and dout twice. Reductions are cut into parts whose borders depend
+// on the shape alone; parts are joined in order in f64, so that a result is the same on every device.
+#include "common.cuh"
+
+// y = x * scale + shift: the same two numbers, rounded alike, wherever a pass needs them. The
+// backward pass finds the ReLU's mask from x by them, bit for bit the forward pass's.
+template <int V>
+DEVICE void affine_of(
+    const float* gamma, const float* beta, const float* mean, const float* inv_std, float (&scale)[V],
+    float (&shift)[V]
+) {
+    float g[V], b[V], m[V], s[V];
+    read<V>(gamma, g), read<V>(beta, b), read<V>(mean, m), read<V>(inv_std, s);
+    for (int i = 0; i < V; i++) {
+        scale[i] = __fmul_rn(g[i], s[i]);
+        shift[i] = __fmaf_rn(-m[i], scale[i], b[i]);
+    }
+}
+
+// partial[group][part][2][channels]: mean of the part's rows and their squared deviations from it.
+// Sums are taken of x less the part's first row, so that a mean far from zero costs no digits.
+template <typename T, int V>
+DEVICE void moments(
+    const T* __restrict__ x, float* partial, unsigned rows, unsigned channels, unsigned rows_per_part
+) {
+    Tile t = Tile::of<V>(rows, channels, rows_per_part);
+    unsigned start = blockIdx.y * rows_per_part;
+    float sum[V] = {}, square[V] = {}, origin[V];
+    if (t.active) {
+        read<V>(x + t.at(start, channels), origin);
+        constexpr int U = 4;
+        unsigned r = t.row;
+        for (; r + (U - 1) * t.step < t.end; r += U * t.step) {
+            Pack<T, V> packs[U];
+            for (int u = 0; u < U; u++) packs[u] = fetch<V>(x + t.at(r + u * t.step, channels));
+            for (int u = 0; u < U; u++) {
+                float v[V];
+                unpack(packs[u], v);
+                for (int i = 0; i < V; i++) {
+                    float d = v[i] - origin[i];
+                    sum[i] += d;
+                    square[i] += d * d;
+                }
+            }
+        }
+        for (; r < t.end; r += t.step) {
+            float v[V];
+            read<V>(x + t.at(r, channels), v);
+            for (int i = 0; i < V; i++) {
+                float d = v[i] - origin[i];
+                sum[i] += d;
+                square[i] += d * d;
+            }
+        }
+    }
+    unsigned first = blockIdx.x * blockDim.x * V;
+    float count = (float)(t.end - start);
+    float* out = partial + ((u64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
+    // The first sum waits in memory for the second: both come to the same thread.
+    sum_rows<V>(sum, [&](unsigned j, float total) {
+        if (first + j < channels) out[first + j] = total;
+    });
+    sum_rows<V>(square, [&](unsigned j, float total) {
+        if (first + j >= channels) return;
+        float offset = out[first + j] / count;
+        float squares = total - offset * out[first + j];
+        Pack<T, 1> one = fetch<1>(x + ((u64)blockIdx.z * rows + start) * channels + first + j);
+        float from[1];
+        unpack(one, from);
+        out[first + j] = from[0] + offset;
+        // Not below zero by rounding; NaN stays.
+        out[channels + first + j] = relu(squares);
+    });
+}
+
+constexpr int FINISH = 32;
+
+// Joins the parts' moments of 32 channels, in f64; all groups one after another, for the running
+// statistics move once a group. saved: [2][groups][channels], mean and 1 / sqrt(var + eps).
+// With `guard` an infinite factor becomes 0: a constant column without eps has no direction.
+extern "C" __global__ void __launch_bounds__(1024) norm_finish(
+    const float* partial, float* running_mean, float* running_var, float* saved, unsigned rows,
+    unsigned channels, unsigned rows_per_part, unsigned parts, unsigned groups, float eps,
+    float momentum, unsigned guard
+) {
+    __shared__ double sums[3][FINISH][FINISH];
+    unsigned c = blockIdx.x * FINISH + threadIdx.x;
+    bool active = c < channels;
+    for (unsigned g = 0; g < groups; g++) {
+        const float* of = partial + (u64)g * parts * 2 * channels + c;
+        // Means are taken less that of part 0.
+        double origin = active ? (double)of[0] : 0.0, sum = 0.0, square = 0.0, inner = 0.0;
+        if (active) {
+#pragma unroll 4
+            for (unsigned p = threadIdx.y; p < parts; p += FINISH) {
+                unsigned start = p * rows_per_part;
+                double n = rows - start < rows_per_part ? rows - start : rows_per_part;
+                double d = (double)of[(u64)p * 2 * channels] - origin;
+                sum += n * d;
+                square += n * d * d;
+                inner += (double)of[(u64)p * 2 * channels + channels];
+            }
+        }
+        __syncthreads();
+        sums[0][threadIdx.y][threadIdx.x] = sum;
+        sums[1][threadIdx.y][threadIdx.x] = square;
+        sums[2][threadIdx.y][threadIdx.x] = inner;
+        __syncthreads();
+        if (threadIdx.y == 0 && active) {
+            for (int i = 1; i < FINISH; i++) {
+                sum += sums[0][i][threadIdx.x];
+                square += sums[1][i][threadIdx.x];
+                inner += sums[2][i][threadIdx.x];
+            }
+            double n = rows, offset = sum / n;
+            double mean = origin + offset;
+            double squares = inner + (square - offset * sum);
+            double inv = 1.0 / sqrt(squares / n + (double)eps);
+            if (guard && !isfinite(inv)) inv = 0.0;
+            saved[(u64)g * channels + c] = (float)mean;
+            saved[(u64)(groups + g) * channels + c] = (float)inv;
+            if (running_mean) {
+                double take = (double)momentum, keep = 1.0 - take;
+                running_mean[c] = (float)(keep * running_mean[c] + take * mean);
+                running_var[c] = (float)(keep * running_var[c] + take * squares / (n - 1.0));
+            }
+        }
+    }
+}
+
+// saved, as norm_finish leaves it for one group, from running statistics.
+extern "C" __global__ void __launch_bounds__(256) norm_running(
+    const float* running_mean, const float* running_var, float* saved, unsigned channels, float eps
+) {
+    u64 c = global_thread();
+    if (c >= channels) return;
+    saved[c] = running_mean[c];
+    saved[channels + c] = (float)(1.0 / sqrt((double)running_var[c] + (double)eps));
+}
+
+template <typename T, int V, bool ADD>
+DEVICE void apply(
+    const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, const float* gamma,
+    const float* beta, const float* saved, unsigned rows, unsigned channels, unsigned rows_per_part,
+    unsigned floor
+) {
+    Tile t = Tile::of<V>(rows, channels, rows_per_part);
+    if (!t.active) return;
+    float scale[V], shift[V];
+    u64 of = (u64)blockIdx.z * channels + t.channel;
+    affine_of<V>(
+        gamma + t.channel, beta + t.channel, saved + of, saved + (u64)gridDim.z * channels + of, scale,
+        shift
+    );
+    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pr) {
+        float v[V], r[V];
+        unpack(px, v);
+        if (ADD) unpack(pr, r);
+        for (int i = 0; i < V; i++) {
+            v[i] = __fmaf_rn(v[i], scale[i], shift[i]);
+            if (ADD) v[i] += r[i];
+            if (floor) v[i] = relu(v[i]);
+        }
+        put<V>(y + at, v);
+    };
+    unsigned r = t.row;
+    for (; r + t.step < t.end; r += 2 * t.step) {
+        u64 first = t.at(r, channels), second = t.at(r + t.step, channels);
+        Pack<T, V> x0 = fetch<V>(x + first), x1 = fetch<V>(x + second);
+        Pack<T, V> r0 = ADD ? fetch<V>(residual + first) : x0;
+        Pack<T, V> r1 = ADD ? fetch<V>(residual + second) : x1;
+        one(first, x0, r0);
+        one(second, x1, r1);
+    }
+    if (r < t.end) {
+        u64 at = t.at(r, channels);
+        Pack<T, V> x0 = fetch<V>(x + at);
+        one(at, x0, ADD ? fetch<V>(residual + at) : x0);
+    }
+}
+
+// Where the ReLU's mask comes from.
+constexpr unsigned NO_MASK = 0, FROM_OUTPUT = 1, FROM_INPUT = 2;
+
+template <int V, unsigned MODE>
+DEVICE void mask(float (&d)[V], const float (&x)[V], const float (&out)[V], const float (&scale)[V], const float (&shift)[V]) {
+    for (int i = 0; i < V; i++) {
+        if (MODE == FROM_OUTPUT) d[i] = out[i] > 0.0f ? d[i] : 0.0f;
+        if (MODE == FROM_INPUT) d[i] = __fmaf_rn(x[i], scale[i], shift[i]) > 0.0f ? d[i] : 0.0f;
+    }
+}
+
+// partial[group][part][2][channels]: the sums of dz and of dz (x - mean), dz being dout masked by the
+// ReLU; with `store` dout becomes dz.
+template <typename T, int V, unsigned MODE>
+DEVICE void grad_sums(
+    const T* __restrict__ x, const T* __restrict__ out, T* dout, unsigned store, const float* gamma,
+    const float* beta, const float* saved, float* partial, unsigned rows, unsigned channels,
+    unsigned rows_per_part
+) {
+    Tile t = Tile::of<V>(rows, channels, rows_per_part);
+    float sum[V] = {}, along[V] = {};
+    if (t.active) {
+        u64 of = (u64)blockIdx.z * channels + t.channel;
+        float mean[V], scale[V] = {}, shift[V] = {};
+        read<V>(saved + of, mean);
+        if (MODE == FROM_INPUT) {
+            const float* inv_std = saved + (u64)gridDim.z * channels + of;
+            affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, inv_std, scale, shift);
+        }
+        auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, const Pack<T, V>& po) {
+            float v[V], d[V], o[V] = {};
+            unpack(px, v), unpack(pd, d);
+            if (MODE == FROM_OUTPUT) unpack(po, o);
+            mask<V, MODE>(d, v, o, scale, shift);
+            for (int i = 0; i < V; i++) {
+                sum[i] += d[i];
+                along[i] += d[i] * (v[i] - mean[i]);
+            }
+            if (MODE != NO_MASK && store) put<V>(dout + at, d);
+        };
+        constexpr int U = 2;
+        unsigned r = t.row;
+        for (; r + (U - 1) * t.step < t.end; r += U * t.step) {
+            Pack<T, V> px[U], pd[U], po[U];
+            for (int u = 0; u < U; u++) {
+                u64 at = t.at(r + u * t.step, channels);
+                px[u] = fetch<V>(x + at), pd[u] = fetch<V>(dout + at);
+                po[u] = MODE == FROM_OUTPUT ? fetch<V>(out + at) : pd[u];
+            }
+            for (int u = 0; u < U; u++) one(t.at(r + u * t.step, channels), px[u], pd[u], po[u]);
+        }
+        for (; r < t.end; r += t.step) {
+            u64 at = t.at(r, channels);
+            Pack<T, V> px = fetch<V>(x + at), pd = fetch<V>(dout + at);
+            one(at, px, pd, MODE == FROM_OUTPUT ? fetch<V>(out + at) : pd);
+        }
+    }
+    unsigned first = blockIdx.x * blockDim.x * V;
+    float* to = partial + ((u64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
+    sum_rows<V>(sum, [&](unsigned j, float total) {
+        if (first + j < channels) to[first + j] = total;
+    });
+    sum_rows<V>(along, [&](unsigned j, float total) {
+        if (first + j < channels) to[channels + first + j] = total;
+    });
+}
+
+// Parameters' gradients, summed over groups, and the constants a, b, k of dx = a dz + b x + k:
+// constants[3][groups][channels].
+extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
+    const float* partial, const float* gamma, const float* saved, float* dgamma, float* dbeta,
+    float* constants, unsigned rows, unsigned channels, unsigned parts, unsigned groups
+) {
+    __shared__ double sums[2][FINISH][FINISH];
+    unsigned c = blockIdx.x * FINISH + threadIdx.x;
+    bool active = c < channels;
+    float to_gamma = 0.0f, to_beta = 0.0f;
+    for (unsigned g = 0; g < groups; g++) {
+        const float* of = partial + (u64)g * parts * 2 * channels + c;
+        double sum = 0.0, along = 0.0;
+        if (active) {
+#pragma unroll 4
+            for (unsigned p = threadIdx.y; p < parts; p += FINISH) {
+                sum += (double)of[(u64)p * 2 * channels];
+                along += (double)of[(u64)p * 2 * channels + channels];
+            }
+        }
+        __syncthreads();
+        sums[0][threadIdx.y][threadIdx.x] = sum;
+        sums[1][threadIdx.y][threadIdx.x] = along;
+        __syncthreads();
+        if (threadIdx.y == 0 && active) {
+            for (int i = 1; i < FINISH; i++) {
+                sum += sums[0][i][threadIdx.x];
+                along += sums[1][i][threadIdx.x];
+            }
+            u64 at = (u64)g * channels + c, all = (u64)groups * channels;
+            double n = rows, mean = saved[at], inv = saved[all + at];
+            double a = (double)gamma[c] * inv;
+            double b = -a * inv * inv * along / n;
+            constants[at] = (float)a;
+            constants[all + at] = (float)b;
+            constants[2 * all + at] = (float)(-a * sum / n - b * mean);
+            to_gamma += (float)(along * inv);
+            to_beta += (float)sum;
+        }
+    }
+    if (threadIdx.y == 0 && active) {
+        dgamma[c] = to_gamma;
+        dbeta[c] = to_beta;
+    }
+}
+
+// dx = a dz + b x + k; dx may be dout itself.
+template <typename T, int V, unsigned MODE>
+DEVICE void grad_apply(
+    const T* __restrict__ x, const T* __restrict__ out, const T* dout, T* dx, const float* gamma,
+    const float* beta, const float* saved, const float* constants, unsigned rows, unsigned channels,
+    unsigned rows_per_part
+) {
+    Tile t = Tile::of<V>(rows, channels, rows_per_part);
+    if (!t.active) return;
+    u64 of = (u64)blockIdx.z * channels + t.channel, all = (u64)gridDim.z * channels;
+    float a[V], b[V], k[V], scale[V] = {}, shift[V] = {};
+    read<V>(constants + of, a), read<V>(constants + all + of, b), read<V>(constants + 2 * all + of, k);
+    if (MODE == FROM_INPUT) {
+        affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, saved + all + of, scale, shift);
+    }
+    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, const Pack<T, V>& po) {
+        float v[V], d[V], o[V] = {};
+        unpack(px, v), unpack(pd, d);
+        if (MODE == FROM_OUTPUT) unpack(po, o);
+        mask<V, MODE>(d, v, o, scale, shift);
+        for (int i = 0; i < V; i++) d[i] = __fmaf_rn(d[i], a[i], __fmaf_rn(v[i], b[i], k[i]));
+        put<V>(dx + at, d);
+    };
+    unsigned r = t.row;
+    for (; r + t.step < t.end; r += 2 * t.step) {
+        u64 first = t.at(r, channels), second = t.at(r + t.step, channels);
+        Pack<T, V> x0 = fetch<V>(x + first), x1 = fetch<V>(x + second);
+        Pack<T, V> d0 = fetch<V>(dout + first), d1 = fetch<V>(dout + second);
+        Pack<T, V> o0 = MODE == FROM_OUTPUT ? fetch<V>(out + first) : d0;
+        Pack<T, V> o1 = MODE == FROM_OUTPUT ? fetch<V>(out + second) : d1;
+        one(first, x0, d0, o0);
+        one(second, x1, d1, o1);
+    }
+    if (r < t.end) {
+        u64 at = t.at(r, channels);
+        Pack<T, V> x0 = fetch<V>(x + at), d0 = fetch<V>(dout + at);
+        one(at, x0, d0, MODE == FROM_OUTPUT ? fetch<V>(out + at) : d0);
+    }
+}
+
+#define NORM(T, V, S)                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) norm_moments_##S(                               \
+        const T* x, float* partial, unsigned rows, unsigned channels, unsigned rows_per_part          \
+    ) {                                                                                               \
+        moments<T, V>(x, partial, rows, channels, rows_per_part);                                     \
+    }                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) norm_apply_##S(                                 \
+        const T* x, const T* residual, T* y, const float* gamma, const float* beta,                   \
+        const float* saved, unsigned rows, unsigned channels, unsigned rows_per_part, unsigned floor  \
+    ) {                                                                                               \
+        if (residual) {                                                                               \
+            apply<T, V, true>(                                                                        \
+                x, residual, y, gamma, beta, saved, rows, channels, rows_per_part, floor              \
+            );                                                                                        \
+        } else {                                                                                      \
+            apply<T, V, false>(                                                                       \
+                x, residual, y, gamma, beta, saved, rows, channels, rows_per_part, floor              \
+            );                                                                                        \
+        }                                                                                             \
+    }
+NORM(float, 1, v1_f32)
+NORM(float, 8, v8_f32)
+NORM(bf16, 1, v1_bf16)
+NORM(bf16, 8, v8_bf16)
+
+// One entry a mask: each needs its own number of registers.
+#define NORM_GRAD(T, V, MODE, NAME, S)                                                                \
+    extern "C" __global__ void __launch_bounds__(256) norm_grad_sums_##NAME##_##S(                    \
+        const T* x, const T* out, T* dout, unsigned store, const float* gamma, const float* beta,     \
+        const float* saved, float* partial, unsigned rows, unsigned channels, unsigned rows_per_part  \
+    ) {                                                                                               \
+        grad_sums<T, V, MODE>(                                                                        \
+            x, out, dout, store, gamma, beta, saved, partial, rows, channels, rows_per_part           \
+        );                                                                                            \
+    }                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_##NAME##_##S(                   \
+        const T* x, const T* out, const T* dout, T* dx, const float* gamma, const float* beta,        \
+        const float* saved, const float* constants, unsigned rows, unsigned channels,                 \
+        unsigned rows_per_part                                                                        \
+    ) {                                                                                               \
+        grad_apply<T, V, MODE>(                                                                       \
+            x, out, dout, dx, gamma, beta, saved, constants, rows, channels, rows_per_part            \
+        );                                                                                            \
+    }
+#define NORM_GRADS(T, V, S)                       \
+    NORM_GRAD(T, V, NO_MASK, plain, S)            \
+    NORM_GRAD(T, V, FROM_OUTPUT, by_output, S)    \
+    NORM_GRAD(T, V, FROM_INPUT, by_input, S)
+NORM_GRADS(float, 1, v1_f32)
+NORM_GRADS(float, 8, v8_f32)
+NORM_GRADS(bf16, 1, v1_bf16)
+NORM_GRADS(bf16, 8, v8_bf16)

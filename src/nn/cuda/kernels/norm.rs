@@ -1,0 +1,354 @@
+//! Batch normalisation: what [`BatchNorm`](crate::nn::BatchNorm) does, on a device.
+
+use candle_core::{DType, Result, bail};
+
+use super::{Part, Tiling, blocks, expect, expect_scratch, reduction, unsigned};
+use crate::nn::cuda::{Arg, Backend, Launch, Span};
+
+/// A batch to normalise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NormShape {
+    /// Rows of all groups together; group g is the g-th equal contiguous part.
+    pub rows: usize,
+    /// Channels.
+    pub channels: usize,
+    /// Groups with statistics of their own.
+    pub groups: usize,
+}
+
+/// A layer's vectors, `[channels]` each, F32.
+#[derive(Clone, Copy, Debug)]
+pub struct NormParams {
+    /// Factor.
+    pub gamma: Span,
+    /// Summand.
+    pub beta: Span,
+    /// Moved by each training pass.
+    pub running_mean: Span,
+    /// Likewise.
+    pub running_var: Span,
+    /// Added to the variance.
+    pub eps: f32,
+    /// How far the running statistics move.
+    pub momentum: f32,
+}
+
+/// Rows of a thread in passes that write every element.
+const ROWS_OF_A_THREAD: usize = 16;
+/// Channels and lanes of a block that joins parts; `FINISH` in `norm.cu`.
+const FINISH: u32 = 32;
+
+impl NormShape {
+    fn group_rows(&self) -> usize {
+        self.rows / self.groups
+    }
+
+    fn check(&self) -> Result<()> {
+        let whole = self.groups > 0 && self.rows.is_multiple_of(self.groups);
+        if !whole || self.rows == 0 || self.channels == 0 {
+            bail!("batch norm: {self:?} is no batch");
+        }
+        Ok(())
+    }
+
+    fn reduction(&self) -> Part {
+        reduction(self.group_rows(), self.channels, self.groups)
+    }
+
+    /// F32 elements of the parts' sums.
+    fn partial(&self) -> usize {
+        self.groups * self.reduction().parts * 2 * self.channels
+    }
+}
+
+/// F32 elements of scratch that every function here needs.
+pub fn norm_scratch(s: NormShape) -> usize {
+    if s.check().is_err() {
+        return 0;
+    }
+    // The constants of the backward pass (of evaluation: statistics), then the parts' sums.
+    (3 * s.groups * s.channels).next_multiple_of(4) + s.partial()
+}
+
+/// The two parts of scratch.
+fn split(s: NormShape, scratch: Span) -> Result<(Span, Span)> {
+    expect_scratch("batch norm", scratch, norm_scratch(s))?;
+    let constants = (3 * s.groups * s.channels).next_multiple_of(4);
+    Ok((scratch.part(0, constants), scratch.part(constants, s.partial())))
+}
+
+/// The moments of every group's channels, into `saved`: means, then 1 / sqrt(var + eps).
+pub(super) struct Moments<'a> {
+    pub shape: NormShape,
+    pub x: Span,
+    pub running: Option<(Span, Span)>,
+    pub saved: Span,
+    pub partial: Span,
+    pub eps: f32,
+    pub momentum: f32,
+    /// Makes an infinite factor 0.
+    pub guard: bool,
+    pub backend: &'a dyn Backend,
+}
+
+impl Moments<'_> {
+    pub fn run(&self) -> Result<()> {
+        let (s, b) = (self.shape, self.backend);
+        let tiling = Tiling::new(s.channels, &[self.x, self.saved, self.partial])?;
+        let Part { rows_per_part, parts } = s.reduction();
+        let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
+        let kernel = format!("norm_moments_v{}_{}", tiling.vector, self.x.suffix()?);
+        let args = [self.x.into(), self.partial.into(), rows, channels, unsigned(rows_per_part)?];
+        tiling.launch(b, &kernel, [parts, s.groups], &args)?;
+        let args = [
+            self.partial.into(),
+            self.running.map(|(mean, _)| mean).into(),
+            self.running.map(|(_, var)| var).into(),
+            self.saved.into(),
+            rows,
+            channels,
+            unsigned(rows_per_part)?,
+            unsigned(parts)?,
+            unsigned(s.groups)?,
+            Arg::F32(self.eps),
+            Arg::F32(self.momentum),
+            Arg::U32(u32::from(self.guard)),
+        ];
+        finish(b, "norm_finish", s.channels, &args)
+    }
+}
+
+fn finish(b: &dyn Backend, kernel: &str, channels: usize, args: &[Arg]) -> Result<()> {
+    let grid = [blocks(channels, FINISH as usize)?, 1, 1];
+    b.launch(&Launch { kernel, grid, block: [FINISH, FINISH, 1], shared_bytes: 0, args })
+}
+
+/// Training's forward pass: y from x and the batch's statistics, which `saved` (F32 `[2, groups,
+/// channels]`: mean, 1 / sqrt(var + eps)) keeps for the backward pass and the running ones move
+/// towards, once for each group. `y` may not be `x`.
+///
+/// # Errors
+/// Lengths and types that do not fit, or a group with fewer than two rows.
+pub fn norm_train(
+    b: &dyn Backend,
+    s: NormShape,
+    p: &NormParams,
+    x: Span,
+    residual: Option<Span>,
+    y: Span,
+    saved: Span,
+    scratch: Span,
+    relu: bool,
+) -> Result<()> {
+    check(s, p, x, residual, y)?;
+    expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
+    if s.group_rows() < 2 {
+        bail!("batch norm: training wants more than one value a channel, got {s:?}");
+    }
+    let (_, partial) = split(s, scratch)?;
+    let running = Some((p.running_mean, p.running_var));
+    let (eps, momentum) = (p.eps, p.momentum);
+    let guard = false;
+    Moments { shape: s, x, running, saved, partial, eps, momentum, guard, backend: b }.run()?;
+    apply(b, s, p, x, residual, y, saved, relu)
+}
+
+/// Evaluation's forward pass, by the running statistics. `y` may not be `x`.
+///
+/// # Errors
+/// Lengths and types that do not fit.
+pub fn norm_eval(
+    b: &dyn Backend,
+    s: NormShape,
+    p: &NormParams,
+    x: Span,
+    residual: Option<Span>,
+    y: Span,
+    scratch: Span,
+    relu: bool,
+) -> Result<()> {
+    check(s, p, x, residual, y)?;
+    let (constants, _) = split(s, scratch)?;
+    let saved = constants.part(0, 2 * s.channels);
+    let args = [
+        p.running_mean.into(),
+        p.running_var.into(),
+        saved.into(),
+        unsigned(s.channels)?,
+        Arg::F32(p.eps),
+    ];
+    super::launch(b, "norm_running", blocks(s.channels, 256)?, &args)?;
+    apply(b, NormShape { groups: 1, ..s }, p, x, residual, y, saved, relu)
+}
+
+fn check(s: NormShape, p: &NormParams, x: Span, residual: Option<Span>, y: Span) -> Result<()> {
+    s.check()?;
+    for (what, span) in [
+        ("batch norm's gamma", p.gamma),
+        ("batch norm's beta", p.beta),
+        ("batch norm's running mean", p.running_mean),
+        ("batch norm's running variance", p.running_var),
+    ] {
+        expect(what, span, s.channels, DType::F32)?;
+    }
+    let len = s.rows * s.channels;
+    for span in [Some(x), residual, Some(y)].into_iter().flatten() {
+        expect("batch norm", span, len, x.dtype)?;
+    }
+    Ok(())
+}
+
+fn apply(
+    b: &dyn Backend,
+    s: NormShape,
+    p: &NormParams,
+    x: Span,
+    residual: Option<Span>,
+    y: Span,
+    saved: Span,
+    relu: bool,
+) -> Result<()> {
+    let all = [x, residual.unwrap_or(x), y, p.gamma, p.beta, saved];
+    let tiling = Tiling::new(s.channels, &all)?;
+    let rows = s.group_rows();
+    let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
+    let kernel = format!("norm_apply_v{}_{}", tiling.vector, x.suffix()?);
+    let args = [
+        x.into(),
+        residual.into(),
+        y.into(),
+        p.gamma.into(),
+        p.beta.into(),
+        saved.into(),
+        unsigned(rows)?,
+        unsigned(s.channels)?,
+        unsigned(rows_per_part)?,
+        Arg::U32(u32::from(relu)),
+    ];
+    tiling.launch(b, &kernel, [parts, s.groups], &args)
+}
+
+/// What the ReLU's mask is found from.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask {
+    /// There was no ReLU.
+    None,
+    /// The forward pass's output.
+    Output(Span),
+    /// Beta: without a residual the input says where the output was positive, and reading the output
+    /// again is saved.
+    Input(Span),
+}
+
+/// The backward pass: gradients of gamma and beta (summed over groups), and of x: in place over
+/// `dout`, or into `dx`; with `dx`, `dout` afterwards holds the gradient masked by the ReLU, the
+/// residual's.
+///
+/// # Errors
+/// Lengths and types that do not fit.
+pub fn norm_backward(
+    b: &dyn Backend,
+    s: NormShape,
+    gamma: Span,
+    x: Span,
+    out: Span,
+    dout: Span,
+    dx: Option<Span>,
+    dgamma: Span,
+    dbeta: Span,
+    saved: Span,
+    scratch: Span,
+    relu: bool,
+) -> Result<()> {
+    let mask = if relu { Mask::Output(out) } else { Mask::None };
+    norm_backward_masked(b, s, gamma, x, mask, dout, dx, dgamma, dbeta, saved, scratch)
+}
+
+/// [`norm_backward`] by any [`Mask`].
+///
+/// # Errors
+/// As [`norm_backward`].
+pub fn norm_backward_masked(
+    b: &dyn Backend,
+    s: NormShape,
+    gamma: Span,
+    x: Span,
+    mask: Mask,
+    dout: Span,
+    dx: Option<Span>,
+    dgamma: Span,
+    dbeta: Span,
+    saved: Span,
+    scratch: Span,
+) -> Result<()> {
+    s.check()?;
+    let (out, beta, name) = match mask {
+        Mask::None => (None, None, "plain"),
+        Mask::Output(out) => (Some(out), None, "by_output"),
+        Mask::Input(beta) => (None, Some(beta), "by_input"),
+    };
+    for span in [Some(x), out, Some(dout), dx].into_iter().flatten() {
+        expect("batch norm's gradient", span, s.rows * s.channels, x.dtype)?;
+    }
+    for span in [Some(gamma), beta, Some(dgamma), Some(dbeta)].into_iter().flatten() {
+        expect("batch norm's parameters", span, s.channels, DType::F32)?;
+    }
+    expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
+    let (constants, partial) = split(s, scratch)?;
+    let vectors = [gamma, beta.unwrap_or(gamma), saved, constants];
+    let all = [x, out.unwrap_or(x), dout, dx.unwrap_or(x)];
+    let tiling = Tiling::new(s.channels, &[vectors, all].concat())?;
+    let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
+    let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
+
+    // The mask is stored by the first pass where `dout` is to hold it: the second then reads less.
+    let store = dx.is_some() && !matches!(mask, Mask::None);
+    let Part { rows_per_part, parts } = s.reduction();
+    let args = [
+        x.into(),
+        out.into(),
+        dout.into(),
+        Arg::U32(u32::from(store)),
+        gamma.into(),
+        beta.into(),
+        saved.into(),
+        partial.into(),
+        rows,
+        channels,
+        unsigned(rows_per_part)?,
+    ];
+    let kernel = format!("norm_grad_sums_{name}_{suffix}");
+    tiling.launch(b, &kernel, [parts, s.groups], &args)?;
+
+    let args = [
+        partial.into(),
+        gamma.into(),
+        saved.into(),
+        dgamma.into(),
+        dbeta.into(),
+        constants.into(),
+        rows,
+        channels,
+        unsigned(parts)?,
+        unsigned(s.groups)?,
+    ];
+    finish(b, "norm_grad_finish", s.channels, &args)?;
+
+    let (name, out, beta) = if store { ("plain", None, None) } else { (name, out, beta) };
+    let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
+    let args = [
+        x.into(),
+        out.into(),
+        dout.into(),
+        dx.unwrap_or(dout).into(),
+        gamma.into(),
+        beta.into(),
+        saved.into(),
+        constants.into(),
+        rows,
+        channels,
+        unsigned(rows_per_part)?,
+    ];
+    let kernel = format!("norm_grad_apply_{name}_{suffix}");
+    tiling.launch(b, &kernel, [parts, s.groups], &args)
+}

@@ -1,0 +1,312 @@
+//! Batch normalisation against the layer on the CPU.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::{Memory, TYPES, close, noise, on_device, rounded, within};
+use crate::nn::cuda::kernels::norm::*;
+use crate::nn::cuda::{Backend, Span};
+use crate::nn::{BatchNorm, Workspace, storage};
+
+/// One layer's data, F32 values that `dtype` can hold.
+struct Case {
+    shape: NormShape,
+    dtype: DType,
+    relu: bool,
+    /// How far behind a boundary activations begin.
+    odd: usize,
+    x: Vec<f32>,
+    residual: Option<Vec<f32>>,
+    dout: Vec<f32>,
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+}
+
+impl Case {
+    fn new(
+        (rows, channels, groups): (usize, usize, usize),
+        dtype: DType,
+        relu: bool,
+        residual: bool,
+        odd: usize,
+    ) -> Self {
+        let len = rows * channels;
+        let x: Vec<f32> = noise(len, 1).iter().map(|v| 1.5 * v + 0.7).collect();
+        Self {
+            shape: NormShape { rows, channels, groups },
+            dtype,
+            relu,
+            odd,
+            x: rounded(&x, dtype),
+            residual: residual.then(|| rounded(&noise(len, 2), dtype)),
+            dout: rounded(&noise(len, 3), dtype),
+            gamma: noise(channels, 4).iter().map(|v| 1.0 + 0.5 * v).collect(),
+            beta: noise(channels, 5),
+        }
+    }
+
+    fn name(&self) -> String {
+        let residual = self.residual.is_some();
+        format!("{:?} {:?} relu {} residual {residual}", self.shape, self.dtype, self.relu)
+    }
+}
+
+/// What the CPU makes of it.
+struct Expected {
+    y: Vec<f32>,
+    running: [Vec<f32>; 2],
+    evaluated: Vec<f32>,
+    dx: Vec<f32>,
+    masked: Vec<f32>,
+    dgamma: Vec<f32>,
+    dbeta: Vec<f32>,
+}
+
+fn expected(case: &Case) -> Result<Expected> {
+    let NormShape { rows, channels, groups } = case.shape;
+    let tensor = |v: &[f32]| Tensor::from_slice(v, (rows, channels), &Device::Cpu);
+    let values = |t: &Tensor| t.flatten_all()?.to_vec1::<f32>();
+    let mut norm = BatchNorm::new("bn", channels, case.relu, &Device::Cpu)?;
+    norm.weight.set(&case.gamma)?;
+    norm.bias.set(&case.beta)?;
+    let mut ws = Workspace::new(&Device::Cpu)?;
+    ws.groups = groups;
+    let (x, dout) = (tensor(&case.x)?, tensor(&case.dout)?);
+    let residual = case.residual.as_ref().map(|r| tensor(r)).transpose()?;
+    let y = values(&norm.forward(&x, residual.as_ref(), &mut ws)?)?;
+    let dx = storage::zeros((rows, channels), &Device::Cpu)?;
+    norm.backward(&dout, Some(&dx))?;
+    ws.training = false;
+    let evaluated = values(&norm.forward(&x, residual.as_ref(), &mut ws)?)?;
+    Ok(Expected {
+        y,
+        running: [values(&norm.running_mean)?, values(&norm.running_var)?],
+        evaluated,
+        dx: values(&dx)?,
+        masked: values(&dout)?,
+        dgamma: values(&norm.weight.grad)?,
+        dbeta: values(&norm.bias.grad)?,
+    })
+}
+
+/// A case's memory on the device.
+struct OnDevice {
+    x: Memory,
+    residual: Option<Memory>,
+    y: Memory,
+    gamma: Memory,
+    beta: Memory,
+    running: [Memory; 2],
+    saved: Memory,
+    scratch: Memory,
+}
+
+impl OnDevice {
+    fn new(case: &Case) -> Self {
+        let NormShape { channels, groups, .. } = case.shape;
+        let activations = |v: &[f32]| Memory::of_at(case.odd, v, case.dtype);
+        let of = |v: &[f32]| Memory::of(v, DType::F32);
+        Self {
+            x: activations(&case.x),
+            residual: case.residual.as_ref().map(|r| activations(r)),
+            y: Memory::unwritten_at(case.odd, case.x.len(), case.dtype),
+            gamma: of(&case.gamma),
+            beta: of(&case.beta),
+            running: [of(&vec![0.0; channels]), of(&vec![1.0; channels])],
+            saved: Memory::unwritten(2 * groups * channels, DType::F32),
+            scratch: Memory::unwritten(norm_scratch(case.shape), DType::F32),
+        }
+    }
+
+    fn params(&self) -> NormParams {
+        NormParams {
+            gamma: self.gamma.span(),
+            beta: self.beta.span(),
+            running_mean: self.running[0].span(),
+            running_var: self.running[1].span(),
+            eps: 1e-5,
+            momentum: 0.1,
+        }
+    }
+
+    fn forward(&self, b: &dyn Backend, case: &Case) -> Result<()> {
+        let residual = self.residual.as_ref().map(Memory::span);
+        let (x, y, saved, scratch) =
+            (self.x.span(), self.y.span(), self.saved.span(), self.scratch.span());
+        norm_train(b, case.shape, &self.params(), x, residual, y, saved, scratch, case.relu)
+    }
+
+    /// Gradient of x (in `dx`, or over dout), dout afterwards, and the parameters' gradients.
+    fn backward(&self, b: &dyn Backend, case: &Case, mask: Mask, apart: bool) -> [Memory; 4] {
+        let activations = |v: &[f32]| Memory::of_at(case.odd, v, case.dtype);
+        let dout = activations(&case.dout);
+        let dx = Memory::unwritten_at(case.odd, case.dout.len(), case.dtype);
+        let vector = || Memory::unwritten(case.shape.channels, DType::F32);
+        let (dgamma, dbeta) = (vector(), vector());
+        norm_backward_masked(
+            b,
+            case.shape,
+            self.gamma.span(),
+            self.x.span(),
+            mask,
+            dout.span(),
+            apart.then(|| dx.span()),
+            dgamma.span(),
+            dbeta.span(),
+            self.saved.span(),
+            self.scratch.span(),
+        )
+        .unwrap();
+        [dx, dout, dgamma, dbeta]
+    }
+}
+
+fn check(b: &dyn Backend, case: &Case) {
+    let (want, name, dtype) = (expected(case).unwrap(), case.name(), case.dtype);
+    let on = OnDevice::new(case);
+    on.forward(b, case).unwrap();
+    // A mean's last digit weighs as much as a channel is stretched: a lot where two rows are nearly alike.
+    let stretch = on.saved.floats().iter().fold(1f32, |most, v| most.max(v.abs()));
+    within(&format!("y of {name}"), &on.y.floats(), &want.y, dtype, 1e-6 * stretch);
+    close(&format!("mean of {name}"), &on.running[0].floats(), &want.running[0], DType::F32, 1e-6);
+    close(&format!("var of {name}"), &on.running[1].floats(), &want.running[1], DType::F32, 2e-6);
+
+    let mask = if case.relu { Mask::Output(on.y.span()) } else { Mask::None };
+    let [dx, dout, dgamma, dbeta] = on.backward(b, case, mask, true);
+    // Terms of the square's size cancel.
+    let error = 1e-6 * stretch * stretch;
+    within(&format!("dx of {name}"), &dx.floats(), &want.dx, dtype, error);
+    close(&format!("dout of {name}"), &dout.floats(), &want.masked, DType::F32, 0.0);
+    let share = 1e-6 * stretch.max(10.0);
+    close(&format!("dgamma of {name}"), &dgamma.floats(), &want.dgamma, DType::F32, share);
+    close(&format!("dbeta of {name}"), &dbeta.floats(), &want.dbeta, DType::F32, 1e-5);
+    let [untouched, in_place, ..] = on.backward(b, case, mask, false);
+    assert!(untouched.floats().iter().all(|v| v.is_nan()));
+    assert_eq!(in_place.floats(), dx.floats(), "in place: {name}");
+    if case.relu && case.residual.is_none() {
+        // The mask from the input is the output's, bit for bit.
+        let by_input = Mask::Input(on.beta.span());
+        for apart in [true, false] {
+            let [own_dx, own_dout, own_dgamma, own_dbeta] = on.backward(b, case, by_input, apart);
+            let own_dx = if apart { own_dx } else { own_dout };
+            assert_eq!(own_dx.floats(), dx.floats(), "by input: {name}");
+            assert_eq!(own_dgamma.floats(), dgamma.floats());
+            assert_eq!(own_dbeta.floats(), dbeta.floats());
+        }
+    }
+
+    let residual = on.residual.as_ref().map(Memory::span);
+    let (x, y, scratch) = (on.x.span(), on.y.span(), on.scratch.span());
+    norm_eval(b, case.shape, &on.params(), x, residual, y, scratch, case.relu).unwrap();
+    close(&format!("evaluation of {name}"), &on.y.floats(), &want.evaluated, dtype, 1e-5);
+}
+
+#[test]
+fn normalisation_and_its_gradients_are_the_cpus() {
+    on_device(|b| {
+        for dtype in TYPES {
+            for shape in [
+                (2, 1, 1),
+                (6, 3, 2),
+                (700, 1, 1),
+                (1500, 5, 2),
+                (2300, 16, 1),
+                (300, 72, 2),
+                (40, 264, 1),
+                (70, 33, 2),
+            ] {
+                for (relu, residual) in [(false, false), (true, false), (true, true)] {
+                    check(b, &Case::new(shape, dtype, relu, residual, 0));
+                }
+            }
+            // The widest there is; the device's threads take their time here.
+            check(b, &Case::new((4, 8192, 2), dtype, true, false, 0));
+            // The same channels on addresses that allow no vectors.
+            check(b, &Case::new((96, 16, 2), dtype, true, true, 1));
+            check(b, &Case::new((20, 8, 1), dtype, false, true, 3));
+        }
+    });
+}
+
+#[test]
+fn many_rows_go_in_many_parts() {
+    on_device(|b| check(b, &Case::new((20_000, 8, 1), DType::F32, true, false, 0)));
+}
+
+#[test]
+fn a_mean_far_from_zero_costs_the_variance_nothing() {
+    on_device(|b| {
+        for (rows, channels) in [(1000, 8), (513, 3)] {
+            let mut case = Case::new((rows, channels, 1), DType::F32, false, false, 0);
+            case.x = noise(rows * channels, 9).iter().map(|v| 300.0 + 0.25 * v).collect();
+            let on = OnDevice::new(&case);
+            on.forward(b, &case).unwrap();
+            let saved = on.saved.floats();
+            for c in 0..channels {
+                let column = || case.x.iter().skip(c).step_by(channels).map(|v| f64::from(*v));
+                let mean = column().sum::<f64>() / rows as f64;
+                let var = column().map(|v| (v - mean) * (v - mean)).sum::<f64>() / rows as f64;
+                assert!((f64::from(saved[c]) / mean - 1.0).abs() < 1e-7);
+                let inv = 1.0 / (var + 1e-5).sqrt();
+                assert!((f64::from(saved[channels + c]) / inv - 1.0).abs() < 2e-6);
+            }
+        }
+    });
+}
+
+#[test]
+fn a_constant_channel_is_its_beta() {
+    on_device(|b| {
+        let mut case = Case::new((50, 8, 1), DType::F32, false, false, 0);
+        case.x.fill(3.25);
+        let on = OnDevice::new(&case);
+        on.forward(b, &case).unwrap();
+        let want: Vec<f32> = case.beta.repeat(50);
+        close("constant", &on.y.floats(), &want, DType::F32, 1e-4);
+        assert!(on.running[1].floats().iter().all(|v| (v - 0.9).abs() < 1e-6));
+    });
+}
+
+#[test]
+fn nan_passes_through_relu_and_reaches_the_statistics() {
+    on_device(|b| {
+        for dtype in TYPES {
+            for channels in [8, 3] {
+                let mut case = Case::new((40, channels, 1), dtype, true, false, 0);
+                case.x[channels + 1] = f32::NAN;
+                let on = OnDevice::new(&case);
+                on.forward(b, &case).unwrap();
+                let nan: Vec<bool> = on.y.floats().iter().map(|v| v.is_nan()).collect();
+                // All of channel 1, nothing else.
+                assert!(nan.iter().enumerate().all(|(i, nan)| *nan == (i % channels == 1)));
+                assert!(on.running[0].floats()[1].is_nan() && on.running[1].floats()[1].is_nan());
+                // In evaluation the one element.
+                let fresh = OnDevice::new(&case);
+                let (x, y, scratch) = (fresh.x.span(), fresh.y.span(), fresh.scratch.span());
+                norm_eval(b, case.shape, &fresh.params(), x, None, y, scratch, true).unwrap();
+                let nan = fresh.y.floats().iter().filter(|v| v.is_nan()).count();
+                assert!(nan == 1 && fresh.y.floats()[channels + 1].is_nan());
+            }
+        }
+    });
+}
+
+#[test]
+fn what_does_not_fit_is_an_error() {
+    on_device(|b| {
+        let case = Case::new((6, 8, 2), DType::F32, true, false, 0);
+        let on = OnDevice::new(&case);
+        let run = |s: NormShape, x: Span, y: Span, saved: Span, scratch: Span| {
+            norm_train(b, s, &on.params(), x, None, y, saved, scratch, true)
+        };
+        let (s, x, y) = (case.shape, on.x.span(), on.y.span());
+        let (saved, scratch) = (on.saved.span(), on.scratch.span());
+        run(s, x, y, saved, scratch).unwrap();
+        assert!(run(s, x.part(0, 47), y, saved, scratch).is_err());
+        assert!(run(s, x.cast(DType::BF16).part(0, 48), y, saved, scratch).is_err());
+        assert!(run(s, x, y, saved.part(0, 31), scratch).is_err());
+        assert!(run(s, x, y, saved, scratch.part(0, scratch.len - 1)).is_err());
+        assert!(run(NormShape { groups: 4, ..s }, x, y, saved, scratch).is_err());
+        assert!(run(NormShape { groups: 6, ..s }, x, y, saved, scratch).is_err());
+        assert!(run(NormShape { groups: 0, ..s }, x, y, saved, scratch).is_err());
+    });
+}
