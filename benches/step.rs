@@ -3,9 +3,10 @@
 //! `cargo bench --bench step -- --arch resnet18 --width 64 --stem cifar --size 32 --batch 64`
 
 use anyhow::{Context, Result, bail};
+use bt_stream::config::TrainConfig;
 use bt_stream::model::{ModelConfig, Stem, StepBench, bench_step};
+use bt_stream::nn::Precision;
 use bt_stream::optim::OptimizerKind;
-use candle_core::Device;
 
 fn main() -> Result<()> {
     let mut bench = StepBench {
@@ -24,11 +25,20 @@ fn main() -> Result<()> {
         steps: 3,
     };
     let (mut threads, mut json) = (0, false);
+    let mut on = TrainConfig { device: "cpu".into(), ..Default::default() };
     let mut args = std::env::args().skip(1);
     while let Some(key) = args.next() {
         match key.as_str() {
             "--json" => json = true,
             "--bench" => {} // cargo's own
+            "--device" => on.device = args.next().context("--device wants a value")?,
+            "--precision" => {
+                on.precision = match args.next().as_deref() {
+                    Some("f32") => Precision::F32,
+                    Some("bf16") => Precision::Bf16,
+                    other => bail!("--precision is f32 or bf16, not {other:?}"),
+                }
+            }
             _ => {
                 let value = args.next().with_context(|| format!("{key} wants a value"))?;
                 set(&mut bench, &mut threads, &key, &value)?;
@@ -36,7 +46,7 @@ fn main() -> Result<()> {
         }
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    let out = bench_step(&bench, &Device::Cpu)?;
+    let out = bench_step(&bench, &bt_stream::train::device(&on)?)?;
     if json {
         println!("{}", serde_json::to_string(&out)?);
     } else {
@@ -48,7 +58,7 @@ fn main() -> Result<()> {
             out.images_per_second(),
             out.flops_per_second() * 1e-9
         );
-        println!("last step, CPU s: {:?}", out.cpu.last());
+        println!("last step, CPU s: {:?}; {:.0} MB", out.cpu.last(), out.peak_mb);
     }
     Ok(())
 }

@@ -15,6 +15,10 @@
 //! - [`tensorboard`], [`prometheus`], [`watch`], [`advice`]: a run seen from outside.
 //! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
 
+// Tests of the whole program that are run on the emulated device, too, name it so.
+#[cfg(test)]
+extern crate self as bt_stream;
+
 pub mod advice;
 pub mod checkpoint;
 pub mod cli;

@@ -44,7 +44,7 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let mut config = args.source.load(&[])?;
     config.model = import::describe(&tensors, &config.model).with_context(context)?;
     config.train.dir = args.dir.clone();
-    let mut learner = Learner::new(&config, &device(&config.train.device)?)?;
+    let mut learner = Learner::new(&config, &device(&config.train)?)?;
     learner.start_from(&tensors).with_context(context)?;
     std::fs::create_dir_all(&args.dir).with_context(|| args.dir.display().to_string())?;
     write_atomically(&args.dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;

@@ -89,7 +89,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
 
     eprintln!("4/4 evaluating and writing the report");
     let found = checkpoint::find(&config.train.dir)?;
-    let device = train::device(&config.train.device)?;
+    let device = train::device(&config.train)?;
     let mut net = found.network(&device)?;
     let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
     let mut scores = vec![score(&trained, &config)?];
@@ -227,7 +227,7 @@ struct Before {
 
 impl Before {
     fn measure(config: &RunConfig, data: &Data) -> Result<Self> {
-        let device = train::device(&config.train.device)?;
+        let device = train::device(&config.train)?;
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         let untrained = encode("untrained network", &mut net, data.sets(), config, &device)?;
         let mut scores = vec![score(&untrained, config)?];

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::nn::Precision;
+
 /// `[train]`
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -20,8 +22,14 @@ pub struct TrainConfig {
     /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
     /// for random weights.
     pub init: PathBuf,
-    /// `auto` or `cpu`.
+    /// `cpu`, `cuda:N`, or `auto`: the first CUDA device where there is one, else the CPU. CUDA wants a
+    /// build with the feature `cuda`.
     pub device: String,
+    /// Element type of activations and factors: `f32`, or `bf16` on a CUDA device. Weights, statistics
+    /// and sums are f32 either way.
+    pub precision: Precision,
+    /// On a CUDA device, only algorithms that give the same bits each time. The CPU always does.
+    pub deterministic: bool,
     /// Threads that compute; 0 takes one for each core.
     pub threads: usize,
     /// Steps between two lines of metrics.
@@ -55,6 +63,8 @@ impl Default for TrainConfig {
             seed: 0,
             init: PathBuf::new(),
             device: "auto".into(),
+            precision: Precision::F32,
+            deterministic: false,
             threads: 0,
             log_every: 10,
             tensorboard: true,

@@ -106,7 +106,7 @@ pub fn knn_during_training(
     config: &RunConfig,
     given_up: &AtomicBool,
 ) -> Result<f64> {
-    let device = crate::train::device(&config.train.device)?;
+    let device = crate::train::device(&config.train)?;
     let mut of = |pattern: &str, key: &str| {
         let set = open(pattern, key, &config.open_options())?;
         features(net, &set, config.eval_loader()?, &device, |_| ())

@@ -100,7 +100,8 @@ pub fn evaluate(
     options.check()?;
     let classes = train.num_classes().context("the training set")?.max(2);
     let loader = loader(train, config, options)?;
-    let mut head = Head::new(net.feature_dim(), classes, device)?;
+    // The classifier is small: it stays on the CPU wherever the backbone is.
+    let mut head = Head::new(net.feature_dim(), classes, &Device::Cpu)?;
     head.draw(options.seed)?;
     let decay = options.weight_decay;
     let mut optimizer = Sgd::new(SgdConfig {
@@ -124,7 +125,7 @@ pub fn evaluate(
                 None => head.learn(&net.features(&images)?, &batch.labels, None)?,
                 Some(lr) => {
                     let features = net.features_train(&images)?;
-                    let d = storage::zeros(features.shape(), device)?;
+                    let d = storage::zeros(features.shape(), &Device::Cpu)?;
                     let right = head.learn(&features, &batch.labels, Some(&d))?;
                     net.backward_features(&d)?;
                     optimizer.step(&mut net.backbone_params(), lr * share, lr * share)?;
@@ -137,7 +138,7 @@ pub fn evaluate(
         told(epoch + 1, right / batches.max(1) as f64);
     }
     let rows = features(net, test, config.eval_loader()?, device, |_| ())?;
-    head.accuracy(&rows, device)
+    head.accuracy(&rows, &Device::Cpu)
 }
 
 /// One view of each image: the training views' crop and flip, nothing else.
@@ -191,7 +192,7 @@ impl Head {
     pub fn new(dim: usize, classes: usize, device: &Device) -> Result<Self> {
         let linear = Linear::new("probe", dim, classes, true, device)?;
         let velocity = [storage::zeros((classes, dim), device)?, storage::zeros(classes, device)?];
-        Ok(Self { linear, velocity, ws: Workspace::new(device) })
+        Ok(Self { linear, velocity, ws: Workspace::new(device)? })
     }
 
     /// The authors' first weights: normal with standard deviation 0.01.

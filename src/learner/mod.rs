@@ -23,7 +23,10 @@ use crate::loss::{Embeddings, LossOutput, Needs, Objective};
 use crate::model::{ModelConfig, Predictor, TwinNet};
 use crate::nn::{Param, storage};
 
+#[cfg(test)]
+mod emulated;
 mod numbers;
+mod on_device;
 mod teacher;
 #[cfg(test)]
 mod tests;
@@ -38,6 +41,8 @@ pub struct Learner {
     teacher: Option<Teacher>,
     seen: Option<Embeddings>,
     before: numbers::Statistics,
+    device_step: Option<on_device::DeviceStep>,
+    search: Option<numbers::Search>,
 }
 
 impl Learner {
@@ -65,7 +70,16 @@ impl Learner {
         let predictor =
             predictor.map(|shape| Predictor::new(shape, dim, seed, device)).transpose()?;
         let teacher = teacher.map(|m| Teacher::of(&mut net, m, device)).transpose()?;
-        Ok(Self { net, objective, predictor, teacher, seen: None, before: Default::default() })
+        Ok(Self {
+            net,
+            objective,
+            predictor,
+            teacher,
+            seen: None,
+            before: Default::default(),
+            device_step: None,
+            search: None,
+        })
     }
 
     /// The network that is trained.
@@ -130,7 +144,38 @@ impl Learner {
     /// Without [`Learner::forward`] before.
     pub fn loss(&mut self) -> Result<LossOutput> {
         let seen = self.seen.as_ref().context("a loss without a forward pass before it")?;
-        Ok(self.objective.evaluate(seen)?)
+        Ok(self.objective.evaluate(&seen.on_host()?)?)
+    }
+
+    /// The batch's loss with every gradient set, and what of it is not finite: all of a step before the
+    /// optimizer. `lap` hears of each part that is over. Moves nothing that [`Learner::take_back`] does
+    /// not undo, if [`Learner::remember`] was asked before.
+    ///
+    /// # Errors
+    /// When `images` is of another form; what the device says.
+    pub fn gradients(
+        &mut self,
+        images: &Tensor,
+        lap: &mut dyn FnMut(&'static str),
+    ) -> Result<(LossOutput, Option<String>)> {
+        if self.begin(images)? {
+            lap("launch");
+            let found = self.finish()?;
+            lap("device");
+            return Ok(found);
+        }
+        self.forward(images)?;
+        lap("forward");
+        let mut out = self.loss()?;
+        lap("loss");
+        if !out.loss.is_finite() {
+            let cause = format!("the loss is {}", out.loss);
+            return Ok((out, Some(cause)));
+        }
+        self.backward(&mut out)?;
+        let found = self.bad_gradient()?;
+        lap("backward");
+        Ok((out, found.map(|name| format!("the gradient of {name} is not finite"))))
     }
 
     /// Sets every gradient. What comes through the predictor is added to `out.grad`.
@@ -142,8 +187,10 @@ impl Learner {
             (None, None) => {}
             (Some(predictor), Some(at_predictions)) => {
                 // View a's rows come first in both: its part, or all.
+                // Losses with a predictor are computed on the CPU, and so are their gradients.
                 predictor.backward(at_predictions, |d| {
-                    let d = storage::read(d)?;
+                    let d = storage::host(d)?;
+                    let d = storage::read(&d)?;
                     storage::with_mut(&out.grad, |grad| {
                         grad.iter_mut().zip(&*d).for_each(|(g, d)| *g += d);
                     })
@@ -168,7 +215,7 @@ impl Learner {
     /// Without [`Learner::forward`] before.
     pub fn follow(&mut self, step: u64, steps: u64) -> Result<()> {
         let seen = self.seen.as_ref().context("a step without a forward pass before it")?;
-        self.objective.advance(seen)?;
+        self.objective.advance(&seen.on_host()?)?;
         if let Some(teacher) = &mut self.teacher {
             teacher.follow(&mut self.net, step, steps)?;
         }

@@ -6,19 +6,43 @@
 //! kept from step to step. So a step can be taken back whole.
 
 use anyhow::Result;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use super::Learner;
+use crate::nn::cuda::Backend;
+use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{BatchNorm, Param, storage};
+use crate::optim::Table;
 
 /// Elements that one thread looks at.
 const CHUNK: usize = 1 << 16;
 
-/// The running statistics before a step.
+/// The running statistics before a step, in buffers of their own where the network is.
 #[derive(Default)]
 pub(super) struct Statistics {
-    norms: Vec<(Vec<f32>, Vec<f32>, i64)>,
+    norms: Vec<(Tensor, Tensor, i64)>,
+}
+
+/// The search for gradients that are not finite, on a device.
+pub(super) struct Search {
+    pub table: Table,
+    /// Number of the first parameter.
+    pub found: Tensor,
+}
+
+impl Search {
+    /// Asks for it.
+    pub fn ask_for(&self, backend: &dyn Backend) -> Result<()> {
+        Ok(kernels::finite_check(backend, self.table.tensors(), storage::span(&self.found)?)?)
+    }
+
+    /// Waits for it: the number of a parameter, or one that no parameter has.
+    pub fn read(&self, backend: &dyn Backend) -> Result<usize> {
+        let mut number = [0; 4];
+        backend.read(storage::span(&self.found)?, &mut number)?;
+        Ok(u32::from_ne_bytes(number) as usize)
+    }
 }
 
 impl Learner {
@@ -37,12 +61,12 @@ impl Learner {
     pub fn remember(&mut self) -> Result<()> {
         let mut kept = std::mem::take(&mut self.before);
         let norms = self.norms();
-        kept.norms.resize_with(norms.len(), Default::default);
+        if kept.norms.len() != norms.len() {
+            kept = Statistics::of(&norms)?;
+        }
         for (norm, (mean, var, count)) in norms.into_iter().zip(&mut kept.norms) {
-            mean.clear();
-            mean.extend_from_slice(&storage::read(&norm.running_mean)?);
-            var.clear();
-            var.extend_from_slice(&storage::read(&norm.running_var)?);
+            storage::copy(&norm.running_mean, mean)?;
+            storage::copy(&norm.running_var, var)?;
             *count = norm.num_batches_tracked;
         }
         self.before = kept;
@@ -57,8 +81,8 @@ impl Learner {
     pub fn take_back(&mut self) -> Result<()> {
         let kept = std::mem::take(&mut self.before);
         for (norm, (mean, var, count)) in self.norms().into_iter().zip(&kept.norms) {
-            storage::with_mut(&norm.running_mean, |to| to.copy_from_slice(mean))?;
-            storage::with_mut(&norm.running_var, |to| to.copy_from_slice(var))?;
+            storage::copy(mean, &norm.running_mean)?;
+            storage::copy(var, &norm.running_var)?;
             norm.num_batches_tracked = *count;
         }
         self.before = kept;
@@ -71,7 +95,23 @@ impl Learner {
     /// # Errors
     /// When a gradient cannot be read.
     pub fn bad_gradient(&mut self) -> Result<Option<String>> {
+        if let Some(backend) = self.net.engine().shared_backend() {
+            return self.bad_gradient_there(&*backend);
+        }
         first_bad(self.params(), |param| &param.grad)
+    }
+
+    /// [`Learner::bad_gradient`] on a device.
+    fn bad_gradient_there(&mut self, backend: &dyn Backend) -> Result<Option<String>> {
+        if self.search.is_none() {
+            let table = Table::new(backend, &self.params(), &[])?;
+            let found = storage::zeros_of(&[1], DType::U32, self.net.engine().device())?;
+            self.search = Some(Search { table, found });
+        }
+        let Some(search) = &self.search else { return Ok(None) };
+        search.ask_for(backend)?;
+        let number = search.read(backend)?;
+        Ok(self.params().get(number).map(|param| param.name.clone()))
     }
 
     /// The first parameter whose value is not finite.
@@ -83,9 +123,22 @@ impl Learner {
     }
 }
 
+impl Statistics {
+    /// Buffers for those of `norms`.
+    fn of(norms: &[&mut BatchNorm]) -> Result<Self> {
+        let like = |t: &Tensor| storage::zeros(t.shape(), t.device());
+        let norms = norms
+            .iter()
+            .map(|norm| Ok((like(&norm.running_mean)?, like(&norm.running_var)?, 0)))
+            .collect::<Result<_>>()?;
+        Ok(Self { norms })
+    }
+}
+
 fn first_bad(params: Vec<&mut Param>, of: fn(&Param) -> &Tensor) -> Result<Option<String>> {
     for param in params {
-        if storage::read(of(param))?.par_chunks(CHUNK).any(has_not_finite) {
+        let values = storage::host(of(param))?;
+        if storage::read(&values)?.par_chunks(CHUNK).any(has_not_finite) {
             return Ok(Some(param.name.clone()));
         }
     }

@@ -8,7 +8,10 @@ use rayon::prelude::*;
 
 use crate::loss::Momentum;
 use crate::model::TwinNet;
+use crate::nn::cuda::Backend;
+use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::storage;
+use crate::optim::Table;
 
 /// Front of its tensors' names in checkpoints.
 pub(super) const PREFIX: &str = "teacher.";
@@ -19,6 +22,14 @@ const CHUNK: usize = 1 << 15;
 pub struct Teacher {
     net: TwinNet,
     momentum: Momentum,
+    there: Option<There>,
+}
+
+/// What following takes on a device: both networks' parameters, and where the share lies.
+struct There {
+    own: Table,
+    other: Table,
+    share: Tensor,
 }
 
 impl Teacher {
@@ -27,7 +38,8 @@ impl Teacher {
     /// # Errors
     /// When the device cannot allocate.
     pub fn of(net: &mut TwinNet, momentum: Momentum, device: &Device) -> Result<Self> {
-        let mut teacher = Self { net: TwinNet::new(net.config(), 0, device)?, momentum };
+        let mut teacher =
+            Self { net: TwinNet::new(net.config(), 0, device)?, momentum, there: None };
         teacher.copy(net)?;
         Ok(teacher)
     }
@@ -55,6 +67,9 @@ impl Teacher {
     /// When the networks differ.
     pub fn follow(&mut self, net: &mut TwinNet, step: u64, steps: u64) -> Result<()> {
         let share = (1.0 - self.momentum.at(step, steps)) as f32;
+        if let Some(backend) = net.engine().shared_backend() {
+            return self.follow_there(&*backend, net, share);
+        }
         for (own, other) in self.net.params().into_iter().zip(net.params()) {
             let other = storage::read(&other.value)?;
             storage::with_mut(&own.value, |own| {
@@ -65,6 +80,20 @@ impl Teacher {
             })?;
         }
         Ok(())
+    }
+
+    /// [`Teacher::follow`] on a device.
+    fn follow_there(&mut self, backend: &dyn Backend, net: &mut TwinNet, share: f32) -> Result<()> {
+        if self.there.is_none() {
+            let own = Table::new(backend, &self.net.params(), &[])?;
+            let other = Table::new(backend, &net.params(), &[])?;
+            let share = storage::zeros(1, net.engine().device())?;
+            self.there = Some(There { own, other, share });
+        }
+        let Some(There { own, other, share: at }) = &self.there else { return Ok(()) };
+        storage::assign(at, &[share])?;
+        let at = storage::span(at)?;
+        Ok(kernels::follow(backend, own.tensors(), other.tensors(), at)?)
     }
 
     /// The teacher's network.

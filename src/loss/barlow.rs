@@ -16,7 +16,7 @@
 //! dimension 8192 this is 24 times less arithmetic. With larger batches C (then the smaller
 //! matrix) is formed once.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -26,10 +26,12 @@ use super::embeddings::{Pair, column_fold2, with_pair};
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
 use super::{
-    CorrelationStats, Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration,
-    described, not_negative, parse, positive,
+    CorrelationStats, DeviceObjective, Embeddings, LossOutput, Needs, Objective, PredictorShape,
+    Registration, described, not_negative, parse, positive,
 };
-use crate::nn::storage;
+use crate::nn::cuda::Backend;
+use crate::nn::cuda::kernels::loss as kernels;
+use crate::nn::{Engine, storage};
 
 /// `method = "barlow"`.
 pub const REGISTRATION: Registration = Registration {
@@ -162,6 +164,15 @@ impl Objective for Barlow {
         Needs { predictor, ..Needs::default() }
     }
 
+    fn on_device(
+        &self,
+        engine: &Engine,
+        batch: usize,
+        dim: usize,
+    ) -> Result<Option<Box<dyn DeviceObjective>>> {
+        OnDevice::of(&self.config, engine, batch, dim)
+    }
+
     fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput> {
         let from = match (&seen.predicted, self.config.predictor) {
             (Some((predicted, _)), 1..) => predicted,
@@ -177,6 +188,58 @@ impl Objective for Barlow {
             storage::with_mut(&out.grad_a, |grad| grad.fill(0.0))?;
         }
         Ok(out)
+    }
+}
+
+/// The squared loss over batch-normalised embeddings, by a device's kernels.
+struct OnDevice {
+    config: BarlowConfig,
+    batch: usize,
+    dim: usize,
+    figures: Tensor,
+    scratch: Tensor,
+}
+
+impl OnDevice {
+    fn of(
+        config: &BarlowConfig,
+        engine: &Engine,
+        batch: usize,
+        dim: usize,
+    ) -> Result<Option<Box<dyn DeviceObjective>>> {
+        if !kernels::barlow_supports(config) {
+            return Ok(None);
+        }
+        let device = engine.device();
+        let figures = storage::zeros_of(&[kernels::FIGURES], DType::F64, device)?;
+        let scratch = storage::zeros(kernels::barlow_scratch(batch, dim), device)?;
+        Ok(Some(Box::new(Self { config: config.clone(), batch, dim, figures, scratch })))
+    }
+}
+
+impl DeviceObjective for OnDevice {
+    fn ask_for(&mut self, backend: &dyn Backend, z: &Tensor, grad: &Tensor) -> Result<()> {
+        let call = kernels::BarlowCall {
+            batch: self.batch,
+            dim: self.dim,
+            z: storage::span(z)?,
+            grad: storage::span(grad)?,
+            figures: storage::span(&self.figures)?,
+            scratch: storage::span(&self.scratch)?,
+            config: &self.config,
+        };
+        kernels::barlow(backend, &call)
+    }
+
+    fn read(&mut self, backend: &dyn Backend, grad: &Tensor) -> Result<LossOutput> {
+        let mut found = [0f64; kernels::FIGURES];
+        backend.read(storage::span(&self.figures)?, bytemuck::cast_slice_mut(&mut found))?;
+        let [invariance, redundancy, on_diag_mean, squares] = found;
+        let count = (self.dim * (self.dim - 1)).max(1) as f64;
+        let off_diag_rms =
+            (self.config.terms != Terms::Invariance).then(|| (squares / count).sqrt());
+        let stats = CorrelationStats { on_diag_mean, off_diag_rms };
+        LossOutput::with_grad(invariance, redundancy, Some(stats), grad.clone())
     }
 }
 

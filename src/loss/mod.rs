@@ -25,6 +25,9 @@ use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::nn::Engine;
+use crate::nn::cuda::Backend;
+
 pub mod barlow;
 pub mod byol;
 pub mod cosine;
@@ -42,7 +45,7 @@ mod linalg;
 pub(crate) mod matmul;
 mod normalize;
 
-pub use barlow::{BarlowConfig, barlow_twins, cross_correlation};
+pub use barlow::{BarlowConfig, Normalize, Shape, Terms, barlow_twins, cross_correlation};
 
 /// Every objective that `method = ...` can name. A new one adds its file and its line here.
 pub const OBJECTIVES: &[Registration] = &[
@@ -77,6 +80,20 @@ pub trait Objective: Send {
     /// that [`Objective::needs`] asked for.
     fn evaluate(&mut self, seen: &Embeddings) -> Result<LossOutput>;
 
+    /// The same loss for batches of `batch` embeddings of `dim` dimensions, computed by a device
+    /// that runs kernels; `None` where there is no such form with these options.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    fn on_device(
+        &self,
+        _engine: &Engine,
+        _batch: usize,
+        _dim: usize,
+    ) -> Result<Option<Box<dyn DeviceObjective>>> {
+        Ok(None)
+    }
+
     /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`].
     ///
     /// # Errors
@@ -102,6 +119,22 @@ pub trait Objective: Send {
     }
 }
 
+/// An objective's arithmetic on a device.
+pub trait DeviceObjective: Send {
+    /// Asks for the loss of `z`, `[2 * batch, dim]` with view a first, and for its gradient in `grad`.
+    /// Neither waits nor allocates.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn ask_for(&mut self, backend: &dyn Backend, z: &Tensor, grad: &Tensor) -> Result<()>;
+
+    /// Waits for the loss; the gradient is `grad`, as given before.
+    ///
+    /// # Errors
+    /// What the device says.
+    fn read(&mut self, backend: &dyn Backend, grad: &Tensor) -> Result<LossOutput>;
+}
+
 /// What the networks made of a batch.
 #[derive(Clone, Debug)]
 pub struct Embeddings {
@@ -119,6 +152,23 @@ impl Embeddings {
     /// The network's embeddings alone (shared memory).
     pub fn of(a: &Tensor, b: &Tensor) -> Self {
         Embeddings { a: a.clone(), b: b.clone(), predicted: None, teacher: None }
+    }
+
+    /// The same on the CPU: shared memory, or copies.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn on_host(&self) -> Result<Self> {
+        let host = crate::nn::storage::host;
+        let predicted = match &self.predicted {
+            None => None,
+            Some((a, b)) => Some((host(a)?, b.as_ref().map(host).transpose()?)),
+        };
+        let teacher = match &self.teacher {
+            None => None,
+            Some([a, b]) => Some([host(a)?, host(b)?]),
+        };
+        Ok(Embeddings { a: host(&self.a)?, b: host(&self.b)?, predicted, teacher })
     }
 }
 
@@ -249,6 +299,17 @@ impl LossOutput {
     ) -> Result<Self> {
         let batch = grad.len() / (2 * dim);
         let grad = Tensor::from_vec(grad, (2 * batch, dim), &Device::Cpu)?;
+        Self::with_grad(invariance, redundancy, correlation, grad)
+    }
+
+    /// As [`LossOutput::new`], with the gradient as a tensor.
+    fn with_grad(
+        invariance: f64,
+        redundancy: f64,
+        correlation: Option<CorrelationStats>,
+        grad: Tensor,
+    ) -> Result<Self> {
+        let batch = grad.dim(0)? / 2;
         let (grad_a, grad_b) = (grad.narrow(0, 0, batch)?, grad.narrow(0, batch, batch)?);
         let loss = invariance + redundancy;
         let grad_predicted = None;

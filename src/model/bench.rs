@@ -6,9 +6,11 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use serde::Serialize;
 
-use super::{ModelConfig, TwinNet};
-use crate::loss::{BarlowConfig, barlow_twins};
+use super::ModelConfig;
+use crate::learner::Learner;
+use crate::nn::Engine;
 use crate::optim::{OptimConfig, OptimizerKind};
+use crate::train::images_to;
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -30,11 +32,11 @@ pub struct StepBench {
 /// Seconds of each part of one step.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct StepTime {
-    /// Forward pass of both views.
+    /// Forward pass of both views; on a device, what it takes to ask for the gradients.
     pub forward: f64,
     /// Loss and its gradient.
     pub loss: f64,
-    /// Backward pass.
+    /// Backward pass; on a device, the wait for the gradients.
     pub backward: f64,
     /// Optimizer.
     pub optimizer: f64,
@@ -63,6 +65,8 @@ pub struct StepTimings {
     pub flops: f64,
     /// The last step's loss: finite, or the time means nothing.
     pub final_loss: f64,
+    /// Most memory at a time, in MB: of the device, or of the process.
+    pub peak_mb: f64,
 }
 
 impl StepTimings {
@@ -98,11 +102,13 @@ fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// # Errors
 /// When the network cannot be made or a step fails.
 pub fn bench_step(bench: &StepBench, device: &Device) -> Result<StepTimings> {
-    let mut net = TwinNet::new(&bench.model, 1, device)?;
+    let objective = crate::loss::build("barlow", toml::Table::new())?;
+    let mut learner = Learner::build(&bench.model, objective, 1, device)?;
+    let engine = Engine::of(device)?;
     let config = OptimConfig { optimizer: bench.optimizer, ..Default::default() };
     let mut optimizer = config.build()?;
-    let images =
-        Tensor::randn(0f32, 1.0, (2 * bench.batch, bench.size.0, bench.size.1, 3), device)?;
+    let shape = (2 * bench.batch, bench.size.0, bench.size.1, 3);
+    let images = images_to(&Tensor::randn(0f32, 1.0, shape, &Device::Cpu)?, &engine)?;
     let mut out = StepTimings {
         wall: Vec::new(),
         cpu: Vec::new(),
@@ -110,25 +116,28 @@ pub fn bench_step(bench: &StepBench, device: &Device) -> Result<StepTimings> {
         batch: bench.batch,
         flops: 0.0,
         final_loss: f64::NAN,
+        peak_mb: 0.0,
     };
     for step in 0..bench.warmup + bench.steps {
         let mut clock = Clock::start();
-        let z = net.forward_train(&images, 2)?;
-        clock.lap(|t| &mut t.forward);
-        let (z_a, z_b) = (z.narrow(0, 0, bench.batch)?, z.narrow(0, bench.batch, bench.batch)?);
-        let loss = barlow_twins(&z_a, &z_b, &BarlowConfig::default())?;
-        clock.lap(|t| &mut t.loss);
-        net.backward(&loss.grad)?;
-        clock.lap(|t| &mut t.backward);
-        optimizer.step(&mut net.params(), 1e-3, 1e-3)?;
+        let (found, _) = learner.gradients(&images, &mut |part| {
+            clock.lap(|t| match part {
+                "forward" | "launch" => &mut t.forward,
+                "loss" => &mut t.loss,
+                _ => &mut t.backward,
+            });
+        })?;
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+        engine.wait()?;
         clock.lap(|t| &mut t.optimizer);
         if step >= bench.warmup {
             out.wall.push(clock.wall);
             out.cpu.push(clock.cpu);
         }
-        out.final_loss = loss.loss;
+        out.final_loss = found.loss;
     }
-    out.flops = 6.0 * net.multiply_adds() as f64;
+    out.flops = 6.0 * learner.net().multiply_adds() as f64;
+    out.peak_mb = engine.peak_bytes() as f64 / 1e6;
     Ok(out)
 }
 

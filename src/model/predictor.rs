@@ -18,6 +18,8 @@ const FIRST_INDEX: usize = 1 << 20;
 pub struct Predictor {
     layers: Projector,
     ws: Workspace,
+    /// The predictions' gradient on the network's device.
+    given: Option<Tensor>,
     shape: PredictorShape,
 }
 
@@ -41,7 +43,7 @@ impl Predictor {
                 init::linear_default(p, seed, FIRST_INDEX + index)?;
             }
         }
-        Ok(Self { layers, ws: Workspace::new(device), shape })
+        Ok(Self { layers, ws: Workspace::new(device)?, given: None, shape })
     }
 
     /// Whether both views go through it, or only view a.
@@ -68,7 +70,8 @@ impl Predictor {
         grad: &Tensor,
         use_it: impl FnOnce(&Tensor) -> Result<()>,
     ) -> Result<()> {
-        let d = self.layers.backward(grad, &mut self.ws)?;
+        let grad = self.ws.engine().taken_in(grad, &mut self.given)?;
+        let d = self.layers.backward(&grad, &mut self.ws)?;
         use_it(&d)?;
         self.ws.give(d);
         Ok(())
@@ -105,6 +108,7 @@ impl Predictor {
     /// Names the tensor that is missing, unexpected or of another shape.
     pub fn load_state_dict(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let params = state::named(self.layers.params());
-        state::load(tensors, "", &params, &mut self.layers.norms_mut(), |_| false)
+        state::load(tensors, "", &params, &mut self.layers.norms_mut(), |_| false)?;
+        self.layers.params().into_iter().try_for_each(|p| p.renew_half())
     }
 }

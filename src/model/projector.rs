@@ -3,7 +3,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use crate::nn::{BatchNorm, Linear, Param, Relu, Workspace};
+use crate::nn::{BatchNorm, Linear, Param, Relu, Workspace, storage};
 
 /// Linear, BN, ReLU, .., Linear: features `[N, F]` to embeddings `[N, D]`. Without any widths it is
 /// the identity.
@@ -11,6 +11,8 @@ pub struct Projector {
     hidden: Vec<(Linear, Between)>,
     last: Option<Linear>,
     output_norm: Option<BatchNorm>,
+    /// The embeddings' gradient in the type of activations, where that is another.
+    grad: Option<Tensor>,
 }
 
 /// What follows a hidden linear layer.
@@ -45,7 +47,7 @@ impl Projector {
     /// When the device cannot allocate.
     pub fn new(name: &str, layers: ProjectorLayers<'_>, device: &Device) -> Result<Self> {
         let Some((&last, widths)) = layers.widths.split_last() else {
-            return Ok(Self { hidden: Vec::new(), last: None, output_norm: None });
+            return Ok(Self { hidden: Vec::new(), last: None, output_norm: None, grad: None });
         };
         let mut from = layers.input;
         let mut index = 0..;
@@ -61,12 +63,16 @@ impl Projector {
             hidden.push((linear, between));
             from = to;
         }
-        let last_linear = Linear::new(&named(), from, last, layers.output_bias, device)?;
+        let mut last_linear = Linear::new(&named(), from, last, layers.output_bias, device)?;
+        if !layers.output_norm {
+            // Embeddings are f32: the objectives' sums start from them.
+            last_linear = last_linear.with_full_output();
+        }
         let output_norm = layers
             .output_norm
             .then(|| BatchNorm::new(&named(), last, false, device))
             .transpose()?;
-        Ok(Self { hidden, last: Some(last_linear), output_norm })
+        Ok(Self { hidden, last: Some(last_linear), output_norm, grad: None })
     }
 
     /// Embeddings of features.
@@ -99,8 +105,8 @@ impl Projector {
         let n = grad.dims()[0];
         let Some(last) = &mut self.last else {
             let dx = ws.take(grad.dims())?;
-            let from = crate::nn::storage::read(grad)?;
-            crate::nn::storage::with_mut(&dx, |dx| dx.copy_from_slice(&from))?;
+            let grad = ws.engine().activations(grad, &mut self.grad)?;
+            storage::copy(&grad, &dx)?;
             return Ok(dx);
         };
         let mut d = ws.take(&[n, last.weight().value.dims()[1]])?;
@@ -108,7 +114,8 @@ impl Projector {
             None => last.backward(grad, Some(&d), false)?,
             Some(norm) => {
                 let before = ws.take(grad.dims())?;
-                norm.backward(grad, Some(&before))?;
+                let grad = ws.engine().activations(grad, &mut self.grad)?;
+                norm.backward(&grad, Some(&before))?;
                 last.backward(&before, Some(&d), false)?;
                 ws.give(before);
             }

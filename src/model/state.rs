@@ -8,8 +8,9 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use crate::nn::{BatchNorm, Param, storage};
 
-/// A parameter's or gradient's tensor in PyTorch's layout, a copy.
+/// A parameter's or gradient's tensor on the CPU in PyTorch's layout, a copy.
 pub(super) fn outside(tensor: &Tensor) -> Result<Tensor> {
+    let tensor = storage::host(tensor)?;
     match tensor.rank() {
         4 => tensor.permute((0, 3, 1, 2))?.force_contiguous(),
         _ => tensor.force_contiguous(),
@@ -33,8 +34,7 @@ fn set_inside(target: &Tensor, name: &str, given: &Tensor) -> Result<()> {
     let given = given.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
     let given = if given.rank() == 4 { given.permute((0, 2, 3, 1))? } else { given };
     let given = given.contiguous()?;
-    let values = storage::read(&given)?;
-    storage::with_mut(target, |t| t.copy_from_slice(&values))
+    storage::assign(target, &storage::read(&given)?)
 }
 
 /// A BatchNorm's buffers under PyTorch's names.
@@ -42,8 +42,8 @@ pub(super) fn buffers(norm: &BatchNorm) -> Result<[(String, Tensor); 3]> {
     let name = |part: &str| format!("{}.{part}", norm.name());
     let count = Tensor::new(norm.num_batches_tracked, &Device::Cpu)?;
     Ok([
-        (name("running_mean"), norm.running_mean.force_contiguous()?),
-        (name("running_var"), norm.running_var.force_contiguous()?),
+        (name("running_mean"), outside(&norm.running_mean)?),
+        (name("running_var"), outside(&norm.running_var)?),
         (name("num_batches_tracked"), count),
     ])
 }

@@ -11,7 +11,7 @@ use super::graph::Graph;
 use super::projector::{Projector, ProjectorLayers};
 use super::resnet::ResNet;
 use super::{init, state};
-use crate::nn::{BatchNorm, Param, Workspace, storage};
+use crate::nn::{BatchNorm, Engine, Param, Workspace, storage};
 
 /// Names of the backbone's tensors begin with this.
 const BACKBONE: &str = "backbone.";
@@ -24,6 +24,11 @@ pub struct TwinNet {
     backbone: ResNet,
     projector: Projector,
     ws: Workspace,
+    /// Embeddings as f32, where the projector ends in another type.
+    full: Option<Tensor>,
+    /// Gradients that came from the CPU, and they as activations.
+    given: Option<Tensor>,
+    given_half: Option<Tensor>,
 }
 
 impl TwinNet {
@@ -47,7 +52,10 @@ impl TwinNet {
             config: config.clone(),
             backbone: ResNet::new(BACKBONE, config, device)?,
             projector: Projector::new(PROJECTOR, layers, device)?,
-            ws: Workspace::new(device),
+            ws: Workspace::new(device)?,
+            full: None,
+            given: None,
+            given_half: None,
         };
         net.initialise(seed)?;
         Ok(net)
@@ -63,10 +71,25 @@ impl TwinNet {
         }
         if self.config.zero_init {
             for norm in self.backbone.last_norms() {
-                storage::with_mut(&norm.weight.value, |w| w.fill(0.0))?;
+                storage::assign(&norm.weight.value, &vec![0.0; norm.weight.len()])?;
             }
         }
         Ok(())
+    }
+
+    /// Who computes.
+    pub fn engine(&self) -> &Engine {
+        self.ws.engine()
+    }
+
+    /// As [`Workspace::released`].
+    pub fn released(&self) -> u64 {
+        self.ws.released()
+    }
+
+    /// Makes the parameters' halves again, after their values were written.
+    fn renew_halves(&mut self) -> Result<()> {
+        self.params().into_iter().try_for_each(|p| p.renew_half())
     }
 
     /// The description it was made from.
@@ -100,7 +123,8 @@ impl TwinNet {
         self.ws.training = true;
         self.ws.groups = groups;
         let features = self.backbone.forward(images, &mut self.ws)?;
-        self.projector.forward(&features, &mut self.ws)
+        let z = self.projector.forward(&features, &mut self.ws)?;
+        self.ws.engine().full(&z, &mut self.full)
     }
 
     /// Sets every parameter's gradient from the embeddings', `[N, D]`.
@@ -108,7 +132,8 @@ impl TwinNet {
     /// # Errors
     /// Without [`TwinNet::forward_train`] before, or when the shape differs.
     pub fn backward(&mut self, grad_embeddings: &Tensor) -> Result<()> {
-        let d = self.projector.backward(grad_embeddings, &mut self.ws)?;
+        let grad = self.ws.engine().taken_in(grad_embeddings, &mut self.given)?;
+        let d = self.projector.backward(&grad, &mut self.ws)?;
         self.backbone.backward(&d, &mut self.ws)?;
         self.ws.give(d);
         Ok(())
@@ -122,15 +147,18 @@ impl TwinNet {
     pub fn features_train(&mut self, images: &Tensor) -> Result<Tensor> {
         self.ws.training = true;
         self.ws.groups = 1;
-        self.backbone.forward(images, &mut self.ws)
+        let features = self.backbone.forward(images, &mut self.ws)?;
+        storage::host(&features)
     }
 
-    /// Sets the gradients of [`TwinNet::backbone_params`] from the features', `[N, F]`.
+    /// Sets the gradients of [`TwinNet::backbone_params`] from the features', `[N, F]` on the CPU.
     ///
     /// # Errors
     /// Without [`TwinNet::features_train`] before, or when the shape differs.
     pub fn backward_features(&mut self, grad_features: &Tensor) -> Result<()> {
-        self.backbone.backward(grad_features, &mut self.ws)
+        let grad = self.ws.engine().taken_in(grad_features, &mut self.given)?;
+        let grad = self.ws.engine().activations(&grad, &mut self.given_half)?;
+        self.backbone.backward(&grad, &mut self.ws)
     }
 
     /// The backbone's parameters, in PyTorch's order.
@@ -147,7 +175,7 @@ impl TwinNet {
         self.ws.training = false;
         let out = self.backbone.forward(images, &mut self.ws);
         self.ws.training = true;
-        out
+        out.and_then(|features| storage::host(&features))
     }
 
     /// Embeddings `[N, D]` of images in evaluation mode.
@@ -159,13 +187,13 @@ impl TwinNet {
         let out = self.backbone.forward(images, &mut self.ws);
         let out = out.and_then(|f| self.projector.forward(&f, &mut self.ws));
         self.ws.training = true;
-        out
+        out.and_then(|z| storage::host(&z))
     }
 
     /// The features, `[N, F]`, that the last training pass computed on its way; a copy.
     pub fn last_features(&self) -> Result<Tensor> {
         match self.backbone.last_features() {
-            Some(f) => f.force_contiguous(),
+            Some(f) => storage::host(f)?.force_contiguous(),
             None => bail!("no training pass yet"),
         }
     }
@@ -217,7 +245,8 @@ impl TwinNet {
     /// Names the tensor that is missing, unexpected or of another shape.
     pub fn load_state_dict(&mut self, tensors: &HashMap<String, Tensor>) -> Result<()> {
         let params = state::named(self.params());
-        state::load(tensors, "", &params, &mut self.norms_mut(), |_| false)
+        state::load(tensors, "", &params, &mut self.norms_mut(), |_| false)?;
+        self.renew_halves()
     }
 
     /// Loads the backbone alone, from torchvision's names (the classifier, `fc`, is passed over) or from
@@ -231,7 +260,8 @@ impl TwinNet {
         let mut norms = self.backbone.norms_mut();
         state::load(tensors, strip, &params, &mut norms, |n| {
             n.starts_with("fc.") || (strip.is_empty() && n.starts_with(PROJECTOR))
-        })
+        })?;
+        self.renew_halves()
     }
 
     /// The backbone's evaluation pass, its tensors named as in [`TwinNet::backbone_state_dict`].

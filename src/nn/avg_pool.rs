@@ -1,10 +1,11 @@
 //! Global average pool: `[N, H, W, C]` to `[N, C]`.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::pool;
-use super::{Workspace, no_forward, storage};
+use super::cuda::kernels::pool as kernels;
+use super::{Engine, Workspace, no_forward, storage};
 
 /// The mean over an image's pixels.
 #[derive(Default)]
@@ -23,12 +24,15 @@ impl AvgPool {
             bail!("average pool: expected [N, H, W, C], got {:?}", x.dims())
         };
         let y = ws.output(&mut self.output, &[n, c])?;
-        match x.device() {
-            Device::Cpu => {
+        match ws.engine().backend() {
+            None => {
                 let x = storage::read(x)?;
                 storage::with_mut(&y, |y| pool::mean_forward(Isa::best(), &x, h * w, c, y))?;
             }
-            other => bail!("average pool: no implementation for {other:?}"),
+            Some(backend) => {
+                let (x, y) = (storage::span(x)?, storage::span(&y)?);
+                kernels::global_average(backend, n, h * w, c, x, y)?;
+            }
         }
         self.shape = ws.training.then_some([n, h, w, c]);
         Ok(y)
@@ -47,6 +51,10 @@ impl AvgPool {
         let Some([n, h, w, c]) = self.shape else { return no_forward() };
         if dy.dims() != [n, c] || dx.dims() != [n, h, w, c] {
             bail!("average pool: gradients {:?} and {:?}", dy.dims(), dx.dims());
+        }
+        if let Some(backend) = Engine::of(dy.device())?.backend() {
+            let (dy, dx) = (storage::span(dy)?, storage::span(dx)?);
+            return kernels::global_average_backward(backend, n, h * w, c, dy, dx);
         }
         let dy = storage::read(dy)?;
         storage::with_mut(dx, |dx| pool::mean_backward(&dy, h * w, c, dx))

@@ -5,11 +5,13 @@
 //! towards them (variance divided by n - 1), as PyTorch does. The batch may consist of groups with
 //! statistics of their own; running statistics then move once for each group, in order.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::norm::{self, Affine};
-use super::{Param, Workspace, no_forward, storage};
+use super::cuda::kernels::norm::{self as kernels, NormParams, NormShape};
+use super::cuda::{Backend, Span};
+use super::{Engine, Param, Workspace, no_forward, storage};
 
 /// PyTorch's default, as is the momentum.
 pub const EPS: f64 = 1e-5;
@@ -32,6 +34,16 @@ pub struct BatchNorm {
     saved: Option<Saved>,
     output: Option<Tensor>,
     scratch: Scratch,
+    engine: Engine,
+    on_device: OnDevice,
+}
+
+/// What the layer keeps on a device.
+#[derive(Default)]
+struct OnDevice {
+    /// Mean and 1 / standard deviation of each group and channel, `[2, groups, C]`.
+    statistics: Option<Tensor>,
+    scratch: Option<Tensor>,
 }
 
 /// What the backward pass needs, besides the output.
@@ -60,7 +72,7 @@ impl BatchNorm {
     pub fn new(name: &str, channels: usize, relu: bool, device: &Device) -> Result<Self> {
         let param = |part: &str| Param::zeros(format!("{name}.{part}"), &[channels], device);
         let running_var = storage::zeros(channels, device)?;
-        storage::with_mut(&running_var, |v| v.fill(1.0))?;
+        storage::assign(&running_var, &vec![1.0; channels])?;
         let mut weight = param("weight")?;
         weight.set(&vec![1.0; channels])?;
         Ok(Self {
@@ -74,6 +86,8 @@ impl BatchNorm {
             saved: None,
             output: None,
             scratch: Scratch::default(),
+            engine: Engine::of(device)?,
+            on_device: OnDevice::default(),
         })
     }
 
@@ -95,10 +109,10 @@ impl BatchNorm {
     ) -> Result<Tensor> {
         self.check(x, residual, ws)?;
         let y = ws.output(&mut self.output, x.dims())?;
-        match x.device() {
-            Device::Cpu if ws.training => self.cpu_train(x, residual, &y, ws.groups)?,
-            Device::Cpu => self.cpu_eval(x, residual, &y)?,
-            other => bail!("batch norm: no implementation for {other:?}"),
+        match self.engine.shared_backend() {
+            Some(backend) => self.device_forward(&*backend, x, residual, &y, ws)?,
+            None if ws.training => self.cpu_train(x, residual, &y, ws.groups)?,
+            None => self.cpu_eval(x, residual, &y)?,
         }
         let saved = || Saved { input: x.clone(), output: y.clone(), groups: ws.groups };
         self.saved = ws.training.then(saved);
@@ -214,12 +228,77 @@ impl BatchNorm {
         if !fits(dout) || !dx.is_none_or(fits) {
             bail!("{}: gradient {:?} for {:?}", self.name, dout.dims(), saved.input.dims());
         }
-        match dout.device() {
-            Device::Cpu => self.cpu_backward(&saved, dout, dx)?,
-            other => bail!("batch norm: no implementation for {other:?}"),
+        match self.engine.shared_backend() {
+            Some(backend) => self.device_backward(&*backend, &saved, dout, dx)?,
+            None => self.cpu_backward(&saved, dout, dx)?,
         }
         self.saved = Some(saved);
         Ok(())
+    }
+
+    /// `input` as the kernels see it, and their scratch.
+    fn device_shape(&mut self, input: &Tensor, groups: usize) -> Result<(NormShape, Span)> {
+        let channels = self.weight.len();
+        let shape = NormShape { rows: input.elem_count() / channels, channels, groups };
+        let (slot, device) = (&mut self.on_device.scratch, self.engine.device());
+        let scratch = storage::reuse(slot, &[kernels::norm_scratch(shape)], DType::F32, device)?;
+        Ok((shape, storage::span(&scratch)?))
+    }
+
+    fn device_forward(
+        &mut self,
+        backend: &dyn Backend,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        y: &Tensor,
+        ws: &Workspace,
+    ) -> Result<()> {
+        let (shape, scratch) = self.device_shape(x, if ws.training { ws.groups } else { 1 })?;
+        let params = NormParams {
+            gamma: storage::span(&self.weight.value)?,
+            beta: storage::span(&self.bias.value)?,
+            running_mean: storage::span(&self.running_mean)?,
+            running_var: storage::span(&self.running_var)?,
+            eps: EPS as f32,
+            momentum: MOMENTUM as f32,
+        };
+        let residual = residual.map(storage::span).transpose()?;
+        let (x, y) = (storage::span(x)?, storage::span(y)?);
+        if !ws.training {
+            return kernels::norm_eval(backend, shape, &params, x, residual, y, scratch, self.relu);
+        }
+        let dims = [2, shape.groups, shape.channels];
+        let (slot, device) = (&mut self.on_device.statistics, self.engine.device());
+        let saved = storage::reuse(slot, &dims, DType::F32, device)?;
+        let saved = storage::span(&saved)?;
+        kernels::norm_train(backend, shape, &params, x, residual, y, saved, scratch, self.relu)?;
+        self.num_batches_tracked += shape.groups as i64;
+        Ok(())
+    }
+
+    fn device_backward(
+        &mut self,
+        backend: &dyn Backend,
+        saved: &Saved,
+        dout: &Tensor,
+        dx: Option<&Tensor>,
+    ) -> Result<()> {
+        let (shape, scratch) = self.device_shape(&saved.input, saved.groups)?;
+        let Some(statistics) = &self.on_device.statistics else { return no_forward() };
+        kernels::norm_backward(
+            backend,
+            shape,
+            storage::span(&self.weight.value)?,
+            storage::span(&saved.input)?,
+            storage::span(&saved.output)?,
+            storage::span(dout)?,
+            dx.map(storage::span).transpose()?,
+            storage::span(&self.weight.grad)?,
+            storage::span(&self.bias.grad)?,
+            storage::span(statistics)?,
+            scratch,
+            self.relu,
+        )
     }
 
     fn cpu_backward(&mut self, saved: &Saved, dout: &Tensor, dx: Option<&Tensor>) -> Result<()> {

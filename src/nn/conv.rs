@@ -1,10 +1,11 @@
 //! Convolution without bias, as a ResNet has it: 1x1, 3x3, 7x7, stride 1 and 2, zero padding.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::cpu::conv::{Conv, ConvShape};
 use super::cpu::micro::Isa;
-use super::{Param, Workspace, no_forward, storage};
+use super::cuda::conv::{ConvState, DeviceConv};
+use super::{Engine, Param, Workspace, no_forward, storage};
 
 /// A convolution, described.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,13 @@ pub struct Conv2d {
     config: Conv2dConfig,
     /// O,KH,KW,I.
     pub weight: Param,
+    engine: Engine,
+    /// Whether the output is f32 whatever the activations are.
+    full_output: bool,
+    /// The last pass's shape.
+    shape: Option<ConvShape>,
     plan: Option<Conv>,
+    on_device: ConvState,
     input: Option<Tensor>,
     output: Option<Tensor>,
 }
@@ -39,7 +46,22 @@ impl Conv2d {
     pub fn new(name: &str, config: Conv2dConfig, device: &Device) -> Result<Self> {
         let shape = [config.output, config.kernel, config.kernel, config.input];
         let weight = Param::zeros(format!("{name}.weight"), &shape, device)?;
-        Ok(Self { config, weight, plan: None, input: None, output: None })
+        Ok(Self {
+            config,
+            weight,
+            engine: Engine::of(device)?,
+            full_output: false,
+            shape: None,
+            plan: None,
+            on_device: ConvState::default(),
+            input: None,
+            output: None,
+        })
+    }
+
+    /// Gives an f32 output whatever the activations are; for products alone (1x1, stride 1).
+    pub(super) fn set_full_output(&mut self) {
+        self.full_output = true;
     }
 
     /// The description.
@@ -60,10 +82,9 @@ impl Conv2d {
 
     /// Multiply-adds of the last pass by the definition.
     pub fn multiply_adds(&self) -> u64 {
-        self.plan.as_ref().map_or(0, |p| {
-            let s = p.shape();
-            (s.output_len() * (s.weight_len() / s.o)) as u64
-        })
+        let k = self.config;
+        let taps = k.input * k.kernel * k.kernel;
+        self.shape.map_or(0, |s| (s.output_len() * taps) as u64)
     }
 
     /// x * w; keeps `x` for the backward pass when training.
@@ -73,15 +94,24 @@ impl Conv2d {
     pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let s = self.shape(x)?;
         let (oh, ow) = s.out();
-        let y = ws.output(&mut self.output, &[s.n, oh, ow, s.o])?;
-        match x.device() {
-            Device::Cpu => {
+        let dtype = if self.full_output { DType::F32 } else { self.engine.dtype() };
+        let y = ws.output_of(&mut self.output, &[s.n, oh, ow, s.o], dtype)?;
+        match self.engine.backend() {
+            None => {
                 let plan = plan(&mut self.plan, s);
                 let (x, w) = (storage::read(x)?, storage::read(&self.weight.value)?);
                 storage::with_mut(&y, |y| plan.forward(&x, &w, y))?;
             }
-            other => bail!("convolution: no implementation for {other:?}"),
+            Some(backend) => {
+                let state = &mut self.on_device;
+                DeviceConv::new(&self.engine, backend, state, s, self.config.input).forward(
+                    storage::span(x)?,
+                    &self.weight,
+                    storage::span(&y)?,
+                )?;
+            }
         }
+        self.shape = Some(s);
         self.input = ws.training.then(|| x.clone());
         Ok(y)
     }
@@ -93,13 +123,20 @@ impl Conv2d {
     pub fn backward_weight(&mut self, dy: &Tensor) -> Result<()> {
         let Some(x) = self.input.clone() else { return no_forward() };
         let s = self.check(&x, dy)?;
-        match dy.device() {
-            Device::Cpu => {
+        match self.engine.backend() {
+            None => {
                 let plan = plan(&mut self.plan, s);
                 let (x, dy) = (storage::read(&x)?, storage::read(dy)?);
                 storage::with_mut(&self.weight.grad, |dw| plan.weight_grad(&x, &dy, dw))
             }
-            other => bail!("convolution: no implementation for {other:?}"),
+            Some(backend) => {
+                let state = &mut self.on_device;
+                DeviceConv::new(&self.engine, backend, state, s, self.config.input).weight_grad(
+                    storage::span(&x)?,
+                    storage::span(dy)?,
+                    &self.weight,
+                )
+            }
         }
     }
 
@@ -113,13 +150,21 @@ impl Conv2d {
         if dx.dims() != x.dims() {
             bail!("{}: dx is {:?}, the input {:?}", self.weight.name, dx.dims(), x.dims());
         }
-        match dy.device() {
-            Device::Cpu => {
+        match self.engine.backend() {
+            None => {
                 let plan = plan(&mut self.plan, s);
                 let (dy, w) = (storage::read(dy)?, storage::read(&self.weight.value)?);
                 storage::with_mut(dx, |dx| plan.input_grad(&dy, &w, dx, accumulate))
             }
-            other => bail!("convolution: no implementation for {other:?}"),
+            Some(backend) => {
+                let state = &mut self.on_device;
+                DeviceConv::new(&self.engine, backend, state, s, self.config.input).input_grad(
+                    storage::span(dy)?,
+                    &self.weight,
+                    storage::span(dx)?,
+                    accumulate,
+                )
+            }
         }
     }
 
@@ -128,7 +173,9 @@ impl Conv2d {
         let &[n, h, w, c] = x.dims() else {
             bail!("{}: expected [N, H, W, C], got {:?}", self.weight.name, x.dims())
         };
-        if c != k.input || h.min(w) + 2 * k.padding < k.kernel || n == 0 {
+        // Images on a device come with channels of zeros behind their own.
+        let channels = c == k.input || (k.input == 3 && c == self.engine.image_channels());
+        if !channels || h.min(w) + 2 * k.padding < k.kernel || n == 0 {
             bail!("{}: {k:?} does not fit an input of {:?}", self.weight.name, x.dims());
         }
         let (kernel, stride, pad) = (k.kernel, k.stride, k.padding);

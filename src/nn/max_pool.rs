@@ -1,10 +1,11 @@
 //! Max pool, as behind an ImageNet stem: 3x3, stride 2, padding 1 (any kernel up to 16).
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::pool::{self, PoolShape};
-use super::{Workspace, no_forward, storage};
+use super::cuda::kernels::pool as kernels;
+use super::{Engine, Workspace, no_forward, storage};
 
 /// A max pool; input `[N, H, W, C]`. The gradient goes to the first of equal maxima.
 pub struct MaxPool {
@@ -12,6 +13,8 @@ pub struct MaxPool {
     stride: usize,
     padding: usize,
     winner: Vec<u8>,
+    /// The same on a device.
+    winner_there: Option<Tensor>,
     shape: Option<PoolShape>,
     output: Option<Tensor>,
 }
@@ -23,7 +26,15 @@ impl MaxPool {
     /// When `kernel` is 0 or above 16, `stride` is 0, or `padding` more than half the kernel.
     pub fn new(kernel: usize, stride: usize, padding: usize) -> Self {
         assert!((1..=16).contains(&kernel) && stride > 0 && padding <= kernel / 2);
-        Self { kernel, stride, padding, winner: Vec::new(), shape: None, output: None }
+        Self {
+            kernel,
+            stride,
+            padding,
+            winner: Vec::new(),
+            winner_there: None,
+            shape: None,
+            output: None,
+        }
     }
 
     /// Kernel, stride and padding.
@@ -46,14 +57,19 @@ impl MaxPool {
         let shape = PoolShape { n, h, w, c, kernel, stride, pad };
         let (oh, ow) = shape.out();
         let y = ws.output(&mut self.output, &[n, oh, ow, c])?;
-        match x.device() {
-            Device::Cpu => {
+        match ws.engine().backend() {
+            None => {
                 let x = storage::read(x)?;
                 self.winner.resize(y.elem_count(), 0);
                 let winner = &mut self.winner;
                 storage::with_mut(&y, |y| pool::max_forward(Isa::best(), &shape, &x, y, winner))?;
             }
-            other => bail!("max pool: no implementation for {other:?}"),
+            Some(backend) => {
+                let (slot, device) = (&mut self.winner_there, ws.device());
+                let winner = storage::reuse(slot, &[n, oh, ow, c], DType::U8, device)?;
+                let winner = Some(storage::span(&winner)?);
+                kernels::max_pool(backend, &shape, storage::span(x)?, storage::span(&y)?, winner)?;
+            }
         }
         self.shape = ws.training.then_some(shape);
         Ok(y)
@@ -68,6 +84,11 @@ impl MaxPool {
         let (oh, ow) = s.out();
         if dy.dims() != [s.n, oh, ow, s.c] || dx.dims() != [s.n, s.h, s.w, s.c] {
             bail!("max pool: gradients {:?} and {:?} for {s:?}", dy.dims(), dx.dims());
+        }
+        if let Some(backend) = Engine::of(dy.device())?.backend() {
+            let Some(winner) = &self.winner_there else { return no_forward() };
+            let (dy, winner) = (storage::span(dy)?, storage::span(winner)?);
+            return kernels::max_pool_backward(backend, &s, dy, winner, storage::span(dx)?);
         }
         let (dy, winner) = (storage::read(dy)?, &self.winner);
         storage::with_mut(dx, |dx| pool::max_backward(Isa::best(), &s, winner, &dy, dx))

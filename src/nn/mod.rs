@@ -5,13 +5,16 @@
 //! needs; gradients and evaluation's activations come from a [`Workspace`] and go back to it. So the
 //! steady state allocates nothing.
 //!
-//! A layer matches on the device: [`cpu`] holds the CPU's arithmetic, another backend would stand
-//! beside it.
+//! On a CUDA device activations may be `bf16` ([`Precision`]); parameters and their gradients are `f32`
+//! everywhere. A layer asks its [`Engine`] who computes: [`cpu`] holds the CPU's arithmetic, [`cuda`]
+//! that of devices that run kernels.
 
 pub mod avg_pool;
 pub mod batch_norm;
 pub mod conv;
 pub mod cpu;
+pub mod cuda;
+pub mod engine;
 pub mod linear;
 pub mod max_pool;
 pub mod param;
@@ -24,23 +27,24 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 pub use avg_pool::AvgPool;
 pub use batch_norm::BatchNorm;
 pub use conv::{Conv2d, Conv2dConfig};
+pub use engine::{Engine, EngineOptions, Precision};
 pub use linear::Linear;
 pub use max_pool::MaxPool;
 pub use param::{Param, ParamClass};
 pub use relu::Relu;
 
-/// Buffers kept for reuse: more than a pass has in flight, few enough that batches of many different
-/// sizes do not pile up.
-const KEPT: usize = 12;
+/// Buffers kept for reuse: more than a pass has in flight at a time. Any of them serves a smaller tensor,
+/// and the largest are kept, so that a pass soon goes on in the few that its widest layers need.
+const KEPT: usize = 8;
 
 /// What a pass through the network carries along: its mode and the buffers that it reuses.
 pub struct Workspace {
-    device: Device,
+    engine: Engine,
     /// Whether layers keep what a backward pass needs and BatchNorm uses the batch's statistics.
     pub training: bool,
     /// Equal, contiguous parts of the batch with BatchNorm statistics of their own, in order: two
@@ -48,24 +52,44 @@ pub struct Workspace {
     pub groups: usize,
     /// Raised from elsewhere to give up the pass: the next layer that asks for memory gets an error.
     pub given_up: Arc<AtomicBool>,
+    /// Flat.
     free: Vec<Tensor>,
+    /// What tensors that were taken are parts of.
+    lent: Vec<Tensor>,
+    released: u64,
 }
 
 impl Workspace {
     /// An empty workspace on `device`, in training mode with one group.
-    pub fn new(device: &Device) -> Self {
-        Self {
-            device: device.clone(),
+    ///
+    /// # Errors
+    /// A device without an [`Engine`].
+    pub fn new(device: &Device) -> Result<Self> {
+        Ok(Self {
+            engine: Engine::of(device)?,
             training: true,
             groups: 1,
             given_up: Arc::default(),
             free: Vec::new(),
-        }
+            lent: Vec::new(),
+            released: 0,
+        })
     }
 
     /// Where the tensors live.
     pub fn device(&self) -> &Device {
-        &self.device
+        self.engine.device()
+    }
+
+    /// Who computes.
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// How often memory of an earlier pass was let go of: what was captured of that pass must not be
+    /// replayed when it has changed.
+    pub fn released(&self) -> u64 {
+        self.released
     }
 
     /// A tensor of `shape` with unspecified content: one that was given back, or a new one.
@@ -73,26 +97,57 @@ impl Workspace {
     /// # Errors
     /// When the device cannot allocate, or the pass was given up.
     pub fn take(&mut self, shape: &[usize]) -> Result<Tensor> {
+        self.take_of(shape, self.engine.dtype())
+    }
+
+    fn take_of(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         self.go_on()?;
         let len: usize = shape.iter().product();
-        match self.free.iter().rposition(|t| t.elem_count() == len) {
-            Some(i) => self.free.swap_remove(i).reshape(shape),
-            None => storage::zeros(shape, &self.device),
-        }
+        let fits = |t: &Tensor| t.elem_count() >= len && t.dtype() == dtype;
+        let largest = (0..self.free.len())
+            .filter(|&i| fits(&self.free[i]))
+            .max_by_key(|&i| self.free[i].elem_count());
+        let whole = match largest {
+            Some(i) => self.free.swap_remove(i),
+            None => storage::zeros_of(&[len], dtype, self.engine.device())?,
+        };
+        let part = whole.narrow(0, 0, len)?.reshape(shape)?;
+        self.lent.push(whole);
+        Ok(part)
     }
 
     /// Gives a tensor back; nobody may use it any more.
+    ///
+    /// # Panics
+    /// When it did not come from [`Workspace::take`].
     pub fn give(&mut self, tensor: Tensor) {
-        if self.free.len() == KEPT {
-            self.free.remove(0);
+        let mine = self.lent.iter().position(|whole| storage::same(whole, &tensor));
+        self.free.push(self.lent.swap_remove(mine.expect("a tensor of this workspace's")));
+        if self.free.len() > KEPT {
+            let smallest = (0..KEPT + 1).min_by_key(|&i| self.free[i].elem_count());
+            self.free.swap_remove(smallest.expect("more than none"));
+            self.released += 1;
         }
-        self.free.push(tensor);
     }
 
     /// An output for a layer: `slot`, its own, when training, else one to give back.
     fn output(&mut self, slot: &mut Option<Tensor>, shape: &[usize]) -> Result<Tensor> {
+        self.output_of(slot, shape, self.engine.dtype())
+    }
+
+    /// [`Workspace::output`] of a type of its own.
+    fn output_of(
+        &mut self,
+        slot: &mut Option<Tensor>,
+        shape: &[usize],
+        dtype: DType,
+    ) -> Result<Tensor> {
         self.go_on()?;
-        if self.training { storage::reuse(slot, shape, &self.device) } else { self.take(shape) }
+        if !self.training {
+            return self.take_of(shape, dtype);
+        }
+        self.released += u64::from(slot.as_ref().is_some_and(|t| t.dims() != shape));
+        storage::reuse(slot, shape, dtype, self.engine.device())
     }
 
     fn go_on(&self) -> Result<()> {
@@ -111,6 +166,7 @@ impl Workspace {
 
     /// Frees the buffers that were given back.
     pub fn clear(&mut self) {
+        self.released += 1;
         self.free.clear();
     }
 }

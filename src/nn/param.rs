@@ -1,7 +1,9 @@
 //! A trainable parameter: its value and the gradient that the backward pass writes.
 
-use candle_core::{Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
+use super::cuda::kernels::elementwise;
+use super::engine::Engine;
 use super::storage;
 
 /// How an optimizer treats a parameter. The authors' LARS neither decays nor adapts 1-D parameters
@@ -24,6 +26,8 @@ pub struct Param {
     pub value: Tensor,
     /// The gradient of the loss, same shape as `value`; overwritten by each backward pass.
     pub grad: Tensor,
+    /// The value in bfloat16, where the engine computes in it; whoever changes `value` renews it.
+    pub half: Option<Tensor>,
 }
 
 impl Param {
@@ -32,8 +36,11 @@ impl Param {
     /// # Errors
     /// When the device cannot allocate.
     pub fn zeros(name: impl Into<String>, shape: &[usize], device: &Device) -> Result<Self> {
-        let value = storage::zeros(shape, device)?;
-        Ok(Self { name: name.into(), value, grad: storage::zeros(shape, device)? })
+        let (value, grad) = (storage::zeros(shape, device)?, storage::zeros(shape, device)?);
+        // Vectors stay what they are: biases, and BatchNorm's scale and shift.
+        let halved = shape.len() > 1 && Engine::of(device)?.dtype() == DType::BF16;
+        let half = halved.then(|| storage::zeros_of(shape, DType::BF16, device)).transpose()?;
+        Ok(Self { name: name.into(), value, grad, half })
     }
 
     /// Weight or vector, by the number of dimensions.
@@ -63,12 +70,28 @@ impl Param {
     /// Overwrites the value in place with `values`, in `value`'s element order.
     ///
     /// # Errors
-    /// When the parameter is not on the CPU.
-    ///
-    /// # Panics
     /// When the number of elements differs.
     pub fn set(&mut self, values: &[f32]) -> Result<()> {
-        storage::with_mut(&self.value, |v| v.copy_from_slice(values))
+        storage::assign(&self.value, values)?;
+        self.renew_half()
+    }
+
+    /// Makes `half` the value again, after the value has changed.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn renew_half(&self) -> Result<()> {
+        match (&self.half, Engine::of(self.value.device())?.backend()) {
+            (Some(half), Some(backend)) => {
+                elementwise::cast(backend, storage::span(&self.value)?, storage::span(half)?)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What products read: `half`, or the value.
+    pub fn factor(&self) -> &Tensor {
+        self.half.as_ref().unwrap_or(&self.value)
     }
 }
 

@@ -1,10 +1,11 @@
 //! ReLU by itself. In the network it runs inside [`super::BatchNorm`]'s pass.
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::norm;
-use super::{Workspace, no_forward, storage};
+use super::cuda::kernels::elementwise;
+use super::{Engine, Workspace, no_forward, storage};
 
 /// max(x, 0); the gradient at 0 is 0, as PyTorch has it.
 #[derive(Default)]
@@ -19,14 +20,14 @@ impl Relu {
     /// When the device has no implementation.
     pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let y = ws.output(&mut self.output, x.dims())?;
-        match x.device() {
-            Device::Cpu => {
+        match ws.engine().backend() {
+            None => {
                 let x = storage::read(x)?;
                 storage::with_mut(&y, |y| {
                     y.iter_mut().zip(&*x).for_each(|(y, x)| *y = norm::at_least(0.0, *x));
                 })?;
             }
-            other => bail!("relu: no implementation for {other:?}"),
+            Some(backend) => elementwise::relu(backend, storage::span(x)?, storage::span(&y)?)?,
         }
         Ok(y)
     }
@@ -39,6 +40,9 @@ impl Relu {
         let Some(y) = &self.output else { return no_forward() };
         if y.dims() != dout.dims() {
             bail!("relu: gradient {:?} for {:?}", dout.dims(), y.dims());
+        }
+        if let Some(backend) = Engine::of(y.device())?.backend() {
+            return elementwise::relu_backward(backend, storage::span(y)?, storage::span(dout)?);
         }
         let y = storage::read(y)?;
         storage::with_mut(dout, |d| norm::relu_grad(Isa::best(), &y, d))

@@ -1,15 +1,19 @@
-//! Slices of a CPU tensor's elements: how layers and optimizers read and write candle storage.
+//! A tensor's elements: how layers and optimizers read and write candle storage.
 //!
-//! candle hands out read guards only; writing goes through its in-place op interface, which takes
-//! the write lock. Both refuse tensors that are not contiguous `f32` on the CPU. A CUDA backend does
-//! not come through here: it implements the same layers over `CudaStorage`.
+//! On the CPU as slices: candle hands out read guards only; writing goes through its in-place op
+//! interface, which takes the write lock. Both refuse tensors that are not contiguous `f32`. For a
+//! backend that runs kernels as addresses ([`span`]), and between either and the host as copies
+//! ([`host`], [`assign`]).
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 
 use candle_core::{
-    CpuStorage, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
+    CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
+
+use super::cuda::Span;
+use super::engine::Engine;
 
 /// Floats per cache line and AVX-512 register.
 const LINE: usize = 16;
@@ -79,21 +83,96 @@ pub fn zeros(shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     let shape = shape.into();
     let len = shape.elem_count();
     if !device.is_cpu() || len == 0 {
-        return Tensor::zeros(shape, candle_core::DType::F32, device);
+        return Tensor::zeros(shape, DType::F32, device);
     }
     let buffer = vec![0f32; len + LINE];
     let start = buffer.as_ptr().align_offset(LINE * size_of::<f32>()).min(LINE);
     Tensor::from_vec(buffer, len + LINE, device)?.narrow(0, start, len)?.reshape(shape)
 }
 
+/// A zeroed tensor of any type; `f32` as [`zeros`].
+///
+/// # Errors
+/// As [`zeros`].
+pub fn zeros_of(shape: &[usize], dtype: DType, device: &Device) -> Result<Tensor> {
+    match dtype {
+        DType::F32 => zeros(shape, device),
+        _ => Tensor::zeros(shape, dtype, device),
+    }
+}
+
 /// Makes `slot` a tensor of `shape`, keeping the one that is there when it fits.
 ///
 /// # Errors
 /// As [`zeros`].
-pub fn reuse(slot: &mut Option<Tensor>, shape: &[usize], device: &Device) -> Result<Tensor> {
+pub fn reuse(
+    slot: &mut Option<Tensor>,
+    shape: &[usize],
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     match slot {
-        Some(t) if t.dims() == shape => Ok(t.clone()),
-        _ => Ok(slot.insert(zeros(shape, device)?).clone()),
+        Some(t) if t.dims() == shape && t.dtype() == dtype => Ok(t.clone()),
+        _ => Ok(slot.insert(zeros_of(shape, dtype, device)?).clone()),
+    }
+}
+
+/// Where a contiguous tensor's elements lie, for a [`super::cuda::Backend`] that runs on its device.
+/// The tensor must outlive what is done with them.
+///
+/// # Errors
+/// When the tensor is not contiguous.
+pub fn span(tensor: &Tensor) -> Result<Span> {
+    let at = Address(Cell::new(0));
+    tensor.inplace_op1(&at)?;
+    Ok(Span { addr: at.0.get(), len: tensor.elem_count(), dtype: tensor.dtype() })
+}
+
+/// The elements as a contiguous `f32` tensor on the CPU: the tensor itself, or a copy.
+///
+/// # Errors
+/// What the device says.
+pub fn host(tensor: &Tensor) -> Result<Tensor> {
+    if tensor.device().is_cpu() && tensor.dtype() == DType::F32 {
+        return tensor.contiguous();
+    }
+    tensor.contiguous()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+}
+
+/// Overwrites an `f32` tensor in place with `values`, wherever it lives.
+///
+/// # Errors
+/// When the number of elements differs; what the device says.
+pub fn assign(tensor: &Tensor, values: &[f32]) -> Result<()> {
+    if tensor.elem_count() != values.len() {
+        bail!("{} values for a tensor of {:?}", values.len(), tensor.dims());
+    }
+    match Engine::of(tensor.device())?.backend() {
+        Some(backend) => backend.write(bytemuck::cast_slice(values), span(tensor)?),
+        None => with_mut(tensor, |to| to.copy_from_slice(values)),
+    }
+}
+
+/// Whether two tensors are of the same memory.
+pub fn same(a: &Tensor, b: &Tensor) -> bool {
+    let place = |t: &Tensor| std::ptr::from_ref::<Storage>(&t.storage_and_layout().0);
+    std::ptr::eq(place(a), place(b))
+}
+
+/// Copies one tensor's elements over another's of the same shape and type, on any device.
+///
+/// # Errors
+/// When they do not fit; what the device says.
+pub fn copy(from: &Tensor, to: &Tensor) -> Result<()> {
+    if from.dims() != to.dims() || from.dtype() != to.dtype() {
+        bail!("{:?} over {:?}", from.dims(), to.dims());
+    }
+    match Engine::of(to.device())?.backend() {
+        Some(backend) => backend.copy(span(from)?, span(to)?),
+        None => {
+            let from = read(from)?;
+            with_mut(to, |to| to.copy_from_slice(&from))
+        }
     }
 }
 
@@ -121,6 +200,35 @@ impl<F: FnOnce(&mut [f32]) -> R, R> InplaceOp1 for Write<F, R> {
         if let Some(f) = self.f.take() {
             *self.out.borrow_mut() = Some(f(&mut v[range]));
         }
+        Ok(())
+    }
+}
+
+/// An in-place op that notes where the elements lie.
+struct Address(Cell<u64>);
+
+impl InplaceOp1 for Address {
+    fn name(&self) -> &'static str {
+        "address"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let start = contiguous(layout)?.start;
+        self.0.set(match storage {
+            CpuStorage::F32(v) => v[start..].as_mut_ptr() as u64,
+            CpuStorage::BF16(v) => v[start..].as_mut_ptr() as u64,
+            CpuStorage::F64(v) => v[start..].as_mut_ptr() as u64,
+            CpuStorage::U8(v) => v[start..].as_mut_ptr() as u64,
+            CpuStorage::U32(v) => v[start..].as_mut_ptr() as u64,
+            _ => bail!("no address for elements of this type"),
+        });
+        Ok(())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_fwd(&self, storage: &mut candle_core::CudaStorage, layout: &Layout) -> Result<()> {
+        let start = contiguous(layout)?.start;
+        self.0.set(super::cuda::device::address(storage, start)?);
         Ok(())
     }
 }
@@ -154,10 +262,10 @@ mod tests {
     #[test]
     fn a_fitting_buffer_is_kept() -> Result<()> {
         let mut slot = None;
-        let a = reuse(&mut slot, &[2, 3], &Device::Cpu)?;
+        let a = reuse(&mut slot, &[2, 3], DType::F32, &Device::Cpu)?;
         with_mut(&a, |v| v[0] = 1.0)?;
-        assert_eq!(read(&reuse(&mut slot, &[2, 3], &Device::Cpu)?)?[0], 1.0);
-        assert_eq!(read(&reuse(&mut slot, &[3, 3], &Device::Cpu)?)?[0], 0.0);
+        assert_eq!(read(&reuse(&mut slot, &[2, 3], DType::F32, &Device::Cpu)?)?[0], 1.0);
+        assert_eq!(read(&reuse(&mut slot, &[3, 3], DType::F32, &Device::Cpu)?)?[0], 0.0);
         Ok(())
     }
 }

@@ -71,7 +71,7 @@ fn convolution_gradients_are_the_derivatives() -> Result<()> {
         let weight = noise(conv.weight.value.dims(), 1);
         conv.weight.set(&storage::read(&weight)?)?;
         let x = noise(&[2, h, w, input], 2);
-        let mut ws = Workspace::new(&CPU);
+        let mut ws = Workspace::new(&CPU)?;
         let r = noise(conv.forward(&x, &mut ws)?.dims(), 3);
         conv.backward_weight(&r)?;
         let dx = noise(x.dims(), 4);
@@ -91,7 +91,7 @@ fn linear_gradients_are_the_derivatives() -> Result<()> {
         let values = noise(p.value.dims(), seed as u64);
         p.set(&storage::read(&values)?)?;
     }
-    let (x, mut ws) = (noise(&[5, 37], 2), Workspace::new(&CPU));
+    let (x, mut ws) = (noise(&[5, 37], 2), Workspace::new(&CPU)?);
     let r = noise(linear.forward(&x, &mut ws)?.dims(), 3);
     let dx = noise(x.dims(), 4);
     linear.backward(&r, Some(&dx), false)?;
@@ -121,7 +121,7 @@ fn batch_norm_gradients_are_the_derivatives() -> Result<()> {
         }
         let x = noise(&shape, 1);
         let shortcut = residual.then(|| noise(&shape, 2));
-        let mut ws = Workspace::new(&CPU);
+        let mut ws = Workspace::new(&CPU)?;
         ws.groups = groups;
         norm.forward(&x, shortcut.as_ref(), &mut ws)?;
         let r = noise(&shape, 3);
@@ -150,7 +150,7 @@ fn groups_equal_separate_passes_and_running_statistics_move_as_pytorchs() -> Res
     let (x, c) = (noise(&[6, 2, 3, 5], 1), 5);
     let mut together = BatchNorm::new("bn", c, false, &CPU)?;
     let mut apart = BatchNorm::new("bn", c, false, &CPU)?;
-    let mut ws = Workspace::new(&CPU);
+    let mut ws = Workspace::new(&CPU)?;
     ws.groups = 2;
     let y = together.forward(&x, None, &mut ws)?.flatten_all()?.to_vec1::<f32>()?;
     ws.groups = 1;
@@ -181,7 +181,7 @@ fn max_pool_takes_the_first_maximum_and_routes_its_gradient_there() -> Result<()
         [([2, 7, 5, 3], 3, 2, 1), ([2, 6, 9, 17], 3, 2, 1), ([1, 4, 4, 2], 2, 2, 0)]
     {
         let mut pool = MaxPool::new(kernel, stride, padding);
-        let (x, mut ws) = (noise(&shape, 1), Workspace::new(&CPU));
+        let (x, mut ws) = (noise(&shape, 1), Workspace::new(&CPU)?);
         let y = pool.forward(&x, &mut ws)?;
         let r = noise(y.dims(), 3);
         let dx = noise(&shape, 4);
@@ -190,7 +190,7 @@ fn max_pool_takes_the_first_maximum_and_routes_its_gradient_there() -> Result<()
         check("dX", &x, &dx, 1e-5, 3e-2, &mut objective)?;
     }
     let ties = Tensor::ones((1, 3, 3, 1), candle_core::DType::F32, &CPU)?;
-    let (mut pool, mut ws) = (MaxPool::new(3, 2, 0), Workspace::new(&CPU));
+    let (mut pool, mut ws) = (MaxPool::new(3, 2, 0), Workspace::new(&CPU)?);
     let y = pool.forward(&ties, &mut ws)?;
     let dx = noise(&[1, 3, 3, 1], 1);
     pool.backward(&y, &dx)?;
@@ -200,14 +200,14 @@ fn max_pool_takes_the_first_maximum_and_routes_its_gradient_there() -> Result<()
 
 #[test]
 fn average_pool_and_relu_gradients_are_the_derivatives() -> Result<()> {
-    let (x, mut ws) = (noise(&[2, 3, 5, 7], 1), Workspace::new(&CPU));
+    let (x, mut ws) = (noise(&[2, 3, 5, 7], 1), Workspace::new(&CPU)?);
     let (mut pool, mut relu) = (AvgPool::default(), Relu::default());
     let y = pool.forward(&x, &mut ws)?;
     let r = noise(y.dims(), 3);
     let dx = noise(x.dims(), 4);
     pool.backward(&r, &dx)?;
     check("average", &x, &dx, 0.5, 1e-4, || dot(&pool.forward(&x, &mut ws)?, &r))?;
-    let mut ws = Workspace::new(&CPU);
+    let mut ws = Workspace::new(&CPU)?;
     storage::with_mut(&x, |x| x[0] = 0.0)?;
     let y = relu.forward(&x, &mut ws)?;
     let dout = Tensor::ones(y.dims(), candle_core::DType::F32, &CPU)?;
@@ -221,7 +221,7 @@ fn average_pool_and_relu_gradients_are_the_derivatives() -> Result<()> {
 fn misuse_is_answered_with_the_layers_name() -> Result<()> {
     let config = Conv2dConfig { input: 3, output: 4, kernel: 3, stride: 1, padding: 1 };
     let mut conv = Conv2d::new("layer1.0.conv1", config, &CPU)?;
-    let mut ws = Workspace::new(&CPU);
+    let mut ws = Workspace::new(&CPU)?;
     assert!(conv.backward_weight(&noise(&[1, 2, 2, 4], 1)).is_err());
     let error = conv.forward(&noise(&[1, 5, 5, 4], 1), &mut ws).unwrap_err().to_string();
     assert!(error.contains("layer1.0.conv1.weight") && error.contains("[1, 5, 5, 4]"), "{error}");

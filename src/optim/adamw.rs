@@ -14,6 +14,7 @@ use candle_core::{Device, Result, Tensor, bail};
 
 use super::Optimizer;
 use super::moments::{Moments, update2};
+use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{Param, ParamClass};
 
 /// The number of steps done, in a checkpoint: an i64.
@@ -56,6 +57,12 @@ impl Optimizer for AdamW {
     fn step(&mut self, params: &mut [&mut Param], lr_weights: f64, lr_biases: f64) -> Result<()> {
         self.moments.bind(params)?;
         self.steps += 1;
+        if let Some(device) = self.moments.on_device() {
+            let rates = kernels::adamw_rates(&self.config, self.steps, lr_weights, lr_biases);
+            return device.step(rates, |b, tensors, rates| {
+                kernels::adamw_step(b, tensors, &self.config, rates)
+            });
+        }
         let AdamWConfig { weight_decay, decay_biases, betas: [b1, b2], eps } = self.config;
         let t = self.steps as f64;
         let (correction1, correction2) = (1.0 - b1.powf(t), 1.0 - b2.powf(t));

@@ -16,6 +16,7 @@ use candle_core::{Result, Tensor};
 
 use super::Optimizer;
 use super::moments::{Moments, update1};
+use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{Param, ParamClass, storage};
 
 /// Options of [`Lars`].
@@ -62,6 +63,11 @@ impl Lars {
 impl Optimizer for Lars {
     fn step(&mut self, params: &mut [&mut Param], lr_weights: f64, lr_biases: f64) -> Result<()> {
         self.moments.bind(params)?;
+        if let Some(device) = self.moments.on_device() {
+            return device.step(kernels::lars_rates(lr_weights, lr_biases), |b, tensors, rates| {
+                kernels::lars_step(b, tensors, &self.config, rates)
+            });
+        }
         for (index, param) in params.iter_mut().enumerate() {
             let (lr, decay, trust) = match param.class() {
                 ParamClass::Vector => (lr_biases, 0.0, 1.0),

@@ -8,6 +8,7 @@
 //! - [`Lars`]: the authors' optimizer. [`Sgd`] and [`AdamW`]: PyTorch's.
 //! - [`Schedule`]: warm-up and cosine decay per step.
 //! - `moments`: the tensors that optimizers keep from step to step, and their names on disk.
+//! - `on_device`: their steps where parameters are on a device that runs kernels.
 
 use std::collections::HashMap;
 
@@ -21,10 +22,13 @@ use crate::nn::Param;
 mod adamw;
 mod lars;
 mod moments;
+mod on_device;
 mod schedule;
 mod sgd;
 
 pub use adamw::{AdamW, AdamWConfig};
+pub(crate) use on_device::Table;
+
 pub use lars::{Lars, LarsConfig};
 pub use schedule::{Schedule, warmup_cosine};
 pub use sgd::{Sgd, SgdConfig};

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
+use super::on_device::OnDevice;
 use crate::nn::{Param, storage};
 
 /// Elements that one task updates; the borders of partial sums, so never to depend on threads.
@@ -19,6 +20,8 @@ pub(super) struct Moments<const K: usize> {
     loaded: HashMap<String, Tensor>,
     /// Partial sums of [`Sums`].
     partial: Vec<f64>,
+    /// Where the parameters are on a device.
+    on_device: Option<OnDevice>,
 }
 
 struct Slot<const K: usize> {
@@ -28,7 +31,13 @@ struct Slot<const K: usize> {
 
 impl<const K: usize> Moments<K> {
     pub fn new(kinds: [&'static str; K]) -> Self {
-        Self { kinds, slots: Vec::new(), loaded: HashMap::new(), partial: Vec::new() }
+        Self {
+            kinds,
+            slots: Vec::new(),
+            loaded: HashMap::new(),
+            partial: Vec::new(),
+            on_device: None,
+        }
     }
 
     /// All tensors, by name.
@@ -49,6 +58,7 @@ impl<const K: usize> Moments<K> {
         state: impl IntoIterator<Item = (&'a String, &'a Tensor)>,
     ) -> Result<()> {
         self.slots.clear();
+        self.on_device = None;
         self.loaded.clear();
         for (name, tensor) in state {
             if !self.kinds.iter().any(|kind| name.starts_with(&key(kind, ""))) {
@@ -108,7 +118,14 @@ impl<const K: usize> Moments<K> {
         let longest = params.iter().map(|p| p.len()).max().unwrap_or(0);
         self.partial = vec![0.0; longest.div_ceil(CHUNK)];
         self.slots = slots;
+        let kept = |kind: usize| self.slots.iter().map(|slot| slot.moments[kind].clone()).collect();
+        self.on_device = OnDevice::of(params, &(0..K).map(kept).collect::<Vec<_>>())?;
         Ok(())
+    }
+
+    /// What does the steps where the parameters are on a device; after [`Moments::bind`].
+    pub fn on_device(&self) -> Option<&OnDevice> {
+        self.on_device.as_ref()
     }
 
     /// Parameter number `index`'s tensors, and the buffer for sums over its elements.
@@ -130,8 +147,7 @@ fn copy_into(moment: &Tensor, from: &Tensor, name: &str) -> Result<()> {
         );
     }
     let from = from.to_dtype(candle_core::DType::F32)?.contiguous()?;
-    let from = storage::read(&from)?;
-    storage::with_mut(moment, |to| to.copy_from_slice(&from))
+    storage::assign(moment, &storage::read(&from)?)
 }
 
 /// Sums over elements in a fixed order, without allocating.

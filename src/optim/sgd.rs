@@ -12,6 +12,7 @@ use candle_core::{Result, Tensor};
 
 use super::Optimizer;
 use super::moments::{Moments, update1};
+use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{Param, ParamClass};
 
 /// Options of [`Sgd`].
@@ -49,6 +50,11 @@ impl Sgd {
 impl Optimizer for Sgd {
     fn step(&mut self, params: &mut [&mut Param], lr_weights: f64, lr_biases: f64) -> Result<()> {
         self.moments.bind(params)?;
+        if let Some(device) = self.moments.on_device() {
+            return device.step(kernels::sgd_rates(lr_weights, lr_biases), |b, tensors, rates| {
+                kernels::sgd_step(b, tensors, &self.config, rates)
+            });
+        }
         let SgdConfig { weight_decay, decay_biases, momentum, nesterov } = self.config;
         let momentum = momentum as f32;
         // w -= lr (of_update d + of_moment m)

@@ -1,7 +1,7 @@
 //! Samples with their views as the network gets them, for people to look at:
 //! the same draws as the loader's, before normalisation.
 
-use bt_pipeline::augment::{Augmenter, Layout, ViewConfig, ViewOut};
+use bt_pipeline::augment::{Augmenter, DType, Layout, ViewConfig, ViewOut};
 use bt_pipeline::decode::Decoder;
 use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OwnedSample, ReadScratch, Sample as Encoded, ShardSet};
@@ -64,19 +64,24 @@ pub fn draw(
 /// The first `count` samples' views in a training batch, normalisation undone: a row for each view.
 ///
 /// # Panics
-/// When the batch is not `f32` in NHWC.
+/// When the batch is not `f32` or `u8` in NHWC.
 pub fn of_batch(batch: &Batch, views: &[ViewConfig], count: usize) -> Vec<Vec<Image>> {
     let spec = batch.spec();
     assert_eq!(spec.layout, Layout::Nhwc);
-    let (values, len) = (batch.as_f32(), spec.view_len());
+    let len = spec.view_len();
     let image = |view: usize, slot: usize| {
-        let normalize = views[view].normalize;
-        let pixels = values[(view * batch.size + slot) * len..][..len].iter().enumerate();
-        let pixels = pixels.map(|(i, value)| {
-            let value = value * normalize.std[i % 3] + normalize.mean[i % 3];
-            (value * 255.0).round().clamp(0.0, 255.0) as u8
-        });
-        Image { width: spec.width, height: spec.height, pixels_hwc: pixels.collect() }
+        let (normalize, start) = (views[view].normalize, (view * batch.size + slot) * len);
+        let pixels_hwc = if spec.dtype == DType::U8 {
+            batch.as_bytes()[start..][..len].to_vec()
+        } else {
+            let values = batch.as_f32()[start..][..len].iter().enumerate();
+            let pixel = |(i, value): (usize, &f32)| {
+                let value = value * normalize.std[i % 3] + normalize.mean[i % 3];
+                (value * 255.0).round().clamp(0.0, 255.0) as u8
+            };
+            values.map(pixel).collect()
+        };
+        Image { width: spec.width, height: spec.height, pixels_hwc }
     };
     let slots = batch.size.min(count);
     (0..spec.views).map(|view| (0..slots).map(|slot| image(view, slot)).collect()).collect()

@@ -200,7 +200,7 @@ fn run_cell(
     let dir = &config.train.dir;
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     write_atomically(&dir.join(CELL_FILE), exact(cell)?.as_bytes())?;
-    let device = train::device(&config.train.device)?;
+    let device = train::device(&config.train)?;
     let mut result = CellResult::default();
     let net = if cell.untrained {
         write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
@@ -279,7 +279,7 @@ fn write_results(study: &Study, dir: &Path) -> Result<()> {
 /// # Errors
 /// What the step answers.
 pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
-    let device = train::device(&config.train.device)?;
+    let device = train::device(&config.train)?;
     let view = config.views.views()?.swap_remove(0);
     let (height, width) = view.out_size();
     let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);

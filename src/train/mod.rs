@@ -1,6 +1,8 @@
 //! The training loop: batch -> learner's forward -> loss -> gradients -> step.
 
 mod clock;
+mod device;
+mod intake;
 mod observe;
 mod refuse;
 mod run;
@@ -10,10 +12,8 @@ mod summary;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Result, bail};
-use bt_pipeline::Batch;
+use anyhow::Result;
 use bt_pipeline::trace::Trace;
-use candle_core::{Device, Tensor};
 
 use crate::config::RunConfig;
 use crate::signals::Stop;
@@ -21,30 +21,10 @@ use crate::signals::Stop;
 use clock::Clock;
 use run::Run;
 
+pub use device::device;
+pub use intake::{Arriving, Intake, images_of, images_to};
 pub use refuse::{BAD_BATCHES_FILE, Diverged};
 pub use summary::{SUMMARY_FILE, Summary};
-
-/// The device that `train.device` names.
-///
-/// # Errors
-/// A name that is not known, or a device that this build cannot use.
-pub fn device(name: &str) -> Result<Device> {
-    match name {
-        "auto" | "cpu" => Ok(Device::Cpu),
-        _ => bail!("train.device: `{name}` is not known; this build has `auto` and `cpu`"),
-    }
-}
-
-/// A batch's views as one tensor, `[views * size, H, W, 3]`: the one place where
-/// the pipeline's memory becomes candle's.
-///
-/// # Errors
-/// When the device cannot take it.
-pub fn images_of(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> {
-    let spec = batch.spec();
-    let shape = (spec.views * batch.size, spec.height, spec.width, 3);
-    Tensor::from_slice(batch.as_f32(), shape, device)
-}
 
 /// How a run is seen from outside, beside its folder.
 #[derive(Clone, Debug, Default)]
@@ -84,10 +64,20 @@ pub fn train_watched(
     let _hold = stop.hold();
     let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
     let mut given_up = false;
-    while let Some(batch) = stream.next_unless(stop.overdue_flag()) {
-        let batch = batch?;
+    // The batch that is on its way to the device while the one before is computed.
+    let mut ahead = None;
+    let mut fetch = |intake: &mut Intake| {
+        let batch = stream.next_unless(stop.overdue_flag())?;
+        Some(batch.map_err(anyhow::Error::from).and_then(|batch| {
+            let arriving = intake.begin(&batch)?;
+            Ok((batch, arriving))
+        }))
+    };
+    while let Some(fetched) = ahead.take().or_else(|| fetch(&mut run.intake)) {
+        let (batch, arriving) = fetched?;
         clock.lap("wait for data");
-        let (out, trouble) = match run.gradients(&batch, &mut clock) {
+        let begun = run.gradients(&batch, &arriving, &mut clock, |intake| ahead = fetch(intake));
+        let (out, trouble) = match begun {
             Err(_) if stop.overdue() => {
                 run.learner.take_back()?;
                 given_up = true;
@@ -117,7 +107,8 @@ pub fn train_watched(
             break;
         }
     }
-    let interrupted = given_up || stream.remaining() > 0;
+    let interrupted = given_up || ahead.is_some() || stream.remaining() > 0;
+    drop(ahead);
     if interrupted {
         run.metrics.say("stopping: a signal was received");
     }

@@ -10,7 +10,7 @@ use candle_core::Device;
 use super::clock::Clock;
 use super::save::restore;
 use super::summary::SUMMARY_FILE;
-use super::{Watch, device, images_of};
+use super::{Arriving, Intake, Watch, device};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::OnlineProbe;
@@ -24,7 +24,7 @@ use crate::tensorboard::EventWriter;
 
 /// All that a run holds between two steps.
 pub(super) struct Run {
-    pub(super) device: Device,
+    pub(super) intake: Intake,
     pub(super) loader: Loader,
     pub(super) learner: Learner,
     pub(super) optimizer: Box<dyn Optimizer>,
@@ -52,14 +52,16 @@ pub(super) struct Run {
 impl Run {
     pub(super) fn prepare(config: &RunConfig, resume: bool, watch: &Watch) -> Result<Self> {
         let dir = &config.train.dir;
-        let device = device(&config.train.device)?;
+        let device = device(&config.train)?;
         if config.data.train.is_empty() {
             bail!(
                 "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
             );
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
-        let mut loader = Loader::new(Arc::new(set), config.loader()?)?;
+        let intake = Intake::new(&device, &config.views.views()?)?;
+        let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
+        let mut loader = intake.with_memory(loader);
         if let Some(trace) = &watch.trace {
             loader = loader.traced(trace);
         }
@@ -83,7 +85,7 @@ impl Run {
                 learner.net().feature_dim(),
                 loader.set().num_classes().context("eval.online_probe wants labels")?,
                 config.eval.online_lr,
-                &device,
+                &Device::Cpu,
             )?),
             false => None,
         };
@@ -126,7 +128,7 @@ impl Run {
             metrics,
             saved: found.is_some().then_some(step),
             checkpoint: found.map(|found| found.path).unwrap_or_default(),
-            device,
+            intake,
             loader,
             learner,
             optimizer,
@@ -143,27 +145,26 @@ impl Run {
     }
 
     /// The batch's loss with every gradient set, and what of it is not finite. Moves nothing that
-    /// [`Learner::take_back`] does not undo.
+    /// [`Learner::take_back`] does not undo. `fetch` is called while a device computes.
     pub(super) fn gradients(
         &mut self,
         batch: &Batch,
+        arriving: &Arriving,
         clock: &mut Clock,
+        mut fetch: impl FnMut(&mut Intake),
     ) -> Result<(LossOutput, Option<String>)> {
-        let images = images_of(batch, &self.device)?;
+        let images = self.intake.images(batch, arriving)?;
         clock.lap("copy in");
         self.learner.remember()?;
-        self.learner.forward(&images)?;
-        clock.lap("forward");
-        let mut out = self.learner.loss()?;
-        clock.lap("loss");
-        if !out.loss.is_finite() {
-            let cause = format!("the loss is {}", out.loss);
-            return Ok((out, Some(cause)));
+        if !self.learner.begin(&images)? {
+            return self.learner.gradients(&images, &mut |part| clock.lap(part));
         }
-        self.learner.backward(&mut out)?;
-        let found = self.learner.bad_gradient()?;
-        clock.lap("backward");
-        Ok((out, found.map(|name| format!("the gradient of {name} is not finite"))))
+        clock.lap("launch");
+        fetch(&mut self.intake);
+        clock.lap("wait for data");
+        let found = self.learner.finish()?;
+        clock.lap("device");
+        Ok(found)
     }
 
     pub(super) fn advance(&mut self, batch: &Batch) {

@@ -103,12 +103,16 @@ def ours(args, steps):
     command = shlex.split(args.ours)
     for key in ("arch", "width", "stem", "size", "batch", "projector", "optimizer", "threads"):
         command += [f"--{key}", str(getattr(args, key))]
-    command += ["--steps", str(steps), "--warmup", "1", "--json"]
+    # On a GPU the first steps choose algorithms, the fourth is captured.
+    command += ["--steps", str(steps), "--warmup", "1" if args.device == "cpu" else "6", "--json"]
+    if args.device != "cpu":
+        name = args.device if ":" in args.device else f"{args.device}:0"
+        command += ["--device", name, "--precision", args.precision]
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads)}
     out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
     timings = json.loads(out.strip().splitlines()[-1])
     parts = timings["cpu" if args.device == "cpu" else "wall"]
-    return [sum(step.values()) for step in parts], parts
+    return [sum(step.values()) for step in parts], parts, timings["peak_mb"]
 
 
 def main():
@@ -125,6 +129,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="steps of a round that count")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="bf16", choices=["f32", "bf16"], help="of ours, on a GPU")
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
 
@@ -142,7 +147,7 @@ def main():
         for name, peer in peers.items():
             times[name] += [peer.step() for _ in range(args.steps)]
         if args.ours:
-            seconds, parts = ours(args, args.steps)
+            seconds, parts, peak = ours(args, args.steps)
             times["ours"] += seconds
 
     unit = "CPU s" if args.device == "cpu" else "s"
@@ -155,6 +160,10 @@ def main():
         print(f"{name:14} {median:8.3f} {unit} a step ({spread}){ratio}")
     if args.ours:
         print("ours, last step:", " ".join(f"{k} {v:.3f}" for k, v in parts[-1].items()))
+        print(f"ours: {args.batch / medians['ours']:.1f} source images/s, {peak:.0f} MB at most")
+    if args.device != "cpu":
+        peak = torch.cuda.max_memory_allocated() / 1e6
+        print(f"torch: {args.batch / medians['channels_last']:.1f} source images/s, {peak:.0f} MB at most")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ use super::product::{Panels, Scatter, product};
 use super::weight_grad::weight_grad;
 
 /// A convolution on one input shape. A linear layer is a 1 x 1 convolution on 1 x 1 images.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct ConvShape {
     /// Images.
     pub n: usize,

@@ -1,0 +1,158 @@
+//! `bt-stream bench step`: the training step on random images, part by part.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use bt_pipeline::measure::cpu_seconds;
+use candle_core::{Device, Tensor};
+use clap::Args;
+
+use super::median;
+use crate::commands::ConfigSource;
+use crate::config::RunConfig;
+use crate::learner::Learner;
+use crate::nn::Engine;
+
+#[derive(Args, Debug)]
+pub(super) struct StepArgs {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// The method, as `method` in the configuration; several are measured one after another
+    #[arg(long, value_delimiter = ',')]
+    method: Vec<String>,
+    /// Source images of a step [default: train.batch_size]
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Steps that count
+    #[arg(long, default_value_t = 3)]
+    steps: usize,
+    /// Steps before them: on a CUDA device algorithms are chosen and the step is captured in them
+    #[arg(long, default_value_t = 1)]
+    warmup: usize,
+    /// Print JSON, a line for each method
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was measured of a method's step; medians.
+pub(super) struct StepFigures {
+    /// Name, wall and CPU milliseconds of each part.
+    pub parts: Vec<(&'static str, f64, f64)>,
+    /// Wall milliseconds of all of it.
+    pub wall_ms: f64,
+    pub images_per_s: f64,
+    /// Of convolutions and linear layers: two operations for each multiply-add of the definition,
+    /// forward and twice that backward.
+    pub tflop_per_s: f64,
+    /// Most memory at a time: of the device, or of the process.
+    pub peak_mb: f64,
+    /// Finite, or the times mean nothing.
+    pub loss: f64,
+}
+
+/// Median wall and CPU milliseconds of each part, a line for each method.
+pub(super) fn step(args: StepArgs) -> Result<()> {
+    // Options under `[loss]` are those of the method that is asked for.
+    let first = args.method.first().map(|method| format!("method={method}"));
+    let configured = args.source.load(&[first])?;
+    let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
+    let batch = args.batch.unwrap_or(configured.train.batch_size);
+    ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    let threads = rayon::current_num_threads();
+    if !args.json {
+        println!(
+            "batch {batch}, {threads} threads, medians: milliseconds, of CPU time in brackets"
+        );
+    }
+    for method in methods {
+        let config = args.source.load(&[Some(format!("method={method}"))])?;
+        let found = measure(&config, batch, args.warmup, args.steps)?;
+        ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
+        if args.json {
+            let of = |(name, wall, cpu): &(&str, f64, f64)| {
+                ((*name).to_owned(), serde_json::json!({ "wall_ms": wall, "cpu_ms": cpu }))
+            };
+            let medians: serde_json::Map<_, _> = found.parts.iter().map(of).collect();
+            let line = serde_json::json!({
+                "method": method, "batch": batch, "threads": threads, "medians": medians,
+                "wall_ms": found.wall_ms, "images_per_s": found.images_per_s,
+                "tflop_per_s": found.tflop_per_s, "peak_mb": found.peak_mb,
+            });
+            println!("{line}");
+            continue;
+        }
+        let parts = found.parts.iter();
+        let text = parts.map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
+        println!(
+            "{method:<10} {}  = {:.1} images/s, {:.3} TFLOP/s, {:.0} MB",
+            text.collect::<Vec<_>>().join("  "),
+            found.images_per_s,
+            found.tflop_per_s,
+            found.peak_mb
+        );
+    }
+    Ok(())
+}
+
+/// Runs `warmup + steps` steps on random images.
+pub(super) fn measure(
+    config: &RunConfig,
+    batch: usize,
+    warmup: usize,
+    steps: usize,
+) -> Result<StepFigures> {
+    let device = crate::train::device(&config.train)?;
+    let engine = Engine::of(&device)?;
+    let (height, width) = config.views.views()?[0].out_size();
+    let images = random_images(&engine, [2 * batch, height, width])?;
+    let mut learner = Learner::new(config, &device)?;
+    let mut optimizer = config.optim.build()?;
+    let mut times: Vec<(&'static str, Vec<f64>, Vec<f64>)> = Vec::new();
+    let (mut walls, mut loss) = (Vec::new(), f64::NAN);
+    for step in 0..warmup + steps {
+        let begun = Instant::now();
+        let mut last = (begun, cpu_seconds());
+        let mut lap = |name: &'static str| {
+            let now = (Instant::now(), cpu_seconds());
+            let (wall, cpu) = (1e3 * (now.0 - last.0).as_secs_f64(), 1e3 * (now.1 - last.1));
+            last = now;
+            if step < warmup {
+                return;
+            }
+            match times.iter_mut().find(|(known, ..)| *known == name) {
+                Some((_, walls, cpus)) => {
+                    walls.push(wall);
+                    cpus.push(cpu);
+                }
+                None => times.push((name, vec![wall], vec![cpu])),
+            }
+        };
+        let (out, _) = learner.gradients(&images, &mut lap)?;
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+        engine.wait()?;
+        lap("optimizer");
+        learner.follow(step as u64, (warmup + steps) as u64)?;
+        engine.wait()?;
+        lap("follow");
+        if step >= warmup {
+            walls.push(1e3 * begun.elapsed().as_secs_f64());
+        }
+        loss = out.loss;
+    }
+    let wall_ms = median(walls);
+    let operations = 6.0 * learner.net().multiply_adds() as f64;
+    Ok(StepFigures {
+        parts: times.into_iter().map(|(n, wall, cpu)| (n, median(wall), median(cpu))).collect(),
+        wall_ms,
+        images_per_s: 1e3 * batch as f64 / wall_ms,
+        tflop_per_s: operations / wall_ms * 1e-9,
+        peak_mb: engine.peak_bytes() as f64 / 1e6,
+        loss,
+    })
+}
+
+/// Images of unit variance, `[n, height, width, channels]`, as the engine takes them.
+fn random_images(engine: &Engine, [n, height, width]: [usize; 3]) -> Result<Tensor> {
+    let host = Tensor::randn(0f32, 1.0, (n, height, width, 3), &Device::Cpu)?;
+    Ok(crate::train::images_to(&host, engine)?)
+}

@@ -1,0 +1,111 @@
+//! `bt-stream bench train`: loader and step together, beside each alone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use bt_pipeline::measure::measure_traced;
+use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+use clap::Args;
+
+use super::step;
+use crate::commands::ConfigSource;
+use crate::learner::Learner;
+use crate::train::Intake;
+
+#[derive(Args, Debug)]
+pub(super) struct TrainArgs {
+    /// A folder, a glob, a brace list or a manifest; read over and over
+    shards: String,
+    #[command(flatten)]
+    source: ConfigSource,
+    /// Steps that count
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Steps before them
+    #[arg(long, default_value_t = 5)]
+    warmup: usize,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Images/s of the loader, the step and both, and who waits.
+pub(super) fn train(args: TrainArgs) -> Result<()> {
+    let config = args.source.load(&[])?;
+    let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
+    let batch = config.train.batch_size.min(set.len());
+    ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    let device = crate::train::device(&config.train)?;
+    let mut intake = Intake::new(&device, &config.views.views()?)?;
+    let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
+    let images = (batch * args.steps) as u64;
+    let loader_alone = measure_traced(&set, settings.clone(), images, None)?;
+    let step_alone = step::measure(&config, batch, args.warmup.max(1), args.steps)?;
+
+    let loader = intake.with_memory(Loader::new(Arc::clone(&set), settings)?);
+    let epochs = 1 + ((args.warmup + args.steps) as u64).div_ceil(loader.batches_per_epoch());
+    let mut stream = loader.start(Position::default(), epochs)?;
+    let mut learner = Learner::new(&config, &device)?;
+    let mut optimizer = config.optim.build()?;
+    let mut waited = Duration::ZERO;
+    let mut next = || -> Result<_> {
+        let begun = Instant::now();
+        let batch = stream.next().ok_or_else(|| anyhow::anyhow!("the stream ended"))??;
+        Ok((batch, begun.elapsed()))
+    };
+    let mut ahead = next()?.0;
+    let mut arriving = intake.begin(&ahead)?;
+    let mut begun = Instant::now();
+    for step in 0..args.warmup + args.steps {
+        if step == args.warmup {
+            (begun, waited) = (Instant::now(), Duration::ZERO);
+        }
+        let images = intake.images(&ahead, &arriving)?;
+        learner.remember()?;
+        let out = if learner.begin(&images)? {
+            let (batch, wait) = next()?;
+            waited += wait;
+            arriving = intake.begin(&batch)?;
+            let out = learner.finish()?.0;
+            ahead = batch;
+            out
+        } else {
+            let out = learner.gradients(&images, &mut |_| ())?.0;
+            let (batch, wait) = next()?;
+            waited += wait;
+            arriving = intake.begin(&batch)?;
+            ahead = batch;
+            out
+        };
+        ensure!(out.loss.is_finite(), "the loss is {}", out.loss);
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+        learner.follow(step as u64, (args.warmup + args.steps) as u64)?;
+    }
+    learner.net().engine().wait()?;
+    let seconds = begun.elapsed().as_secs_f64();
+    let both = images as f64 / seconds;
+    let share = waited.as_secs_f64() / seconds;
+    if args.json {
+        let line = serde_json::json!({
+            "batch": batch, "threads": loader.threads(), "steps": args.steps,
+            "loader_images_per_s": loader_alone.images_per_s,
+            "step_images_per_s": step_alone.images_per_s,
+            "train_images_per_s": both, "waiting_for_data": share,
+            "tflop_per_s": step_alone.tflop_per_s * both / step_alone.images_per_s,
+            "peak_mb": step_alone.peak_mb,
+        });
+        println!("{line}");
+        return Ok(());
+    }
+    println!("batch {batch}, {} loader threads, {} steps", loader.threads(), args.steps);
+    println!("loader alone {:>9.1} images/s", loader_alone.images_per_s);
+    println!("step alone   {:>9.1} images/s", step_alone.images_per_s);
+    println!(
+        "together     {both:>9.1} images/s, {:.1}% of the step alone; the step waits for data {:.1}% \
+         of the time",
+        100.0 * both / step_alone.images_per_s,
+        100.0 * share
+    );
+    Ok(())
+}

@@ -1,0 +1,343 @@
+//! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, on memory of
+//! their own; the fastest stays, with the workspace that it wants.
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::mem::MaybeUninit;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use candle_core::{DType, Error, Result, bail};
+
+use crate::nn::cpu::conv::ConvShape;
+use crate::nn::cuda::{ConvCall, ConvPass};
+use crate::nn::engine::EngineOptions;
+
+/// Workspace that an algorithm may ask for, in bytes.
+const MOST_WORKSPACE: usize = 1 << 30;
+
+/// Algorithms of a pass that are timed at most.
+const MOST_TRIED: usize = 8;
+
+/// A cuDNN handle on one stream, and what was found for each convolution.
+pub struct Dnn {
+    handle: sys::cudnnHandle_t,
+    stream: Arc<CudaStream>,
+    deterministic: bool,
+    plans: HashMap<(ConvPass, ConvShape, bool), Plan>,
+    /// Grown, never freed: captured steps hold the addresses of earlier ones.
+    workspaces: Vec<CudaSlice<u8>>,
+}
+
+// SAFETY: a handle may be used from any thread, by one at a time: it lives in a mutex.
+unsafe impl Send for Dnn {}
+
+/// Descriptors of one convolution, and how one of its passes is done.
+struct Plan {
+    x: sys::cudnnTensorDescriptor_t,
+    y: sys::cudnnTensorDescriptor_t,
+    w: sys::cudnnFilterDescriptor_t,
+    conv: sys::cudnnConvolutionDescriptor_t,
+    way: Way,
+    workspace: usize,
+}
+
+/// An algorithm of one of the passes.
+#[derive(Clone, Copy)]
+enum Way {
+    Forward(sys::cudnnConvolutionFwdAlgo_t),
+    Input(sys::cudnnConvolutionBwdDataAlgo_t),
+    Weight(sys::cudnnConvolutionBwdFilterAlgo_t),
+}
+
+/// What is known of an algorithm that was timed.
+#[derive(Clone, Copy)]
+struct Timed {
+    way: Way,
+    memory: usize,
+    math: sys::cudnnMathType_t,
+}
+
+impl Dnn {
+    pub fn new(stream: &Arc<CudaStream>, options: EngineOptions) -> Result<Self> {
+        let handle = result::create_handle().map_err(failed)?;
+        // SAFETY: both are valid; the stream outlives the handle, which is dropped first.
+        unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
+        Ok(Self {
+            handle,
+            stream: Arc::clone(stream),
+            deterministic: options.deterministic,
+            plans: HashMap::new(),
+            workspaces: Vec::new(),
+        })
+    }
+
+    pub fn conv(&mut self, call: &ConvCall) -> Result<()> {
+        let half = call.x.dtype == DType::BF16;
+        let key = (call.pass, call.shape, half);
+        if !self.plans.contains_key(&key) {
+            let plan = self.plan(call, half)?;
+            self.plans.insert(key, plan);
+        }
+        let bytes = self.plans[&key].workspace;
+        let space = self.workspace(bytes)?;
+        let plan = &self.plans[&key];
+        let (one, beta) = (1f32, if call.accumulate { 1f32 } else { 0f32 });
+        let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
+        let at = |addr: u64| addr as *mut c_void;
+        let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
+        let handle = self.handle;
+        // SAFETY: `ConvCall::check` has compared the spans with the shape that the descriptors were
+        // made from; the workspace has the bytes that cuDNN asked for; the scalars are read before
+        // the calls return.
+        unsafe {
+            match plan.way {
+                Way::Forward(algorithm) => result::convolution_forward(
+                    handle,
+                    scalar(&one),
+                    plan.x,
+                    x,
+                    plan.w,
+                    w,
+                    plan.conv,
+                    algorithm,
+                    space,
+                    bytes,
+                    scalar(&beta),
+                    plan.y,
+                    y,
+                ),
+                Way::Input(algorithm) => result::convolution_backward_data(
+                    handle,
+                    scalar(&one),
+                    plan.w,
+                    w,
+                    plan.y,
+                    y,
+                    plan.conv,
+                    algorithm,
+                    space,
+                    bytes,
+                    scalar(&beta),
+                    plan.x,
+                    x,
+                ),
+                Way::Weight(algorithm) => result::convolution_backward_filter(
+                    handle,
+                    scalar(&one),
+                    plan.x,
+                    x,
+                    plan.y,
+                    y,
+                    plan.conv,
+                    algorithm,
+                    space,
+                    bytes,
+                    scalar(&beta),
+                    plan.w,
+                    w,
+                ),
+            }
+        }
+        .map_err(|e| Error::Msg(format!("cuDNN, {:?} of {:?}: {e:?}", call.pass, call.shape)))
+    }
+
+    /// The address of at least `bytes` of workspace.
+    fn workspace(&mut self, bytes: usize) -> Result<*mut c_void> {
+        if bytes == 0 {
+            return Ok(std::ptr::null_mut());
+        }
+        if self.workspaces.last().is_none_or(|last| last.len() < bytes) {
+            // SAFETY: cuDNN writes what it reads of it.
+            let more = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap)?;
+            self.workspaces.push(more);
+        }
+        let last = self.workspaces.last().expect("just made");
+        let (address, _nothing_to_wait_for) = last.device_ptr(&self.stream);
+        Ok(address as *mut c_void)
+    }
+
+    fn plan(&mut self, call: &ConvCall, half: bool) -> Result<Plan> {
+        let s = call.shape;
+        let mut plan = descriptors(s, half)?;
+        let timed = self.fastest(call, &plan)?;
+        (plan.way, plan.workspace) = (timed.way, timed.memory);
+        // SAFETY: the descriptor is this plan's own.
+        unsafe { result::set_convolution_math_type(plan.conv, timed.math) }.map_err(failed)?;
+        Ok(plan)
+    }
+
+    /// Times the pass's algorithms. The result goes to memory of its own, since it may be added to
+    /// what the caller's holds.
+    fn fastest(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
+        let out = match call.pass {
+            ConvPass::Forward => call.y,
+            ConvPass::Input => call.x,
+            ConvPass::Weight => call.w,
+        };
+        let space = self.stream.alloc_zeros::<u8>(MOST_WORKSPACE).map_err(Error::wrap)?;
+        let result = self.stream.alloc_zeros::<u8>(out.bytes()).map_err(Error::wrap)?;
+        let (space_at, _a) = space.device_ptr(&self.stream);
+        let (result_at, _b) = result.device_ptr(&self.stream);
+        let (space_at, result_at) = (space_at as *mut c_void, result_at as *mut c_void);
+        let at = |addr: u64| addr as *const c_void;
+        let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
+        let (handle, tried) = (self.handle, MOST_TRIED as i32);
+        let mut count = 0;
+        // SAFETY, of the calls: descriptors and spans belong together as in `conv`; results go to
+        // `result`, which has the output's bytes; at most `tried` entries are written, and cuDNN has
+        // filled the first `count` of them.
+        macro_rules! time {
+            ($way:path, $perf:ty, $find:path, $($given:expr),*) => {{
+                let mut found = [const { MaybeUninit::<$perf>::uninit() }; MOST_TRIED];
+                let entries = found.as_mut_ptr().cast();
+                // SAFETY: as said above.
+                let status = unsafe {
+                    $find(
+                        handle, $($given),*, result_at, tried, &mut count, entries, space_at,
+                        MOST_WORKSPACE,
+                    )
+                };
+                status.result().map_err(failed)?;
+                // SAFETY: as said above.
+                let found = found[..count as usize].iter().map(|f| unsafe { f.assume_init_read() });
+                let fits = |f: &$perf| {
+                    f.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
+                        && self.allowed(f.determinism, f.mathType, call.x.dtype)
+                };
+                let timed = |f: $perf| Timed { way: $way(f.algo), memory: f.memory, math: f.mathType };
+                // They come in the order of their times.
+                found.filter(fits).map(timed).next()
+            }};
+        }
+        let fastest = match call.pass {
+            ConvPass::Forward => time!(
+                Way::Forward,
+                sys::cudnnConvolutionFwdAlgoPerf_t,
+                sys::cudnnFindConvolutionForwardAlgorithmEx,
+                plan.x,
+                x,
+                plan.w,
+                w,
+                plan.conv,
+                plan.y
+            ),
+            ConvPass::Input => time!(
+                Way::Input,
+                sys::cudnnConvolutionBwdDataAlgoPerf_t,
+                sys::cudnnFindConvolutionBackwardDataAlgorithmEx,
+                plan.w,
+                w,
+                plan.y,
+                y,
+                plan.conv,
+                plan.x
+            ),
+            ConvPass::Weight => time!(
+                Way::Weight,
+                sys::cudnnConvolutionBwdFilterAlgoPerf_t,
+                sys::cudnnFindConvolutionBackwardFilterAlgorithmEx,
+                plan.x,
+                x,
+                plan.y,
+                y,
+                plan.conv,
+                plan.w
+            ),
+        };
+        match fastest {
+            Some(found) => Ok(found),
+            None => bail!("cuDNN has no algorithm for {:?} of {:?}", call.pass, call.shape),
+        }
+    }
+
+    /// Whether an algorithm gives what was asked for: the same bits each time, f32 where that is the
+    /// precision.
+    fn allowed(
+        &self,
+        determinism: sys::cudnnDeterminism_t,
+        math: sys::cudnnMathType_t,
+        dtype: DType,
+    ) -> bool {
+        let repeats = determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
+        let exact = math == sys::cudnnMathType_t::CUDNN_FMA_MATH;
+        (repeats || !self.deterministic) && (exact || dtype == DType::BF16)
+    }
+}
+
+/// The descriptors of a convolution; the way is not chosen yet.
+fn descriptors(s: ConvShape, half: bool) -> Result<Plan> {
+    use sys::cudnnTensorFormat_t::CUDNN_TENSOR_NHWC as NHWC;
+    let size = |value: usize| {
+        i32::try_from(value).map_err(|_| Error::Msg(format!("a convolution of size {value}")))
+    };
+    let dtype = if half {
+        sys::cudnnDataType_t::CUDNN_DATA_BFLOAT16
+    } else {
+        sys::cudnnDataType_t::CUDNN_DATA_FLOAT
+    };
+    let math = if half {
+        sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH
+    } else {
+        sys::cudnnMathType_t::CUDNN_FMA_MATH
+    };
+    let (n, c, o) = (size(s.n)?, size(s.c)?, size(s.o)?);
+    let (oh, ow) = s.out();
+    let (kernel, stride, pad) = (size(s.kernel)?, size(s.stride)?, size(s.pad)?);
+    let plan = Plan {
+        x: result::create_tensor_descriptor().map_err(failed)?,
+        y: result::create_tensor_descriptor().map_err(failed)?,
+        w: result::create_filter_descriptor().map_err(failed)?,
+        conv: result::create_convolution_descriptor().map_err(failed)?,
+        way: Way::Forward(sys::cudnnConvolutionFwdAlgo_t::CUDNN_CONVOLUTION_FWD_ALGO_IMPLICIT_GEMM),
+        workspace: 0,
+    };
+    // SAFETY: the descriptors were made just now.
+    unsafe {
+        let (h, w) = (size(s.h)?, size(s.w)?);
+        result::set_tensor4d_descriptor(plan.x, NHWC, dtype, [n, c, h, w]).map_err(failed)?;
+        let (oh, ow) = (size(oh)?, size(ow)?);
+        result::set_tensor4d_descriptor(plan.y, NHWC, dtype, [n, o, oh, ow]).map_err(failed)?;
+        result::set_filter4d_descriptor(plan.w, dtype, NHWC, [o, c, kernel, kernel])
+            .map_err(failed)?;
+        result::set_convolution2d_descriptor(
+            plan.conv,
+            pad,
+            pad,
+            stride,
+            stride,
+            1,
+            1,
+            sys::cudnnConvolutionMode_t::CUDNN_CROSS_CORRELATION,
+            sys::cudnnDataType_t::CUDNN_DATA_FLOAT,
+        )
+        .map_err(failed)?;
+        result::set_convolution_math_type(plan.conv, math).map_err(failed)?;
+    }
+    Ok(plan)
+}
+
+impl Drop for Plan {
+    fn drop(&mut self) {
+        // SAFETY: they are this plan's own and not used again.
+        unsafe {
+            let _ = result::destroy_tensor_descriptor(self.x);
+            let _ = result::destroy_tensor_descriptor(self.y);
+            let _ = result::destroy_filter_descriptor(self.w);
+            let _ = result::destroy_convolution_descriptor(self.conv);
+        }
+    }
+}
+
+impl Drop for Dnn {
+    fn drop(&mut self) {
+        self.plans.clear();
+        // SAFETY: the handle is this one's own and not used again.
+        let _ = unsafe { result::destroy_handle(self.handle) };
+    }
+}
+
+fn failed(error: result::CudnnError) -> Error {
+    Error::Msg(format!("cuDNN: {error:?}"))
+}

@@ -1,0 +1,286 @@
+//! A GPU: kernels of `kernels/*.cu`, cuBLAS and cuDNN on candle's stream.
+//!
+//! Everything goes to one stream, so that it is done in order and nothing needs events but the
+//! uploads ([`upload`]), which have a stream of their own. Libraries are opened at run time: a build
+//! with the feature `cuda` starts where there is no driver, and says so when a device is asked for.
+
+mod blas;
+mod dnn;
+mod upload;
+
+use std::collections::HashMap;
+use std::ffi::c_void;
+use std::sync::{Arc, Mutex};
+
+use candle_core::cuda_backend::CudaDType;
+use candle_core::cuda_backend::cudarc::driver::{
+    self, CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, sys,
+};
+use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
+use candle_core::{CudaStorage, DType, Device, Error, Result, bail};
+
+use super::backend::{Replay, Upload};
+use super::{Arg, Backend, ConvCall, Gemm, Launch, Span};
+use crate::nn::engine::EngineOptions;
+
+/// The kernels, compiled by `build.rs`.
+static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
+
+/// A CUDA device.
+pub struct Gpu {
+    stream: Arc<CudaStream>,
+    module: Arc<CudaModule>,
+    functions: Mutex<HashMap<String, CudaFunction>>,
+    blas: Mutex<blas::Blas>,
+    dnn: Mutex<dnn::Dnn>,
+    uploads: upload::Uploads,
+    multiprocessors: u32,
+}
+
+/// Whether the driver's library is there.
+pub fn present() -> bool {
+    // SAFETY: it only tries to open the library; cudarc would panic later without it.
+    unsafe { sys::is_culib_present() }
+}
+
+/// Opens device `number`.
+///
+/// # Errors
+/// No driver, no such device, a library that is missing or of another version.
+pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
+    if !present() {
+        bail!(
+            "no CUDA driver (libcuda.so.1) on this machine: install NVIDIA's driver, or use \
+             train.device = \"cpu\""
+        );
+    }
+    let device = Device::new_cuda_with_stream(number)?;
+    let cuda = device.as_cuda_device()?;
+    // SAFETY: one stream computes on all tensors; the upload stream's buffers are ordered by its
+    // own events. So nothing relies on the events that are switched off here.
+    unsafe { cuda.disable_event_tracking() };
+    let stream = cuda.cuda_stream();
+    let context = stream.context();
+    keep_freed_memory(number)?;
+    let major = context.compute_capability().map_err(Error::wrap)?.0;
+    if major < 8 {
+        bail!("CUDA device {number} is of compute capability {major}.x; bfloat16 wants 8.0");
+    }
+    use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
+    let multiprocessors = context.attribute(COUNT).map_err(Error::wrap)? as u32;
+    let module = context.load_module(Ptx::from_binary(KERNELS.to_vec())).map_err(|e| {
+        Error::Msg(format!(
+            "the kernels do not load on CUDA device {number} ({e}): build with \
+             CUDA_COMPUTE_CAP of this device"
+        ))
+    })?;
+    let gpu = Gpu {
+        module,
+        functions: Mutex::default(),
+        blas: Mutex::new(blas::Blas::new(&stream)?),
+        dnn: Mutex::new(dnn::Dnn::new(&stream, options)?),
+        uploads: upload::Uploads::new(&stream)?,
+        multiprocessors,
+        stream,
+    };
+    Ok((device, gpu))
+}
+
+/// Has the driver keep what is freed for the next allocation, instead of giving it back at the next wait.
+fn keep_freed_memory(number: usize) -> Result<()> {
+    let mut all = u64::MAX;
+    // SAFETY: plain calls with pointers to locals that outlive them; the attribute's value is a u64.
+    unsafe {
+        let mut device = 0;
+        sys::cuDeviceGet(&mut device, number as i32).result().map_err(Error::wrap)?;
+        let pool = driver::result::device::get_default_mem_pool(device).map_err(Error::wrap)?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        sys::cuMemPoolSetAttribute(pool, attribute, (&raw mut all).cast())
+            .result()
+            .map_err(Error::wrap)
+    }
+}
+
+/// The most that was allocated at a time: the driver's pool, where all tensors come from.
+fn memory_peak(number: usize) -> Option<u64> {
+    let mut peak = 0u64;
+    // SAFETY: as in `keep_freed_memory`.
+    unsafe {
+        let mut device = 0;
+        sys::cuDeviceGet(&mut device, number as i32).result().ok()?;
+        let pool = driver::result::device::get_default_mem_pool(device).ok()?;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+        sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut peak).cast()).result().ok()?;
+    }
+    Some(peak)
+}
+
+/// The device address of element `start`.
+pub fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
+    fn of<T: CudaDType>(storage: &CudaStorage, start: usize) -> Result<u64> {
+        let slice = storage.as_cuda_slice::<T>()?;
+        let stream = slice.stream().clone();
+        let (address, _nothing_to_wait_for) = slice.device_ptr(&stream);
+        Ok(address + (start * size_of::<T>()) as u64)
+    }
+    use candle_core::backend::BackendStorage;
+    match storage.dtype() {
+        DType::F32 => of::<f32>(storage, start),
+        DType::BF16 => of::<half::bf16>(storage, start),
+        DType::F64 => of::<f64>(storage, start),
+        DType::U8 => of::<u8>(storage, start),
+        DType::U32 => of::<u32>(storage, start),
+        other => bail!("no address for elements of type {other:?}"),
+    }
+}
+
+impl Gpu {
+    fn function(&self, name: &str) -> Result<CudaFunction> {
+        let mut known = lock(&self.functions);
+        if let Some(function) = known.get(name) {
+            return Ok(function.clone());
+        }
+        let function = self.module.load_function(name);
+        let function = function.map_err(|e| Error::Msg(format!("kernel {name}: {e}")))?;
+        known.insert(name.to_owned(), function.clone());
+        Ok(function)
+    }
+}
+
+/// The mutex's content, also after a panic elsewhere: handles stay usable.
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl Backend for Gpu {
+    fn multiprocessors(&self) -> u32 {
+        self.multiprocessors
+    }
+
+    fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        let function = self.function(launch.kernel)?;
+        let mut args = launch.args.to_vec();
+        let mut pointers: Vec<*mut c_void> = args
+            .iter_mut()
+            .map(|arg| match arg {
+                Arg::Ptr(value) | Arg::U64(value) => std::ptr::from_mut(value).cast(),
+                Arg::U32(value) => std::ptr::from_mut(value).cast(),
+                Arg::F32(value) => std::ptr::from_mut(value).cast(),
+            })
+            .collect();
+        let [gx, gy, gz] = launch.grid;
+        let [bx, by, bz] = launch.block;
+        // SAFETY: the wrappers in `kernels` pass what the kernel's parameter list asks for (tested against
+        // its source), with spans of the lengths that it touches; `args` outlives the call, which
+        // copies it.
+        unsafe {
+            driver::result::launch_kernel(
+                function.cu_function(),
+                (gx, gy, gz),
+                (bx, by, bz),
+                launch.shared_bytes,
+                self.stream.cu_stream(),
+                &mut pointers,
+            )
+        }
+        .map_err(|e| Error::Msg(format!("kernel {}: {e}", launch.kernel)))
+    }
+
+    fn gemm(&self, gemm: &Gemm) -> Result<()> {
+        gemm.check()?;
+        lock(&self.blas).gemm(gemm)
+    }
+
+    fn conv(&self, call: &ConvCall) -> Result<()> {
+        call.check()?;
+        lock(&self.dnn).conv(call)
+    }
+
+    fn zero(&self, span: Span) -> Result<()> {
+        // SAFETY: a span is memory of this device, kept alive by whoever holds its tensor.
+        unsafe {
+            driver::result::memset_d8_async(span.addr, 0, span.bytes(), self.stream.cu_stream())
+        }
+        .map_err(Error::wrap)
+    }
+
+    fn copy(&self, from: Span, to: Span) -> Result<()> {
+        if from.bytes() != to.bytes() {
+            bail!("a copy of {} bytes to {}", from.bytes(), to.bytes());
+        }
+        let stream = self.stream.cu_stream();
+        // SAFETY: as in `zero`; lengths are equal.
+        unsafe { driver::result::memcpy_dtod_async(to.addr, from.addr, from.bytes(), stream) }
+            .map_err(Error::wrap)
+    }
+
+    fn read(&self, from: Span, to: &mut [u8]) -> Result<()> {
+        if from.bytes() != to.len() {
+            bail!("a copy of {} bytes to {}", from.bytes(), to.len());
+        }
+        // SAFETY: as in `zero`; `to` is not touched before the wait below is over.
+        unsafe { driver::result::memcpy_dtoh_async(to, from.addr, self.stream.cu_stream()) }
+            .map_err(Error::wrap)?;
+        self.wait()
+    }
+
+    fn write(&self, from: &[u8], to: Span) -> Result<()> {
+        if from.len() != to.bytes() {
+            bail!("a copy of {} bytes to {}", from.len(), to.bytes());
+        }
+        // SAFETY: as in `zero`. From memory that is not pinned the call returns once `from` was read.
+        unsafe { driver::result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
+            .map_err(Error::wrap)
+    }
+
+    fn upload(&self, from: &[u8], to: Span) -> Result<Upload> {
+        self.uploads.start(&self.stream, from, to)
+    }
+
+    fn arrived(&self, upload: &Upload) -> Result<()> {
+        self.uploads.finish(&self.stream, upload)
+    }
+
+    fn allocate_host(&self, bytes: usize) -> Option<*mut u8> {
+        upload::pinned(self.stream.context(), bytes)
+    }
+
+    unsafe fn free_host(&self, at: *mut u8) {
+        // SAFETY: it came from `allocate_host`, says the caller.
+        unsafe { upload::free_pinned(self.stream.context(), at) }
+    }
+
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as HERE;
+        self.stream.begin_capture(HERE).map_err(Error::wrap)?;
+        let done = work();
+        let flags =
+            sys::CUgraphInstantiate_flags_enum::CUDA_GRAPH_INSTANTIATE_FLAG_AUTO_FREE_ON_LAUNCH;
+        let graph = self.stream.end_capture(flags);
+        done?;
+        match graph.map_err(Error::wrap)? {
+            Some(graph) => Ok(Some(Box::new(Captured(graph)))),
+            None => bail!("the capture of a step came to nothing"),
+        }
+    }
+
+    fn peak_bytes(&self) -> u64 {
+        memory_peak(self.stream.context().ordinal()).unwrap_or(0)
+    }
+
+    fn wait(&self) -> Result<()> {
+        self.stream.synchronize().map_err(Error::wrap)
+    }
+}
+
+/// A captured step.
+struct Captured(CudaGraph);
+
+// SAFETY: CUDA forbids only concurrent use of one graph; it has one owner, who replays it.
+unsafe impl Send for Captured {}
+
+impl Replay for Captured {
+    fn run(&self) -> Result<()> {
+        self.0.launch().map_err(Error::wrap)
+    }
+}

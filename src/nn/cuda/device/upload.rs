@@ -1,0 +1,66 @@
+//! Uploads beside the computation: pinned host memory, a stream of its own, events in both directions.
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
+use candle_core::{Error, Result, bail};
+
+use crate::nn::cuda::Span;
+use crate::nn::cuda::backend::Upload;
+
+/// The second stream.
+pub struct Uploads {
+    stream: Arc<CudaStream>,
+}
+
+impl Uploads {
+    pub fn new(compute: &Arc<CudaStream>) -> Result<Self> {
+        Ok(Self { stream: compute.context().new_stream().map_err(Error::wrap)? })
+    }
+
+    /// Copies `from` to `to` once what the compute stream was asked for until now is done: it may still
+    /// read what `to` holds.
+    pub fn start(&self, compute: &CudaStream, from: &[u8], to: Span) -> Result<Upload> {
+        if from.len() != to.bytes() {
+            bail!("an upload of {} bytes to {}", from.len(), to.bytes());
+        }
+        let read = compute.record_event(None).map_err(Error::wrap)?;
+        self.stream.wait(&read).map_err(Error::wrap)?;
+        // SAFETY: `to` is memory of this device; whoever asks keeps both sides as they are until
+        // the upload's event has passed (`Upload`).
+        unsafe { result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
+            .map_err(Error::wrap)?;
+        let event = self.stream.record_event(None).map_err(Error::wrap)?;
+        Ok(Upload::new(Box::new(event)))
+    }
+
+    /// Has the compute stream wait for the upload.
+    pub fn finish(&self, compute: &CudaStream, upload: &Upload) -> Result<()> {
+        match upload.token().downcast_ref::<CudaEvent>() {
+            Some(event) => compute.wait(event).map_err(Error::wrap),
+            None => bail!("the upload is another device's"),
+        }
+    }
+}
+
+/// Page-locked memory, zeroed; `None` when the driver has none.
+pub fn pinned(context: &Arc<CudaContext>, bytes: usize) -> Option<*mut u8> {
+    context.bind_to_thread().ok()?;
+    // SAFETY: a plain allocation of whole pages, nobody else's; it is written before it is used.
+    unsafe {
+        let at = result::malloc_host(bytes, sys::CU_MEMHOSTALLOC_PORTABLE).ok()?;
+        std::ptr::write_bytes(at.cast::<u8>(), 0, bytes);
+        Some(at.cast())
+    }
+}
+
+/// Gives page-locked memory back.
+///
+/// # Safety
+/// `at` came from [`pinned`] and is not used again; no upload from it is under way.
+pub unsafe fn free_pinned(context: &Arc<CudaContext>, at: *mut u8) {
+    if context.bind_to_thread().is_ok() {
+        // SAFETY: as above.
+        let _ = unsafe { result::free_host(at.cast()) };
+    }
+}

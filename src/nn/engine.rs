@@ -1,0 +1,233 @@
+//! Where a network's arithmetic runs, and in which precision.
+//!
+//! Layers, parameters and workspaces are made for a candle device and ask [`Engine::of`] what it can
+//! do. The CPU computes in f32 by [`super::cpu`]. A CUDA device is opened once per process, by
+//! [`Engine::open`], with a precision; from then on everything on it goes through its
+//! [`Backend`]. Opened devices are the process's only shared state beside rayon's threads: so is
+//! the driver's context that they stand for.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::cuda::Backend;
+use super::cuda::kernels::elementwise;
+use super::storage;
+
+/// Element type of activations and of the factors of products. Weights, statistics, gradients of
+/// weights and sums are f32 either way.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// 32-bit floats.
+    #[default]
+    F32,
+    /// bfloat16; on a CUDA device only.
+    Bf16,
+}
+
+/// How a CUDA device is opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineOptions {
+    /// Element type of activations.
+    pub precision: Precision,
+    /// Only algorithms that give the same bits each time.
+    pub deterministic: bool,
+}
+
+/// What computes for a device. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    device: Device,
+    backend: Option<Arc<dyn Backend>>,
+    options: EngineOptions,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Engine({:?}, {:?})", self.device.location(), self.options)
+    }
+}
+
+/// Engines of CUDA devices by number.
+fn opened() -> &'static Mutex<HashMap<usize, Engine>> {
+    static OPENED: OnceLock<Mutex<HashMap<usize, Engine>>> = OnceLock::new();
+    OPENED.get_or_init(Mutex::default)
+}
+
+impl Engine {
+    /// The CPU's.
+    pub fn cpu() -> Self {
+        #[cfg(test)]
+        if let Some(engine) = EMULATED.with(|engine| engine.borrow().clone()) {
+            return engine;
+        }
+        Self { device: Device::Cpu, backend: None, options: EngineOptions::default() }
+    }
+
+    /// The engine of `device`.
+    ///
+    /// # Errors
+    /// A CUDA device that [`Engine::open`] did not give, or a device of another kind.
+    pub fn of(device: &Device) -> Result<Self> {
+        match device.location() {
+            DeviceLocation::Cpu => Ok(Self::cpu()),
+            DeviceLocation::Cuda { gpu_id } => {
+                let engines = opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                match engines.get(&gpu_id) {
+                    Some(engine) => Ok(engine.clone()),
+                    None => bail!("CUDA device {gpu_id} was not opened by the engine"),
+                }
+            }
+            other => bail!("no engine for {other:?}"),
+        }
+    }
+
+    /// Opens CUDA device `number`, or gives the engine that it has.
+    ///
+    /// # Errors
+    /// A build without the feature `cuda`, no driver or device, a library that is missing; a device
+    /// that is open with other options.
+    pub fn open(number: usize, options: EngineOptions) -> Result<Self> {
+        let mut engines = opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(engine) = engines.get(&number) {
+            if engine.options != options {
+                bail!("CUDA device {number} is open with {:?}, not {options:?}", engine.options);
+            }
+            return Ok(engine.clone());
+        }
+        let (device, backend) = super::cuda::open(number, options)?;
+        let engine = Self { device, backend: Some(backend), options };
+        engines.insert(number, engine.clone());
+        Ok(engine)
+    }
+
+    /// Where its tensors live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// What runs kernels; `None` on the CPU.
+    pub fn backend(&self) -> Option<&dyn Backend> {
+        self.backend.as_deref()
+    }
+
+    /// The backend, to keep.
+    pub fn shared_backend(&self) -> Option<Arc<dyn Backend>> {
+        self.backend.clone()
+    }
+
+    /// How it was opened.
+    pub fn options(&self) -> EngineOptions {
+        self.options
+    }
+
+    /// Element type of activations.
+    pub fn dtype(&self) -> DType {
+        match self.options.precision {
+            Precision::F32 => DType::F32,
+            Precision::Bf16 => DType::BF16,
+        }
+    }
+
+    /// Channels of images: their 3, or 8 where products want whole vectors of bfloat16.
+    pub fn image_channels(&self) -> usize {
+        match (&self.backend, self.options.precision) {
+            (Some(_), Precision::Bf16) => 8,
+            _ => 3,
+        }
+    }
+
+    /// Waits until everything that was asked for is done.
+    ///
+    /// # Errors
+    /// What the device says of anything that was asked for.
+    pub fn wait(&self) -> Result<()> {
+        self.backend().map_or(Ok(()), |backend| backend.wait())
+    }
+
+    /// Most bytes in use at a time: of the device, or of the process (0 where the system does not tell).
+    pub fn peak_bytes(&self) -> u64 {
+        match self.backend() {
+            Some(backend) => backend.peak_bytes(),
+            None => resident_peak().unwrap_or(0),
+        }
+    }
+
+    /// `x` in the type of activations: itself, or a copy in `slot`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn activations(&self, x: &Tensor, slot: &mut Option<Tensor>) -> Result<Tensor> {
+        self.converted(x, self.dtype(), slot)
+    }
+
+    /// `x` as f32: itself, or a copy in `slot`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn full(&self, x: &Tensor, slot: &mut Option<Tensor>) -> Result<Tensor> {
+        self.converted(x, DType::F32, slot)
+    }
+
+    /// `x`, an f32 tensor of the CPU's or of this device's, on this device: itself, or a copy in `slot`.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn taken_in(&self, x: &Tensor, slot: &mut Option<Tensor>) -> Result<Tensor> {
+        if x.device().same_device(&self.device) {
+            return Ok(x.clone());
+        }
+        let x = x.contiguous()?;
+        let copy = storage::reuse(slot, x.dims(), DType::F32, &self.device)?;
+        storage::assign(&copy, &storage::read(&x)?)?;
+        Ok(copy)
+    }
+
+    fn converted(&self, x: &Tensor, dtype: DType, slot: &mut Option<Tensor>) -> Result<Tensor> {
+        let Some(backend) = self.backend() else { return Ok(x.clone()) };
+        if x.dtype() == dtype {
+            return Ok(x.clone());
+        }
+        let copy = storage::reuse(slot, x.dims(), dtype, &self.device)?;
+        elementwise::cast(backend, storage::span(x)?, storage::span(&copy)?)?;
+        Ok(copy)
+    }
+}
+
+/// The process's largest resident size so far.
+fn resident_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+thread_local! {
+    /// Stands in for the CPU's engine on this thread.
+    static EMULATED: std::cell::RefCell<Option<Engine>> = const { std::cell::RefCell::new(None) };
+}
+
+/// Runs `f` with everything that is made for the CPU on this thread computed by `backend`, whose
+/// memory is the process's own.
+#[cfg(test)]
+pub(crate) fn emulated<R>(
+    backend: Arc<dyn Backend>,
+    precision: Precision,
+    f: impl FnOnce() -> R,
+) -> R {
+    struct Reset;
+    impl Drop for Reset {
+        fn drop(&mut self) {
+            EMULATED.with(|engine| engine.borrow_mut().take());
+        }
+    }
+    let options = EngineOptions { precision, deterministic: false };
+    let engine = Engine { device: Device::Cpu, backend: Some(backend), options };
+    EMULATED.with(|slot| *slot.borrow_mut() = Some(engine));
+    let _reset = Reset;
+    f()
+}

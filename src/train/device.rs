@@ -1,0 +1,65 @@
+//! From `train.device` and `train.precision` to a device.
+
+use anyhow::{Result, bail};
+use candle_core::Device;
+
+use crate::config::TrainConfig;
+use crate::nn::{Engine, EngineOptions, Precision};
+
+/// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device where this
+/// build and machine have one, else the CPU.
+///
+/// # Errors
+/// A name that is not known, a device that this build or machine lacks, bfloat16 on the CPU.
+pub fn device(config: &TrainConfig) -> Result<Device> {
+    let options =
+        EngineOptions { precision: config.precision, deterministic: config.deterministic };
+    let number = match config.device.as_str() {
+        "cpu" => None,
+        "auto" => cuda_is_here().then_some(0),
+        "cuda" => Some(0),
+        name => match name.strip_prefix("cuda:").map(str::parse) {
+            Some(Ok(number)) => Some(number),
+            _ => bail!("train.device: `{name}` is none of `auto`, `cpu`, `cuda`, `cuda:N`"),
+        },
+    };
+    match number {
+        Some(number) => Ok(Engine::open(number, options)?.device().clone()),
+        None if config.precision == Precision::Bf16 => {
+            bail!("train.precision = \"bf16\" wants a CUDA device; the CPU computes in f32")
+        }
+        None => Ok(Device::Cpu),
+    }
+}
+
+/// Whether this build can look for a driver, and finds one.
+fn cuda_is_here() -> bool {
+    #[cfg(feature = "cuda")]
+    {
+        crate::nn::cuda::present()
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(device: &str, precision: Precision) -> Result<Device> {
+        super::device(&TrainConfig { device: device.into(), precision, ..Default::default() })
+    }
+
+    #[test]
+    fn what_this_machine_cannot_do_is_said_and_not_fallen_back_from() {
+        assert!(named("cpu", Precision::F32).unwrap().is_cpu());
+        let text = |device, precision| named(device, precision).unwrap_err().to_string();
+        assert!(text("cpu", Precision::Bf16).contains("wants a CUDA device"));
+        assert!(text("gpu", Precision::F32).contains("none of"));
+        assert!(text("cuda:x", Precision::F32).contains("none of"));
+        #[cfg(not(feature = "cuda"))]
+        assert!(text("cuda:0", Precision::F32).contains("--features cuda"));
+    }
+}
