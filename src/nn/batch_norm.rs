@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::norm::{self, Affine};
-use super::cuda::kernels::norm::{self as kernels, NormParams, NormShape};
+use super::cuda::kernels::norm::{self as kernels, Mask, NormParams, NormShape};
 use super::cuda::{Backend, Span};
 use super::{Engine, Param, Workspace, no_forward, storage};
 
@@ -51,6 +51,8 @@ struct Saved {
     input: Tensor,
     output: Tensor,
     groups: usize,
+    /// Whether there was a residual.
+    added: bool,
 }
 
 /// Vectors that live from forward to backward, or are reused.
@@ -114,7 +116,8 @@ impl BatchNorm {
             None if ws.training => self.cpu_train(x, residual, &y, ws.groups)?,
             None => self.cpu_eval(x, residual, &y)?,
         }
-        let saved = || Saved { input: x.clone(), output: y.clone(), groups: ws.groups };
+        let (groups, added) = (ws.groups, residual.is_some());
+        let saved = || Saved { input: x.clone(), output: y.clone(), groups, added };
         self.saved = ws.training.then(saved);
         Ok(y)
     }
@@ -285,19 +288,24 @@ impl BatchNorm {
     ) -> Result<()> {
         let (shape, scratch) = self.device_shape(&saved.input, saved.groups)?;
         let Some(statistics) = &self.on_device.statistics else { return no_forward() };
+        // Without a residual the input says where the output was positive: a tensor less to read, twice.
+        let mask = match (self.relu, saved.added) {
+            (false, _) => Mask::None,
+            (true, false) => Mask::Input(storage::span(&self.bias.value)?),
+            (true, true) => Mask::Output(storage::span(&saved.output)?),
+        };
         kernels::norm_backward(
             backend,
             shape,
             storage::span(&self.weight.value)?,
             storage::span(&saved.input)?,
-            storage::span(&saved.output)?,
+            mask,
             storage::span(dout)?,
             dx.map(storage::span).transpose()?,
             storage::span(&self.weight.grad)?,
             storage::span(&self.bias.grad)?,
             storage::span(statistics)?,
             scratch,
-            self.relu,
         )
     }
 

@@ -251,28 +251,6 @@ pub fn norm_backward(
     s: NormShape,
     gamma: Span,
     x: Span,
-    out: Span,
-    dout: Span,
-    dx: Option<Span>,
-    dgamma: Span,
-    dbeta: Span,
-    saved: Span,
-    scratch: Span,
-    relu: bool,
-) -> Result<()> {
-    let mask = if relu { Mask::Output(out) } else { Mask::None };
-    norm_backward_masked(b, s, gamma, x, mask, dout, dx, dgamma, dbeta, saved, scratch)
-}
-
-/// [`norm_backward`] by any [`Mask`].
-///
-/// # Errors
-/// As [`norm_backward`].
-pub fn norm_backward_masked(
-    b: &dyn Backend,
-    s: NormShape,
-    gamma: Span,
-    x: Span,
     mask: Mask,
     dout: Span,
     dx: Option<Span>,

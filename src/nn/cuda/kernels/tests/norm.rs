@@ -142,7 +142,7 @@ impl OnDevice {
         let dx = Memory::unwritten_at(case.odd, case.dout.len(), case.dtype);
         let vector = || Memory::unwritten(case.shape.channels, DType::F32);
         let (dgamma, dbeta) = (vector(), vector());
-        norm_backward_masked(
+        norm_backward(
             b,
             case.shape,
             self.gamma.span(),
