@@ -76,6 +76,7 @@ DEVICE void moments(
     });
 }
 
+// Channels, and most lanes, of a block that joins parts: a lane takes every blockDim.y-th part.
 constexpr int FINISH = 32;
 
 // Joins the parts' moments of 32 channels, in f64; all groups one after another, for the running
@@ -95,7 +96,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_finish(
         double origin = active ? (double)of[0] : 0.0, sum = 0.0, square = 0.0, inner = 0.0;
         if (active) {
 #pragma unroll 4
-            for (unsigned p = threadIdx.y; p < parts; p += FINISH) {
+            for (unsigned p = threadIdx.y; p < parts; p += blockDim.y) {
                 unsigned start = p * rows_per_part;
                 double n = rows - start < rows_per_part ? rows - start : rows_per_part;
                 double d = (double)of[(u64)p * 2 * channels] - origin;
@@ -110,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_finish(
         sums[2][threadIdx.y][threadIdx.x] = inner;
         __syncthreads();
         if (threadIdx.y == 0 && active) {
-            for (int i = 1; i < FINISH; i++) {
+            for (unsigned i = 1; i < blockDim.y; i++) {
                 sum += sums[0][i][threadIdx.x];
                 square += sums[1][i][threadIdx.x];
                 inner += sums[2][i][threadIdx.x];
@@ -264,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
         double sum = 0.0, along = 0.0;
         if (active) {
 #pragma unroll 4
-            for (unsigned p = threadIdx.y; p < parts; p += FINISH) {
+            for (unsigned p = threadIdx.y; p < parts; p += blockDim.y) {
                 sum += (double)of[(u64)p * 2 * channels];
                 along += (double)of[(u64)p * 2 * channels + channels];
             }
@@ -274,7 +275,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
         sums[1][threadIdx.y][threadIdx.x] = along;
         __syncthreads();
         if (threadIdx.y == 0 && active) {
-            for (int i = 1; i < FINISH; i++) {
+            for (unsigned i = 1; i < blockDim.y; i++) {
                 sum += sums[0][i][threadIdx.x];
                 along += sums[1][i][threadIdx.x];
             }

@@ -35,7 +35,7 @@ pub struct NormParams {
 
 /// Rows of a thread in passes that write every element.
 const ROWS_OF_A_THREAD: usize = 16;
-/// Channels and lanes of a block that joins parts; `FINISH` in `norm.cu`.
+/// Channels, and most lanes, of a block that joins parts; `FINISH` in `norm.cu`.
 const FINISH: u32 = 32;
 
 impl NormShape {
@@ -114,13 +114,21 @@ impl Moments<'_> {
             Arg::F32(self.momentum),
             Arg::U32(u32::from(self.guard)),
         ];
-        finish(b, "norm_finish", s.channels, &args)
+        finish(b, "norm_finish", s.channels, parts, &args)
     }
 }
 
-fn finish(b: &dyn Backend, kernel: &str, channels: usize, args: &[Arg]) -> Result<()> {
+/// Joins `parts` parts' sums of every channel.
+fn finish(
+    b: &dyn Backend,
+    kernel: &str,
+    channels: usize,
+    parts: usize,
+    args: &[Arg],
+) -> Result<()> {
     let grid = [blocks(channels, FINISH as usize)?, 1, 1];
-    b.launch(&Launch { kernel, grid, block: [FINISH, FINISH, 1], shared_bytes: 0, args })
+    let lanes = parts.next_power_of_two().min(FINISH as usize) as u32;
+    b.launch(&Launch { kernel, grid, block: [FINISH, lanes, 1], shared_bytes: 0, args })
 }
 
 /// Training's forward pass: y from x and the batch's statistics, which `saved` (F32 `[2, groups,
@@ -310,7 +318,7 @@ pub fn norm_backward(
         unsigned(parts)?,
         unsigned(s.groups)?,
     ];
-    finish(b, "norm_grad_finish", s.channels, &args)?;
+    finish(b, "norm_grad_finish", s.channels, parts, &args)?;
 
     let (name, out, beta) = if store { ("plain", None, None) } else { (name, out, beta) };
     let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
