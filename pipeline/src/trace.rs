@@ -74,7 +74,8 @@ impl Trace {
         }
         write!(out, "}},\"traceEvents\":[")?;
         let mut comma = "";
-        for (thread, (name, spans)) in lanes.iter().enumerate() {
+        // From 1: to Perfetto thread 0 is the kernel's, whatever the process.
+        for (thread, (name, spans)) in (1..).zip(&lanes) {
             let name = serde_json::to_string(name).map_err(io::Error::other)?;
             write!(
                 out,
@@ -177,7 +178,7 @@ mod tests {
         assert_eq!(events[0]["args"]["name"], "a");
         assert_eq!(events[1501]["args"]["name"], "b \"quoted\"");
         assert_eq!((&events[1]["ts"], &events[1]["dur"]), (&1002.003.into(), &7.0.into()));
-        assert_eq!(events[1502]["tid"], 1);
+        assert_eq!((&events[1]["tid"], &events[1502]["tid"]), (&1.into(), &2.into()));
         assert!(found["otherData"].get("cut").is_none());
     }
 
