@@ -20,7 +20,7 @@ use crate::config::{CONFIG_FILE, RunConfig};
 use crate::metrics::{Line, METRICS_FILE};
 use crate::report::collect::duration;
 use crate::report::percent;
-use crate::train::{SUMMARY_FILE, Summary};
+use crate::train::Summary;
 
 /// Seconds without a new line, as a multiple of what lines took before, after which a run without a
 /// summary is shown as silent.
@@ -83,10 +83,8 @@ impl Folder {
             self.begun.drain(..whole);
         }
         // The summary of an earlier part of the run says nothing of this one.
-        let summary = std::fs::read(self.dir.join(SUMMARY_FILE)).ok();
-        let summary: Option<Summary> = summary.and_then(|json| serde_json::from_slice(&json).ok());
         let last = self.lines.iter().map(|line| line.step).max().unwrap_or(0);
-        self.summary = summary.filter(|summary| summary.steps >= last);
+        self.summary = Summary::read(&self.dir).filter(|summary| summary.steps >= last);
         Ok(())
     }
 
@@ -111,6 +109,18 @@ impl Folder {
                 }
             }
         }
+    }
+
+    /// What the dashboard shows, for programs: the status, the newest line of each kind, the summary.
+    pub fn json(&self, now: SystemTime) -> serde_json::Value {
+        let newest = |has: fn(&Line) -> bool| self.lines.iter().rev().find(|line| has(line));
+        serde_json::json!({
+            "run": self.dir,
+            "status": self.status(now),
+            "training": newest(|line| line.loss.is_some()),
+            "evaluation": newest(|line| line.knn.is_some() || line.online.is_some()),
+            "summary": self.summary,
+        })
     }
 
     /// Draws the dashboard; `now` decides whether the run is called silent.
@@ -232,6 +242,7 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::train::SUMMARY_FILE;
 
     fn shown(folder: &Folder, now: SystemTime) -> String {
         let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use bt_stream::checkpoint;
-use common::{bt_stream, tiny_run, tiny_shards};
+use common::{bt_stream, tiny_run, tiny_shards, tiny_study};
 
 /// Runs `script` with a small file system at `disk`, which ends with the script; what is to be
 /// looked at is copied to `$KEEP`. `None` where mounting is not allowed.
@@ -95,22 +95,8 @@ fn a_report_that_cannot_be_written_leaves_the_one_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("cells"));
     let study = folder.path().join("study.toml");
-    let text = format!(
-        r#"
-title = "small"
-seeds = [0, 1]
-[base]
-data.train = {shards:?}
-data.val = {shards:?}
-views.preset = "barlow-cifar"
-views.both.random_resized_crop.size = 16
-eval.k = 5
-model = {{ arch = "resnet18", width = 4, stem = "cifar", projector = "16-16" }}
-[[cells]]
-name = "untrained"
-untrained = true
-"#
-    );
+    let cells = "eval.k = 5\n[[cells]]\nname = \"untrained\"\nuntrained = true\n";
+    let text = tiny_study(&shards, cells);
     std::fs::write(&study, text).unwrap();
     let command = || {
         let mut command = bt_stream();

@@ -6,26 +6,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{bt_stream, tiny_shards};
+use common::{bt_stream, tiny_shards, tiny_study};
 
 fn study_file(folder: &Path, shards: &Path) -> PathBuf {
-    let text = format!(
-        r#"
-title = "tiny"
-seeds = [0, 1]
-[base]
-data.train = {shards:?}
-data.val = {shards:?}
-views.preset = "barlow-cifar"
-views.both.random_resized_crop.size = 16
-train = {{ epochs = 3, batch_size = 16, log_every = 1, diagnose_every = 2 }}
-checkpoint = {{ every_steps = 2, keep = 1 }}
-eval = {{ k = 5, online_probe = true }}
-[base.model]
-arch = "resnet18"
-width = 4
-stem = "cifar"
-projector = "16-16"
+    let rest = r#"
+train = { epochs = 3, batch_size = 16, log_every = 1, diagnose_every = 2 }
+checkpoint = { every_steps = 2, keep = 1 }
+eval = { k = 5, online_probe = true }
 [base.optim]
 optimizer = "adamw"
 warmup_epochs = 0.0
@@ -38,8 +25,8 @@ config.loss.predictor_hidden = 8
 [[cells]]
 name = "untrained"
 untrained = true
-"#
-    );
+"#;
+    let text = tiny_study(shards, rest);
     let path = folder.join("tiny.toml");
     std::fs::write(&path, text).unwrap();
     path

@@ -18,6 +18,9 @@ pub struct TrainArgs {
     /// Training shards: a folder, a glob, a brace list or a manifest [data.train]
     #[arg(long, value_name = "SHARDS")]
     data: Option<String>,
+    /// Shards that are evaluated on, in the same forms [data.val; default: none]
+    #[arg(long, value_name = "SHARDS")]
+    val: Option<String>,
     /// The run's folder [train.dir; default: runs/default]
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -70,6 +73,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
     let config = source.load(&[
         flag("data.train", &args.data.as_deref().map(quoted)),
+        flag("data.val", &args.val.as_deref().map(quoted)),
         flag("train.dir", &dir),
         flag("train.epochs", &args.epochs),
         flag("train.batch_size", &args.batch_size),

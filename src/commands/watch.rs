@@ -24,6 +24,9 @@ pub struct WatchArgs {
     /// Print what there is once, as text, and end; without a terminal that is what is done
     #[arg(long)]
     once: bool,
+    /// Print what there is once, as JSON, and end
+    #[arg(long)]
+    json: bool,
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
@@ -42,6 +45,10 @@ const PRINTED: (u16, u16) = (100, 30);
 /// A folder that holds no run, or a terminal that cannot be drawn on.
 pub fn run(args: WatchArgs) -> Result<()> {
     let mut folder = Folder::open(&args.run)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&folder.json(SystemTime::now()))?);
+        return Ok(());
+    }
     if args.once || !std::io::stdout().is_terminal() {
         let mut page = Terminal::new(TestBackend::new(PRINTED.0, PRINTED.1))?;
         page.draw(|frame| folder.draw(frame, SystemTime::now()))?;

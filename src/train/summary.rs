@@ -1,6 +1,6 @@
 //! How a run ended, and where its time went.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -41,7 +41,15 @@ pub struct Summary {
     pub embeddings: String,
 }
 
+impl Summary {
+    /// The summary in the folder of a run that has ended.
+    pub fn read(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(SUMMARY_FILE)).ok()?).ok()
+    }
+}
+
 impl Run {
+    /// Saves what is not saved yet and tells how it went.
     pub(super) fn finish(
         mut self,
         config: &RunConfig,
@@ -52,6 +60,13 @@ impl Run {
         self.save(config)?;
         clock.lap("checkpoint");
         self.metrics.finish()?;
+        if self.step == self.schedule.steps && self.step == self.begun_step {
+            self.metrics.say("the run has all its steps already: raise train.epochs to go on");
+            // What the process that did them wrote about them stays.
+            if let Some(earlier) = Summary::read(&config.train.dir) {
+                return Ok(earlier);
+            }
+        }
         let wall = clock.begun.elapsed();
         let seconds = |time: Duration| time.as_secs_f64();
         let observed = Observed {

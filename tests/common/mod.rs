@@ -80,3 +80,19 @@ pub fn newest_weights(dir: &Path) -> [Vec<u8>; 2] {
     ["weights.safetensors", "optimizer.safetensors"]
         .map(|name| std::fs::read(newest.join(name)).unwrap())
 }
+
+/// The beginning of a study of a tiny network with two seeds; `rest` follows in its `[base]`.
+pub fn tiny_study(shards: &Path, rest: &str) -> String {
+    format!(
+        r#"
+title = "tiny"
+seeds = [0, 1]
+[base]
+data.train = {shards:?}
+data.val = {shards:?}
+views.preset = "barlow-cifar"
+views.both.random_resized_crop.size = 16
+model = {{ arch = "resnet18", width = 4, stem = "cifar", projector = "16-16" }}
+{rest}"#
+    )
+}

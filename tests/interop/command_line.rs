@@ -74,6 +74,11 @@ fn what_goes_into_a_pipe_has_no_colours_and_no_progress() {
     assert!(!log.contains('\x1b') && !log.contains('\r'), "{log:?}");
     let summary: Value = serde_json::from_str(&summary).unwrap();
     assert!(!summary["advice"].as_str().unwrap().is_empty());
+    // A finished run that is continued keeps what it told of itself.
+    let mut again = tiny_run(&shards, &folder);
+    let (code, same, log) = run(again.args(["--epochs", "1", "--json", "--resume"]));
+    assert!(code == 0 && log.contains("has all its steps already"), "{log}");
+    assert_eq!(serde_json::from_str::<Value>(&same).unwrap(), summary);
     // Where a person forces colours, NO_COLOR is stronger.
     let colours = |no_color: Option<&str>| {
         let mut help = bt_stream();
