@@ -46,3 +46,8 @@ pub use loader::{Loader, LoaderConfig, OnBad, Position};
 pub use order::Shuffle;
 pub use run::BatchStream;
 pub use shard::ShardSet;
+
+// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
