@@ -37,7 +37,7 @@ pub struct DataConfig {
     pub limits: Limits,
 }
 
-/// Names of [`Shuffle`]'s variants.
+/// Names of [`bt_pipeline::Shuffle`]'s variants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ShuffleKind {
