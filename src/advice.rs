@@ -38,7 +38,7 @@ impl Observed<'_> {
         let busy = self.loader.read + self.loader.decode + self.loader.augment;
         let share = busy.as_secs_f64() / (wall * self.threads.max(1) as f64);
         let front = format!("the step waited for data {waited} of the time");
-        if !self.seekable && share < BUSY {
+        if !self.seekable && share < BUSY && limit != "network" {
             return format!(
                 "{front}: the shards can only be read in order, by one thread; pack them anew with \
                  `shard pack` for random access"
@@ -53,6 +53,16 @@ impl Observed<'_> {
         let remedy = match limit {
             "read" if config.data.shuffle == ShuffleKind::Global => {
                 "put the shards on a faster disk, or read them in order with data.shuffle = \"window\"".into()
+            }
+            "network" if config.data.cache.is_empty() => {
+                "keep the shards on disk with --cache DIR, or raise data.budget_mb, so that more is \
+                 fetched ahead"
+                    .into()
+            }
+            "network" => {
+                "the cache is not full yet, or too small for the shards (--cache-size); a network \
+                 closer to them would help, too"
+                    .into()
             }
             "read" => "put the shards on a faster disk".into(),
             "decode" => more_threads.unwrap_or_else(|| {
@@ -126,6 +136,9 @@ mod tests {
         let read = Snapshot { batch_wait: ms(500), read: ms(1900), ..calm };
         let said = observed(&read, &[]).sentence(&config);
         assert!(said.contains("data.shuffle"), "{said}");
+        let far = Snapshot { batch_wait: ms(500), network: ms(1900), ..calm };
+        let said = observed(&far, &[]).sentence(&config);
+        assert!(said.contains("most of it for network") && said.contains("--cache"), "{said}");
         let streamed = Snapshot { batch_wait: ms(500), read: ms(600), ..calm };
         let said = Observed { seekable: false, ..observed(&streamed, &[]) }.sentence(&config);
         assert!(said.contains("`shard pack` for random access"), "{said}");

@@ -132,11 +132,15 @@ fn loader(out: &mut Text, stats: &Stats) {
     out.family(
         STALL,
         "counter",
-        "Seconds of waiting: the feeder for a buffer, workers for a task, the step for a batch.",
+        "Seconds of waiting: the feeder for a buffer, workers for a task, the step for a batch, \
+         reads for a server.",
     );
-    for (stage, time) in
-        [("feed", now.feed_wait), ("work", now.work_wait), ("step", now.batch_wait)]
-    {
+    for (stage, time) in [
+        ("feed", now.feed_wait),
+        ("work", now.work_wait),
+        ("step", now.batch_wait),
+        ("network", now.network),
+    ] {
         out.value(STALL, &format!("{{stage=\"{stage}\"}}"), time.as_secs_f64());
     }
     const DEPTH: &str = "bt_stream_queue_depth";

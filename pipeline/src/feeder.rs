@@ -10,6 +10,8 @@ use crate::batch::{BatchSpec, Filling, Item, Place, Task};
 use crate::loader::{Loader, LoaderConfig, OnBad, Position};
 use crate::memory::Buffer;
 use crate::order::{EpochOrder, Event};
+use crate::scout::Scout;
+use crate::shard::remote::Ahead;
 use crate::shard::{OwnedSample, ShardSet, ShardStream};
 use crate::stats::{Queue, Recorder, Stage};
 use crate::sync::{AtomicBool, Receiver, Sender};
@@ -46,6 +48,8 @@ pub(crate) struct Feeder {
     recorder: Recorder,
     outlets: Outlets,
     streaming: Streaming,
+    /// What is fetched ahead, and the walk that says what comes.
+    ahead: Option<(Arc<Ahead>, Option<Scout>)>,
 }
 
 /// Samples of shards that are read in order, between reading and use.
@@ -60,8 +64,12 @@ struct Streaming {
 }
 
 impl Feeder {
-    pub(crate) fn new(loader: &Loader, recorder: Recorder, outlets: Outlets) -> Self {
-        let in_batches = (loader.spec.bytes() * loader.buffers) as u64;
+    pub(crate) fn new(
+        loader: &Loader,
+        recorder: Recorder,
+        outlets: Outlets,
+        ahead: Option<Arc<Ahead>>,
+    ) -> Self {
         Feeder {
             set: Arc::clone(&loader.set),
             config: Arc::clone(&loader.config),
@@ -69,10 +77,11 @@ impl Feeder {
             per_epoch: loader.batches_per_epoch(),
             counts: loader.set.shards().iter().map(|shard| shard.samples as u64).collect(),
             grain: (loader.spec.size / (loader.threads() * 4)).clamp(1, MOST_SLOTS),
-            held_budget: loader.config.budget_bytes.saturating_sub(in_batches),
+            held_budget: loader.left_of_budget(),
             recorder,
             outlets,
             streaming: Streaming::default(),
+            ahead: ahead.map(|ahead| (ahead, None)),
         }
     }
 
@@ -83,6 +92,7 @@ impl Feeder {
     /// The number of the batch that could not be fed, and why.
     pub(crate) fn run(&mut self, from: Position, epochs: u64) -> Result<(), (u64, Error)> {
         let mut number = 0;
+        self.look_ahead(from, epochs);
         for epoch in from.epoch..epochs {
             let first = if epoch == from.epoch { from.batch } else { 0 };
             let (shuffle, seed) = (self.config.shuffle, self.config.seed);
@@ -98,6 +108,29 @@ impl Feeder {
             self.streaming = Streaming::default();
         }
         Ok(())
+    }
+
+    /// Begins to fetch ahead of `from`, where the set is behind URLs and can be read in any order.
+    fn look_ahead(&mut self, from: Position, epochs: u64) {
+        let Some((ahead, scout)) = &mut self.ahead else { return };
+        ahead.heed();
+        if self.set.seekable() {
+            if self.config.shuffle == crate::order::Shuffle::Global {
+                self.set.open_indexes(ahead);
+            }
+            *scout =
+                Some(Scout::new(&self.config, self.counts.clone(), self.per_epoch, from, epochs));
+        }
+    }
+
+    /// Says what comes, as far as there is room for it.
+    fn fetch_ahead(&mut self) {
+        let Some((ahead, Some(scout))) = &mut self.ahead else { return };
+        while ahead.has_room() {
+            let Some(sample) = scout.next() else { break };
+            ahead.queue(sample);
+        }
+        ahead.pump(&self.set);
     }
 
     /// Passes over the first `batches`. A set that can only be streamed is read.
@@ -126,6 +159,7 @@ impl Feeder {
         let (batch, rank, world) = (self.config.batch_size, self.config.rank, self.config.world);
         let mut items = Vec::with_capacity(self.spec.size);
         let mut slot = 0;
+        self.fetch_ahead();
         while slot < batch && !self.stopped() {
             match order.next() {
                 None => break,
@@ -218,7 +252,7 @@ impl Feeder {
         }
         *held_bytes += kept.as_ref().map_or(0, |owned| owned.image.len() as u64);
         held.insert(sample, kept);
-        self.recorder.lap(Stage::Read, start);
+        self.recorder.lap_read(start);
         if *held_bytes > self.held_budget {
             return Err(Error::Usage(format!(
                 "the {} samples of the shuffle window take more than the {} MB that the byte \

@@ -9,7 +9,7 @@
 //! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
-//! - `feeder`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
+//! - `feeder`, `scout`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
@@ -31,6 +31,7 @@ pub mod memory;
 pub mod order;
 pub mod rng;
 mod run;
+mod scout;
 mod scratch;
 pub mod shard;
 pub mod stats;

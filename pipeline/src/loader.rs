@@ -10,6 +10,7 @@ use crate::memory::BatchMemory;
 use crate::order::Shuffle;
 use crate::run::BatchStream;
 use crate::shard::ShardSet;
+use crate::shard::remote::Ahead;
 use crate::trace::Trace;
 use crate::{Error, Result};
 
@@ -138,6 +139,9 @@ pub struct Loader {
 /// one ready, two being filled.
 const MOST_BUFFERS: usize = 4;
 
+/// Bytes beyond which fetching further ahead no longer helps: a second of a fast network.
+const MOST_AHEAD: u64 = 512 << 20;
+
 impl Loader {
     /// Checks the configuration against the set.
     ///
@@ -173,7 +177,8 @@ impl Loader {
             ));
         }
         let spec = batch_spec(&config)?;
-        let most = usize::try_from(config.budget_bytes / spec.bytes() as u64).unwrap_or(usize::MAX);
+        let for_batches = config.budget_bytes - reserve(&set, config.budget_bytes);
+        let most = usize::try_from(for_batches / spec.bytes() as u64).unwrap_or(usize::MAX);
         if most < 2 {
             return usage(format!(
                 "two batches of {} MB do not fit the byte budget of {} MB: raise the budget or \
@@ -226,6 +231,20 @@ impl Loader {
         }
     }
 
+    /// Bytes of the budget that batches leave.
+    pub(crate) fn left_of_budget(&self) -> u64 {
+        let in_batches = (self.spec.bytes() * self.buffers) as u64;
+        self.config.budget_bytes.saturating_sub(in_batches)
+    }
+
+    /// What a stream fetches ahead; `None` for a set on disk.
+    pub(crate) fn ahead(&self) -> Option<Arc<Ahead>> {
+        let left = self.left_of_budget();
+        // What can only be streamed is held by the feeder, within the same bytes.
+        let budget = if self.set.seekable() { left.min(MOST_AHEAD) } else { 0 };
+        self.set.ahead(budget, self.config.shuffle == Shuffle::Global)
+    }
+
     /// Starts the threads; the first batch is that of `from`, the last one ends
     /// epoch `epochs - 1`.
     ///
@@ -234,6 +253,11 @@ impl Loader {
     pub fn start(&self, from: Position, epochs: u64) -> Result<BatchStream> {
         BatchStream::start(self, from, epochs)
     }
+}
+
+/// The part of the budget that is kept for fetching ahead from a server.
+fn reserve(set: &ShardSet, budget: u64) -> u64 {
+    if set.is_remote() { (budget / 8).min(MOST_AHEAD) } else { 0 }
 }
 
 /// The shape of this rank's batches.

@@ -6,7 +6,6 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::shard::ReadScratch;
 use crate::trace::{Lane, Trace};
 use crate::{BatchStream, Error, Loader, LoaderConfig, Position, Result, ShardSet};
 
@@ -38,6 +37,8 @@ pub struct Measurement {
     pub cpu_us: f64,
     /// The stages' shares of `cpu_us` by the time that workers spent in them.
     pub read_us: f64,
+    /// Wall time that reads waited for a server, for one source image and summed over the threads.
+    pub network_us: f64,
     /// See `read_us`.
     pub decode_us: f64,
     /// See `read_us`.
@@ -97,6 +98,7 @@ pub fn measure_traced(
         images_per_s: stats.samples as f64 / wall,
         cpu_us,
         read_us: stage(stats.read),
+        network_us: stats.network.as_secs_f64() * 1e6 / stats.samples as f64,
         decode_us: stage(stats.decode),
         augment_us: stage(stats.augment),
         megapixels,
@@ -118,15 +120,14 @@ fn take(stream: &mut BatchStream, batches: u64, mut lane: Option<&mut Lane>) -> 
 
 /// The share of the samples with a side index, and their mean megapixels.
 fn look_at(set: &ShardSet, side_index: bool) -> Result<(f64, f64)> {
-    let (mut scratch, mut indexed, mut pixels, mut looked) = (ReadScratch::new(), 0, 0, 0);
+    let (mut indexed, mut pixels, mut looked) = (0, 0, 0);
     if !set.seekable() {
         return Ok((0.0, f64::NAN));
     }
     for sample in (0..set.len()).step_by((set.len() / LOOKED_AT).max(1)) {
         let meta = set.meta(sample)?;
         pixels += u64::from(meta.width) * u64::from(meta.height);
-        let read = set.read(sample, &mut scratch);
-        indexed += u64::from(read.is_ok_and(|read| read.side_index.is_some()));
+        indexed += u64::from(set.has_side_index(sample)?);
         looked += 1;
     }
     let mean = |sum: u64| sum as f64 / f64::from(looked.max(1));

@@ -24,6 +24,7 @@ use crate::batch::{Batch, Task};
 use crate::feeder::{Feeder, Outlets};
 use crate::loader::{Loader, Position};
 use crate::memory::Buffer;
+use crate::shard::remote::Ahead;
 use crate::stats::{Queue, Recorder, Stage, Stats};
 use crate::sync::{AtomicBool, Builder, JoinHandle, Receiver, Sender, bounded, unbounded};
 use crate::worker::Worker;
@@ -49,6 +50,8 @@ pub struct BatchStream {
     stop: Arc<AtomicBool>,
     /// Wakes a feeder that waits for a buffer.
     wake: Sender<Buffer>,
+    /// What is fetched ahead, where the set is behind URLs.
+    ahead: Option<Arc<Ahead>>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -72,15 +75,18 @@ impl BatchStream {
             stats: Arc::new(Stats::default()),
             stop: Arc::new(AtomicBool::new(false)),
             wake: pool.clone(),
+            ahead: loader.ahead(),
             threads: Vec::with_capacity(threads + 1),
         };
         // After the stream, so that on the way out of a failed start the last
         // receiver is gone before the stream waits for the feeder.
         let (tasks, inbox) = bounded(threads * 2);
         let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
+        let ahead = stream.ahead.clone();
         let recorder = |name: &str| Recorder::new(&stats, loader.trace.as_ref(), name);
         let feeding = recorder("feeder");
-        let mut feeder = Feeder::new(loader, feeding, Outlets { pool, free, tasks, stop });
+        let mut feeder =
+            Feeder::new(loader, feeding, Outlets { pool, free, tasks, stop }, ahead.clone());
         let errors = finished.clone();
         stream.spawn("bt-feed", finished.clone(), move || {
             if let Err((number, error)) = feeder.run(from, epochs) {
@@ -90,9 +96,12 @@ impl BatchStream {
         for nth in 0..threads {
             let (set, config) = (Arc::clone(&loader.set), Arc::clone(&loader.config));
             let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
-            let worker = Worker::new(set, config, recorder(&format!("worker {nth}")));
+            let worker =
+                Worker::new(set, config, recorder(&format!("worker {nth}")), ahead.clone());
             let (inbox, outlet) = (inbox.clone(), finished.clone());
+            let ahead = ahead.clone();
             stream.spawn(&format!("bt-work-{nth}"), finished.clone(), move || {
+                ahead.inspect(|ahead| ahead.heed());
                 work(worker, &inbox, &outlet, &stats, &stop);
             })?;
         }
@@ -188,6 +197,9 @@ impl Iterator for BatchStream {
 impl Drop for BatchStream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        if let Some(ahead) = &self.ahead {
+            ahead.give_up();
+        }
         let _ = self.wake.try_send(Buffer::wake());
         for thread in self.threads.drain(..) {
             let _ = thread.join();

@@ -15,6 +15,8 @@ use crate::trace::{Lane, Trace};
 pub enum Stage {
     /// Shard to encoded bytes.
     Read,
+    /// A read waits for a server; not part of `Read`.
+    Network,
     /// Encoded bytes to an image.
     Decode,
     /// An image to its finished views.
@@ -27,13 +29,14 @@ pub enum Stage {
     BatchWait,
 }
 
-const STAGES: usize = 6;
+const STAGES: usize = 7;
 
 impl Stage {
     /// As a trace names it.
     fn name(self) -> &'static str {
         match self {
             Stage::Read => "read",
+            Stage::Network => "wait for the network",
             Stage::Decode => "decode",
             Stage::Augment => "augment",
             Stage::FeedWait => "wait for a buffer",
@@ -87,6 +90,22 @@ impl Recorder {
         }
         now
     }
+
+    /// As `lap` of [`Stage::Read`], with the time that was waited for the network since the last
+    /// call kept apart.
+    pub fn lap_read(&mut self, start: Instant) {
+        let waited = crate::shard::remote::take_waited();
+        let mut start = start;
+        if !waited.is_zero() {
+            let until = (start + waited).min(Instant::now());
+            self.stats.add(Stage::Network, until - start);
+            if let Some(lane) = &mut self.lane {
+                lane.span(Stage::Network.name(), start, until);
+            }
+            start = until;
+        }
+        self.lap(Stage::Read, start);
+    }
 }
 
 /// One sample that was left out, and why.
@@ -119,8 +138,12 @@ impl Stats {
     /// Adds the time since `start` to `stage` and returns the present.
     pub(crate) fn lap(&self, stage: Stage, start: Instant) -> Instant {
         let now = Instant::now();
-        self.nanos[stage as usize].fetch_add((now - start).as_nanos() as u64, Relaxed);
+        self.add(stage, now - start);
         now
+    }
+
+    fn add(&self, stage: Stage, time: Duration) {
+        self.nanos[stage as usize].fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
     /// So many entered `queue`, or left it.
@@ -184,6 +207,7 @@ impl Stats {
             batches: self.batches.load(Relaxed),
             bad: self.bad.load(Relaxed),
             read: time(Stage::Read),
+            network: time(Stage::Network),
             decode: time(Stage::Decode),
             augment: time(Stage::Augment),
             feed_wait: time(Stage::FeedWait),
@@ -207,6 +231,8 @@ pub struct Snapshot {
     pub bad: u64,
     /// Busy time of reading.
     pub read: Duration,
+    /// Reads waited for a server; not part of `read`.
+    pub network: Duration,
     /// Busy time of decoding.
     pub decode: Duration,
     /// Busy time of augmenting.
@@ -233,6 +259,7 @@ impl Snapshot {
             batches: self.batches - earlier.batches,
             bad: self.bad - earlier.bad,
             read: self.read - earlier.read,
+            network: self.network - earlier.network,
             decode: self.decode - earlier.decode,
             augment: self.augment - earlier.augment,
             feed_wait: self.feed_wait - earlier.feed_wait,
@@ -249,7 +276,12 @@ impl Snapshot {
         if self.batch_wait.as_secs_f64() < 0.05 * wall.as_secs_f64() {
             return "step";
         }
-        let stages = [("read", self.read), ("decode", self.decode), ("augment", self.augment)];
+        let stages = [
+            ("read", self.read),
+            ("network", self.network),
+            ("decode", self.decode),
+            ("augment", self.augment),
+        ];
         stages.into_iter().max_by_key(|(_, busy)| *busy).map_or("step", |(name, _)| name)
     }
 }
@@ -263,7 +295,9 @@ mod tests {
         let ms = Duration::from_millis;
         let busy = Snapshot { decode: ms(90), augment: ms(50), ..Snapshot::default() };
         assert_eq!(Snapshot { batch_wait: ms(1), ..busy }.limit(ms(100)), "step");
-        assert_eq!(Snapshot { batch_wait: ms(40), ..busy }.limit(ms(100)), "decode");
+        let waits = Snapshot { batch_wait: ms(40), ..busy };
+        assert_eq!(waits.limit(ms(100)), "decode");
+        assert_eq!(Snapshot { network: ms(91), ..waits }.limit(ms(100)), "network");
     }
 
     #[test]

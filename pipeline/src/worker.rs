@@ -9,6 +9,7 @@ use crate::batch::{Item, Task};
 use crate::decode::Decoder;
 use crate::loader::{LoaderConfig, OnBad};
 use crate::rng::Rng;
+use crate::shard::remote::Ahead;
 use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
 use crate::stats::{BadSample, Queue, Recorder, Stage};
 use crate::{Error, Image, Result};
@@ -38,14 +39,19 @@ struct ViewMaker {
 }
 
 impl Worker {
-    pub(crate) fn new(set: Arc<ShardSet>, config: Arc<LoaderConfig>, recorder: Recorder) -> Self {
+    pub(crate) fn new(
+        set: Arc<ShardSet>,
+        config: Arc<LoaderConfig>,
+        recorder: Recorder,
+        ahead: Option<Arc<Ahead>>,
+    ) -> Self {
         let maker = ViewMaker {
             decoder: Decoder::new(config.decode),
             augmenter: Augmenter::new(),
             image: Image::default(),
             params: Vec::new(),
         };
-        Worker { set, config, recorder, maker, scratch: ReadScratch::default() }
+        Worker { set, config, recorder, maker, scratch: ReadScratch::reading_ahead(ahead) }
     }
 
     /// The worker has waited for a task since `start`, and has one.
@@ -124,8 +130,9 @@ impl Worker {
 
     fn read_and_fill(&mut self, task: &mut Task, nth: usize, sample: u64) -> Result<()> {
         let start = Instant::now();
-        let read = self.set.read(sample as usize, &mut self.scratch)?;
-        self.recorder.lap(Stage::Read, start);
+        let read = self.set.read(sample as usize, &mut self.scratch);
+        self.recorder.lap_read(start);
+        let read = read?;
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
         // Whatever came of it: zeros in place of what is gone explain anything.
         self.set.check(self.set.shard_of(sample as usize))?;

@@ -8,7 +8,7 @@ use bt_pipeline::shard::{Format, ShardSet};
 use clap::Args;
 use serde::Serialize;
 
-use super::ConfigSource;
+use super::{CacheArgs, ConfigSource};
 use crate::eval::encode::open;
 use crate::files::write_atomically;
 use crate::report::picture::sheet;
@@ -37,6 +37,8 @@ pub struct InspectArgs {
     json: bool,
     #[command(flatten)]
     source: ConfigSource,
+    #[command(flatten)]
+    cache: CacheArgs,
 }
 
 /// Smallest, middle and largest value.
@@ -80,7 +82,7 @@ pub struct Statistics {
 /// # Errors
 /// Shards that cannot be read, or a sheet that cannot be written.
 pub fn run(args: InspectArgs) -> Result<()> {
-    let config = args.source.load(&[])?;
+    let config = args.source.load(&args.cache.pairs())?;
     let set = open(&args.shards, "name them after `inspect`", &config.open_options())?;
     let statistics = statistics(&set)?;
     if args.json {

@@ -49,6 +49,26 @@ impl ConfigSource {
     }
 }
 
+/// Where shards behind URLs are kept, on the command line.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CacheArgs {
+    /// Keep shards behind URLs in this folder [data.cache; default: none]
+    #[arg(long, value_name = "DIR")]
+    cache: Option<String>,
+    /// What the files in it may take together [data.cache_size; default: 100GB]
+    #[arg(long, value_name = "BYTES")]
+    cache_size: Option<String>,
+}
+
+impl CacheArgs {
+    /// For [`ConfigSource::load`].
+    pub fn pairs(&self) -> [Option<String>; 2] {
+        let quoted = |text: &String| format!("{text:?}");
+        let (cache, size) = (self.cache.as_ref(), self.cache_size.as_ref());
+        [flag("data.cache", &cache.map(quoted)), flag("data.cache_size", &size.map(quoted))]
+    }
+}
+
 /// A trace that is asked for on the command line.
 #[derive(Args, Clone, Debug, Default)]
 pub struct TraceArgs {

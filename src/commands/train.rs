@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::{ConfigSource, TraceArgs, flag};
+use super::{CacheArgs, ConfigSource, TraceArgs, flag};
 use crate::config::CONFIG_FILE;
 use crate::train::{Watch, train_watched};
 
@@ -43,6 +43,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "ADDRESS")]
     metrics: Option<SocketAddr>,
     #[command(flatten)]
+    cache: CacheArgs,
+    #[command(flatten)]
     trace: TraceArgs,
     /// Continue the run in its folder from the newest checkpoint
     #[arg(long)]
@@ -71,7 +73,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
             source.config = Some(saved);
         }
     }
+    let [cache, cache_size] = args.cache.pairs();
     let config = source.load(&[
+        cache,
+        cache_size,
         flag("data.train", &args.data.as_deref().map(quoted)),
         flag("data.val", &args.val.as_deref().map(quoted)),
         flag("train.dir", &dir),

@@ -1,7 +1,10 @@
 //! `[data]`: shards and how they are read.
 
+use std::time::Duration;
+
+use anyhow::{Result, bail};
 use bt_pipeline::OnBad;
-use bt_pipeline::shard::Limits;
+use bt_pipeline::shard::{Limits, RemoteOptions, parse_bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +12,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training shards: a folder, a glob, a brace list or a manifest.
+    /// Training shards: a folder, a glob, a brace list, a manifest, or URLs of them.
     pub train: String,
     /// Shards whose labels are predicted by kNN during training; empty for none.
     pub val: String,
@@ -33,8 +36,42 @@ pub struct DataConfig {
     pub exif: bool,
     /// Largest image that is decoded, in millions of pixels.
     pub max_megapixels: u64,
+    /// A folder where shards behind URLs are kept; several processes may share it. Empty for none.
+    pub cache: String,
+    /// What the files in it may take together, as in `100GB` or `64GiB`.
+    pub cache_size: String,
+    /// How often a request to a server is repeated that failed; the waits between double.
+    pub network_retries: u32,
+    /// Seconds that a server may take for the next 64 KiB before the request counts as failed.
+    pub network_timeout_s: u64,
     /// What shards, indexes and manifests may claim.
     pub limits: Limits,
+}
+
+impl DataConfig {
+    /// How shards behind URLs are read.
+    pub fn remote(&self) -> RemoteOptions {
+        let usual = RemoteOptions::default();
+        RemoteOptions {
+            cache: (!self.cache.is_empty()).then(|| self.cache.clone().into()),
+            cache_bytes: parse_bytes(&self.cache_size).unwrap_or(usual.cache_bytes),
+            retries: self.network_retries,
+            timeout: Duration::from_secs(self.network_timeout_s),
+            ..usual
+        }
+    }
+
+    /// Checks what `remote` makes use of.
+    pub(super) fn check_remote(&self) -> Result<()> {
+        if parse_bytes(&self.cache_size).is_none() {
+            let size = &self.cache_size;
+            bail!("configuration: `data.cache_size` is {size:?}, expected bytes as in \"100GB\"");
+        }
+        if self.network_timeout_s == 0 {
+            bail!("configuration: `data.network_timeout_s` must be at least 1");
+        }
+        Ok(())
+    }
 }
 
 /// Names of [`bt_pipeline::Shuffle`]'s variants.
@@ -65,6 +102,10 @@ impl Default for DataConfig {
             max_bad: 0.1,
             exif: false,
             max_megapixels: 178,
+            cache: String::new(),
+            cache_size: "100GB".into(),
+            network_retries: 5,
+            network_timeout_s: 30,
             limits: Limits::default(),
         }
     }

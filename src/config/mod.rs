@@ -140,6 +140,7 @@ impl RunConfig {
         if !(0.0..=1.0).contains(&self.data.max_bad) {
             bail!("configuration: `data.max_bad` is a share, from 0 to 1");
         }
+        self.data.check_remote()?;
         self.views.views().context("configuration")?;
         self.objective().context("configuration")?;
         Ok(())
@@ -193,7 +194,8 @@ impl RunConfig {
 
     /// How shard sets are opened.
     pub fn open_options(&self) -> OpenOptions {
-        OpenOptions { limits: self.data.limits, ..OpenOptions::default() }
+        let remote = self.data.remote();
+        OpenOptions { limits: self.data.limits, remote, ..OpenOptions::default() }
     }
 
     fn decode(&self) -> DecodeOptions {

@@ -86,6 +86,7 @@ impl Run {
             step_seconds: clock.laps.iter().map(|(n, t)| ((*n).to_owned(), seconds(*t))).collect(),
             loader_seconds: [
                 ("read", loader.read),
+                ("wait for the network", loader.network),
                 ("decode", loader.decode),
                 ("augment", loader.augment),
                 ("wait for work", loader.work_wait),

@@ -1,12 +1,14 @@
 //! Random access: one sample's bytes, borrowed from the map or decompressed
 //! into a scratch. The other half of `set`, which knows what there is.
 
+use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::map::{Map, slice};
 use super::set::ShardSet;
-use super::zst::SeekTable;
-use super::{Entry, Format, damaged, sniff};
+use super::zst::{SeekTable, is_zstd};
+use super::{Entry, Format, Limits, damaged, remote, sniff};
 use crate::{Error, Result};
 
 /// A sample whose bytes are borrowed from the map or from a [`ReadScratch`].
@@ -31,10 +33,8 @@ pub struct Sample<'a> {
 /// What a thread keeps between reads: the last decompressed frames. One per thread.
 #[derive(Default)]
 pub struct ReadScratch {
-    /// Which frames `bytes` holds: set, shard, frames.
-    holds: Option<(u64, usize, std::ops::Range<usize>)>,
-    bytes: Vec<u8>,
-    context: Option<zstd::bulk::Decompressor<'static>>,
+    pub(super) frames: Frames,
+    pub(super) remote: remote::Scratch,
 }
 
 impl ReadScratch {
@@ -42,14 +42,96 @@ impl ReadScratch {
     pub fn new() -> Self {
         Self::default()
     }
+
+    /// One whose samples are fetched ahead.
+    pub(crate) fn reading_ahead(ahead: Option<Arc<remote::Ahead>>) -> Self {
+        ReadScratch { remote: remote::Scratch::reading_ahead(ahead), ..Self::default() }
+    }
+}
+
+/// The last decompressed frames.
+#[derive(Default)]
+pub(super) struct Frames {
+    /// Which frames `bytes` holds: set, shard, frames.
+    holds: Option<(u64, usize, Range<usize>)>,
+    bytes: Vec<u8>,
+    context: Option<zstd::bulk::Decompressor<'static>>,
+}
+
+impl Frames {
+    /// Bytes of the archive from the frames that hold them; `file` is the file of shard `key` from
+    /// the given byte on.
+    pub fn read(
+        &mut self,
+        key: (u64, usize),
+        table: &SeekTable,
+        file: (&[u8], u64),
+        path: &Path,
+        offset: u64,
+        length: u64,
+    ) -> Result<&[u8]> {
+        let frames = table.frames(offset, length).ok_or_else(|| beyond(path, offset, length))?;
+        let first = match self.held(key, &frames) {
+            Some(first) => first,
+            None => {
+                self.holds = None;
+                let context = match &mut self.context {
+                    Some(context) => context,
+                    empty => empty
+                        .insert(zstd::bulk::Decompressor::new().map_err(|e| Error::io(path, e))?),
+                };
+                let (file, before) = file;
+                table.decompress(file, before, path, frames.clone(), context, &mut self.bytes)?;
+                self.holds = Some((key.0, key.1, frames.clone()));
+                frames.start
+            }
+        };
+        window(&self.bytes, table.start(first), offset, length)
+            .ok_or_else(|| beyond(path, offset, length))
+    }
+
+    /// The first of the frames that are there, if `frames` are among them.
+    fn held(&self, key: (u64, usize), frames: &Range<usize>) -> Option<usize> {
+        let (set, shard, range) = self.holds.as_ref()?;
+        let within =
+            (*set, *shard) == key && range.start <= frames.start && frames.end <= range.end;
+        within.then_some(range.start)
+    }
+}
+
+/// `length` bytes at `offset` of something of which `bytes` are those from `start` on.
+pub(super) fn window(bytes: &[u8], start: u64, offset: u64, length: u64) -> Option<&[u8]> {
+    slice(bytes, offset.checked_sub(start)?, length)
+}
+
+/// The error of an index that points where there is nothing.
+pub(super) fn beyond(path: &Path, offset: u64, length: u64) -> Error {
+    damaged(path, offset, format!("{length} bytes of a sample lie beyond the end of the shard"))
+}
+
+/// The error of random access to what has no seek table.
+pub(super) fn in_order_only(path: &Path) -> Error {
+    Error::Usage(format!(
+        "{}: compressed without a seek table, so it can be read in order only: pack it with `shard pack`, or choose an order that streams",
+        path.display()
+    ))
 }
 
 /// A mapped shard.
-pub(super) struct Data {
+pub(crate) struct Data {
     pub map: Map,
     /// Whether `map` is a zstd file, and its seek table.
     pub compressed: bool,
     pub table: Option<SeekTable>,
+}
+
+impl Data {
+    /// Of a mapped shard; `path` is for messages.
+    pub fn new(map: Map, path: &Path, limits: &Limits) -> Result<Data> {
+        let compressed = is_zstd(map.as_ref());
+        let table = if compressed { SeekTable::parse(map.as_ref(), path, limits)? } else { None };
+        Ok(Data { map, compressed, table })
+    }
 }
 
 impl ShardSet {
@@ -65,7 +147,7 @@ impl ShardSet {
     /// When `sample >= len()`.
     pub fn read<'a>(&'a self, sample: usize, scratch: &'a mut ReadScratch) -> Result<Sample<'a>> {
         let (shard, entry, key) = self.sound_entry(sample)?;
-        let image = self.bytes(shard, entry.offset, entry.length.into(), scratch)?;
+        let image = self.bytes(shard, Some(sample), entry.offset, entry.length.into(), scratch)?;
         let path = &self.infos[shard].path;
         if self.options.verify
             && entry.checksum != 0
@@ -110,7 +192,7 @@ impl ShardSet {
         scratch: &'a mut ReadScratch,
     ) -> Result<(Entry, &'a [u8])> {
         let (shard, entry, _) = self.sound_entry(sample)?;
-        Ok((entry, self.bytes(shard, entry.start, entry.span.into(), scratch)?))
+        Ok((entry, self.bytes(shard, None, entry.start, entry.span.into(), scratch)?))
     }
 
     /// The entry of a sample that no scan found fault with.
@@ -134,6 +216,11 @@ impl ShardSet {
     /// # Panics
     /// When `sample >= len()`.
     pub fn advise(&self, sample: usize) {
+        let shard = self.shard_of(sample);
+        // What is fetched ahead the loader says itself, in its order.
+        if self.remote(shard).is_some() {
+            return;
+        }
         let Ok((shard, entry, _)) = self.entry(sample) else { return };
         let Ok(data) = self.data(shard) else { return };
         let (offset, length) = (entry.offset, u64::from(entry.length));
@@ -149,32 +236,37 @@ impl ShardSet {
         }
     }
 
-    /// A range of a shard's decompressed bytes.
+    /// A range of a shard's decompressed bytes; `sample` is whose they are.
     fn bytes<'a>(
         &'a self,
         shard: usize,
+        sample: Option<usize>,
         offset: u64,
         length: u64,
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
-        let (data, path) = (self.data(shard)?, &self.infos[shard].path);
-        let beyond = || {
-            damaged(
-                path,
-                offset,
-                format!("{length} bytes of a sample lie beyond the end of the shard"),
-            )
-        };
+        if let Some(remote) = self.remote(shard) {
+            return self.remote_bytes(shard, remote, sample, offset, length, scratch);
+        }
+        self.of_data(shard, self.data(shard)?, offset, length, &mut scratch.frames)
+    }
+
+    /// A range of the decompressed bytes of a shard that is mapped as `data`.
+    pub(super) fn of_data<'a>(
+        &'a self,
+        shard: usize,
+        data: &'a Data,
+        offset: u64,
+        length: u64,
+        frames: &'a mut Frames,
+    ) -> Result<&'a [u8]> {
+        let path = &self.infos[shard].path;
         if !data.compressed {
             self.touch(length);
-            return slice(data.map.as_ref(), offset, length).ok_or_else(beyond);
+            return slice(data.map.as_ref(), offset, length)
+                .ok_or_else(|| beyond(path, offset, length));
         }
-        let Some(table) = &data.table else {
-            return Err(Error::Usage(format!(
-                "{}: compressed without a seek table, so it can be read in order only: pack it with `shard pack`, or choose an order that streams",
-                path.display()
-            )));
-        };
+        let Some(table) = &data.table else { return Err(in_order_only(path)) };
         let limit = self.options.limits.member_bytes;
         if length > limit {
             return Err(damaged(
@@ -183,34 +275,11 @@ impl ShardSet {
                 format!("a sample of {length} bytes is over the limit of {limit}"),
             ));
         }
-        let frames = table.frames(offset, length).ok_or_else(beyond)?;
-        let held = scratch.holds.as_ref().filter(|(set, held, range)| {
-            *set == self.id
-                && *held == shard
-                && range.start <= frames.start
-                && frames.end <= range.end
-        });
-        let first = match held {
-            Some((_, _, range)) => range.start,
-            None => {
-                scratch.holds = None;
-                self.touch(table.file_range(&frames).1);
-                let context = match &mut scratch.context {
-                    Some(context) => context,
-                    empty => empty
-                        .insert(zstd::bulk::Decompressor::new().map_err(|e| Error::io(path, e))?),
-                };
-                table.decompress(
-                    data.map.as_ref(),
-                    path,
-                    frames.clone(),
-                    context,
-                    &mut scratch.bytes,
-                )?;
-                scratch.holds = Some((self.id, shard, frames.clone()));
-                frames.start
-            }
-        };
-        slice(&scratch.bytes, offset - table.start(first), length).ok_or_else(beyond)
+        let needed = table.frames(offset, length).ok_or_else(|| beyond(path, offset, length))?;
+        let key = (self.id, shard);
+        if frames.held(key, &needed).is_none() {
+            self.touch(table.file_range(&needed).1);
+        }
+        frames.read(key, table, (data.map.as_ref(), 0), path, offset, length)
     }
 }

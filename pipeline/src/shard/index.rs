@@ -110,15 +110,23 @@ fn long(bytes: &[u8], at: usize) -> u64 {
 /// A number that tells one shard file from another: XXH3-64 of its length,
 /// its first and last 4096 bytes and 512 bytes at each quarter.
 pub(crate) fn fingerprint(shard: &[u8]) -> u64 {
-    let length = shard.len();
+    let length = shard.len() as u64;
+    let piece = |range: std::ops::Range<u64>| &shard[range.start as usize..range.end as usize];
+    fingerprint_of(length, fingerprint_ranges(length).map(piece))
+}
+
+/// The parts of a shard of `length` bytes that its fingerprint looks at.
+pub(crate) fn fingerprint_ranges(length: u64) -> [std::ops::Range<u64>; 5] {
+    let quarter = |n: u64| length / 4 * n..length.min(length / 4 * n + 512);
+    let last = length.saturating_sub(4096)..length;
+    [0..length.min(4096), quarter(1), quarter(2), quarter(3), last]
+}
+
+/// The fingerprint by the bytes of [`fingerprint_ranges`].
+pub(crate) fn fingerprint_of<'a>(length: u64, pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
     let mut bytes = Vec::with_capacity(10_000);
-    bytes.extend((length as u64).to_le_bytes());
-    bytes.extend(&shard[..length.min(4096)]);
-    for quarter in 1..4 {
-        let at = length / 4 * quarter;
-        bytes.extend(&shard[at..length.min(at + 512)]);
-    }
-    bytes.extend(&shard[length.saturating_sub(4096)..]);
+    bytes.extend(length.to_le_bytes());
+    pieces.into_iter().for_each(|piece| bytes.extend(piece));
     xxh3_64(&bytes)
 }
 
@@ -246,7 +254,8 @@ impl Head {
         }
     }
 
-    fn parse(bytes: &[u8], path: &Path) -> Result<Head> {
+    /// The header at the front of an index's bytes; `path` is for messages.
+    pub fn parse(bytes: &[u8], path: &Path) -> Result<Head> {
         if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
             return Err(damaged(path, 0, "not a shard index; make it anew with `shard index`"));
         }
@@ -298,6 +307,18 @@ impl ShardIndex {
     /// [`Error::Io`]; [`Error::Shard`] when it is damaged.
     pub fn open(path: &Path, limits: &Limits) -> Result<ShardIndex> {
         ShardIndex::new(Bytes::Mapped(Map::open(path)?), path, limits)
+    }
+
+    /// Takes an index that is mapped already; `path` is for messages.
+    #[cfg(feature = "remote")]
+    pub(crate) fn of_map(map: Map, path: &Path, limits: &Limits) -> Result<ShardIndex> {
+        ShardIndex::new(Bytes::Mapped(map), path, limits)
+    }
+
+    /// Whether a scan found samples that cannot be used.
+    #[cfg(feature = "remote")]
+    pub(super) fn has_faults(&self) -> bool {
+        !self.faults.is_empty()
     }
 
     /// Takes an index from memory; `path` is for messages.

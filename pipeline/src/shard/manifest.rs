@@ -93,10 +93,14 @@ impl Manifest {
                 format!("a manifest of {bytes} bytes is over the limit"),
             ));
         }
-        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        Manifest::parse(&std::fs::read(path).map_err(|e| Error::io(path, e))?, path)
+    }
+
+    /// As [`Manifest::read`], from the file's bytes; `path` is for messages.
+    pub(crate) fn parse(text: &[u8], path: &Path) -> Result<Option<Manifest>> {
         let bad = |cause: String| super::damaged(path, 0, format!("manifest: {cause}"));
         let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))?;
+            serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
         if value.get("format").and_then(|format| format.as_str()) != Some(FORMAT) {
             return Ok(None);
         }

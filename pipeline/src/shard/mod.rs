@@ -10,6 +10,7 @@
 //! - `map`, `fault`, `zst`: the one memory map; files that shrink under it; frames of a seekable `.tar.zst`.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
+//! - `remote` (feature `remote`), `remote_options`, `union`: shards behind URLs.
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
 //! - `pack`, `pool`, `segment`, `writer`, `atomic`: packing in parallel, written in order.
 //! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets.
@@ -29,6 +30,12 @@ mod pool;
 mod raw;
 mod recode;
 mod reindex;
+#[cfg(feature = "remote")]
+pub(crate) mod remote;
+#[cfg(not(feature = "remote"))]
+#[path = "remote/absent.rs"]
+pub(crate) mod remote;
+mod remote_options;
 mod salvage;
 mod scan;
 mod segment;
@@ -38,6 +45,7 @@ mod source;
 mod stream;
 mod tar;
 mod tar_write;
+mod union;
 mod unpack;
 mod verify;
 mod writer;
@@ -56,6 +64,7 @@ pub use pattern::expand_braces;
 pub use raw::{raw_header, raw_parse};
 pub use recode::{Recode, Recoded, Shrink};
 pub use reindex::{Indexed, index_shards};
+pub use remote_options::{RemoteOptions, parse_bytes};
 pub use salvage::{Salvaged, salvage};
 pub use scan::{Depth, Scanned, scan};
 pub use select::{Selection, select};

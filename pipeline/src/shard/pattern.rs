@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
-use super::{Limits, damaged};
+use super::union::{is_url, split_union};
+use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
 
 /// More names than this are a slip of the pen.
@@ -14,8 +15,18 @@ const MAX_NAMES: usize = 1_000_000;
 /// A shard file and what a manifest says of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Found {
+    /// Its file, or its URL.
     pub path: PathBuf,
     pub known: Option<ManifestShard>,
+    /// What a listing of its folder said of an object.
+    pub listed: Option<remote::Identity>,
+}
+
+impl Found {
+    /// Of which nothing is known.
+    pub fn at(path: PathBuf) -> Found {
+        Found { path, known: None, listed: None }
+    }
 }
 
 /// The shards of a pattern, in order.
@@ -26,9 +37,27 @@ pub(crate) struct Resolved {
     pub classes: Vec<String>,
 }
 
-/// Finds the shards of `pattern`; see [`super::ShardSet::open`].
+/// Finds the shards of `pattern`, all of them files; see [`super::ShardSet::open`].
 pub(crate) fn resolve(pattern: &str, use_manifest: bool, limits: &Limits) -> Result<Resolved> {
-    let mut finder = Finder { use_manifest, limits, manifests: HashMap::new(), classes: None };
+    if let Some(url) = parts(pattern).into_iter().find(|part| is_url(part)) {
+        return Err(Error::Usage(format!(
+            "{url}: this works on files; download the shards first, or `shard unpack` or \
+             `shard pack` the URL"
+        )));
+    }
+    resolve_anywhere(pattern, use_manifest, limits, &RemoteOptions::default())
+}
+
+/// As [`resolve`], files and URLs.
+pub(crate) fn resolve_anywhere(
+    pattern: &str,
+    use_manifest: bool,
+    limits: &Limits,
+    options: &RemoteOptions,
+) -> Result<Resolved> {
+    let manifests = HashMap::new();
+    let mut finder =
+        Finder { use_manifest, limits, manifests, classes: None, options, lister: None };
     let mut shards = Vec::new();
     for part in parts(pattern) {
         finder.part(part, &mut shards)?;
@@ -46,9 +75,16 @@ fn parts(pattern: &str) -> Vec<&str> {
     if Path::new(pattern).exists() {
         return vec![pattern];
     }
-    let list = pattern.split("::").flat_map(|part| {
+    let list = split_union(pattern).into_iter().flat_map(|part| {
         let part = part.trim();
-        if names_something(part) { vec![part] } else { part.split_whitespace().collect() }
+        if is_url(part) {
+            // URLs have no spaces.
+            part.split_whitespace().collect()
+        } else if names_something(part) {
+            vec![part]
+        } else {
+            part.split_whitespace().collect()
+        }
     });
     list.filter(|part| !part.is_empty()).collect()
 }
@@ -68,10 +104,16 @@ struct Finder<'a> {
     manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, Vec<String>)>>,
     /// `None` before the first shard.
     classes: Option<Vec<String>>,
+    options: &'a RemoteOptions,
+    /// For URLs, once there is one.
+    lister: Option<remote::Lister>,
 }
 
 impl Finder<'_> {
     fn part(&mut self, part: &str, out: &mut Vec<Found>) -> Result<()> {
+        if is_url(part) {
+            return self.urls(part, out);
+        }
         let path = Path::new(part);
         if path.is_dir() {
             return self.folder(path, out);
@@ -89,6 +131,18 @@ impl Finder<'_> {
             } else {
                 std::fs::metadata(&name).map_err(|e| Error::io(&name, e))?;
                 return Err(Error::Usage(format!("{name}: neither a file nor a folder")));
+            }
+        }
+        Ok(())
+    }
+
+    fn urls(&mut self, part: &str, out: &mut Vec<Found>) -> Result<()> {
+        let (options, limits) = (self.options, self.limits);
+        for url in expand_braces(part)? {
+            let lister = self.lister.get_or_insert_with(|| remote::Lister::new(options, limits));
+            for (found, classes) in lister.find(&url, self.use_manifest)? {
+                self.agree(&classes);
+                out.push(found);
             }
         }
         Ok(())
@@ -168,7 +222,8 @@ impl Finder<'_> {
         let names = manifest.class_names();
         for shard in manifest.shards {
             self.agree(&names);
-            out.push(Found { path: folder.join(&shard.name), known: Some(shard) });
+            let path = folder.join(&shard.name);
+            out.push(Found { known: Some(shard), ..Found::at(path) });
         }
         Ok(())
     }
@@ -176,7 +231,7 @@ impl Finder<'_> {
     /// A shard by name, with what a manifest beside it says.
     fn shard(&mut self, path: PathBuf, out: &mut Vec<Found>) -> Result<()> {
         if !self.use_manifest {
-            out.push(Found { path, known: None });
+            out.push(Found::at(path));
             return Ok(());
         }
         let folder =
@@ -199,7 +254,7 @@ impl Finder<'_> {
         let (known, names) =
             known.map_or((None, Vec::new()), |(shard, names)| (Some(shard), names));
         self.agree(&names);
-        out.push(Found { path, known });
+        out.push(Found { known, ..Found::at(path) });
         Ok(())
     }
 

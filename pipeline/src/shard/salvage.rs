@@ -265,7 +265,8 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
         let mut frame = Vec::new();
         for number in 0..table.len() {
             let frames = number..number + 1;
-            if let Err(error) = table.decompress(bytes, shard, frames, &mut context, &mut frame) {
+            if let Err(error) = table.decompress(bytes, 0, shard, frames, &mut context, &mut frame)
+            {
                 saved.note(shard, &error);
                 frame.fill(0);
             }

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, IndexBuilder, ShardIndex, fingerprint};
 use super::map::Map;
-use super::tar::{BLOCK, ReadSource, SliceSource, Source, Tar};
+use super::tar::{AnyTar, BLOCK, ReadSource, SliceSource, Source, Tar};
 use super::zst::is_zstd;
 use super::{Format, Limits, damaged, dimensions_of, sniff};
 use crate::jpeg::SideIndex;
@@ -48,9 +48,36 @@ pub fn scan(path: &Path, depth: Depth, limits: &Limits) -> Result<Scanned> {
 }
 
 pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) -> Result<Scanned> {
+    let file = map.as_ref();
+    let belongs = || (file.len() as u64, fingerprint(file));
+    scan_tar(open_tar(map, path, limits)?, path, depth, limits, || {
+        map.check(path)?;
+        Ok(belongs())
+    })
+}
+
+/// Scans the headers of an archive that is read as a stream; the index belongs to a shard of `bytes`
+/// bytes with `fingerprint`.
+#[cfg(feature = "remote")]
+pub(crate) fn scan_stream(
+    tar: AnyTar,
+    path: &Path,
+    limits: &Limits,
+    (bytes, fingerprint): (u64, u64),
+) -> Result<Scanned> {
+    scan_tar(tar, path, Depth::Headers, limits, || Ok((bytes, fingerprint)))
+}
+
+/// `belongs` is asked at the end for the shard's length and fingerprint.
+fn scan_tar(
+    tar: AnyTar,
+    path: &Path,
+    depth: Depth,
+    limits: &Limits,
+    belongs: impl FnOnce() -> Result<(u64, u64)>,
+) -> Result<Scanned> {
     let mut builder = IndexBuilder::default();
     let keep = if depth == Depth::Full { Keep::Images } else { Keep::Labels };
-    let tar = open_tar(map, path, limits)?;
     let mut groups = Groups::new(tar, keep);
     let mut group = Group::default();
     let mut faults = BTreeMap::new();
@@ -74,9 +101,8 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
             None => builder.skip(),
         }
     }
-    map.check(path)?;
-    let file = map.as_ref();
-    let bytes = builder.finish(file.len() as u64, fingerprint(file));
+    let (length, fingerprint) = belongs()?;
+    let bytes = builder.finish(length, fingerprint);
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?.with_faults(faults);
     let without_image = index.head().skipped;
     Ok(Scanned { index, bytes, without_image, ended: groups.tar().ended })
@@ -91,11 +117,7 @@ pub(crate) fn side_index_of(image: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The archive in a mapped file, whether it is compressed or not.
-pub(crate) fn open_tar(
-    map: &Map,
-    path: &Path,
-    limits: &Limits,
-) -> Result<Tar<Box<dyn Source + Send>>> {
+pub(crate) fn open_tar(map: &Map, path: &Path, limits: &Limits) -> Result<AnyTar> {
     let bytes = map.as_ref();
     if bytes.is_empty() {
         return Err(damaged(path, 0, "the shard is empty: 0 bytes"));
@@ -108,11 +130,7 @@ pub(crate) fn open_tar(
         ));
     }
     let source: Box<dyn Source + Send> = if is_zstd(bytes) {
-        let reader = std::io::Cursor::new(map.clone());
-        let mut decoder =
-            zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| Error::io(path, e))?;
-        decoder.window_log_max(limits.zstd_window_log).map_err(|e| Error::io(path, e))?;
-        Box::new(ReadSource(decoder))
+        decompressed(std::io::Cursor::new(map.clone()), path, limits)?
     } else {
         if (bytes.len() as u64) < BLOCK {
             return Err(damaged(path, 0, format!("{} bytes are not a tar", bytes.len())));
@@ -120,6 +138,33 @@ pub(crate) fn open_tar(
         Box::new(SliceSource::new(map.clone()))
     };
     Ok(Tar::new(source, path, 0, *limits))
+}
+
+/// The archive that a stream gives, whether it is compressed or not.
+#[cfg(feature = "remote")]
+pub(crate) fn tar_of(
+    reader: impl std::io::Read + Send + 'static,
+    compressed: bool,
+    path: &Path,
+    limits: &Limits,
+) -> Result<AnyTar> {
+    let source: Box<dyn Source + Send> = if compressed {
+        decompressed(std::io::BufReader::with_capacity(128 << 10, reader), path, limits)?
+    } else {
+        Box::new(ReadSource(reader))
+    };
+    Ok(Tar::new(source, path, 0, *limits))
+}
+
+fn decompressed(
+    reader: impl std::io::BufRead + Send + 'static,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Box<dyn Source + Send>> {
+    let mut decoder =
+        zstd::stream::read::Decoder::with_buffer(reader).map_err(|e| Error::io(path, e))?;
+    decoder.window_log_max(limits.zstd_window_log).map_err(|e| Error::io(path, e))?;
+    Ok(Box::new(ReadSource(decoder)))
 }
 
 /// The index entry of a sample; `None` when it has no image.

@@ -5,21 +5,24 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::access::Data;
 use super::index::{Head, ShardIndex, foreign, index_path};
 use super::map::Map;
-use super::pattern::{Found, resolve};
-use super::scan::{Depth, scan_map};
+use super::pattern::{Found, resolve_anywhere};
+use super::remote::{self, Remote, RemoteShard, Survey};
+use super::scan::{Depth, Scanned, open_tar, scan_map};
 use super::stream::ShardStream;
-use super::zst::{FOOTER, SeekTable, has_table, is_zstd};
-use super::{Entry, Format, Limits, damaged};
+use super::tar::AnyTar;
+use super::union::is_url;
+use super::zst::{FOOTER, has_table, is_zstd};
+use super::{Entry, Format, Limits, RemoteOptions, damaged};
 use crate::{Error, Result};
 
 /// How a set is opened.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Limits on what its files may claim.
     pub limits: Limits,
@@ -30,6 +33,8 @@ pub struct OpenOptions {
     /// Whether [`ShardSet::read`] verifies each image's checksum, where the
     /// index has one (about 10 us for 100 KB). Default false.
     pub verify: bool,
+    /// How shards behind URLs are read.
+    pub remote: RemoteOptions,
 }
 
 impl Default for OpenOptions {
@@ -39,6 +44,7 @@ impl Default for OpenOptions {
             use_manifest: true,
             use_index: true,
             verify: false,
+            remote: RemoteOptions::default(),
         }
     }
 }
@@ -46,7 +52,7 @@ impl Default for OpenOptions {
 /// One shard of a set.
 #[derive(Clone, Debug)]
 pub struct ShardInfo {
-    /// Its file.
+    /// Its file, or its URL.
     pub path: PathBuf,
     /// Samples in it.
     pub samples: usize,
@@ -84,6 +90,8 @@ pub struct SampleMeta {
 struct Shard {
     index: OnceLock<ShardIndex>,
     data: OnceLock<Data>,
+    /// Where it is behind a URL; unused once `data` is there.
+    remote: Option<Arc<RemoteShard>>,
 }
 
 /// A numbered list of samples in tar shards. `Send + Sync`; share it in an `Arc`.
@@ -115,30 +123,33 @@ impl std::fmt::Debug for ShardSet {
 
 impl ShardSet {
     /// Opens a folder, a glob, a brace list (`train-{000000..000009}.tar.zst`) or
-    /// a manifest; several, separated by whitespace or `::`, are read one after the other.
+    /// a manifest; several, separated by whitespace or `::`, are read one after the other. With the
+    /// feature `remote` any of them may be a URL: `s3://`, `gs://`, `az://`, `http://`, `https://`.
     ///
     /// What a manifest says of a shard is taken from there, what an index says
     /// from the index; a shard with neither is scanned, which takes one pass over
     /// its headers, and for `.tar.zst` one decompression.
     ///
     /// # Errors
-    /// [`Error::Usage`] when nothing matches or there is no sample;
-    /// [`Error::Io`]; [`Error::Shard`] for a damaged shard, a stale manifest
+    /// [`Error::Usage`] when nothing matches, there is no sample, or a URL is given to a build
+    /// without the feature; [`Error::Io`]; [`Error::Shard`] for a damaged shard, a stale manifest
     /// or an index that belongs to another shard.
     pub fn open(pattern: &str, options: &OpenOptions) -> Result<ShardSet> {
         static IDS: AtomicU64 = AtomicU64::new(1);
-        let found = resolve(pattern, options.use_manifest, &options.limits)?;
+        let (limits, remote) = (&options.limits, &options.remote);
+        let found = resolve_anywhere(pattern, options.use_manifest, limits, remote)?;
         let mut set = ShardSet {
             id: IDS.fetch_add(1, Ordering::Relaxed),
             infos: Vec::with_capacity(found.shards.len()),
             shards: Vec::with_capacity(found.shards.len()),
             samples: 0,
             classes: found.classes,
-            options: *options,
+            options: options.clone(),
             touched: AtomicU64::new(0),
         };
-        for shard in found.shards {
-            set.add(shard)?;
+        let behind = Self::survey(&found.shards, options)?;
+        for (shard, remote) in found.shards.into_iter().zip(behind) {
+            set.add(shard, remote)?;
         }
         if set.samples == 0 {
             return Err(Error::Usage(format!("`{}`: the shards hold no samples", pattern.trim())));
@@ -146,10 +157,33 @@ impl ShardSet {
         Ok(set)
     }
 
-    fn add(&mut self, found: Found) -> Result<()> {
+    /// Which shards are behind URLs, with what the set has to know of them.
+    fn survey(found: &[Found], options: &OpenOptions) -> Result<Vec<Option<Arc<RemoteShard>>>> {
+        if !found.iter().any(|found| is_url(&found.path.to_string_lossy())) {
+            return Ok(vec![None; found.len()]);
+        }
+        let remote = Remote::new(&options.remote, &options.limits)?;
+        let behind = found.iter().map(|found| remote.shard(found)).collect::<Result<Vec<_>>>()?;
+        let asked: Vec<_> = behind.iter().flatten().cloned().collect();
+        Remote::survey(&asked, options.use_index, options.remote.parallel)?;
+        Ok(behind)
+    }
+
+    fn add(&mut self, found: Found, remote: Option<Arc<RemoteShard>>) -> Result<()> {
         let path = found.path;
+        let shard = Shard { index: OnceLock::new(), data: OnceLock::new(), remote };
+        if let Some(remote) = &shard.remote {
+            let Survey { bytes, samples, seekable } = remote.survey(self.options.use_index)?;
+            let samples = match samples {
+                Some(samples) => samples,
+                None => {
+                    let index = self.remote_index(remote, &path)?;
+                    shard.index.get_or_init(|| index).len() as u64
+                }
+            };
+            return self.push(path, bytes, samples, seekable, shard);
+        }
         let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-        let shard = Shard { index: OnceLock::new(), data: OnceLock::new() };
         let (samples, seekable) = match found.known {
             Some(known) if known.bytes != bytes => {
                 let cause = format!(
@@ -161,6 +195,17 @@ impl ShardSet {
             Some(known) => (known.samples, known.seekable),
             None => (self.count(&path, bytes, &shard)?, is_seekable(&path)?),
         };
+        self.push(path, bytes, samples, seekable, shard)
+    }
+
+    fn push(
+        &mut self,
+        path: PathBuf,
+        bytes: u64,
+        samples: u64,
+        seekable: bool,
+        shard: Shard,
+    ) -> Result<()> {
         let samples = usize::try_from(samples)
             .ok()
             .filter(|&samples| self.samples.checked_add(samples).is_some());
@@ -186,20 +231,27 @@ impl ShardSet {
         }
         let map = Map::open(path)?;
         let scanned = scan_map(&map, path, Depth::Headers, &self.options.limits)?;
-        if !scanned.ended {
-            tracing::warn!(
-                "{}: no end-of-archive marker; the shard may have been cut short",
-                path.display()
-            );
-        }
-        if scanned.without_image > 0 {
-            tracing::warn!(
-                "{}: {} samples have no image and are passed over",
-                path.display(),
-                scanned.without_image
-            );
-        }
+        warn_of(&scanned, path);
         Ok(shard.index.get_or_init(|| scanned.index).len() as u64)
+    }
+
+    /// The index of a shard behind a URL: one that is kept somewhere, or that a pass over it makes.
+    fn remote_index(&self, remote: &Arc<RemoteShard>, path: &Path) -> Result<ShardIndex> {
+        let (limits, use_index) = (&self.options.limits, self.options.use_index);
+        remote.index(limits, use_index, || {
+            remote::scan(remote, path, limits).inspect(|scanned| warn_of(scanned, path))
+        })
+    }
+
+    /// Whether any shard is behind a URL.
+    pub fn is_remote(&self) -> bool {
+        (0..self.infos.len()).any(|shard| self.remote(shard).is_some())
+    }
+
+    /// The shard behind a URL that is read as one: not when its bytes are here otherwise.
+    pub(crate) fn remote(&self, shard: usize) -> Option<&Arc<RemoteShard>> {
+        let shard = &self.shards[shard];
+        shard.remote.as_ref().filter(|_| shard.data.get().is_none())
     }
 
     /// Samples in the set.
@@ -230,6 +282,10 @@ impl ShardSet {
         let mut classes = self.classes.len();
         if classes == 0 {
             for shard in 0..self.infos.len() {
+                if let Some(known) = self.remote(shard).and_then(|remote| remote.classes()) {
+                    classes = classes.max(known as usize);
+                    continue;
+                }
                 classes = classes.max(self.index(shard)?.head().classes as usize);
             }
         }
@@ -283,6 +339,19 @@ impl ShardSet {
         Ok(self.entry(sample)?.1.label)
     }
 
+    /// Whether the index has a side index of a sample's JPEG.
+    ///
+    /// # Errors
+    /// Those of opening the index.
+    ///
+    /// # Panics
+    /// When `sample >= len()`.
+    pub fn has_side_index(&self, sample: usize) -> Result<bool> {
+        let shard = self.shard_of(sample);
+        let place = sample - self.infos[shard].first_sample;
+        Ok(self.index(shard)?.side_index(place).is_some())
+    }
+
     /// The samples of one shard in order.
     ///
     /// # Errors
@@ -292,12 +361,27 @@ impl ShardSet {
     /// When `shard >= shards().len()`.
     pub fn stream(&self, shard: usize) -> Result<ShardStream> {
         let info = &self.infos[shard];
-        ShardStream::new(
-            &self.data(shard)?.map,
-            &info.path,
-            info.first_sample,
-            &self.options.limits,
-        )
+        let (tar, map) = self.tar(shard)?;
+        Ok(ShardStream::of_tar(tar, map, info.first_sample, &self.options.limits))
+    }
+
+    /// The archive of a shard, from its front, and the map that it is in, if it is in one.
+    pub(super) fn tar(&self, shard: usize) -> Result<(AnyTar, Option<Map>)> {
+        let (path, limits) = (&self.infos[shard].path, &self.options.limits);
+        if let Some(remote) = self.remote(shard) {
+            return remote::open_tar(remote, path, limits);
+        }
+        let map = &self.data(shard)?.map;
+        Ok((open_tar(map, path, limits)?, Some(map.clone())))
+    }
+
+    /// The bytes of a shard's file from its front.
+    pub(crate) fn bytes_of(&self, shard: usize) -> Result<Box<dyn Read + Send>> {
+        if let Some(remote) = self.remote(shard) {
+            return remote.bytes();
+        }
+        let path = &self.infos[shard].path;
+        Ok(Box::new(File::open(path).map_err(|e| Error::io(path, e))?))
     }
 
     /// Reads a shard from `map`, its decompressed archive, from now on.
@@ -321,9 +405,12 @@ impl ShardSet {
         if before / RESIDENT == (before + bytes) / RESIDENT {
             return;
         }
-        for Shard { index, data } in &self.shards {
+        for Shard { index, data, remote } in &self.shards {
             if let Some(data) = data.get() {
                 data.map.release();
+            }
+            if let Some(remote) = remote {
+                remote.release();
             }
             if let Some(index) = index.get() {
                 index.release();
@@ -334,9 +421,10 @@ impl ShardSet {
     /// The state of what is mapped of a shard.
     pub(super) fn opened(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
         let path = &self.infos[shard].path;
-        let Shard { index, data } = &self.shards[shard];
+        let Shard { index, data, remote } = &self.shards[shard];
         let data = data.get().map(|data| data.map.check(path));
-        data.into_iter().chain(index.get().map(ShardIndex::check))
+        let remote = remote.as_ref().map(|remote| remote.check());
+        data.into_iter().chain(remote).chain(index.get().map(ShardIndex::check))
     }
 
     pub(super) fn data(&self, shard: usize) -> Result<&Data> {
@@ -353,14 +441,9 @@ impl ShardSet {
             );
             return Err(damaged(&info.path, length, cause));
         }
-        let compressed = is_zstd(map.as_ref());
-        let table = if compressed {
-            SeekTable::parse(map.as_ref(), &info.path, &self.options.limits)?
-        } else {
-            None
-        };
+        let data = Data::new(map, &info.path, &self.options.limits)?;
         // Two threads may map it at once; one map is dropped.
-        Ok(cell.get_or_init(|| Data { map, compressed, table }))
+        Ok(cell.get_or_init(|| data))
     }
 
     pub(super) fn index(&self, shard: usize) -> Result<&ShardIndex> {
@@ -369,13 +452,14 @@ impl ShardSet {
             return Ok(index);
         }
         let (path, limits) = (index_path(&info.path), &self.options.limits);
-        let map = &self.data(shard)?.map;
-        let index = if self.options.use_index && path.exists() {
+        let index = if let Some(remote) = self.remote(shard) {
+            self.remote_index(remote, &info.path)?
+        } else if self.options.use_index && path.exists() {
             let index = ShardIndex::open(&path, limits)?;
-            index.belongs_to(&info.path, map.as_ref())?;
+            index.belongs_to(&info.path, self.data(shard)?.map.as_ref())?;
             index
         } else {
-            scan_map(map, &info.path, Depth::Headers, limits)?.index
+            scan_map(&self.data(shard)?.map, &info.path, Depth::Headers, limits)?.index
         };
         if index.len() != info.samples {
             let cause = format!(
@@ -386,6 +470,18 @@ impl ShardSet {
             return Err(damaged(&info.path, 0, cause));
         }
         Ok(cell.get_or_init(|| index))
+    }
+}
+
+/// Says what a scan found that is no error.
+fn warn_of(scanned: &Scanned, path: &Path) {
+    let path = path.display();
+    if !scanned.ended {
+        tracing::warn!("{path}: no end-of-archive marker; the shard may have been cut short");
+    }
+    if scanned.without_image > 0 {
+        let count = scanned.without_image;
+        tracing::warn!("{path}: {count} samples have no image and are passed over");
     }
 }
 

@@ -5,8 +5,7 @@ use std::path::Path;
 
 use super::group::{Group, Groups, Keep};
 use super::map::Map;
-use super::scan::open_tar;
-use super::tar::Source;
+use super::tar::{AnyTar, Source};
 use super::{Format, Limits, Sample, sniff};
 use crate::Result;
 
@@ -48,15 +47,16 @@ pub struct ShardStream {
     group: Group,
     limits: Limits,
     next: usize,
-    map: Map,
+    /// Where it is read from a file.
+    map: Option<Map>,
 }
 
 impl ShardStream {
-    /// The stream of a mapped shard whose first sample is number `first` of the set.
-    pub(crate) fn new(map: &Map, path: &Path, first: usize, limits: &Limits) -> Result<Self> {
-        let groups = Groups::new(open_tar(map, path, limits)?, Keep::Images);
-        let (group, map) = (Group::default(), map.clone());
-        Ok(ShardStream { groups, group, limits: *limits, next: first, map })
+    /// The stream of an archive whose first sample is number `first` of the set; `map` is what it
+    /// is in, if it is in a file.
+    pub(crate) fn of_tar(tar: AnyTar, map: Option<Map>, first: usize, limits: &Limits) -> Self {
+        let (groups, group) = (Groups::new(tar, Keep::Images), Group::default());
+        ShardStream { groups, group, limits: *limits, next: first, map }
     }
 
     /// The next sample into `out`; false at the end of the shard. Samples
@@ -69,7 +69,9 @@ impl ShardStream {
     pub fn next_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
         let read = self.read_into(out);
         // Whatever came of it: zeros in place of what is gone explain anything.
-        self.map.check(self.groups.tar().path())?;
+        if let Some(map) = &self.map {
+            map.check(self.groups.tar().path())?;
+        }
         read
     }
 

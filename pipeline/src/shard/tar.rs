@@ -21,6 +21,9 @@ pub(crate) trait Source {
     fn skip(&mut self, count: u64) -> io::Result<u64>;
 }
 
+/// A tar wherever its bytes come from.
+pub(crate) type AnyTar = Tar<Box<dyn Source + Send>>;
+
 /// Bytes in memory or in a map; skipping costs nothing.
 pub(crate) struct SliceSource<B> {
     bytes: B,
@@ -363,6 +366,11 @@ impl<S: Source> Tar<S> {
     }
 
     fn failed(&self, source: io::Error) -> Error {
+        // A stream that knows better what went wrong, and where.
+        let source = match source.downcast::<Error>() {
+            Ok(error) => return error,
+            Err(source) => source,
+        };
         match source.kind() {
             // What a decompressor says of damaged or missing bytes.
             io::ErrorKind::UnexpectedEof | io::ErrorKind::Other | io::ErrorKind::InvalidData => {

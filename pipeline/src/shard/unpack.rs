@@ -7,9 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use super::group::{Group, Groups, Keep, Part};
-use super::map::Map;
 use super::pack::Progress;
-use super::scan::open_tar;
 use super::set::ShardSet;
 use super::{Format, Limits, OpenOptions, sniff};
 use crate::{Error, Result};
@@ -66,10 +64,10 @@ pub fn unpack(
     };
     let mut writer =
         Writer { folder, taken: HashSet::new(), made: HashSet::new(), done: Unpacked::default() };
-    for shard in set.shards() {
+    for (number, shard) in set.shards().iter().enumerate() {
         let stem = shard.path.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or("shard").to_owned();
-        let tar = open_tar(&Map::open(&shard.path)?, &shard.path, &options.limits)?;
+        let (tar, _map) = set.tar(number)?;
         let keep = if tree == Tree::Members { Keep::All } else { Keep::Images };
         let mut groups = Groups::new(tar, keep);
         let mut group = Group::default();

@@ -32,6 +32,15 @@ pub(crate) fn has_table(tail: &[u8]) -> bool {
     tail.len() >= FOOTER && word(tail, tail.len() - 4) == Some(SEEK_MAGIC)
 }
 
+/// Bytes of the seek table at the end of a file, by its footer in `tail`, with the header of its
+/// frame.
+#[cfg(feature = "remote")]
+pub(crate) fn table_bytes(tail: &[u8]) -> Option<u64> {
+    let footer = tail.len().checked_sub(FOOTER)?;
+    let width = if tail[footer + 4] & 0x80 != 0 { 12 } else { 8 };
+    Some(u64::from(word(tail, footer)?) * width + 8 + FOOTER as u64)
+}
+
 /// Where each frame begins, in the file and decompressed; one more entry
 /// than frames, the last being the ends.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,10 +54,23 @@ pub(crate) struct SeekTable {
 impl SeekTable {
     /// Reads the table at the end of `file`; `None` where there is none.
     pub fn parse(file: &[u8], path: &Path, limits: &Limits) -> Result<Option<SeekTable>> {
+        SeekTable::parse_end(file, file.len() as u64, path, limits)
+    }
+
+    /// As `parse`, from the last bytes of a file of `length` bytes: [`table_bytes`] or more.
+    pub fn parse_end(
+        file: &[u8],
+        length: u64,
+        path: &Path,
+        limits: &Limits,
+    ) -> Result<Option<SeekTable>> {
+        let before = length.saturating_sub(file.len() as u64);
         let Some(footer) = file.len().checked_sub(FOOTER).filter(|_| has_table(file)) else {
             return Ok(None);
         };
-        let bad = |cause: String| damaged(path, footer as u64, format!("zstd seek table: {cause}"));
+        let bad = |cause: String| {
+            damaged(path, before + footer as u64, format!("zstd seek table: {cause}"))
+        };
         let frames = word(file, footer).unwrap_or(0) as usize;
         let descriptor = file[footer + 4];
         if descriptor & 0x7C != 0 {
@@ -67,8 +89,9 @@ impl SeekTable {
         }
         let table = SeekTable::sum(&file[start..footer], width);
         let end = *table.compressed.last().unwrap_or(&0);
-        if end != (start - 8) as u64 {
-            return Err(bad(format!("its frames are {end} bytes, the file has {}", start - 8)));
+        let frames_end = before + (start - 8) as u64;
+        if end != frames_end {
+            return Err(bad(format!("its frames are {end} bytes, the file has {frames_end}")));
         }
         if let Some(large) = table
             .decompressed
@@ -133,10 +156,11 @@ impl SeekTable {
         (start, self.compressed[frames.end] - start)
     }
 
-    /// Decompresses `frames` of `file` into `out`, which is replaced.
+    /// Decompresses `frames` into `out`, which is replaced. `file` is the file from byte `before` on.
     pub fn decompress(
         &self,
         file: &[u8],
+        before: u64,
         path: &Path,
         frames: std::ops::Range<usize>,
         context: &mut zstd::bulk::Decompressor<'static>,
@@ -151,7 +175,9 @@ impl SeekTable {
         for frame in frames {
             let at = self.compressed[frame];
             let size = (self.decompressed[frame + 1] - self.decompressed[frame]) as usize;
-            let bytes = slice(file, at, self.compressed[frame + 1] - at)
+            let bytes = at
+                .checked_sub(before)
+                .and_then(|from| slice(file, from, self.compressed[frame + 1] - at))
                 .ok_or_else(|| damaged(path, at, "a frame lies beyond the end of the file"))?;
             let part = &mut out[filled..filled + size];
             let count = context.decompress_to_buffer(bytes, part).map_err(|e| {

@@ -8,7 +8,7 @@ use bt_pipeline::measure::{Measurement, measure_traced};
 use bt_pipeline::{LoaderConfig, ShardSet};
 use clap::{Args, ValueEnum};
 
-use crate::commands::{ConfigSource, TraceArgs};
+use crate::commands::{CacheArgs, ConfigSource, TraceArgs};
 
 #[derive(Args, Debug)]
 pub(super) struct LoaderArgs {
@@ -16,6 +16,8 @@ pub(super) struct LoaderArgs {
     shards: String,
     #[command(flatten)]
     source: ConfigSource,
+    #[command(flatten)]
+    cache: CacheArgs,
     /// Numbers of worker threads to measure
     #[arg(long, value_delimiter = ',', default_value = "1,2")]
     threads: Vec<usize>,
@@ -42,7 +44,7 @@ enum LayoutArg {
 }
 
 pub(super) fn loader(args: LoaderArgs) -> Result<()> {
-    let config = args.source.load(&[])?;
+    let config = args.source.load(&args.cache.pairs())?;
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch_size = config.train.batch_size.min(set.len());
     let mut config = LoaderConfig { batch_size, ..config.loader()? };
@@ -63,10 +65,14 @@ pub(super) fn loader(args: LoaderArgs) -> Result<()> {
             print_head(&set, &found);
         }
         let Measurement { images_per_s, cpu_us, read_us, decode_us, augment_us, .. } = found;
-        println!(
+        print!(
             "{threads:>7} {images_per_s:>10.0} {cpu_us:>10.1} {read_us:>8.1} {decode_us:>8.1} \
              {augment_us:>8.1}"
         );
+        if set.is_remote() {
+            print!("   {:.1} us of waiting for the network", found.network_us);
+        }
+        println!();
     }
     args.trace.write(trace.as_ref())
 }

@@ -1,7 +1,7 @@
 //! Shards that exist already as a source of new ones: members other than image
 //! and label (`.json`, ...) travel along.
 
-use std::io::{Seek, SeekFrom};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 use super::{Loaded, Source};
@@ -30,7 +30,7 @@ impl ShardSource {
         for shard in 0..set.shards().len() {
             if !set.shards()[shard].seekable {
                 let path = set.shards()[shard].path.clone();
-                let map = expand(&path, temporary, options.limits.zstd_window_log)?;
+                let map = expand(set.bytes_of(shard)?, &path, temporary, options)?;
                 set.replace_data(shard, map)?;
             }
         }
@@ -39,16 +39,19 @@ impl ShardSource {
 }
 
 /// Decompresses a shard into a file that has no name and goes with its map.
-fn expand(shard: &Path, temporary: &Path, window_log: u32) -> Result<Map> {
+fn expand(bytes: impl Read, shard: &Path, temporary: &Path, options: &OpenOptions) -> Result<Map> {
+    let window_log = options.limits.zstd_window_log;
     std::fs::create_dir_all(temporary).map_err(|e| Error::io(temporary, e))?;
     let mut plain = tempfile::tempfile_in(temporary).map_err(|e| Error::io(temporary, e))?;
-    let file = std::fs::File::open(shard).map_err(|e| Error::io(shard, e))?;
-    let mut decoder = zstd::stream::read::Decoder::new(file).map_err(|e| Error::io(shard, e))?;
+    let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(|e| Error::io(shard, e))?;
     decoder.window_log_max(window_log).map_err(|e| Error::io(shard, e))?;
-    std::io::copy(&mut decoder, &mut plain).map_err(|e| match e.raw_os_error() {
+    std::io::copy(&mut decoder, &mut plain).map_err(|e| match e.downcast::<Error>() {
+        Ok(error) => error,
         // The decompressor's own errors carry no number of the system's.
-        None => damaged(shard, 0, format!("cannot be decompressed: {e}")),
-        Some(_) => Error::io(temporary, e),
+        Err(e) if e.raw_os_error().is_none() => {
+            damaged(shard, 0, format!("cannot be decompressed: {e}"))
+        }
+        Err(e) => Error::io(temporary, e),
     })?;
     plain.seek(SeekFrom::Start(0)).map_err(|e| Error::io(temporary, e))?;
     Map::of(&plain).map_err(|e| Error::io(temporary, e))

@@ -1,0 +1,157 @@
+//! Fills the cache in the background: a few threads that download whole shards, in the order in which
+//! they were wanted, and now and then tell the cache what is in use. They end with the set.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+
+use super::Remote;
+use super::cache::Cache;
+use super::object::RemoteShard;
+use super::reader::Reader;
+use crate::Result;
+
+/// Downloads at a time.
+const THREADS: usize = 2;
+/// Between two reports to the cache of what is in use.
+const REPORT: Duration = Duration::from_secs(3);
+/// Between two looks at a lock that another process holds.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Reads that somebody waits for at this moment: downloads make way for them.
+static HURRIED: AtomicUsize = AtomicUsize::new(0);
+
+/// Counts as a read that somebody waits for, as long as it lives.
+pub(super) struct Hurry;
+
+impl Hurry {
+    pub fn begin() -> Hurry {
+        HURRIED.fetch_add(1, Ordering::Relaxed);
+        Hurry
+    }
+}
+
+impl Drop for Hurry {
+    fn drop(&mut self) {
+        HURRIED.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Where shards wait for their download.
+pub(super) type Queue = Sender<Weak<RemoteShard>>;
+
+/// Queues a shard.
+pub(super) fn enqueue(remote: &Arc<Remote>, cache: &Arc<Cache>, shard: &Arc<RemoteShard>) {
+    let queue = remote.downloads.get_or_init(|| start(remote, cache));
+    if queue.send(Arc::downgrade(shard)).is_err() {
+        shard.not_now();
+    }
+}
+
+/// Starts the threads. Without any, nothing is cached, and shards are read by ranges.
+fn start(remote: &Arc<Remote>, cache: &Arc<Cache>) -> Queue {
+    let (sender, queue) = unbounded();
+    for nth in 0..THREADS {
+        let (queue, cache, remote) = (queue.clone(), Arc::clone(cache), Arc::downgrade(remote));
+        let life = move || work(&queue, &cache, &remote);
+        let spawned = std::thread::Builder::new().name(format!("bt-cache-{nth}")).spawn(life);
+        if let Err(error) = spawned {
+            tracing::warn!("no thread to download shards: {error}");
+        }
+    }
+    sender
+}
+
+fn work(queue: &Receiver<Weak<RemoteShard>>, cache: &Cache, remote: &Weak<Remote>) {
+    loop {
+        match queue.recv_timeout(REPORT) {
+            Ok(shard) => one(&shard, cache, remote),
+            Err(RecvTimeoutError::Timeout) => report(remote),
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
+
+/// Downloads one shard, or finds that another process has done so.
+fn one(weak: &Weak<RemoteShard>, cache: &Cache, remote: &Weak<Remote>) {
+    let Some(shard) = weak.upgrade() else { return };
+    match download(shard, weak, cache, remote) {
+        Ok(true) => {}
+        Ok(false) => drop(weak.upgrade().map(|shard| shard.not_now())),
+        Err(error) => {
+            let Some(shard) = weak.upgrade() else { return };
+            tracing::warn!("not cached: {error}");
+            shard.not_now();
+        }
+    }
+}
+
+/// False when there is no room, or nobody wants the shard any more.
+fn download(
+    shard: Arc<RemoteShard>,
+    weak: &Weak<RemoteShard>,
+    cache: &Cache,
+    remote: &Weak<Remote>,
+) -> Result<bool> {
+    let (entry, identity) = (shard.entry()?, shard.identity()?.clone());
+    let target = shard.target.clone();
+    let gentle = shard.remote.gentle.load(Ordering::Relaxed);
+    // While it waits and loads, the set may be dropped.
+    drop(shard);
+    let _lock = loop {
+        if let Some(lock) = cache.lock(&entry)? {
+            break lock;
+        }
+        if weak.strong_count() == 0 {
+            return Ok(false);
+        }
+        std::thread::sleep(LOOK);
+    };
+    let found = cache.find(&entry, Some(identity.size));
+    let path = match found {
+        Some(path) => path,
+        None => {
+            report(remote);
+            let Some(mut part) = cache.begin(&entry, identity.size, gentle)? else {
+                return Ok(false);
+            };
+            let mut reader = Reader::open(&target, &identity)?;
+            loop {
+                let piece = reader.next_piece()?;
+                if piece.is_empty() {
+                    break;
+                }
+                part.write(&piece)?;
+                if weak.strong_count() == 0 {
+                    return Ok(false);
+                }
+                if HURRIED.load(Ordering::Relaxed) > 0 {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+            }
+            let path = part.finish()?;
+            cache.forget_stale(&entry);
+            path
+        }
+    };
+    weak.upgrade().map(|shard| shard.adopt(path)).transpose()?;
+    Ok(true)
+}
+
+/// Tells the cache what was used, and lets go of entries that were put out of it.
+fn report(remote: &Weak<Remote>) {
+    let Some(remote) = remote.upgrade() else { return };
+    for shard in remote.shards() {
+        let mut slot = shard.slot();
+        if slot.data.is_none() {
+            continue;
+        }
+        if !slot.path.exists() {
+            (slot.data, slot.unread) = (None, false);
+        } else if shard.used.swap(false, Ordering::Relaxed) || slot.unread {
+            Cache::touch(&slot.path);
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Shards behind URLs (feature `remote`): how a set reads what is not on its disk.
+//!
+//! # Layout
+//!
+//! - `url`, `store`: what a URL names; the store that holds it.
+//! - `net`: the one thread that talks to servers. With `download`, the only threads besides the
+//!   loader's; neither touches samples.
+//! - `retry`, `fetch`, `reader`: requests that are repeated; ranges, and streams that go on where
+//!   they stopped.
+//! - `list`: folders, globs and manifests behind URLs.
+//! - `object`: one shard. `read`: its samples, for the set.
+//! - `ahead`: what the loader will need next, fetched within a bound on memory.
+//! - `cache`, `download`: whole shards on disk, shared by processes.
+//!
+//! `absent` stands in for all of it in a build without the feature.
+
+mod ahead;
+mod cache;
+mod download;
+mod fetch;
+mod list;
+mod net;
+mod object;
+mod read;
+mod reader;
+mod retry;
+mod store;
+mod url;
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock, Weak};
+
+use tokio::sync::Semaphore;
+
+pub(crate) use ahead::Ahead;
+pub(crate) use fetch::Identity;
+pub(crate) use list::Lister;
+pub(crate) use net::take_waited;
+pub(crate) use object::{Opened, RemoteShard, Survey};
+pub(in crate::shard) use read::{Scratch, open_tar, scan};
+
+use super::{Limits, RemoteOptions};
+use crate::shard::pattern::Found;
+use crate::{Error, Result};
+
+/// A piece of a shard, in memory.
+pub(crate) type Block = bytes::Bytes;
+
+/// What the shards of a set share.
+pub(crate) struct Remote {
+    stores: store::Stores,
+    cache: Option<Arc<cache::Cache>>,
+    limits: Limits,
+    /// Ranged reads under way.
+    turns: Arc<Semaphore>,
+    shards: Mutex<Vec<Weak<RemoteShard>>>,
+    downloads: OnceLock<download::Queue>,
+    /// Whether entries of the cache that are in use are left there: an order that comes back to
+    /// every shard at once would put out what it needs next.
+    gentle: AtomicBool,
+}
+
+impl Remote {
+    /// What the shards of a set will share. The cache's folder is made.
+    pub fn new(options: &RemoteOptions, limits: &Limits) -> Result<Arc<Remote>> {
+        let open = |folder| cache::Cache::open(folder, options.cache_bytes).map(Arc::new);
+        Ok(Arc::new(Remote {
+            stores: store::Stores::new(options),
+            cache: options.cache.as_deref().map(open).transpose()?,
+            limits: *limits,
+            turns: Arc::new(Semaphore::new(options.parallel.max(1))),
+            shards: Mutex::default(),
+            downloads: OnceLock::new(),
+            gentle: AtomicBool::new(false),
+        }))
+    }
+
+    /// The shard that was found; `None` for one on disk.
+    pub fn shard(self: &Arc<Self>, found: &Found) -> Result<Option<Arc<RemoteShard>>> {
+        let url = found.path.to_string_lossy();
+        if !super::union::is_url(&url) {
+            return Ok(None);
+        }
+        let known = found.known.clone();
+        let shard = Arc::new(RemoteShard::new(self, &url, known, found.listed.clone())?);
+        let mut shards = self.shards.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        shards.push(Arc::downgrade(&shard));
+        Ok(Some(shard))
+    }
+
+    fn shards(&self) -> Vec<Arc<RemoteShard>> {
+        let shards = self.shards.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        shards.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// Asks for what the set has to know of its shards, of many at a time.
+    pub fn survey(shards: &[Arc<RemoteShard>], use_index: bool, parallel: usize) -> Result<()> {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let failed: Mutex<Option<Error>> = Mutex::new(None);
+        let ask = || {
+            while let Some(shard) =
+                shards.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
+            {
+                if let Err(error) = shard.survey(use_index) {
+                    *failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+                    next.store(shards.len(), std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..parallel.min(shards.len()) {
+                scope.spawn(ask);
+            }
+            ask();
+        });
+        failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+    }
+}

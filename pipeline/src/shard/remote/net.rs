@@ -1,0 +1,111 @@
+//! The thread that talks to servers, and how other threads wait for it.
+//!
+//! One thread drives all requests of the process (a tokio runtime without worker threads); it copies
+//! bytes and does nothing else. Whoever waits for it may be told to give up by a [`Cancel`], and
+//! the time that was waited is kept apart for each thread, so that the loader's counters tell the
+//! network from reading.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::{Error, Result};
+
+/// The runtime that requests run on.
+pub(crate) fn handle() -> Result<&'static Handle> {
+    static NET: OnceLock<Result<Handle, std::io::Error>> = OnceLock::new();
+    let started = NET.get_or_init(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        let life = move || runtime.block_on(std::future::pending::<()>());
+        std::thread::Builder::new().name("bt-net".into()).spawn(life)?;
+        Ok(handle)
+    });
+    started.as_ref().map_err(|e| Error::io("the network's thread", copy(e)))
+}
+
+fn copy(error: &std::io::Error) -> std::io::Error {
+    std::io::Error::new(error.kind(), error.to_string())
+}
+
+/// Tells all that wait, once and for good, to give up.
+#[derive(Clone, Debug)]
+pub(crate) struct Cancel(watch::Sender<bool>);
+
+impl Default for Cancel {
+    fn default() -> Self {
+        Cancel(watch::Sender::new(false))
+    }
+}
+
+impl Cancel {
+    /// From now on nobody waits.
+    pub fn cancel(&self) {
+        self.0.send_replace(true);
+    }
+
+    /// Whether it was called.
+    pub fn is_cancelled(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    async fn cancelled(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.0.subscribe().wait_for(|&cancelled| cancelled).await;
+    }
+}
+
+thread_local! {
+    static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    static HEEDED: RefCell<Option<Cancel>> = const { RefCell::new(None) };
+}
+
+/// From now on this thread gives up its waits when `cancel` says so.
+pub(super) fn heed(cancel: &Cancel) {
+    HEEDED.set(Some(cancel.clone()));
+}
+
+/// Whether this thread was told to give up.
+pub(super) fn is_given_up() -> bool {
+    HEEDED.with_borrow(|cancel| cancel.as_ref().is_some_and(Cancel::is_cancelled))
+}
+
+/// The time that this thread waited for the network since it was last asked.
+pub(crate) fn take_waited() -> Duration {
+    WAITED.take()
+}
+
+/// Counts the time since `start` as waiting for the network.
+pub(super) fn waited_since(start: Instant) {
+    WAITED.set(WAITED.get() + start.elapsed());
+}
+
+/// Waits for `future`; `None` when the thread was told to give up. Not for use on the network's
+/// own thread.
+pub(super) fn wait<T>(future: impl Future<Output = T>) -> Result<Option<T>> {
+    let handle = handle()?;
+    let start = Instant::now();
+    let cancel = HEEDED.with_borrow(Option::clone);
+    let outcome = handle.block_on(async {
+        match &cancel {
+            None => Some(future.await),
+            Some(cancel) => tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                value = future => Some(value),
+            },
+        }
+    });
+    waited_since(start);
+    Ok(outcome)
+}
+
+/// The error of a wait that was given up.
+pub(super) fn given_up(path: &std::path::Path) -> Error {
+    let kind = std::io::ErrorKind::Interrupted;
+    Error::io(path, std::io::Error::new(kind, "the wait for the network was given up"))
+}

@@ -1,0 +1,474 @@
+//! One shard behind a URL: what is known of it, and its bytes, from the cache or by ranged reads.
+
+use std::io::Read;
+use std::ops::Range;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::cache::{Cache, entry_name};
+use super::fetch::{self, Identity};
+use super::net::{given_up, is_given_up, wait, waited_since};
+use super::reader::Reader;
+use super::store::Target;
+use super::{Remote, download};
+use crate::shard::access::Data;
+use crate::shard::index::{Head, ShardIndex, fingerprint_of, fingerprint_ranges, foreign};
+use crate::shard::manifest::ManifestShard;
+use crate::shard::map::Map;
+use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
+use crate::shard::{Limits, damaged, index_path};
+use crate::{Error, Result};
+
+/// Bytes that are read from the front and the end of a shard to know its form.
+const ENDS: u64 = 4096;
+/// How long a download that failed, or found no room, is not tried again.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A shard behind a URL.
+pub(crate) struct RemoteShard {
+    pub(super) remote: Arc<Remote>,
+    pub(super) target: Target,
+    index: Target,
+    known: Option<ManifestShard>,
+    identity: OnceLock<(Identity, Option<Bytes>)>,
+    head: OnceLock<Option<Head>>,
+    layout: OnceLock<Layout>,
+    slot: Mutex<Slot>,
+    changed: Condvar,
+    /// Read from, since the cache was last told.
+    pub(super) used: AtomicBool,
+}
+
+/// The form of a shard, as its first and last bytes show it.
+pub(crate) struct Layout {
+    pub compressed: bool,
+    pub table: Option<SeekTable>,
+    head: Bytes,
+    tail: Bytes,
+}
+
+/// The shard in the cache.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub data: Option<Arc<Data>>,
+    pub path: PathBuf,
+    /// Whether the folder was looked into.
+    looked: bool,
+    pub queued: bool,
+    /// Mapped, and not read from yet: it stays in use until it was.
+    pub unread: bool,
+    /// Not to be downloaded before then.
+    pub later: Option<Instant>,
+}
+
+/// What is known when a set is opened.
+pub(crate) struct Survey {
+    pub bytes: u64,
+    /// `None` where the shard has to be read to know.
+    pub samples: Option<u64>,
+    pub seekable: bool,
+}
+
+impl RemoteShard {
+    pub(super) fn new(
+        remote: &Arc<Remote>,
+        url: &str,
+        known: Option<ManifestShard>,
+        listed: Option<Identity>,
+    ) -> Result<RemoteShard> {
+        Ok(RemoteShard {
+            remote: Arc::clone(remote),
+            target: remote.stores.target(url)?,
+            index: remote.stores.target(&format!("{url}.idx"))?,
+            known,
+            identity: listed.map_or_else(OnceLock::new, |listed| OnceLock::from((listed, None))),
+            head: OnceLock::new(),
+            layout: OnceLock::new(),
+            slot: Mutex::default(),
+            changed: Condvar::new(),
+            used: AtomicBool::new(false),
+        })
+    }
+
+    /// The state of the object that this set reads: of the manifest's size, if there is one.
+    pub fn identity(&self) -> Result<&Identity> {
+        if let Some((identity, _)) = self.identity.get() {
+            return Ok(identity);
+        }
+        let (head, identity) = self.now(fetch::range(&self.target, 0..ENDS, None))?;
+        if let Some(known) = self.known.as_ref().filter(|known| known.bytes != identity.size) {
+            let cause = format!(
+                "the manifest says {} bytes, the object has {}: pack anew, or name the shards \
+                 without the manifest",
+                known.bytes, identity.size
+            );
+            return Err(damaged(&self.target.path, identity.size, cause));
+        }
+        Ok(&self.identity.get_or_init(|| (identity, Some(head))).0)
+    }
+
+    /// Waits for a request.
+    fn now<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+        wait(request)?.unwrap_or_else(|| Err(given_up(&self.target.path)))
+    }
+
+    /// What the set has to know; of a manifest's shard without a request.
+    pub fn survey(&self, use_index: bool) -> Result<Survey> {
+        if let Some(known) = &self.known {
+            let (bytes, samples, seekable) = (known.bytes, Some(known.samples), known.seekable);
+            return Ok(Survey { bytes, samples, seekable });
+        }
+        let bytes = self.identity()?.size;
+        let seekable = match self.cached()? {
+            Some(data) => !data.compressed || data.table.is_some(),
+            None => self.layout()?.seekable(),
+        };
+        let head = if use_index { self.index_head()? } else { None };
+        if let Some(head) = head.filter(|head| head.shard_bytes != bytes) {
+            return Err(foreign(&self.index.path, &self.target.path, head, bytes));
+        }
+        Ok(Survey { bytes, samples: head.map(|head| head.samples), seekable })
+    }
+
+    /// The header of the index beside the shard; `None` where there is no index.
+    fn index_head(&self) -> Result<Option<&Head>> {
+        if let Some(head) = self.head.get() {
+            return Ok(head.as_ref());
+        }
+        let cached = self.cached_index()?.map(|path| Head::read(&path)).transpose().ok().flatten();
+        let head = match cached.flatten() {
+            Some(head) => Some(head),
+            None => match self.now(fetch::range(&self.index, 0..64, None)) {
+                Ok((bytes, _)) => Some(Head::parse(&bytes, &self.index.path)?),
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                    None
+                }
+                Err(error) => return Err(error),
+            },
+        };
+        Ok(self.head.get_or_init(|| head).as_ref())
+    }
+
+    /// The largest label + 1, where the index was asked already.
+    pub fn classes(&self) -> Option<u32> {
+        self.head.get()?.as_ref().map(|head| head.classes)
+    }
+
+    /// First and last bytes, and the seek table.
+    pub fn layout(&self) -> Result<&Layout> {
+        if let Some(layout) = self.layout.get() {
+            return Ok(layout);
+        }
+        let identity = self.identity()?.clone();
+        let size = identity.size;
+        let read = |range: Range<u64>| {
+            let fetched = self.now(fetch::range(&self.target, range, Some(&identity)));
+            fetched.map(|(bytes, _)| bytes)
+        };
+        let head = match self.identity.get().and_then(|(_, head)| head.clone()) {
+            Some(head) => head,
+            None => read(0..size.min(ENDS))?,
+        };
+        let mut tail = if size <= ENDS { head.clone() } else { read(size - ENDS..size)? };
+        let compressed = is_zstd(&head);
+        let mut table = None;
+        if compressed && has_table(&tail) {
+            let needed = table_bytes(&tail).unwrap_or(0).min(size);
+            if needed > self.remote.limits.index_bytes {
+                let cause = format!("a seek table of {needed} bytes is over the limit");
+                return Err(damaged(&self.target.path, size, cause));
+            }
+            if needed > tail.len() as u64 {
+                tail = read(size - needed..size)?;
+            }
+            let limits = &self.remote.limits;
+            table = SeekTable::parse_end(&tail, size, &self.target.path, limits)?;
+        }
+        let tail = tail.slice(tail.len().saturating_sub(ENDS as usize)..);
+        Ok(self.layout.get_or_init(|| Layout { compressed, table, head, tail }))
+    }
+
+    /// As `index::fingerprint`, from five short reads.
+    fn fingerprint(&self) -> Result<u64> {
+        if let Some(data) = self.cached()? {
+            return Ok(crate::shard::index::fingerprint(data.map.as_ref()));
+        }
+        let (layout, identity) = (self.layout()?, self.identity()?);
+        let [first, quarters @ .., last] = fingerprint_ranges(identity.size);
+        let mut pieces = vec![layout.head.slice(..(first.end - first.start) as usize)];
+        let quarters = quarters.map(|range| fetch::range(&self.target, range, Some(identity)));
+        for read in self.now(async { Ok(futures_util::future::join_all(quarters).await) })? {
+            pieces.push(read?.0);
+        }
+        pieces.push(layout.tail.slice(layout.tail.len() - (last.end - last.start) as usize..));
+        Ok(fingerprint_of(identity.size, pieces.iter().map(Bytes::as_ref)))
+    }
+
+    /// The index: that of the cache, the one beside the shard, or what `scan` finds in the shard.
+    pub fn index(
+        &self,
+        limits: &Limits,
+        use_index: bool,
+        scan: impl FnOnce() -> Result<crate::shard::Scanned>,
+    ) -> Result<ShardIndex> {
+        if let Some(path) = self.cached_index()? {
+            match ShardIndex::open(&path, limits) {
+                Ok(index) if index.head().shard_bytes == self.identity()?.size => {
+                    Cache::touch(&path);
+                    return Ok(index);
+                }
+                _ => drop(std::fs::remove_file(&path)),
+            }
+        }
+        match if use_index { self.index_head()? } else { None } {
+            Some(_) => self.fetch_index(limits),
+            None => self.scanned_index(scan),
+        }
+    }
+
+    /// Downloads the index beside the shard into the cache, or else into a file without a name:
+    /// it is a few percent of the shard, too much for the memory.
+    fn fetch_index(&self, limits: &Limits) -> Result<ShardIndex> {
+        let path = &self.index.path;
+        let (_, identity) = self.now(fetch::range(&self.index, 0..64, None))?;
+        if identity.size > limits.index_bytes {
+            let (bytes, limit) = (identity.size, limits.index_bytes);
+            let cause = format!("an index of {bytes} bytes is over the limit of {limit}");
+            return Err(damaged(path, 0, cause));
+        }
+        let mut reader = Reader::open(&self.index, &identity)?;
+        let mut file = tempfile::tempfile().map_err(|e| Error::io(std::env::temp_dir(), e))?;
+        std::io::copy(&mut reader, &mut file).map_err(|e| match e.downcast::<Error>() {
+            Ok(error) => error,
+            Err(e) => Error::io(std::env::temp_dir(), e),
+        })?;
+        let map = Map::of(&file).map_err(|e| Error::io(path, e))?;
+        let index = ShardIndex::of_map(map.clone(), path, limits)?;
+        let size = self.identity()?.size;
+        if index.head().shard_bytes != size || index.head().fingerprint != self.fingerprint()? {
+            return Err(foreign(path, &self.target.path, index.head(), size));
+        }
+        match self.keep_index(map.as_ref())? {
+            Some(kept) => ShardIndex::open(&kept, limits),
+            None => Ok(index),
+        }
+    }
+
+    /// Reads the shard to know what is in it; the next time the cache knows.
+    fn scanned_index(
+        &self,
+        scan: impl FnOnce() -> Result<crate::shard::Scanned>,
+    ) -> Result<ShardIndex> {
+        let kept = if self.remote.cache.is_some() {
+            "; the index is kept in the cache"
+        } else {
+            "; with an index beside it (`shard index`) or a cache it need not be"
+        };
+        let path = self.target.path.display();
+        tracing::warn!("{path}: no index, the whole shard is read to know its samples{kept}");
+        let scanned = scan()?;
+        if !scanned.index.has_faults() {
+            self.keep_index(&scanned.bytes)?;
+        }
+        Ok(scanned.index)
+    }
+
+    /// Bytes that an index belongs to.
+    pub fn size_and_fingerprint(&self) -> Result<(u64, u64)> {
+        Ok((self.identity()?.size, self.fingerprint()?))
+    }
+
+    fn index_name(&self) -> Result<String> {
+        let entry = entry_name(&self.target.url(), self.identity()?);
+        Ok(index_path(entry.as_ref()).to_string_lossy().into_owned())
+    }
+
+    fn cached_index(&self) -> Result<Option<PathBuf>> {
+        let Some(cache) = &self.remote.cache else { return Ok(None) };
+        Ok(cache.find(&self.index_name()?, None))
+    }
+
+    /// Puts an index into the cache, where there is one with room.
+    fn keep_index(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
+        let Some(cache) = &self.remote.cache else { return Ok(None) };
+        let name = self.index_name()?;
+        // Without the lock another process would take the part for one of a dead process.
+        let Some(_lock) = cache.lock(&name)? else { return Ok(None) };
+        let Some(mut part) = cache.begin(&name, bytes.len() as u64, true)? else {
+            return Ok(None);
+        };
+        part.write(bytes)?;
+        part.finish().map(Some)
+    }
+
+    /// As `cached`, to be read from.
+    pub fn cached_to_read(&self) -> Result<Option<Arc<Data>>> {
+        let data = self.cached()?;
+        if data.is_some() && !self.used.swap(true, Ordering::Relaxed) {
+            self.slot().unread = false;
+        }
+        Ok(data)
+    }
+
+    /// The shard in the cache, mapped; `None` while it is not there.
+    pub fn cached(&self) -> Result<Option<Arc<Data>>> {
+        let Some(cache) = &self.remote.cache else { return Ok(None) };
+        let mut slot = self.slot();
+        if let Some(data) = &slot.data {
+            return Ok(Some(Arc::clone(data)));
+        }
+        if slot.looked {
+            return Ok(None);
+        }
+        drop(slot);
+        let identity = self.identity()?;
+        let found = cache.find(&entry_name(&self.target.url(), identity), Some(identity.size));
+        if let Some(path) = found {
+            return self.adopt(path).map(Some);
+        }
+        slot = self.slot();
+        slot.looked = true;
+        Ok(None)
+    }
+
+    /// Maps the finished entry at `path` and reads from it from now on.
+    pub(super) fn adopt(&self, path: PathBuf) -> Result<Arc<Data>> {
+        let data = Map::open(&path)
+            .and_then(|map| Data::new(map, &self.target.path, &self.remote.limits))
+            .map(Arc::new)?;
+        Cache::touch(&path);
+        let mut slot = self.slot();
+        (slot.data, slot.path) = (Some(Arc::clone(&data)), path);
+        (slot.queued, slot.looked, slot.unread) = (false, true, true);
+        drop(slot);
+        self.changed.notify_all();
+        Ok(data)
+    }
+
+    /// The entry's name.
+    pub(super) fn entry(&self) -> Result<String> {
+        Ok(entry_name(&self.target.url(), self.identity()?))
+    }
+
+    pub(super) fn slot(&self) -> MutexGuard<'_, Slot> {
+        self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Notes that a download came to nothing.
+    pub(super) fn not_now(&self) {
+        let mut slot = self.slot();
+        (slot.queued, slot.later) = (false, Some(Instant::now() + PATIENCE));
+        drop(slot);
+        self.changed.notify_all();
+    }
+
+    /// Has the shard downloaded into the cache, in the background. Costs nothing to ask again.
+    pub fn want_cached(self: &Arc<Self>) {
+        let Some(cache) = &self.remote.cache else { return };
+        let mut slot = self.slot();
+        let later = slot.later.is_some_and(|later| Instant::now() < later);
+        if slot.data.is_none() && !slot.queued && !later {
+            slot.queued = true;
+            drop(slot);
+            download::enqueue(&self.remote, cache, self);
+        }
+    }
+
+    /// Waits for the shard to be in the cache; false where it will not be.
+    fn await_cached(self: &Arc<Self>) -> Result<bool> {
+        if self.cached()?.is_some() {
+            return Ok(true);
+        }
+        self.want_cached();
+        let start = Instant::now();
+        let mut slot = self.slot();
+        while slot.data.is_none() && slot.queued {
+            if is_given_up() {
+                return Err(given_up(&self.target.path));
+            }
+            let look = Duration::from_millis(50);
+            let waited = self.changed.wait_timeout(slot, look);
+            slot = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        waited_since(start);
+        Ok(slot.data.is_some())
+    }
+
+    /// The shard from front to back: the entry of the cache, once it is there, or a stream.
+    pub fn open(self: &Arc<Self>) -> Result<Opened> {
+        if self.remote.cache.is_some()
+            && self.await_cached()?
+            && let Some(data) = self.cached_to_read()?
+        {
+            return Ok(Opened::Cached(data));
+        }
+        let compressed = self.layout()?.compressed;
+        Ok(Opened::Streamed(Reader::open(&self.target, self.identity()?)?, compressed))
+    }
+
+    /// Its file from front to back.
+    pub fn bytes(self: &Arc<Self>) -> Result<Box<dyn Read + Send>> {
+        Ok(match self.open()? {
+            Opened::Cached(data) => Box::new(std::io::Cursor::new(data.map.clone())),
+            Opened::Streamed(reader, _) => Box::new(reader),
+        })
+    }
+
+    /// Bytes `range` by a request of its own, now.
+    pub fn fetch(&self, range: Range<u64>) -> Result<Bytes> {
+        let _hurry = download::Hurry::begin();
+        let bytes = wait(self.request(range)?)?;
+        bytes.unwrap_or_else(|| Err(given_up(&self.target.path)))
+    }
+
+    /// Bytes `range`, to be waited for; takes its turn among the requests under way.
+    pub(super) fn request(
+        &self,
+        range: Range<u64>,
+    ) -> Result<impl Future<Output = Result<Bytes>> + Send + 'static> {
+        let (target, identity) = (self.target.clone(), self.identity()?.clone());
+        let turns = Arc::clone(&self.remote.turns);
+        Ok(async move {
+            let _turn = turns.acquire().await;
+            let length = range.end - range.start;
+            let offset = range.start;
+            let (bytes, _) = fetch::range(&target, range, Some(&identity)).await?;
+            if bytes.len() as u64 != length {
+                let cause = format!("{length} bytes were asked for and {} came", bytes.len());
+                return Err(damaged(&target.path, offset, cause));
+            }
+            Ok(bytes)
+        })
+    }
+
+    /// As [`Map::check`], of the cache's file.
+    pub fn check(&self) -> Result<()> {
+        let slot = self.slot();
+        slot.data.as_ref().map_or(Ok(()), |data| data.map.check(&slot.path))
+    }
+
+    /// As [`Map::release`], of the cache's file.
+    pub fn release(&self) {
+        if let Some(data) = &self.slot().data {
+            data.map.release();
+        }
+    }
+}
+
+/// A shard opened to be read in order.
+pub(crate) enum Opened {
+    Cached(Arc<Data>),
+    /// With whether its bytes are compressed with zstd.
+    Streamed(Reader, bool),
+}
+
+impl Layout {
+    /// Whether samples can be read in any order.
+    pub fn seekable(&self) -> bool {
+        !self.compressed || self.table.is_some()
+    }
+}

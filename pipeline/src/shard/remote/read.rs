@@ -1,0 +1,169 @@
+//! Samples of shards behind URLs: what `set` and `access` do for files, for them.
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::{Ahead, Block, Opened, RemoteShard};
+use crate::Result;
+use crate::shard::access::{Data, ReadScratch, beyond, in_order_only, window};
+use crate::shard::scan::{Scanned, scan_stream, tar_of};
+use crate::shard::tar::AnyTar;
+use crate::shard::{Limits, ShardSet, damaged};
+
+/// What a thread keeps of the last read from behind a URL.
+#[derive(Default)]
+pub(in crate::shard) struct Scratch {
+    /// Its file in the cache, or a piece.
+    kept: Option<Arc<Data>>,
+    block: Option<Block>,
+    /// Where a loader's samples were fetched ahead.
+    ahead: Option<Arc<Ahead>>,
+}
+
+impl Scratch {
+    pub fn reading_ahead(ahead: Option<Arc<Ahead>>) -> Self {
+        Scratch { ahead, ..Self::default() }
+    }
+}
+
+impl ShardSet {
+    /// Where in which shard's file the bytes of `sample` lie, if a request has to be made for them.
+    /// What is wrong with it shows itself when it is read.
+    pub(super) fn remote_range(&self, sample: usize) -> Option<(usize, Range<u64>)> {
+        let shard = self.shard_of(sample);
+        let remote = self.remote(shard)?;
+        if remote.cached().ok()?.is_some() {
+            return None;
+        }
+        remote.want_cached();
+        let (_, entry, _) = self.entry(sample).ok()?;
+        let range = self.place(remote, entry.offset, entry.length.into()).ok()?;
+        Some((shard, range))
+    }
+
+    /// The bytes of the object that hold a range of the archive.
+    fn place(&self, remote: &RemoteShard, offset: u64, length: u64) -> Result<Range<u64>> {
+        let (path, limits) = (&remote.target.path, &self.options.limits);
+        let size = remote.identity()?.size;
+        let (start, bytes) = match &remote.layout()?.table {
+            None => (offset, length),
+            Some(table) => {
+                let frames = table.frames(offset, length);
+                table.file_range(&frames.ok_or_else(|| beyond(path, offset, length))?)
+            }
+        };
+        let end = start.checked_add(bytes).filter(|&end| end <= size);
+        let end = end.ok_or_else(|| beyond(path, offset, length))?;
+        if length > limits.member_bytes || bytes > limits.member_bytes + limits.frame_bytes {
+            let limit = limits.member_bytes;
+            let cause =
+                format!("a sample of {} bytes is over the limit of {limit}", length.max(bytes));
+            return Err(damaged(path, offset, cause));
+        }
+        Ok(start..end)
+    }
+
+    /// A range of the archive of a shard behind a URL; `sample` is whose it is.
+    pub(in crate::shard) fn remote_bytes<'a>(
+        &'a self,
+        shard: usize,
+        remote: &RemoteShard,
+        sample: Option<usize>,
+        offset: u64,
+        length: u64,
+        scratch: &'a mut ReadScratch,
+    ) -> Result<&'a [u8]> {
+        let ReadScratch { frames, remote: Scratch { kept, block, ahead } } = scratch;
+        let expected = ahead.as_ref().zip(sample);
+        if let Some(data) = remote.cached_to_read()? {
+            if let Some((ahead, sample)) = expected {
+                ahead.forget(sample);
+            }
+            return self.of_data(shard, kept.insert(data), offset, length, frames);
+        }
+        let path = &self.infos[shard].path;
+        let layout = remote.layout()?;
+        if !layout.seekable() {
+            return Err(in_order_only(path));
+        }
+        let range = self.place(remote, offset, length)?;
+        let taken = expected.map(|(ahead, sample)| ahead.take(self, sample)).transpose()?;
+        let (bytes, start) = match taken.flatten() {
+            Some(taken) => taken,
+            None => (remote.fetch(range.clone())?, range.start),
+        };
+        let bytes = block.insert(bytes);
+        match &layout.table {
+            None => {
+                window(bytes, start, offset, length).ok_or_else(|| beyond(path, offset, length))
+            }
+            Some(table) => {
+                let key = (self.id, shard);
+                frames.read(key, table, (bytes, start), path, offset, length)
+            }
+        }
+    }
+
+    /// Reads ahead for one loader within `budget` bytes; `None` for a set on disk. With `scattered`
+    /// the order comes to all shards at once.
+    pub(crate) fn ahead(&self, budget: u64, scattered: bool) -> Option<Arc<Ahead>> {
+        let mut remotes = (0..self.infos.len()).filter_map(|shard| self.remote(shard)).peekable();
+        let first = remotes.peek()?;
+        first.remote.gentle.store(scattered, Ordering::Relaxed);
+        Some(Arc::new(Ahead::new(budget)))
+    }
+
+    /// Opens the indexes of all shards behind URLs, of `parallel` at a time. An error shows itself
+    /// again where its shard is read.
+    pub(crate) fn open_indexes(&self, ahead: &Ahead) {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        let open = || loop {
+            ahead.heed();
+            let shard = next.fetch_add(1, Ordering::Relaxed);
+            if shard >= self.infos.len() || ahead.is_given_up() {
+                return;
+            }
+            if self.remote(shard).is_some() {
+                let _ = self.index(shard);
+            }
+        };
+        let threads = self.options.remote.parallel.min(self.infos.len()).min(8);
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(open);
+            }
+            open();
+        });
+    }
+}
+
+/// The archive of a shard, from its front.
+pub(in crate::shard) fn open_tar(
+    remote: &Arc<RemoteShard>,
+    path: &Path,
+    limits: &Limits,
+) -> Result<(AnyTar, Option<crate::shard::map::Map>)> {
+    match remote.open()? {
+        Opened::Cached(data) => {
+            let map = data.map.clone();
+            Ok((crate::shard::scan::open_tar(&map, path, limits)?, Some(map)))
+        }
+        Opened::Streamed(reader, compressed) => {
+            Ok((tar_of(reader, compressed, path, limits)?, None))
+        }
+    }
+}
+
+/// Reads a shard to know what is in it.
+pub(in crate::shard) fn scan(
+    remote: &Arc<RemoteShard>,
+    path: &Path,
+    limits: &Limits,
+) -> Result<Scanned> {
+    let (tar, map) = open_tar(remote, path, limits)?;
+    let scanned = scan_stream(tar, path, limits, remote.size_and_fingerprint()?)?;
+    map.map_or(Ok(()), |map| map.check(path))?;
+    Ok(scanned)
+}

@@ -1,0 +1,103 @@
+//! An object from front to back as a [`Read`]. A connection that breaks is taken up again at the
+//! byte where it stopped; a few answers' pieces wait in memory, no more.
+
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+use bytes::{Buf, Bytes};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::fetch::{Answer, Identity};
+use super::net::{given_up, handle, wait};
+use super::retry::{Failure, Tries};
+use super::store::Target;
+use crate::Result;
+
+/// Pieces that wait for the reader; one is some 400 KB at most.
+const AHEAD: usize = 4;
+
+/// A stream of an object's bytes. Errors carry the crate's own ([`crate::Error`]) inside.
+pub(crate) struct Reader {
+    pieces: mpsc::Receiver<Result<Bytes>>,
+    piece: Bytes,
+    path: PathBuf,
+    task: tokio::task::AbortHandle,
+}
+
+impl Reader {
+    /// Begins to read `target`, which has to be `identity`.
+    pub fn open(target: &Target, identity: &Identity) -> Result<Reader> {
+        let (sender, pieces) = mpsc::channel(AHEAD);
+        let path = target.path.clone();
+        let task = handle()?.spawn(produce(target.clone(), identity.clone(), sender));
+        Ok(Reader { pieces, piece: Bytes::new(), path, task: task.abort_handle() })
+    }
+
+    /// The next piece; empty at the end.
+    pub fn next_piece(&mut self) -> Result<Bytes> {
+        match self.pieces.try_recv() {
+            Ok(piece) => return piece,
+            Err(mpsc::error::TryRecvError::Disconnected) => return Ok(Bytes::new()),
+            Err(mpsc::error::TryRecvError::Empty) => {}
+        }
+        match wait(self.pieces.recv())? {
+            None => Err(given_up(&self.path)),
+            Some(piece) => piece.unwrap_or_else(|| Ok(Bytes::new())),
+        }
+    }
+}
+
+impl Read for Reader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.piece.is_empty() {
+            self.piece = self.next_piece().map_err(io::Error::other)?;
+        }
+        let count = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..count]);
+        Ok(count)
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Sends all pieces, or an error at the end.
+async fn produce(target: Target, identity: Identity, pieces: mpsc::Sender<Result<Bytes>>) {
+    let mut tries = Tries::new(&target);
+    let mut at = 0;
+    while at < identity.size {
+        let Err(failure) = send(&target, &identity, &mut at, &mut tries, &pieces).await else {
+            return;
+        };
+        if let Err(failure) = tries.again(&target, failure).await {
+            let error = failure.into_error(&target, at, tries.failed());
+            let _ = pieces.send(Err(error)).await;
+            return;
+        }
+    }
+}
+
+/// One try from `at` on. It is over, too, when nobody reads any more.
+async fn send(
+    target: &Target,
+    identity: &Identity,
+    at: &mut u64,
+    tries: &mut Tries,
+    pieces: &mpsc::Sender<Result<Bytes>>,
+) -> Result<(), Failure> {
+    let mut answer = Answer::open(target, Some(*at..identity.size), Some(identity)).await?;
+    while let Some(bytes) = answer.next().await? {
+        *at += bytes.len() as u64;
+        tries.progress(bytes.len() as u64);
+        let full = Instant::now();
+        if pieces.send(Ok(bytes)).await.is_err() {
+            return Ok(());
+        }
+        answer.excuse(full.elapsed());
+    }
+    Ok(())
+}

@@ -1,0 +1,182 @@
+//! What failed, whether it is worth another try, and how long to wait before it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use super::store::Target;
+use crate::Error;
+use crate::shard::damaged;
+
+/// The longest wait between two tries.
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// Progress that makes up for failed tries: a stream that is cut now and then is read to its end.
+const PROGRESS: u64 = 64 << 10;
+
+/// Why a request failed.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// It may succeed later.
+    Passing(String),
+    /// There is no such object.
+    Missing(String),
+    /// It will fail again.
+    Final(String),
+    /// The object is not the one that was opened, or the server does not keep to HTTP.
+    Wrong(String),
+}
+
+impl Failure {
+    /// Of what `object_store` says.
+    pub fn of(error: &object_store::Error) -> Failure {
+        use object_store::Error as E;
+        let words = words(error);
+        match error {
+            E::NotFound { .. } => Failure::Missing(words),
+            E::Precondition { .. } => Failure::Wrong(changed("its ETag is another")),
+            E::NotSupported { .. } => Failure::Final(
+                "the server does not answer requests for a part of an object (no 206 Partial Content)"
+                    .into(),
+            ),
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Final(words),
+            E::Generic { .. } if client_is_wrong(&words) => Failure::Final(words),
+            E::Generic { .. } | E::JoinError { .. } => Failure::Passing(words),
+            _ => Failure::Final(words),
+        }
+    }
+
+    /// The crate's error, about byte `offset` of `target`, after so many tries.
+    pub fn into_error(self, target: &Target, offset: u64, tries: u32) -> Error {
+        let (kind, cause) = match self {
+            Failure::Wrong(cause) => return damaged(&target.path, offset, cause),
+            Failure::Missing(cause) => (std::io::ErrorKind::NotFound, cause),
+            Failure::Final(cause) => (std::io::ErrorKind::PermissionDenied, cause),
+            Failure::Passing(cause) => (std::io::ErrorKind::ConnectionAborted, cause),
+        };
+        let times = if tries > 1 { format!("{tries} times, at last: ") } else { String::new() };
+        let text = format!("cannot be read at byte {offset}: failed {times}{cause}");
+        Error::io(&target.path, std::io::Error::new(kind, text))
+    }
+}
+
+/// The cause of an object that is another one now.
+pub(super) fn changed(how: &str) -> String {
+    format!("the object has changed since it was opened: {how}")
+}
+
+/// Statuses from 400 to 499, but for those that say "later". `object_store` keeps the status of
+/// such an error in its text alone.
+fn client_is_wrong(words: &str) -> bool {
+    let status = words.split("status code: ").nth(1).and_then(|rest| rest.get(..3));
+    status.is_some_and(|status| status.starts_with('4') && !["408", "425", "429"].contains(&status))
+}
+
+/// An error with its sources, each said once, on one line of moderate length.
+pub(super) fn words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let cause = error.to_string();
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+        source = error.source();
+    }
+    // The request, and how long it took, would make each text another one.
+    if let Some((_, cause)) =
+        text.split_once("Error performing ").and_then(|(_, t)| t.split_once(" - "))
+    {
+        text = cause.to_owned();
+    }
+    let mut text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    text.truncate(text.trim_end_matches([':', ' ']).len());
+    if let Some((end, _)) = text.char_indices().nth(400) {
+        text.truncate(end);
+        text.push_str(" ...");
+    }
+    text
+}
+
+/// The tries of one request.
+pub(super) struct Tries {
+    failed: u32,
+    progress: u64,
+    limit: u32,
+    first: Duration,
+}
+
+impl Tries {
+    pub fn new(target: &Target) -> Self {
+        let options = &target.options;
+        Tries { failed: 0, progress: 0, limit: options.retries, first: options.backoff }
+    }
+
+    /// So many bytes arrived.
+    pub fn progress(&mut self, bytes: u64) {
+        self.progress += bytes;
+        if self.progress >= PROGRESS {
+            (self.failed, self.progress) = (0, 0);
+        }
+    }
+
+    /// Tries that failed, the last one included.
+    pub fn failed(&self) -> u32 {
+        self.failed
+    }
+
+    /// Waits after a failure that may pass.
+    ///
+    /// # Errors
+    /// The failure, where it will not pass, or did not often enough.
+    pub async fn again(&mut self, target: &Target, failure: Failure) -> Result<(), Failure> {
+        self.failed += 1;
+        let Failure::Passing(cause) = &failure else { return Err(failure) };
+        if self.failed > self.limit {
+            return Err(failure);
+        }
+        let wait = delay(self.first, self.failed);
+        tracing::info!("{}: {cause}; once more in {wait:?}", target.path.display());
+        tokio::time::sleep(wait).await;
+        Ok(())
+    }
+}
+
+/// The wait after the `failed`-th failure: doubled each time, and up to a quarter less at random,
+/// so that many clients do not come back at once.
+fn delay(first: Duration, failed: u32) -> Duration {
+    let whole = first.saturating_mul(1 << failed.saturating_sub(1).min(16)).min(LONGEST);
+    let random = RandomState::new().hash_one(failed) % 256;
+    whole.mul_f64(1.0 - random as f64 / 1024.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_bound() {
+        let ms = Duration::from_millis;
+        for (failed, most) in [(1, ms(200)), (2, ms(400)), (4, ms(1600)), (40, LONGEST)] {
+            let wait = delay(ms(200), failed);
+            assert!(wait <= most && wait >= most.mul_f64(0.75), "{failed}: {wait:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let generic = |text: &str| object_store::Error::Generic {
+            store: "HTTP",
+            source: text.to_owned().into(),
+        };
+        for (text, passing) in [
+            ("Server returned non-2xx status code: 503 Service Unavailable", true),
+            ("Server returned non-2xx status code: 429 Too Many Requests", true),
+            ("Server returned non-2xx status code: 416 Range Not Satisfiable", false),
+            ("Server returned non-2xx status code: 400 Bad Request", false),
+            ("connection reset by peer", true),
+        ] {
+            let failure = Failure::of(&generic(text));
+            assert_eq!(matches!(failure, Failure::Passing(_)), passing, "{text}: {failure:?}");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The cache on disk: what it saves, what it may take, who shares it.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bt_pipeline::{ShardSet, Shuffle};
+
+use crate::server::{Fault, Origin, Server};
+use crate::{Data, ORDERS, cached, open, packed, run};
+
+/// The shards in a cache.
+fn entries(cache: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().path());
+    let shard = |path: &PathBuf| {
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        !name.starts_with('.') && (name.ends_with(".tar") || name.ends_with(".zst"))
+    };
+    let mut files: Vec<_> = files.filter(shard).collect();
+    files.sort();
+    files
+}
+
+fn bytes(cache: &Path) -> u64 {
+    let files = std::fs::read_dir(cache).unwrap().map(|entry| entry.unwrap().metadata().unwrap());
+    files.filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+}
+
+/// Runs until all shards are in the cache.
+fn warm(set: &Arc<ShardSet>, cache: &Path, shards: usize) {
+    let start = Instant::now();
+    while entries(cache).len() < shards {
+        run(set, Shuffle::Global, 2).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", entries(cache));
+    }
+}
+
+#[test]
+fn a_warm_cache_gives_the_same_bytes_without_a_request() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let cache = tempfile::tempdir().unwrap();
+    for name in ["tar", "zst", "raw", "stream"] {
+        let pattern = match name {
+            "tar" => packed(name),
+            "zst" => "zst/shard.manifest.json".to_owned(),
+            "raw" => "raw/part-{000000..000002}.tar".to_owned(),
+            _ => "stream/part-{000000..000002}.tar.zst".to_owned(),
+        };
+        let options = cached(cache.path(), 1 << 30);
+        let orders = if name == "stream" { &ORDERS[1..] } else { &ORDERS[..] };
+        let before = entries(cache.path()).len();
+        let set = open(&server.url(&pattern), &options).unwrap();
+        for &shuffle in orders {
+            assert_eq!(run(&set, shuffle, 2).unwrap(), data.local(name, shuffle), "{name}, cold");
+        }
+        let start = Instant::now();
+        while entries(cache.path()).len() < before + 3 {
+            assert!(start.elapsed() < Duration::from_secs(30), "{name} is not cached");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        drop(set);
+        // Another time: a request a shard tells whether it is still the same, no more.
+        let set = open(&server.url(&pattern), &options).unwrap();
+        for shard in 0..3 {
+            set.meta(set.shards()[shard].first_sample).unwrap();
+        }
+        server.misbehave(|_, _| Fault::Status(500));
+        for &shuffle in orders {
+            for threads in [1, 3] {
+                let seen = run(&set, shuffle, threads).unwrap();
+                assert_eq!(seen, data.local(name, shuffle), "{name} {shuffle:?}, warm");
+            }
+        }
+        assert_eq!(server.take_seen().len(), 0, "{name}: warm reads ask for nothing");
+        server.misbehave(|_, _| Fault::None);
+        open(&server.url(&pattern), &options).unwrap().meta(0).unwrap();
+        assert!(server.take_seen().len() <= 4, "{name}: opening asks once a shard");
+    }
+}
+
+#[test]
+fn a_changed_object_replaces_its_entry() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let cache = tempfile::tempdir().unwrap();
+    let url = server.url("raw/part-000000.tar");
+    let options = cached(cache.path(), 1 << 30);
+    warm(&open(&url, &options).unwrap(), cache.path(), 1);
+    let old = entries(cache.path());
+    let path = data.folder.path().join("raw/part-000000.tar");
+    std::fs::copy(data.folder.path().join("raw/part-000001.tar"), &path).unwrap();
+    let set = open(&url, &options).unwrap();
+    let start = Instant::now();
+    while entries(cache.path()) == old || entries(cache.path()).len() != 1 {
+        let local = run(&crate::common::open(&data.folder.path().join("raw")), Shuffle::None, 1);
+        assert!(local.is_ok() && run(&set, Shuffle::None, 1).is_ok());
+        assert!(start.elapsed() < Duration::from_secs(30), "{:?}", entries(cache.path()));
+    }
+    let new = std::fs::read(&entries(cache.path())[0]).unwrap();
+    assert!(new == std::fs::read(&path).unwrap());
+    // An entry of another length is not believed.
+    std::fs::write(&entries(cache.path())[0], b"short").unwrap();
+    let set = open(&url, &options).unwrap();
+    run(&set, Shuffle::None, 1).unwrap();
+}
+
+#[test]
+fn the_cache_stays_within_its_size_in_every_order() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let largest = (0..3).map(|n| {
+        let path = data.folder.path().join(format!("tar/shard-00000{n}.tar"));
+        std::fs::metadata(path).unwrap().len()
+    });
+    // Room for one shard and the indexes, and for none.
+    let one = largest.max().unwrap() + 20_000;
+    for limit in [one, 1000] {
+        for shuffle in ORDERS {
+            let cache = tempfile::tempdir().unwrap();
+            let set = open(&server.url(&packed("tar")), &cached(cache.path(), limit)).unwrap();
+            for _ in 0..3 {
+                let seen = run(&set, shuffle, 2).unwrap();
+                assert_eq!(seen, data.local("tar", shuffle), "{limit} {shuffle:?}");
+                std::thread::sleep(Duration::from_millis(30));
+                assert!(bytes(cache.path()) <= limit, "{limit} {shuffle:?}");
+            }
+        }
+    }
+}
+
+/// What a child process runs: `BT_REMOTE_CHILD` is a pattern, `BT_REMOTE_CACHE` a folder.
+#[test]
+#[ignore = "run by other tests"]
+fn child() {
+    let (Ok(pattern), Ok(cache)) =
+        (std::env::var("BT_REMOTE_CHILD"), std::env::var("BT_REMOTE_CACHE"))
+    else {
+        return;
+    };
+    let options =
+        if cache.is_empty() { crate::impatient() } else { cached(Path::new(&cache), 1 << 30) };
+    let set = open(&pattern, &options).unwrap();
+    for shuffle in ORDERS {
+        println!("seen {:?}", run(&set, shuffle, 2).unwrap());
+    }
+    if !cache.is_empty() {
+        warm(&set, Path::new(&cache), 3);
+    }
+}
+
+/// A process that runs `child`.
+pub fn start(pattern: &str, cache: &Path, variables: &[(&str, &str)]) -> std::process::Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cache::child", "--ignored", "--nocapture"])
+        .env("BT_REMOTE_CHILD", pattern)
+        .env("BT_REMOTE_CACHE", cache)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+/// The lines of what it saw.
+pub fn seen(child: std::process::Child) -> Vec<String> {
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success());
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let lines = text.lines().filter_map(|line| Some(line.split_once("seen ")?.1.to_owned()));
+    lines.collect()
+}
+
+/// What it should have seen.
+pub fn expected(data: &Data, name: &str) -> Vec<String> {
+    ORDERS.iter().map(|&shuffle| format!("{:?}", data.local(name, shuffle))).collect()
+}
+
+#[test]
+fn two_processes_share_a_cache_and_load_each_shard_once() {
+    let data = Data::new();
+    // Slow enough for both to want the same shards at once.
+    let server = Server::start(Origin::Folder(data.folder.path().to_owned()), Some(200e3));
+    let cache = tempfile::tempdir().unwrap();
+    let pattern = server.url(&packed("tar"));
+    let both = [0, 1].map(|_| start(&pattern, cache.path(), &[]));
+    for child in both {
+        assert_eq!(seen(child), expected(&data, "tar"));
+    }
+    assert_eq!(entries(cache.path()).len(), 3);
+    let whole = server.take_seen().into_iter().filter(|request| {
+        let size = std::fs::metadata(data.folder.path().join(&request.path[1..])).unwrap().len();
+        request.path.ends_with(".tar") && request.range == Some((0, size - 1))
+    });
+    assert_eq!(whole.count(), 3, "each shard is downloaded by one of them");
+}
+
+#[test]
+fn a_killed_download_leaves_nothing_that_is_read_and_no_lock() {
+    let data = Data::new();
+    let server = Server::start(Origin::Folder(data.folder.path().to_owned()), Some(5e3));
+    let cache = tempfile::tempdir().unwrap();
+    let pattern = server.url(&packed("tar"));
+    let mut child = start(&pattern, cache.path(), &[]);
+    let parts = || {
+        let files = std::fs::read_dir(cache.path()).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|path| path.to_string_lossy().ends_with(".part")).count()
+    };
+    let begun = Instant::now();
+    while parts() == 0 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "no download began");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(parts() > 0, "it was killed too late");
+    let fast = Server::of_folder(data.folder.path());
+    let set = open(&fast.url(&packed("tar")), &cached(cache.path(), 1 << 30)).unwrap();
+    assert_eq!(parts(), 0, "what the dead left is cleared away");
+    assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), data.local("tar", Shuffle::Global));
+    warm(&set, cache.path(), 3);
+    assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), data.local("tar", Shuffle::Global));
+}

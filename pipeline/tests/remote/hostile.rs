@@ -1,0 +1,102 @@
+//! Answers that no server should give, and indexes that lie: errors, without panics and without
+//! taking memory for what is only claimed.
+
+use bt_pipeline::shard::{Limits, OpenOptions, ReadScratch};
+use bt_pipeline::{Error, Shuffle};
+
+use crate::server::{Fault, Server};
+use crate::{Data, impatient, open, packed, run};
+
+#[test]
+fn answers_that_are_not_what_was_asked_for_are_errors() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    for fault in [Fault::WrongRange, Fault::WrongSize, Fault::IgnoresRange] {
+        let mut options = impatient();
+        options.remote.timeout = std::time::Duration::from_millis(200);
+        // From the first request on, and from the first sample on.
+        server.misbehave(move |_, _| fault);
+        let error = open(&server.url(&packed("tar")), &options).map(|_| ()).err();
+        if fault != Fault::WrongSize {
+            let text = error.unwrap().to_string();
+            assert!(text.contains("/tar/shard-00000"), "{fault:?}: {text}");
+        }
+        server.misbehave(|_, _| Fault::None);
+        let set = open(&server.url(&packed("tar")), &options).unwrap();
+        for shard in 0..3 {
+            set.meta(set.shards()[shard].first_sample).unwrap();
+        }
+        server.misbehave(move |_, _| fault);
+        let error = run(&set, Shuffle::None, 2).unwrap_err().to_string();
+        assert!(error.contains("shard-000000.tar"), "{fault:?}: {error}");
+    }
+}
+
+#[test]
+fn an_index_of_another_shard_or_a_damaged_one_is_refused() {
+    let data = Data::new();
+    let folder = data.folder.path().join("tar");
+    let server = Server::of_folder(data.folder.path());
+    let index = |n: u32| folder.join(format!("shard-00000{n}.tar.idx"));
+    let good = std::fs::read(index(0)).unwrap();
+    let url = server.url("tar/shard-000000.tar");
+    let said = || {
+        let outcome = open(&url, &impatient()).and_then(|set| set.meta(0));
+        outcome.err().map(|error| error.to_string())
+    };
+    assert_eq!(said(), None);
+    std::fs::copy(index(1), index(0)).unwrap();
+    assert!(said().unwrap().contains("the index was made for a shard"));
+    // As long as the shard, and of other content: the fingerprint tells.
+    let mut bytes = std::fs::read(folder.join("shard-000000.tar")).unwrap();
+    bytes[700] ^= 1;
+    std::fs::write(folder.join("shard-000000.tar"), &bytes).unwrap();
+    std::fs::write(index(0), &good).unwrap();
+    assert!(said().unwrap().contains("with other content"));
+    bytes[700] ^= 1;
+    std::fs::write(folder.join("shard-000000.tar"), &bytes).unwrap();
+    for at in [0, 9, 40, 50, 58, 100, good.len() - 9] {
+        let mut bad = good.clone();
+        bad[at] ^= 0x41;
+        std::fs::write(index(0), &bad).unwrap();
+        assert!(said().is_some(), "byte {at}");
+    }
+    std::fs::write(index(0), &good[..good.len() / 2]).unwrap();
+    assert!(said().is_some());
+}
+
+#[test]
+fn limits_hold_before_memory_is_taken() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let with = |limits| OpenOptions { limits, ..impatient() };
+    let url = server.url("tar/shard-000000.tar");
+    let small = with(Limits { member_bytes: 100, ..Limits::default() });
+    let set = open(&url, &small).unwrap();
+    let error = set.read(0, &mut ReadScratch::new()).unwrap_err();
+    assert!(matches!(&error, Error::Shard { cause, .. } if cause.contains("limit")), "{error}");
+    let small = with(Limits { index_bytes: 100, ..Limits::default() });
+    let error = open(&url, &small).unwrap().meta(0).unwrap_err().to_string();
+    assert!(error.contains("limit of 100"), "{error}");
+    let manifest = server.url("tar/shard.manifest.json");
+    let error = open(&manifest, &small).unwrap_err().to_string();
+    assert!(error.contains("limit of 100"), "{error}");
+}
+
+#[test]
+fn a_manifest_that_lies_about_a_shard_is_an_error() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let path = data.folder.path().join("tar/shard.manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let bytes = std::fs::metadata(data.folder.path().join("tar/shard-000000.tar")).unwrap().len();
+    let (was, is) = (format!("\"bytes\": {bytes},"), format!("\"bytes\": {},", bytes + 1));
+    assert!(text.contains(&was));
+    std::fs::write(&path, text.replacen(&was, &is, 1)).unwrap();
+    let set = open(&server.url("tar/shard.manifest.json"), &impatient()).unwrap();
+    let error = run(&set, Shuffle::None, 1).unwrap_err().to_string();
+    assert!(error.contains("the manifest says"), "{error}");
+    std::fs::write(&path, "{}").unwrap();
+    let error = open(&server.url("tar/shard.manifest.json"), &impatient()).unwrap_err().to_string();
+    assert!(error.contains("not a manifest"), "{error}");
+}

@@ -1,0 +1,174 @@
+//! Without faults: patterns, indexes, orders, resuming, bounds.
+
+use std::sync::Arc;
+
+use bt_pipeline::shard::{OwnedSample, ReadScratch, unpack};
+use bt_pipeline::{Loader, Position, Shuffle};
+
+use crate::server::Server;
+use crate::{Data, ORDERS, impatient, open, packed, run};
+
+#[test]
+fn urls_give_the_bytes_of_the_files_in_every_order() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    for name in ["tar", "zst"] {
+        for shuffle in ORDERS {
+            let expected = data.local(name, shuffle);
+            for pattern in [packed(name), format!("{name}/shard.manifest.json")] {
+                for threads in [1, 3] {
+                    let set = open(&server.url(&pattern), &impatient()).unwrap();
+                    let seen = run(&set, shuffle, threads).unwrap();
+                    assert_eq!(seen, expected, "{pattern} {shuffle:?} {threads}");
+                }
+            }
+        }
+    }
+    let asked = server.take_seen();
+    assert!(asked.iter().all(|request| request.method == "GET"));
+    let image = |request: &&crate::server::Request| request.path.ends_with(".tar");
+    let whole = asked.iter().filter(image).filter(|request| request.range.is_none());
+    assert_eq!(whole.count(), 0, "packed shards are read by ranges");
+}
+
+#[test]
+fn shards_without_an_index_are_read_once_to_know_their_samples() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let set = open(&server.url("raw/part-{000000..000002}.tar"), &impatient()).unwrap();
+    for shuffle in ORDERS {
+        assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("raw", shuffle), "{shuffle:?}");
+    }
+    // One frame without a seek table: in order alone.
+    let set = open(&server.url("stream/part-{000000..000002}.tar.zst"), &impatient()).unwrap();
+    assert!(!set.seekable());
+    assert!(run(&set, Shuffle::Global, 2).is_err());
+    for shuffle in [Shuffle::None, ORDERS[2]] {
+        assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("stream", shuffle), "{shuffle:?}");
+    }
+}
+
+#[test]
+fn unions_join_files_and_urls() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let local = data.folder.path().join("tar/shard-000000.tar");
+    let union = format!("{}::{}", local.display(), server.url("tar/shard-{000001,000002}.tar"));
+    let set = open(&union, &impatient()).unwrap();
+    let expected = data.local("tar", Shuffle::Global);
+    assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), expected);
+    assert_eq!(set.shards()[1].path.to_string_lossy(), server.url("tar/shard-000001.tar"));
+}
+
+#[test]
+fn single_samples_streams_labels_and_unpacking_work_without_a_loader() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    for name in ["tar", "zst"] {
+        let local = crate::common::open(&data.folder.path().join(name));
+        let set = open(&server.url(&packed(name)), &impatient()).unwrap();
+        let (mut here, mut there) = (ReadScratch::new(), ReadScratch::new());
+        for sample in (0..set.len()).rev() {
+            let (a, b) = (set.read(sample, &mut there).unwrap(), local.read(sample, &mut here));
+            let b = b.unwrap();
+            assert_eq!((a.key, a.image, a.label), (b.key, b.image, b.label));
+            assert_eq!(set.meta(sample).unwrap(), local.meta(sample).unwrap());
+        }
+        assert_eq!(set.num_classes().unwrap(), local.num_classes().unwrap());
+        let (mut stream, mut owned) = (set.stream(1).unwrap(), OwnedSample::default());
+        assert!(stream.next_into(&mut owned).unwrap());
+        assert_eq!(owned.key, local.meta(local.shards()[1].first_sample).unwrap().key);
+    }
+    let out = data.folder.path().join("unpacked");
+    let pattern = server.url("stream/part-000000.tar.zst");
+    unpack(&pattern, &out, bt_pipeline::shard::Tree::Members, &impatient(), &mut |_| {}).unwrap();
+    assert!(out.is_dir());
+}
+
+#[test]
+fn a_run_goes_on_at_any_position() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let set = open(&server.url(&packed("tar")), &impatient()).unwrap();
+    let local = crate::common::open(&data.folder.path().join("tar"));
+    for shuffle in ORDERS {
+        let batches = |set: &Arc<bt_pipeline::ShardSet>| {
+            let mut config = crate::common::config(8);
+            config.shuffle = shuffle;
+            let loader = Loader::new(Arc::clone(set), config).unwrap();
+            let from = Position { epoch: 1, batch: 2 };
+            let all = loader.start(from, 3).unwrap().map(|batch| {
+                let batch = batch.unwrap();
+                (batch.samples.clone(), batch.as_bytes().to_vec())
+            });
+            all.collect::<Vec<_>>()
+        };
+        assert!(batches(&set) == batches(&local), "{shuffle:?}");
+    }
+}
+
+#[test]
+fn what_is_fetched_ahead_stays_within_the_byte_budget() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let set = open(&server.url(&packed("tar")), &impatient()).unwrap();
+    // Two batches and an eighth of the budget, some 1.2 KB more: less than one batch's images.
+    let mut config = crate::common::config(8);
+    config.threads = 2;
+    let batch = 2 * 8 * 32 * 32 * 3 * 4;
+    config.budget_bytes = (2 * batch + 600) * 8 / 7;
+    let loader = Loader::new(Arc::clone(&set), config.clone()).unwrap();
+    assert_eq!(loader.buffers(), 2);
+    let seen: Vec<u64> = loader
+        .start(Position::default(), 2)
+        .unwrap()
+        .flat_map(|batch| batch.unwrap().samples.clone())
+        .collect();
+    assert_eq!(seen.len(), 64);
+    config.budget_bytes = 2 * batch;
+    let error = Loader::new(set, config).err().unwrap().to_string();
+    assert!(error.contains("byte budget"), "{error}");
+}
+
+#[test]
+fn a_stream_that_is_dropped_does_not_wait_for_a_server_that_hangs() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let mut options = impatient();
+    options.remote.timeout = std::time::Duration::from_secs(60);
+    for name in ["tar", "stream"] {
+        let pattern =
+            if name == "tar" { packed(name) } else { "stream/part-000000.tar.zst".into() };
+        server.misbehave(|_, _| crate::server::Fault::None);
+        let set = open(&server.url(&pattern), &options).unwrap();
+        for shard in 0..set.shards().len() {
+            set.meta(set.shards()[shard].first_sample).unwrap();
+        }
+        server.misbehave(|_, _| crate::server::Fault::Hang(std::time::Duration::from_secs(20)));
+        let mut config = crate::common::config(4);
+        config.shuffle = Shuffle::None;
+        let stream = Loader::new(set, config).unwrap().start(Position::default(), 1).unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        let start = std::time::Instant::now();
+        drop(stream);
+        assert!(start.elapsed().as_secs() < 5, "{name}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn patterns_that_cannot_be_met_say_why() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let said = |pattern: &str| open(pattern, &impatient()).err().unwrap().to_string();
+    let missing = said(&server.url("tar/none-000000.tar"));
+    assert!(missing.contains("none-000000.tar") && missing.contains("404"), "{missing}");
+    let folder = said(&server.url("tar/"));
+    assert!(folder.contains("name the shards"), "{folder}");
+    let query = said(&server.url("tar/shard-000000.tar?key=1"));
+    assert!(query.contains("query"), "{query}");
+    let manifest = said(&server.url("tar/nothing.manifest.json"));
+    assert!(manifest.contains("404"), "{manifest}");
+    let local = server.url("tar/shard-000000.tar");
+    let error = bt_pipeline::shard::verify(&local, &impatient(), true, 1, &mut |_| {}).unwrap_err();
+    assert!(error.to_string().contains("works on files"), "{error}");
+}
