@@ -13,10 +13,10 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
+use super::Block;
 use super::download::Hurry;
 use super::fetch::copy;
 use super::net::{Cancel, given_up, handle, heed, waited_since};
-use super::{Block, RemoteShard};
 use crate::Result;
 use crate::shard::ShardSet;
 
@@ -161,6 +161,9 @@ impl Ahead {
     /// Makes a block of a plan, or adds its samples to one that is there, and sends the request.
     fn ask(&self, set: &ShardSet, plan: Plan) {
         let Some(remote) = set.remote(plan.shard) else { return };
+        // Before the lock is taken: it may have to ask the server for the shard's state, and the
+        // network's thread takes the lock when a block arrives.
+        let request = remote.request(plan.range.clone());
         let mut state = self.shared.lock();
         let place = (plan.shard, plan.range.start, plan.range.end);
         let id = match state.by_place.get(&place) {
@@ -183,20 +186,20 @@ impl Ahead {
         let Some(block) = state.blocks.get_mut(&id) else { return };
         block.users += plan.samples.len() as u32;
         if block.task.is_none() && block.arrived.is_none() {
-            match self.request(remote, plan.range, id) {
+            match request.and_then(|request| self.send(request, id)) {
                 Ok(task) => block.task = Some(task),
                 Err(error) => block.arrived = Some(Err(error)),
             }
         }
     }
 
-    fn request(
+    /// Sends the request of block `id`.
+    fn send(
         &self,
-        remote: &RemoteShard,
-        range: Range<u64>,
+        request: impl Future<Output = Result<Block>> + Send + 'static,
         id: u64,
     ) -> Result<tokio::task::AbortHandle> {
-        let (request, shared) = (remote.request(range)?, Arc::clone(&self.shared));
+        let shared = Arc::clone(&self.shared);
         let task = handle()?.spawn(async move {
             let arrived = request.await;
             if let Some(block) = shared.lock().blocks.get_mut(&id) {
