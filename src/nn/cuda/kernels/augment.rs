@@ -2,7 +2,8 @@
 //!
 //! The pipeline draws; a view that is to be finished here leaves it with nothing but crop, resize and
 //! flip. [`ViewRecords::set`] turns what was drawn into a record, in the pipeline's own fixed-point
-//! form; [`augment`] applies the records of all views.
+//! form; [`augment`] applies the records of all views. The loader does not hand over what it drew yet, so
+//! that only tests call this so far.
 
 use bt_pipeline::augment::{Jitter, JitterOp, ViewParams};
 use candle_core::{DType, Result, bail};

@@ -93,12 +93,6 @@ extern "C" __global__ void __launch_bounds__(256) column_sums_finish(
     extern "C" __global__ void __launch_bounds__(256) relu_grad_##S(const T* y, T* d, u64 len) {      \
         merge_all<V>(d, y, len, [](float d, float y) { return y > 0.0f ? d : 0.0f; });                \
     }                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256) accumulate_##S(const T* from, T* to, u64 len) { \
-        merge_all<V>(to, from, len, [](float a, float b) { return a + b; });                          \
-    }                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(256) scale_##S(T* x, float factor, u64 len) {        \
-        map_all<V>(x, x, len, [=](float x) { return x * factor; });                                   \
-    }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) add_bias_##S(                                   \
         T* y, const float* bias, unsigned columns, u64 len                                            \
     ) {                                                                                               \

@@ -40,15 +40,6 @@ pub fn relu_backward(b: &dyn Backend, y: Span, d: Span) -> Result<()> {
     each(b, "relu_grad", &[y, d], &[y.into(), d.into()])
 }
 
-/// to += from.
-///
-/// # Errors
-/// Lengths and types that do not fit.
-pub fn accumulate(b: &dyn Backend, from: Span, to: Span) -> Result<()> {
-    expect("accumulate", to, from.len, from.dtype)?;
-    each(b, "accumulate", &[from, to], &[from.into(), to.into()])
-}
-
 /// Copies between F32 and BF16, rounding to nearest even, or within one type.
 ///
 /// # Errors
@@ -59,14 +50,6 @@ pub fn cast(b: &dyn Backend, from: Span, to: Span) -> Result<()> {
         return b.copy(from, to);
     }
     each(b, "cast", &[from, to], &[from.into(), to.into()])
-}
-
-/// x *= factor.
-///
-/// # Errors
-/// Elements of another type than F32 and BF16.
-pub fn scale(b: &dyn Backend, x: Span, factor: f32) -> Result<()> {
-    each(b, "scale", &[x], &[x.into(), Arg::F32(factor)])
 }
 
 /// y\[row\] += bias, `[columns]`, F32.

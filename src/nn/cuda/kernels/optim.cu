@@ -252,20 +252,3 @@ extern "C" __global__ void __launch_bounds__(256) finite_check(
     Piece::mine(parameters, owner).each(Finite{&bad});
     if (bad) atomicMin(first, owner[blockIdx.x]);
 }
-
-// The values' bf16 copies anew, after values were written by others.
-struct Refresh {
-    template <int V>
-    DEVICE void at(const Piece& piece, u64 at) const {
-        float w[V];
-        read<V>(piece.of->value + at, w);
-        put<V>(piece.of->half + at, w);
-    }
-};
-
-extern "C" __global__ void __launch_bounds__(256) refresh_halves(
-    const Parameter* parameters, const unsigned* owner
-) {
-    Piece piece = Piece::mine(parameters, owner);
-    if (piece.of->half) piece.each(Refresh{});
-}

@@ -289,11 +289,3 @@ pub fn finite_check(b: &dyn Backend, t: &Tensors, out: Span) -> Result<()> {
     b.launch(&launch)?;
     t.launch(b, "finite_check", &[out.into()])
 }
-
-/// Writes every value's BF16 copy anew.
-///
-/// # Errors
-/// What the device says.
-pub fn refresh_halves(b: &dyn Backend, t: &Tensors) -> Result<()> {
-    t.launch(b, "refresh_halves", &[])
-}

@@ -70,24 +70,6 @@ fn casts_round_to_nearest_even_and_back_is_exact() {
 }
 
 #[test]
-fn sums_and_factors() {
-    on_device(|b| {
-        for dtype in TYPES {
-            for (len, odd) in LENGTHS {
-                let (x, y) = (rounded(&noise(len, 1), dtype), rounded(&noise(len, 2), dtype));
-                let (from, to) = (Memory::of_at(odd, &x, dtype), Memory::of_at(odd, &y, dtype));
-                accumulate(b, from.span(), to.span()).unwrap();
-                let want: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
-                close("sum", &to.floats(), &want, dtype, 0.0);
-                scale(b, from.span(), -0.3).unwrap();
-                let want: Vec<f32> = x.iter().map(|x| x * -0.3).collect();
-                close("product", &from.floats(), &want, dtype, 0.0);
-            }
-        }
-    });
-}
-
-#[test]
 fn biases_are_added_and_columns_summed() {
     on_device(|b| {
         for dtype in TYPES {

@@ -324,16 +324,6 @@ fn the_first_gradient_that_is_not_finite_is_found() {
 }
 
 #[test]
-fn copies_are_written_anew() {
-    with_tables(|b| {
-        let held = [Held::new(&noise(20_003, 1), true, DType::F32, 0)];
-        let (tensors, _table) = tables(b, &held, 0);
-        refresh_halves(b, &tensors).unwrap();
-        assert_eq!(held[0].half.floats(), rounded(&held[0].value.floats(), DType::BF16));
-    });
-}
-
-#[test]
 fn tables_that_do_not_fit_are_errors() {
     with_tables(|b| {
         let held = [Held::new(&[1.0; 4], true, DType::F32, 0)];
