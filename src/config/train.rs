@@ -30,6 +30,8 @@ pub struct TrainConfig {
     pub precision: Precision,
     /// On a CUDA device, only algorithms that give the same bits each time. The CPU always does.
     pub deterministic: bool,
+    /// On a CUDA device, record the step once and ask for it as a whole from then on.
+    pub cuda_graph: bool,
     /// Threads that compute; 0 takes one for each core.
     pub threads: usize,
     /// Steps between two lines of metrics.
@@ -65,6 +67,7 @@ impl Default for TrainConfig {
             device: "auto".into(),
             precision: Precision::F32,
             deterministic: false,
+            cuda_graph: true,
             threads: 0,
             log_every: 10,
             tensorboard: true,

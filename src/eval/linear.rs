@@ -260,7 +260,9 @@ impl Head {
         test.check_labelled("the test set")?;
         let x = Tensor::from_slice(test.values(), (test.len(), test.dim()), device)?;
         self.ws.training = false;
-        let logits = self.linear.forward(&x, &mut self.ws)?;
+        let out = self.linear.forward(&x, &mut self.ws)?;
+        let logits = storage::host_copy(&out)?;
+        self.ws.release(out);
         self.ws.training = true;
         let classes = logits.dim(1)?;
         let logits = storage::read(&logits)?;

@@ -151,13 +151,11 @@ fn other_methods_run_on_a_device_with_their_loss_on_the_cpu() {
         ("barlow", toml! { normalize = "none" scale = 0.1 }),
         ("barlow", toml! { predictor = 8 }),
     ] {
-        // An activation that crosses zero in the second step shows in these small networks.
-        let tolerance = 1e-1;
-        let want = run(&model, method.clone(), OptimizerKind::Sgd, 2);
-        let got = emulated(device.clone(), Precision::F32, || {
-            run(&model, method.clone(), OptimizerKind::Sgd, 2)
-        });
-        compare(method.0, &got, &want, tolerance);
+        let steps = |steps| run(&model, method.clone(), OptimizerKind::Sgd, steps);
+        let here = |count| emulated(device.clone(), Precision::F32, || steps(count));
+        compare(method.0, &here(1), &steps(1), 1e-3);
+        // In a second step an activation may cross zero; teacher, queue and moments have moved.
+        compare(method.0, &here(2), &steps(2), 1e-1);
     }
 }
 

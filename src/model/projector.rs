@@ -81,16 +81,24 @@ impl Projector {
     /// When shapes do not fit.
     pub fn forward(&mut self, features: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let mut x = features.clone();
-        for (linear, between) in &mut self.hidden {
+        for (i, (linear, between)) in self.hidden.iter_mut().enumerate() {
             let y = linear.forward(&x, ws)?;
-            x = match between {
+            let out = match between {
                 Between::Norm(norm) => norm.forward(&y, None, ws)?,
                 Between::Relu(relu) => relu.forward(&y, ws)?,
             };
             ws.release(y);
+            // The features are the caller's.
+            let before = std::mem::replace(&mut x, out);
+            if i > 0 {
+                ws.release(before);
+            }
         }
         let Some(last) = &mut self.last else { return Ok(x) };
         let y = last.forward(&x, ws)?;
+        if !self.hidden.is_empty() {
+            ws.release(x);
+        }
         let Some(norm) = &mut self.output_norm else { return Ok(y) };
         let out = norm.forward(&y, None, ws)?;
         ws.release(y);

@@ -108,3 +108,35 @@ fn initialisation_has_pytorchs_spread_and_follows_the_seed() -> Result<()> {
     );
     Ok(())
 }
+
+#[test]
+fn passes_give_back_every_buffer_that_they_took() -> Result<()> {
+    for widths in [vec![], vec![8], vec![16, 12, 8]] {
+        let config = ModelConfig {
+            projector: ProjectorWidths(widths),
+            ..small(Arch::ResNet18, Stem::Cifar)
+        };
+        let mut net = TwinNet::new(&config, 1, &Device::Cpu)?;
+        let images = Tensor::randn(0f32, 1.0, (4, 12, 12, 3), &Device::Cpu)?;
+        for _ in 0..3 {
+            let features = net.features(&images)?;
+            let z = net.embeddings(&images)?;
+            assert_eq!((features.dims()[0], z.dims()[0], net.in_use()), (4, 4, 0));
+        }
+        let z = net.forward_train(&images, 2)?;
+        net.backward(&z.force_contiguous()?)?;
+        assert_eq!(net.in_use(), 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn features_are_a_tensor_of_their_own() -> Result<()> {
+    let mut net = TwinNet::new(&small(Arch::ResNet18, Stem::Cifar), 1, &Device::Cpu)?;
+    let images = |seed: f64| Tensor::full(seed as f32, (2, 12, 12, 3), &Device::Cpu);
+    let first = net.features(&images(0.5)?)?;
+    let before = first.to_vec2::<f32>()?;
+    net.features(&images(-2.0)?)?;
+    assert_eq!(first.to_vec2::<f32>()?, before);
+    Ok(())
+}

@@ -82,6 +82,11 @@ impl TwinNet {
         self.ws.engine()
     }
 
+    /// As [`Workspace::in_use`].
+    pub fn in_use(&self) -> usize {
+        self.ws.in_use()
+    }
+
     /// As [`Workspace::released`].
     pub fn released(&self) -> u64 {
         self.ws.released()
@@ -172,10 +177,7 @@ impl TwinNet {
     /// # Errors
     /// When `images` is of another form.
     pub fn features(&mut self, images: &Tensor) -> Result<Tensor> {
-        self.ws.training = false;
-        let out = self.backbone.forward(images, &mut self.ws);
-        self.ws.training = true;
-        out.and_then(|features| storage::host(&features))
+        self.evaluate(|net| net.backbone.forward(images, &mut net.ws))
     }
 
     /// Embeddings `[N, D]` of images in evaluation mode.
@@ -183,17 +185,33 @@ impl TwinNet {
     /// # Errors
     /// When `images` is of another form.
     pub fn embeddings(&mut self, images: &Tensor) -> Result<Tensor> {
+        self.evaluate(|net| {
+            let features = net.backbone.forward(images, &mut net.ws)?;
+            let z = net.projector.forward(&features, &mut net.ws)?;
+            if !storage::same(&z, &features) {
+                net.ws.release(features);
+            }
+            Ok(z)
+        })
+    }
+
+    /// Runs a pass in evaluation mode and copies what it gives to the CPU; its buffer goes back.
+    fn evaluate(&mut self, pass: impl FnOnce(&mut Self) -> Result<Tensor>) -> Result<Tensor> {
         self.ws.training = false;
-        let out = self.backbone.forward(images, &mut self.ws);
-        let out = out.and_then(|f| self.projector.forward(&f, &mut self.ws));
+        let out = pass(self);
+        let own = out.and_then(|out| {
+            let own = storage::host_copy(&out)?;
+            self.ws.release(out);
+            Ok(own)
+        });
         self.ws.training = true;
-        out.and_then(|z| storage::host(&z))
+        own
     }
 
     /// The features, `[N, F]`, that the last training pass computed on its way; a copy.
     pub fn last_features(&self) -> Result<Tensor> {
         match self.backbone.last_features() {
-            Some(f) => storage::host(f)?.force_contiguous(),
+            Some(f) => storage::host_copy(f),
             None => bail!("no training pass yet"),
         }
     }

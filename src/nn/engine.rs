@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub precision: Precision,
     /// Only algorithms that give the same bits each time.
     pub deterministic: bool,
+    /// Whether steps are recorded in CUDA graphs.
+    pub graphs: bool,
 }
 
 /// What computes for a device. Cheap to clone.
@@ -225,7 +227,7 @@ pub(crate) fn emulated<R>(
             EMULATED.with(|engine| engine.borrow_mut().take());
         }
     }
-    let options = EngineOptions { precision, deterministic: false };
+    let options = EngineOptions { precision, ..EngineOptions::default() };
     let engine = Engine { device: Device::Cpu, backend: Some(backend), options };
     EMULATED.with(|slot| *slot.borrow_mut() = Some(engine));
     let _reset = Reset;

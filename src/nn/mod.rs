@@ -54,7 +54,7 @@ pub struct Workspace {
     pub given_up: Arc<AtomicBool>,
     /// Flat.
     free: Vec<Tensor>,
-    /// What tensors that were taken are parts of.
+    /// What tensors that were taken, and not given back yet, are parts of.
     lent: Vec<Tensor>,
     released: u64,
 }
@@ -162,6 +162,11 @@ impl Workspace {
         if !self.training {
             self.give(output);
         }
+    }
+
+    /// Tensors that were taken and not given back: none between two passes.
+    pub fn in_use(&self) -> usize {
+        self.lent.len()
     }
 
     /// Frees the buffers that were given back.

@@ -139,6 +139,15 @@ pub fn host(tensor: &Tensor) -> Result<Tensor> {
     tensor.contiguous()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
+/// [`host`], always a copy.
+///
+/// # Errors
+/// What the device says.
+pub fn host_copy(tensor: &Tensor) -> Result<Tensor> {
+    let found = host(tensor)?;
+    if same(&found, tensor) { found.force_contiguous() } else { Ok(found) }
+}
+
 /// Overwrites an `f32` tensor in place with `values`, wherever it lives.
 ///
 /// # Errors

@@ -12,8 +12,11 @@ use crate::nn::{Engine, EngineOptions, Precision};
 /// # Errors
 /// A name that is not known, a device that this build or machine lacks, bfloat16 on the CPU.
 pub fn device(config: &TrainConfig) -> Result<Device> {
-    let options =
-        EngineOptions { precision: config.precision, deterministic: config.deterministic };
+    let options = EngineOptions {
+        precision: config.precision,
+        deterministic: config.deterministic,
+        graphs: config.cuda_graph,
+    };
     let number = match config.device.as_str() {
         "cpu" => None,
         "auto" => cuda_is_here().then_some(0),

@@ -2,19 +2,20 @@
 //! becomes candle's.
 //!
 //! For a CUDA device the loader writes 8-bit pixels into page-locked buffers. They are uploaded beside
-//! the step before, into one of two buffers in turn, and normalised on the device.
+//! the step before, into one of two buffers in turn, and normalised on the device. An upload waits for
+//! what last read its buffer, the normalisation of two batches before, and for nothing of the step.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use bt_pipeline::augment::{DType as PixelType, ViewConfig};
 use bt_pipeline::memory::BatchMemory;
 use bt_pipeline::{Batch, Loader, LoaderConfig};
 use candle_core::{DType, Device, Tensor};
 
 use crate::nn::cuda::kernels::elementwise;
-use crate::nn::cuda::{Backend, Upload};
+use crate::nn::cuda::{Backend, Mark, Upload};
 use crate::nn::{Engine, storage};
 
 /// A batch's views as one tensor on `device`, `[views * size, H, W, channels]`, from a loader that
@@ -56,9 +57,17 @@ pub struct Intake {
     /// What normalises each view.
     views: Vec<([f32; 3], [f32; 3])>,
     /// Uploaded pixels, in turn.
-    staging: [Option<Tensor>; 2],
+    staging: [Staging; 2],
     turn: usize,
     images: Option<Tensor>,
+}
+
+/// Where pixels arrive.
+#[derive(Default)]
+struct Staging {
+    pixels: Option<Tensor>,
+    /// Behind what last read or made them.
+    free: Mark,
 }
 
 /// A batch on its way to the device.
@@ -78,7 +87,7 @@ impl Intake {
         Ok(Self {
             engine: Engine::of(device)?,
             views: views.iter().map(normal).collect(),
-            staging: [None, None],
+            staging: Default::default(),
             turn: 0,
             images: None,
         })
@@ -112,8 +121,13 @@ impl Intake {
         };
         ensure!(batch.spec().dtype == PixelType::U8, "a device takes 8-bit pixels");
         let (bytes, device) = (batch.as_bytes(), self.engine.device());
-        let to = storage::reuse(&mut self.staging[place], &[bytes.len()], DType::U8, device)?;
-        let upload = Some(backend.upload(bytes, storage::span(&to)?)?);
+        let Staging { pixels, free } = &mut self.staging[place];
+        if pixels.as_ref().is_none_or(|known| known.elem_count() != bytes.len()) {
+            *pixels = Some(storage::zeros_of(&[bytes.len()], DType::U8, device)?);
+            *free = backend.mark()?;
+        }
+        let Some(to) = pixels else { bail!("made above") };
+        let upload = Some(backend.upload(bytes, storage::span(to)?, free)?);
         self.turn = (self.turn + 1) % self.staging.len();
         Ok(Arriving { upload, place })
     }
@@ -131,8 +145,8 @@ impl Intake {
         let dims = [spec.views * batch.size, spec.height, spec.width, channels];
         let (dtype, device) = (self.engine.dtype(), self.engine.device());
         let images = storage::reuse(&mut self.images, &dims, dtype, device)?;
-        let Some(pixels) = &self.staging[arriving.place] else {
-            return Ok(images);
+        let Staging { pixels: Some(pixels), free } = &mut self.staging[arriving.place] else {
+            bail!("the batch did not begin to arrive here")
         };
         let (pixels, out) = (storage::span(pixels)?, storage::span(&images)?);
         let each = batch.size * spec.height * spec.width;
@@ -141,6 +155,7 @@ impl Intake {
             let to = out.part(view * each * channels, each * channels);
             elementwise::normalize_images(backend, from, to, channels, *mean, *std)?;
         }
+        *free = backend.mark()?;
         Ok(images)
     }
 }
@@ -156,5 +171,59 @@ impl BatchMemory for Pinned {
     unsafe fn free(&self, at: NonNull<u8>, _: usize) {
         // SAFETY: it came from `allocate`, says the caller.
         unsafe { self.0.free_host(at.as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bt_pipeline::augment::Preset;
+    use bt_pipeline::shard::{OpenOptions, PackOptions, SynthSource, pack};
+    use bt_pipeline::synth::Spec;
+    use bt_pipeline::{Position, ShardSet};
+
+    use super::*;
+    use crate::nn::Precision;
+    use crate::nn::cuda::emulate::Emulator;
+    use crate::nn::engine::emulated;
+
+    /// Images of the first epoch as an intake gives them, each batch fetched before the one in front of it is
+    /// read; their first three channels.
+    fn images(set: &Arc<ShardSet>) -> Vec<Vec<f32>> {
+        let views = Preset::BarlowCifar.views();
+        let mut intake = Intake::new(&Device::Cpu, &views).unwrap();
+        let config = intake.adapt(LoaderConfig::training(views, 4, 1));
+        let loader = intake.with_memory(Loader::new(Arc::clone(set), config).unwrap());
+        let mut batches = loader.start(Position::default(), 1).unwrap().map(|batch| batch.unwrap());
+        let mut out = Vec::new();
+        let mut ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
+        while let Some((arriving, batch)) = ahead {
+            ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
+            let images = storage::host(&intake.images(&batch, &arriving).unwrap()).unwrap();
+            let channels = images.dim(3).unwrap();
+            let values = storage::read(&images).unwrap();
+            out.push(values.chunks(channels).flat_map(|pixel| pixel[..3].to_vec()).collect());
+        }
+        out
+    }
+
+    #[test]
+    fn a_device_sees_the_views_that_the_loader_would_have_normalised() {
+        let Some(device) = Emulator::open() else { return };
+        let device: Arc<dyn Backend> = Arc::new(device);
+        let dir = tempfile::tempdir().unwrap();
+        let source = SynthSource::new(Spec { images: 20, side: 40, ..Spec::default() }).unwrap();
+        let options = PackOptions::default();
+        pack(&source, dir.path(), "test", &options, &mut |_| ()).unwrap();
+        let pattern = dir.path().to_string_lossy().into_owned();
+        let set = Arc::new(ShardSet::open(&pattern, &OpenOptions::default()).unwrap());
+        let here = images(&set);
+        assert_eq!(here.len(), 5);
+        for (precision, tolerance) in [(Precision::F32, 1e-6), (Precision::Bf16, 2e-2)] {
+            let there = emulated(device.clone(), precision, || images(&set));
+            assert_eq!(here.len(), there.len());
+            for (a, b) in here.iter().flatten().zip(there.iter().flatten()) {
+                assert!((a - b).abs() < tolerance, "{precision:?}: {b} for {a}");
+            }
+        }
     }
 }

@@ -92,3 +92,41 @@ fn what_goes_into_a_pipe_has_no_colours_and_no_progress() {
     let scores: Value = serde_json::from_str(&json).unwrap();
     assert!(scores[0]["knn"].is_f64(), "{scores}");
 }
+
+#[test]
+fn benchmarks_of_the_step_and_of_both_say_how_fast_and_who_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(dir.path());
+    let settings = [
+        "views.preset=barlow-cifar",
+        "views.both.random_resized_crop.size=16",
+        "model.arch=resnet18",
+        "model.width=8",
+        "model.stem=cifar",
+        "model.projector=32-32",
+        "train.batch_size=16",
+        "data.threads=1",
+    ];
+    let json = |arguments: &[&str]| -> Value {
+        let mut command = bt_stream();
+        command.arg("bench").args(arguments).args(["--steps", "2", "--json"]);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let (code, text, said) = run(&mut command);
+        assert_eq!(code, 0, "{said}");
+        serde_json::from_str(text.trim()).unwrap()
+    };
+    let step = json(&["step", "--method", "byol"]);
+    for figure in ["images_per_s", "tflop_per_s", "peak_mb", "wall_ms"] {
+        assert!(step[figure].as_f64().unwrap() > 0.0, "{figure}: {step}");
+    }
+    let parts = step["medians"].as_object().unwrap();
+    let sum: f64 = parts.values().map(|part| part["wall_ms"].as_f64().unwrap()).sum();
+    assert!((sum / step["wall_ms"].as_f64().unwrap() - 1.0).abs() < 0.5, "{step}");
+    let both = json(&["train", &shards.to_string_lossy(), "--warmup", "1"]);
+    for figure in ["loader_images_per_s", "step_images_per_s", "train_images_per_s"] {
+        assert!(both[figure].as_f64().unwrap() > 0.0, "{figure}: {both}");
+    }
+    assert!((0.0..=1.0).contains(&both["waiting_for_data"].as_f64().unwrap()), "{both}");
+}

@@ -183,6 +183,22 @@ impl ConvCall {
     }
 }
 
+/// A place in the order of what a device was asked for. The default is its beginning.
+#[derive(Default)]
+pub struct Mark(Option<Box<dyn std::any::Any + Send>>);
+
+impl Mark {
+    /// A place that its backend knows by `token`.
+    pub fn new(token: Box<dyn std::any::Any + Send>) -> Self {
+        Self(Some(token))
+    }
+
+    /// The backend's own; `None` at the beginning.
+    pub fn token(&self) -> Option<&(dyn std::any::Any + Send)> {
+        self.0.as_deref()
+    }
+}
+
 /// A copy from the host that may not have arrived yet. Source and destination stay as they are until
 /// [`Backend::arrived`] was asked and what follows has waited.
 pub struct Upload(Box<dyn std::any::Any + Send>);
@@ -256,11 +272,20 @@ pub trait Backend: Send + Sync {
     /// As [`Backend::copy`].
     fn write(&self, from: &[u8], to: Span) -> Result<()>;
 
-    /// Begins to copy `from` to `to` beside everything else, once what was asked for until now is done.
+    /// The place behind what was asked for until now.
+    ///
+    /// # Errors
+    /// What the driver says.
+    fn mark(&self) -> Result<Mark> {
+        Ok(Mark::default())
+    }
+
+    /// Begins to copy `from` to `to` beside everything else, once what was asked for before `after` is
+    /// done: that may read what `to` holds, or make it.
     ///
     /// # Errors
     /// As [`Backend::copy`].
-    fn upload(&self, from: &[u8], to: Span) -> Result<Upload> {
+    fn upload(&self, from: &[u8], to: Span, _after: &Mark) -> Result<Upload> {
         self.write(from, to)?;
         Ok(Upload::new(Box::new(())))
     }

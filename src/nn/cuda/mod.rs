@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use candle_core::{Device, Result};
 
-pub use backend::{Arg, Backend, ConvCall, ConvPass, Gemm, Launch, Replay, Span, Upload};
+pub use backend::{Arg, Backend, ConvCall, ConvPass, Gemm, Launch, Mark, Replay, Span, Upload};
 
 use super::engine::EngineOptions;
 

@@ -19,8 +19,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaStorage, DType, Device, Error, Result, bail};
 
-use super::backend::{Replay, Upload};
-use super::{Arg, Backend, ConvCall, Gemm, Launch, Span};
+use super::{Arg, Backend, ConvCall, Gemm, Launch, Mark, Replay, Span, Upload};
 use crate::nn::engine::EngineOptions;
 
 /// The kernels, compiled by `build.rs`.
@@ -35,6 +34,8 @@ pub struct Gpu {
     dnn: Mutex<dnn::Dnn>,
     uploads: upload::Uploads,
     multiprocessors: u32,
+    /// Whether steps are recorded.
+    graphs: bool,
 }
 
 /// Whether the driver's library is there.
@@ -81,6 +82,7 @@ pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
         dnn: Mutex::new(dnn::Dnn::new(&stream, options)?),
         uploads: upload::Uploads::new(&stream)?,
         multiprocessors,
+        graphs: options.graphs,
         stream,
     };
     Ok((device, gpu))
@@ -135,6 +137,11 @@ pub fn address(storage: &CudaStorage, start: usize) -> Result<u64> {
 }
 
 impl Gpu {
+    /// Makes the device this thread's: training may go on in another than the one that opened it.
+    fn here(&self) -> Result<()> {
+        self.stream.context().bind_to_thread().map_err(Error::wrap)
+    }
+
     fn function(&self, name: &str) -> Result<CudaFunction> {
         let mut known = lock(&self.functions);
         if let Some(function) = known.get(name) {
@@ -158,6 +165,7 @@ impl Backend for Gpu {
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {
+        self.here()?;
         let function = self.function(launch.kernel)?;
         let mut args = launch.args.to_vec();
         let mut pointers: Vec<*mut c_void> = args
@@ -188,15 +196,18 @@ impl Backend for Gpu {
 
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         gemm.check()?;
+        self.here()?;
         lock(&self.blas).gemm(gemm)
     }
 
     fn conv(&self, call: &ConvCall) -> Result<()> {
         call.check()?;
+        self.here()?;
         lock(&self.dnn).conv(call)
     }
 
     fn zero(&self, span: Span) -> Result<()> {
+        self.here()?;
         // SAFETY: a span is memory of this device, kept alive by whoever holds its tensor.
         unsafe {
             driver::result::memset_d8_async(span.addr, 0, span.bytes(), self.stream.cu_stream())
@@ -208,6 +219,7 @@ impl Backend for Gpu {
         if from.bytes() != to.bytes() {
             bail!("a copy of {} bytes to {}", from.bytes(), to.bytes());
         }
+        self.here()?;
         let stream = self.stream.cu_stream();
         // SAFETY: as in `zero`; lengths are equal.
         unsafe { driver::result::memcpy_dtod_async(to.addr, from.addr, from.bytes(), stream) }
@@ -218,6 +230,7 @@ impl Backend for Gpu {
         if from.bytes() != to.len() {
             bail!("a copy of {} bytes to {}", from.bytes(), to.len());
         }
+        self.here()?;
         // SAFETY: as in `zero`; `to` is not touched before the wait below is over.
         unsafe { driver::result::memcpy_dtoh_async(to, from.addr, self.stream.cu_stream()) }
             .map_err(Error::wrap)?;
@@ -228,13 +241,19 @@ impl Backend for Gpu {
         if from.len() != to.bytes() {
             bail!("a copy of {} bytes to {}", from.len(), to.bytes());
         }
+        self.here()?;
         // SAFETY: as in `zero`. From memory that is not pinned the call returns once `from` was read.
         unsafe { driver::result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
             .map_err(Error::wrap)
     }
 
-    fn upload(&self, from: &[u8], to: Span) -> Result<Upload> {
-        self.uploads.start(&self.stream, from, to)
+    fn mark(&self) -> Result<Mark> {
+        let event = self.stream.record_event(None).map_err(Error::wrap)?;
+        Ok(Mark::new(Box::new(event)))
+    }
+
+    fn upload(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
+        self.uploads.start(from, to, after)
     }
 
     fn arrived(&self, upload: &Upload) -> Result<()> {
@@ -251,6 +270,9 @@ impl Backend for Gpu {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
+        if !self.graphs {
+            return work().map(|()| None);
+        }
         use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as HERE;
         self.stream.begin_capture(HERE).map_err(Error::wrap)?;
         let done = work();

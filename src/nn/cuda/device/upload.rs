@@ -5,8 +5,7 @@ use std::sync::Arc;
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use candle_core::{Error, Result, bail};
 
-use crate::nn::cuda::Span;
-use crate::nn::cuda::backend::Upload;
+use crate::nn::cuda::{Mark, Span, Upload};
 
 /// The second stream.
 pub struct Uploads {
@@ -18,14 +17,17 @@ impl Uploads {
         Ok(Self { stream: compute.context().new_stream().map_err(Error::wrap)? })
     }
 
-    /// Copies `from` to `to` once what the compute stream was asked for until now is done: it may still
-    /// read what `to` holds.
-    pub fn start(&self, compute: &CudaStream, from: &[u8], to: Span) -> Result<Upload> {
+    /// Copies `from` to `to` once the compute stream has come to `after`.
+    pub fn start(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
         if from.len() != to.bytes() {
             bail!("an upload of {} bytes to {}", from.len(), to.bytes());
         }
-        let read = compute.record_event(None).map_err(Error::wrap)?;
-        self.stream.wait(&read).map_err(Error::wrap)?;
+        if let Some(token) = after.token() {
+            let Some(event) = token.downcast_ref::<CudaEvent>() else {
+                bail!("the mark is another device's")
+            };
+            self.stream.wait(event).map_err(Error::wrap)?;
+        }
         // SAFETY: `to` is memory of this device; whoever asks keeps both sides as they are until
         // the upload's event has passed (`Upload`).
         unsafe { result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
