@@ -9,7 +9,7 @@
 //!   they stopped.
 //! - `list`: folders, globs and manifests behind URLs.
 //! - `object`: one shard. `read`: its samples, for the set.
-//! - `ahead`: what the loader will need next, fetched within a bound on memory.
+//! - `expected`, `ahead`: what the loader will need next, fetched within a bound on memory.
 //! - `cache`, `download`: whole shards on disk, shared by processes.
 //!
 //! `absent` stands in for all of it in a build without the feature.
@@ -17,6 +17,7 @@
 mod ahead;
 mod cache;
 mod download;
+mod expected;
 mod fetch;
 mod list;
 mod net;
