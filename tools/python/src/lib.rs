@@ -1,10 +1,12 @@
 //! `bt_stream._native`: the pipeline's loader as Python sees it. `python/bt_stream/__init__.py` makes
 //! arrays of what comes from here; nothing here knows NumPy.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bt_pipeline::augment::{DType, Layout, Preset, ViewConfig, ViewPatch};
+use bt_pipeline::shard::{OpenOptions, RemoteOptions, parse_bytes};
 use bt_pipeline::{BatchStream, Error, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -40,7 +42,7 @@ impl Loader {
     /// `views` is TOML as under `[views]` of a configuration file.
     #[new]
     #[pyo3(signature = (shards, *, views, batch_size, threads, seed, shuffle, window, layout, dtype,
-                        drop_last, rank, world, budget_mb, on_bad, max_bad))]
+                        drop_last, rank, world, budget_mb, on_bad, max_bad, cache, cache_size))]
     fn new(
         py: Python<'_>,
         shards: &str,
@@ -58,6 +60,8 @@ impl Loader {
         budget_mb: u64,
         on_bad: &str,
         max_bad: f64,
+        cache: Option<PathBuf>,
+        cache_size: &str,
     ) -> PyResult<Self> {
         let config = LoaderConfig {
             threads,
@@ -89,8 +93,12 @@ impl Loader {
             budget_bytes: budget_mb << 20,
             ..LoaderConfig::training(views_of(views)?, batch_size, seed)
         };
+        let cache_bytes = parse_bytes(cache_size)
+            .ok_or_else(|| wrong(format!("cache_size {cache_size:?}: bytes as in \"100GB\"")))?;
+        let remote = RemoteOptions { cache, cache_bytes, ..RemoteOptions::default() };
+        let options = OpenOptions { remote, ..OpenOptions::default() };
         let open = || -> Result<bt_pipeline::Loader, Error> {
-            bt_pipeline::Loader::new(Arc::new(ShardSet::open(shards, &Default::default())?), config)
+            bt_pipeline::Loader::new(Arc::new(ShardSet::open(shards, &options)?), config)
         };
         let inner = py.detach(open).map_err(raised)?;
         Ok(Loader { inner, held: Arc::default() })
@@ -199,6 +207,7 @@ impl Stream {
         let out = PyDict::new(py);
         for (name, time) in [
             ("read", now.read),
+            ("network", now.network),
             ("decode", now.decode),
             ("augment", now.augment),
             ("wait_for_buffer", now.feed_wait),

@@ -3,12 +3,16 @@
 The shards are drawn by `shard synth`; `pipeline/examples/batches.rs` says what the bytes are to be.
 """
 
+import functools
 import gc
+import http.server
 import itertools
 import os
 import pathlib
+import re
 import subprocess
 import tempfile
+import threading
 import unittest
 
 import numpy as np
@@ -24,20 +28,47 @@ def cargo(*arguments):
     return subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout
 
 
+class Ranges(http.server.SimpleHTTPRequestHandler):
+    """Files by HTTP, whole or in parts."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        path = self.translate_path(self.path)
+        if not os.path.isfile(path):
+            return self.send_error(404)
+        data = pathlib.Path(path).read_bytes()
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        first, last = 0, len(data) - 1
+        if wanted:
+            first, last = int(wanted[1]), min(int(wanted[2] or last), last)
+        self.send_response(206 if wanted else 200)
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - first))
+        self.send_header("ETag", f'"{len(data):x}"')
+        self.end_headers()
+        self.wfile.write(data[first:last + 1])
+
+    def log_message(self, *arguments):
+        pass
+
+
 class LoaderTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         cls.folder = tempfile.TemporaryDirectory()
         cls.shards = os.path.join(cls.folder.name, "shards")
         cargo("-p", "shard", "--", "synth", cls.shards, "--images", "70", "--samples-per-shard", "40")
+        cls.bytes = sum(path.stat().st_size for path in pathlib.Path(cls.shards).glob("*.tar"))
 
     @classmethod
     def tearDownClass(cls):
         cls.folder.cleanup()
 
-    def loader(self, **settings):
+    def loader(self, shards=None, **settings):
         settings = {"preset": "barlow-cifar", "batch_size": BATCH, "threads": 2, "seed": 5, **settings}
-        return bt_stream.Loader(self.shards, **settings)
+        return bt_stream.Loader(shards or self.shards, **settings)
 
     def batches(self, loader, count):
         """Copies of the first so many batches, across epochs."""
@@ -116,6 +147,21 @@ class LoaderTest(unittest.TestCase):
         (view,) = next(iter(self.loader(preset="eval", views="both.center_crop.size = 24\nboth.resize.size = 24")))
         self.assertEqual(view.shape, (BATCH, 3, 24, 24))
 
+    def test_shards_behind_a_url_give_the_same_bytes_with_a_cache_and_without(self):
+        handler = functools.partial(Ranges, directory=self.shards)
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            url = f"http://127.0.0.1:{server.server_port}/train-{{000000..000001}}.tar"
+            expected = self.batches(self.loader(), 6)
+            with tempfile.TemporaryDirectory() as cache:
+                for settings in ({}, {"cache": cache, "cache_size": "1GB"}, {"cache": cache}):
+                    loader = self.loader(url, **settings)
+                    self.assert_same(self.batches(loader, 6), expected)
+                    self.assertIn("network", loader.stats())
+                kept = pathlib.Path(cache).glob("*.tar")
+                self.assertEqual(sum(path.stat().st_size for path in kept), self.bytes)
+            server.shutdown()
+
     def test_mistakes_are_named(self):
         for settings, text in [
             ({"preset": "dino"}, "preset 'dino'"),
@@ -123,6 +169,7 @@ class LoaderTest(unittest.TestCase):
             ({"views": "both.gaussian_blur.q = 1.0"}, "q"),
             ({"shuffle": "some"}, "global, window or none"),
             ({"batch_size": 71}, "71"),
+            ({"cache_size": "much"}, "much"),
         ]:
             with self.assertRaisesRegex(ValueError, text):
                 self.loader(**settings)

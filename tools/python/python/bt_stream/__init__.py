@@ -65,7 +65,8 @@ class Loader:
     Parameters
     ----------
     shards:
-        A folder, a glob, a brace list (``train-{000000..000009}.tar``) or a manifest, as `bt-stream` takes it.
+        A folder, a glob, a brace list (``train-{000000..000009}.tar``) or a manifest, as `bt-stream` takes it, or
+        URLs of them (``s3://``, ``gs://``, ``az://``, ``https://``); credentials come from the environment.
     preset:
         The views: ``barlow-imagenet`` (the authors'), ``barlow-cifar``, ``simclr``, ``byol``; ``eval`` gives one.
     views:
@@ -93,6 +94,8 @@ class Loader:
         Bound on batches and samples in flight, in MiB.
     on_bad, max_bad:
         ``skip`` takes another sample for one that cannot be used, up to a share of ``max_bad``; ``stop`` raises.
+    cache, cache_size:
+        A folder where shards behind URLs are kept, and what the files in it may take together; processes may share it.
     resume:
         What ``state_dict`` gave: the first batch is the one after the last that was yielded then.
 
@@ -104,13 +107,14 @@ class Loader:
 
     def __init__(self, shards, preset="barlow-imagenet", batch_size=256, threads=0, seed=0, resume=None, *,
                  views="", shuffle="global", window=(8, 4096), labels=False, layout="nchw", dtype="float32",
-                 drop_last=True, rank=0, world=1, budget_mb=2048, on_bad="skip", max_bad=0.1):
+                 drop_last=True, rank=0, world=1, budget_mb=2048, on_bad="skip", max_bad=0.1,
+                 cache=None, cache_size="100GB"):
         if preset not in PRESETS:
             raise ValueError(f"preset {preset!r}: {', '.join(PRESETS)}")
         self._native = _native.Loader(
             str(shards), views=f'preset = "{preset}"\n{views}', batch_size=batch_size, threads=threads, seed=seed,
             shuffle=shuffle, window=tuple(window), layout=layout, dtype=dtype, drop_last=drop_last, rank=rank,
-            world=world, budget_mb=budget_mb, on_bad=on_bad, max_bad=max_bad)
+            world=world, budget_mb=budget_mb, on_bad=on_bad, max_bad=max_bad, cache=cache, cache_size=cache_size)
         self._labels = labels
         self._identity = {"seed": seed, "batch_size": batch_size, "samples": self._native.samples}
         self._next = (0, 0)
