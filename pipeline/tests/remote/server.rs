@@ -241,7 +241,10 @@ fn send(
 ) -> std::io::Result<bool> {
     match fault {
         Fault::Status(status) => {
-            write!(output, "HTTP/1.1 {status} Fault\r\ncontent-length: 0\r\n\r\n")?;
+            write!(
+                output,
+                "HTTP/1.1 {status} Fault\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+            )?;
             // What the origin sends is not read.
             return Ok(false);
         }
