@@ -93,7 +93,8 @@ fi
     grep -E '^test_.* \.\.\. ok|^Ran|^OK' "$log" | sed -E 's/ \(.*\) \.\.\./ .../; s/ in [0-9.]+s//'
     if grep -q '^remote: ' "$log"; then
         echo
-        sed -n 's/^remote: //p' "$log"
+        echo "Servers of shards: the tests' own, nginx, moto's S3:"
+        sed -n -E 's/^remote: (test )/\1/p' "$log"
     fi
 } >docs/interop.txt
 echo "interop.sh: all passed; docs/interop.txt is written"

@@ -93,7 +93,7 @@ impl Ahead {
             if let Some(plan) = plan {
                 self.ask(set, plan);
             }
-            self.shared.lock().planned();
+            self.shared.lock().end_planning();
             self.shared.news.notify_all();
         }
     }

@@ -17,7 +17,7 @@ pub(super) struct Expected {
     queued: HashMap<u64, u32>,
     overtaken: HashMap<u64, u32>,
     /// Taken from the queue, and not yet in a block.
-    planned: Vec<u64>,
+    planned: VecDeque<u64>,
     /// Blocks of a sample, in the order of the queue.
     of_sample: HashMap<u64, VecDeque<u64>>,
     pub blocks: HashMap<u64, Fetched>,
@@ -78,7 +78,7 @@ impl Expected {
         let sample = self.peek()?;
         self.queue.pop_front();
         self.leave(sample);
-        self.planned.push(sample);
+        self.planned.push_back(sample);
         Some(sample)
     }
 
@@ -98,7 +98,7 @@ impl Expected {
     }
 
     /// Ends planning: what is in no block now will not be.
-    pub fn planned(&mut self) {
+    pub fn end_planning(&mut self) {
         self.planned.clear();
     }
 

@@ -8,7 +8,7 @@
 //! - `retry`, `fetch`, `reader`: requests that are repeated; ranges, and streams that go on where
 //!   they stopped.
 //! - `list`: folders, globs and manifests behind URLs.
-//! - `object`: one shard. `read`: its samples, for the set.
+//! - `object`: one shard. `index`: what is in it. `read`: its samples, for the set.
 //! - `expected`, `ahead`: what the loader will need next, fetched within a bound on memory.
 //! - `cache`, `download`: whole shards on disk, shared by processes.
 //!
@@ -19,6 +19,7 @@ mod cache;
 mod download;
 mod expected;
 mod fetch;
+mod index;
 mod list;
 mod net;
 mod object;

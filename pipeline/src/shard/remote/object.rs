@@ -15,13 +15,13 @@ use super::net::{given_up, is_given_up, wait, waited_since};
 use super::reader::Reader;
 use super::store::Target;
 use super::{Remote, download};
+use crate::Result;
 use crate::shard::access::Data;
-use crate::shard::index::{Head, ShardIndex, fingerprint_of, fingerprint_ranges, foreign};
+use crate::shard::damaged;
+use crate::shard::index::{Head, foreign};
 use crate::shard::manifest::ManifestShard;
 use crate::shard::map::Map;
 use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
-use crate::shard::{Limits, damaged, index_path};
-use crate::{Error, Result};
 
 /// Bytes that are read from the front and the end of a shard to know its form.
 const ENDS: u64 = 4096;
@@ -32,10 +32,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) struct RemoteShard {
     pub(super) remote: Arc<Remote>,
     pub(super) target: Target,
-    index: Target,
+    pub(super) index: Target,
     known: Option<ManifestShard>,
     identity: OnceLock<(Identity, Option<Bytes>)>,
-    head: OnceLock<Option<Head>>,
+    pub(super) head: OnceLock<Option<Head>>,
     layout: OnceLock<Layout>,
     slot: Mutex<Slot>,
     changed: Condvar,
@@ -47,8 +47,8 @@ pub(crate) struct RemoteShard {
 pub(crate) struct Layout {
     pub compressed: bool,
     pub table: Option<SeekTable>,
-    head: Bytes,
-    tail: Bytes,
+    pub(super) head: Bytes,
+    pub(super) tail: Bytes,
 }
 
 /// The shard in the cache.
@@ -112,7 +112,7 @@ impl RemoteShard {
     }
 
     /// Waits for a request.
-    fn now<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
+    pub(super) fn now<T>(&self, request: impl Future<Output = Result<T>>) -> Result<T> {
         wait(request)?.unwrap_or_else(|| Err(given_up(&self.target.path)))
     }
 
@@ -132,30 +132,6 @@ impl RemoteShard {
             return Err(foreign(&self.index.path, &self.target.path, head, bytes));
         }
         Ok(Survey { bytes, samples: head.map(|head| head.samples), seekable })
-    }
-
-    /// The header of the index beside the shard; `None` where there is no index.
-    fn index_head(&self) -> Result<Option<&Head>> {
-        if let Some(head) = self.head.get() {
-            return Ok(head.as_ref());
-        }
-        let cached = self.cached_index()?.map(|path| Head::read(&path)).transpose().ok().flatten();
-        let head = match cached.flatten() {
-            Some(head) => Some(head),
-            None => match self.now(fetch::range(&self.index, 0..64, None)) {
-                Ok((bytes, _)) => Some(Head::parse(&bytes, &self.index.path)?),
-                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
-                    None
-                }
-                Err(error) => return Err(error),
-            },
-        };
-        Ok(self.head.get_or_init(|| head).as_ref())
-    }
-
-    /// The largest label + 1, where the index was asked already.
-    pub fn classes(&self) -> Option<u32> {
-        self.head.get()?.as_ref().map(|head| head.classes)
     }
 
     /// First and last bytes, and the seek table.
@@ -190,119 +166,6 @@ impl RemoteShard {
         }
         let tail = tail.slice(tail.len().saturating_sub(ENDS as usize)..);
         Ok(self.layout.get_or_init(|| Layout { compressed, table, head, tail }))
-    }
-
-    /// As `index::fingerprint`, from five short reads.
-    fn fingerprint(&self) -> Result<u64> {
-        if let Some(data) = self.cached()? {
-            return Ok(crate::shard::index::fingerprint(data.map.as_ref()));
-        }
-        let (layout, identity) = (self.layout()?, self.identity()?);
-        let [first, quarters @ .., last] = fingerprint_ranges(identity.size);
-        let mut pieces = vec![layout.head.slice(..(first.end - first.start) as usize)];
-        let quarters = quarters.map(|range| fetch::range(&self.target, range, Some(identity)));
-        for read in self.now(async { Ok(futures_util::future::join_all(quarters).await) })? {
-            pieces.push(read?.0);
-        }
-        pieces.push(layout.tail.slice(layout.tail.len() - (last.end - last.start) as usize..));
-        Ok(fingerprint_of(identity.size, pieces.iter().map(Bytes::as_ref)))
-    }
-
-    /// The index: that of the cache, the one beside the shard, or what `scan` finds in the shard.
-    pub fn index(
-        &self,
-        limits: &Limits,
-        use_index: bool,
-        scan: impl FnOnce() -> Result<crate::shard::Scanned>,
-    ) -> Result<ShardIndex> {
-        if let Some(path) = self.cached_index()? {
-            match ShardIndex::open(&path, limits) {
-                Ok(index) if index.head().shard_bytes == self.identity()?.size => {
-                    Cache::touch(&path);
-                    return Ok(index);
-                }
-                _ => drop(std::fs::remove_file(&path)),
-            }
-        }
-        match if use_index { self.index_head()? } else { None } {
-            Some(_) => self.fetch_index(limits),
-            None => self.scanned_index(scan),
-        }
-    }
-
-    /// Downloads the index beside the shard into the cache, or else into a file without a name:
-    /// it is a few percent of the shard, too much for the memory.
-    fn fetch_index(&self, limits: &Limits) -> Result<ShardIndex> {
-        let path = &self.index.path;
-        let (_, identity) = self.now(fetch::range(&self.index, 0..64, None))?;
-        if identity.size > limits.index_bytes {
-            let (bytes, limit) = (identity.size, limits.index_bytes);
-            let cause = format!("an index of {bytes} bytes is over the limit of {limit}");
-            return Err(damaged(path, 0, cause));
-        }
-        let mut reader = Reader::open(&self.index, &identity)?;
-        let mut file = tempfile::tempfile().map_err(|e| Error::io(std::env::temp_dir(), e))?;
-        std::io::copy(&mut reader, &mut file).map_err(|e| match e.downcast::<Error>() {
-            Ok(error) => error,
-            Err(e) => Error::io(std::env::temp_dir(), e),
-        })?;
-        let map = Map::of(&file).map_err(|e| Error::io(path, e))?;
-        let index = ShardIndex::of_map(map.clone(), path, limits)?;
-        let size = self.identity()?.size;
-        if index.head().shard_bytes != size || index.head().fingerprint != self.fingerprint()? {
-            return Err(foreign(path, &self.target.path, index.head(), size));
-        }
-        match self.keep_index(map.as_ref())? {
-            Some(kept) => ShardIndex::open(&kept, limits),
-            None => Ok(index),
-        }
-    }
-
-    /// Reads the shard to know what is in it; the next time the cache knows.
-    fn scanned_index(
-        &self,
-        scan: impl FnOnce() -> Result<crate::shard::Scanned>,
-    ) -> Result<ShardIndex> {
-        let kept = if self.remote.cache.is_some() {
-            "; the index is kept in the cache"
-        } else {
-            "; with an index beside it (`shard index`) or a cache it need not be"
-        };
-        let path = self.target.path.display();
-        tracing::warn!("{path}: no index, the whole shard is read to know its samples{kept}");
-        let scanned = scan()?;
-        if !scanned.index.has_faults() {
-            self.keep_index(&scanned.bytes)?;
-        }
-        Ok(scanned.index)
-    }
-
-    /// Bytes that an index belongs to.
-    pub fn size_and_fingerprint(&self) -> Result<(u64, u64)> {
-        Ok((self.identity()?.size, self.fingerprint()?))
-    }
-
-    fn index_name(&self) -> Result<String> {
-        let entry = entry_name(&self.target.url(), self.identity()?);
-        Ok(index_path(entry.as_ref()).to_string_lossy().into_owned())
-    }
-
-    fn cached_index(&self) -> Result<Option<PathBuf>> {
-        let Some(cache) = &self.remote.cache else { return Ok(None) };
-        Ok(cache.find(&self.index_name()?, None))
-    }
-
-    /// Puts an index into the cache, where there is one with room.
-    fn keep_index(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
-        let Some(cache) = &self.remote.cache else { return Ok(None) };
-        let name = self.index_name()?;
-        // Without the lock another process would take the part for one of a dead process.
-        let Some(_lock) = cache.lock(&name)? else { return Ok(None) };
-        let Some(mut part) = cache.begin(&name, bytes.len() as u64, true)? else {
-            return Ok(None);
-        };
-        part.write(bytes)?;
-        part.finish().map(Some)
     }
 
     /// As `cached`, to be read from.
