@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bt_pipeline::stats::Snapshot;
 
-use crate::config::{RunConfig, ShuffleKind};
+use crate::config::{AugmentDevice, RunConfig, ShuffleKind};
 use crate::report::percent;
 
 /// What is known at the end of a run.
@@ -50,6 +50,8 @@ impl Observed<'_> {
                 self.threads, self.cores
             )
         });
+        // Only a device's steps have this part.
+        let on_device = self.laps.iter().any(|(part, _)| *part == "device");
         let remedy = match limit {
             "read" if config.data.shuffle == ShuffleKind::Global => {
                 "put the shards on a faster disk, or read them in order with data.shuffle = \"window\"".into()
@@ -70,6 +72,9 @@ impl Observed<'_> {
                  `shard pack --max-side`"
                     .into()
             }),
+            _ if on_device && config.augment.device == AugmentDevice::Cpu => {
+                "have the device change colours, blur and solarize (augment.device = \"cuda\")".into()
+            }
             _ => more_threads.unwrap_or_else(|| {
                 "choose cheaper views (views.both.gaussian_blur.p, a smaller \
                  views.both.random_resized_crop.size)"
@@ -132,6 +137,13 @@ mod tests {
         assert!(said.contains("raise data.threads (now 2; the machine has 4 cores)"), "{said}");
         let said = Observed { threads: 4, ..observed(&decode, &[]) }.sentence(&config);
         assert!(said.contains("--recode"), "{said}");
+
+        let augment = Snapshot { batch_wait: ms(500), augment: ms(1900), ..calm };
+        let threads = observed(&augment, &laps).sentence(&config);
+        assert!(threads.contains("raise data.threads"), "{threads}");
+        let laps = [("launch", ms(100)), ("device", ms(300))];
+        let said = observed(&augment, &laps).sentence(&config);
+        assert!(said.contains("augment.device = \"cuda\""), "{said}");
 
         let read = Snapshot { batch_wait: ms(500), read: ms(1900), ..calm };
         let said = observed(&read, &[]).sentence(&config);

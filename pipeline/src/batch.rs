@@ -7,10 +7,10 @@
 
 use std::cell::UnsafeCell;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::augment::{DType, Layout, ViewOut};
+use crate::augment::{Crop, DType, Layout, ViewOut, ViewParams};
 use crate::memory::Buffer;
 use crate::sync::{AtomicUsize, Sender};
 
@@ -67,6 +67,9 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Each image's place in the whole set.
     pub samples: Vec<u64>,
+    /// What was drawn for each view, in the order of the data, where the loader leaves colours, blur
+    /// and solarize to the consumer ([`Finish::Consumer`](crate::Finish)); else empty.
+    pub unfinished: Vec<ViewParams>,
     spec: BatchSpec,
     buffer: Option<Buffer>,
     pool: Sender<Buffer>,
@@ -207,6 +210,8 @@ impl Filling {
 struct Results {
     labels: Vec<std::sync::atomic::AtomicU32>,
     samples: Vec<std::sync::atomic::AtomicU64>,
+    /// Empty until the first is left.
+    unfinished: Mutex<Vec<ViewParams>>,
 }
 
 impl Results {
@@ -214,6 +219,7 @@ impl Results {
         Results {
             labels: (0..size).map(|_| Batch::NO_LABEL.into()).collect(),
             samples: (0..size).map(|_| 0.into()).collect(),
+            unfinished: Mutex::default(),
         }
     }
 }
@@ -271,6 +277,19 @@ impl Task {
         self.results.samples[slot].store(sample, Ordering::Relaxed);
     }
 
+    /// Leaves it to the consumer to finish item `nth`'s views, of which `params` were drawn.
+    pub(crate) fn leave(&mut self, nth: usize, params: &[ViewParams]) {
+        let Filling { spec, size, .. } = *self.filling;
+        let slot = self.slots.start + nth;
+        let mut all = self.results.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.is_empty() {
+            all.resize(spec.views * size, ViewParams::plain(Crop::whole(0, 0)));
+        }
+        for (view, params) in params.iter().enumerate() {
+            all[view * size + slot] = *params;
+        }
+    }
+
     /// Declares the slots filled. The last task of a batch returns it.
     pub(crate) fn finish(self) -> Option<Batch> {
         let filling = &self.filling;
@@ -282,12 +301,14 @@ impl Task {
         // and nobody but this call, which happens once, reaches `shared`.
         let shared = unsafe { &mut *filling.shared.get() };
         let load = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
+        let mut unfinished = self.results.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
         Some(Batch {
             epoch: filling.place.epoch,
             index: filling.place.index,
             size: filling.size,
             labels: self.results.labels.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
             samples: self.results.samples.iter().map(load).collect(),
+            unfinished: std::mem::take(&mut unfinished),
             spec: filling.spec,
             buffer: shared.buffer.take(),
             pool: filling.pool.clone(),

@@ -26,6 +26,17 @@ pub enum OnBad {
     Stop,
 }
 
+/// Who changes colours, blurs and solarizes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Finish {
+    /// The loader: views are done.
+    #[default]
+    Loader,
+    /// Whoever takes the batches, by [`Batch::unfinished`](crate::Batch::unfinished): views
+    /// leave the loader cropped, resized and flipped, in 8 bits, and not normalised.
+    Consumer,
+}
+
 /// What a [`Loader`] makes of a shard set.
 #[derive(Clone, Debug)]
 pub struct LoaderConfig {
@@ -47,6 +58,8 @@ pub struct LoaderConfig {
     pub layout: Layout,
     /// Element type.
     pub dtype: DType,
+    /// Who changes colours, blurs and solarizes.
+    pub finish: Finish,
     /// Most bytes that batches and samples in flight may take.
     pub budget_bytes: u64,
     /// Leave out the samples that do not fill a last batch. Without it the last
@@ -77,6 +90,7 @@ impl LoaderConfig {
             views,
             layout: Layout::Nhwc,
             dtype: DType::F32,
+            finish: Finish::default(),
             budget_bytes: 2 << 30,
             drop_last: true,
             on_bad: OnBad::default(),
@@ -94,6 +108,11 @@ impl LoaderConfig {
             on_bad: OnBad::Stop,
             ..LoaderConfig::training(vec![view], batch_size, 0)
         }
+    }
+
+    /// The same in 8 bits, finished by the consumer ([`Finish::Consumer`]).
+    pub fn unfinished(self) -> Self {
+        LoaderConfig { dtype: DType::U8, finish: Finish::Consumer, ..self }
     }
 }
 
@@ -175,6 +194,11 @@ impl Loader {
                 "{name} can only be read in order: use shuffle = \"window\", \
                  or pack it anew with `shard pack` for random access"
             ));
+        }
+        if config.finish == Finish::Consumer
+            && (config.dtype, config.layout) != (DType::U8, Layout::Nhwc)
+        {
+            return usage("views to be finished elsewhere are 8-bit NHWC".into());
         }
         let spec = batch_spec(&config)?;
         let for_batches = config.budget_bytes - reserve(&set, config.budget_bytes);

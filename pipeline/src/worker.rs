@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::augment::{Augmenter, Crop, ViewParams};
 use crate::batch::{Item, Task};
 use crate::decode::Decoder;
-use crate::loader::{LoaderConfig, OnBad};
+use crate::loader::{Finish, LoaderConfig, OnBad};
 use crate::rng::Rng;
 use crate::shard::remote::Ahead;
 use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
@@ -235,12 +235,19 @@ impl ViewMaker {
         let decoded = recorder.lap(Stage::Decode, start);
         for (view, (transforms, params)) in config.views.iter().zip(&self.params).enumerate() {
             let out = task.view(nth, view);
+            let here = match config.finish {
+                Finish::Loader => *params,
+                Finish::Consumer => params.geometry(),
+            };
             self.augmenter
-                .apply_into(&self.image, transforms, params, config.layout, out)
+                .apply_into(&self.image, transforms, &here, config.layout, out)
                 .map_err(in_sample)?;
         }
         recorder.lap(Stage::Augment, decoded);
         task.note(nth, sample, read.label);
+        if config.finish == Finish::Consumer {
+            task.leave(nth, &self.params);
+        }
         Ok(())
     }
 }

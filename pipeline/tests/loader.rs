@@ -6,8 +6,10 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bt_pipeline::augment::{DType, Layout, ViewConfig};
-use bt_pipeline::{Batch, Error, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle};
+use bt_pipeline::augment::{Augmenter, Crop, DType, Layout, ViewConfig, ViewOut, ViewParams};
+use bt_pipeline::{
+    Batch, Error, Image, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle,
+};
 use common::{Coding, config, open, write_shards};
 
 const COUNTS: [u64; 4] = [13, 20, 1, 15];
@@ -202,6 +204,40 @@ fn every_layout_and_type_holds_the_same_views() {
 }
 
 #[test]
+fn what_the_loader_leaves_out_the_consumer_can_finish() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[20]));
+    let load = |config| {
+        let loader = Loader::new(Arc::clone(&set), config).unwrap();
+        loader.start(Position::default(), 1).unwrap().map(Result::unwrap)
+    };
+    let of = |threads| LoaderConfig { threads, dtype: DType::U8, drop_last: false, ..config(6) };
+    let views = of(1).views;
+    let mut augmenter = Augmenter::new();
+    let mut changed = 0;
+    for threads in [1, 3] {
+        for (whole, left) in load(of(threads)).zip(load(of(threads).unfinished())) {
+            assert!(whole.unfinished.is_empty());
+            assert_eq!(left.unfinished.len(), 2 * left.size);
+            let each = 32 * 32 * 3;
+            let pixels = left.as_bytes().chunks(each).zip(whole.as_bytes().chunks(each));
+            for (nth, ((from, want), params)) in pixels.zip(&left.unfinished).enumerate() {
+                let image = Image { width: 32, height: 32, pixels_hwc: from.to_vec() };
+                let crop = Crop::whole(32, 32);
+                let params = ViewParams { crop, window: None, flip: false, ..*params };
+                let mut got = vec![0; each];
+                let view = &views[nth / left.size];
+                let out = ViewOut::U8(&mut got);
+                augmenter.apply_into(&image, view, &params, Layout::Nhwc, out).unwrap();
+                assert_eq!(got, want, "view {nth}: {params:?}");
+                changed += usize::from(from != want);
+            }
+        }
+    }
+    assert!(changed > 100, "{changed} views were left unfinished");
+}
+
+#[test]
 fn dropping_a_stream_early_ends_its_threads() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
@@ -221,13 +257,14 @@ fn dropping_a_stream_early_ends_its_threads() {
 fn what_cannot_be_met_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
-    let cases: [(LoaderConfig, &str); 6] = [
+    let cases: [(LoaderConfig, &str); 7] = [
         (config(50), "larger than the data set"),
         (config(0), "batch of 0"),
         (LoaderConfig { rank: 2, world: 2, ..config(4) }, "rank 2 of 2"),
         (LoaderConfig { world: 3, ..config(4) }, "3 ranks"),
         (LoaderConfig { budget_bytes: 1000, ..config(4) }, "byte budget"),
         (LoaderConfig { views: vec![], ..config(4) }, "at least one view"),
+        (LoaderConfig { layout: Layout::Nchw, ..config(4).unfinished() }, "8-bit NHWC"),
     ];
     for (config, expected) in cases {
         let message = Loader::new(Arc::clone(&set), config).err().unwrap().to_string();

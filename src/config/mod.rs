@@ -1,6 +1,7 @@
 //! The run's configuration: a TOML file, `--set key=value` on top, checked before
 //! anything is read or allocated. What is in effect is saved with each checkpoint.
 
+mod augment;
 mod data;
 mod keep;
 mod set;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
 
+pub use augment::{AugmentConfig, AugmentDevice};
 pub use data::{DataConfig, ShuffleKind};
 pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
 pub(crate) use set::{put, set};
@@ -38,6 +40,8 @@ pub struct RunConfig {
     pub data: DataConfig,
     /// The two views.
     pub views: ViewsConfig,
+    /// Where the views are made.
+    pub augment: AugmentConfig,
     /// Backbone and projector.
     pub model: ModelConfig,
     /// Options of the objective; which ones there are depends on `method`.

@@ -4,16 +4,19 @@
 //! For a CUDA device the loader writes 8-bit pixels into page-locked buffers. They are uploaded beside
 //! the step before, into one of two buffers in turn, and normalised on the device. An upload waits for
 //! what last read its buffer, the normalisation of two batches before, and for nothing of the step.
+//! With `augment.device = "cuda"` the loader stops after the flip, and what it drew comes with the pixels.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use bt_pipeline::augment::{DType as PixelType, ViewConfig};
 use bt_pipeline::memory::BatchMemory;
 use bt_pipeline::{Batch, Loader, LoaderConfig};
 use candle_core::{DType, Device, Tensor};
 
+use crate::config::AugmentDevice;
+use crate::nn::cuda::kernels::augment::{self, ViewRecords, Views};
 use crate::nn::cuda::kernels::elementwise;
 use crate::nn::cuda::{Backend, Mark, Upload};
 use crate::nn::{Engine, storage};
@@ -56,16 +59,20 @@ pub struct Intake {
     engine: Engine,
     /// What normalises each view.
     views: Vec<([f32; 3], [f32; 3])>,
+    /// Whether the device finishes the views.
+    finishes: bool,
     /// Uploaded pixels, in turn.
     staging: [Staging; 2],
     turn: usize,
+    scratch: Option<Tensor>,
     images: Option<Tensor>,
 }
 
-/// Where pixels arrive.
+/// Where pixels arrive, and what is to be done to them.
 #[derive(Default)]
 struct Staging {
     pixels: Option<Tensor>,
+    records: Option<Tensor>,
     /// Behind what last read or made them.
     free: Mark,
 }
@@ -73,22 +80,32 @@ struct Staging {
 /// A batch on its way to the device.
 pub struct Arriving {
     upload: Option<Upload>,
+    /// What the device is to do to the views; they must stay as the batch must.
+    records: Option<(ViewRecords, Upload)>,
     /// Which of the staging buffers.
     place: usize,
 }
 
 impl Intake {
-    /// For batches of `views` to the engine of `device`.
+    /// For batches of `views`, finished by `finisher`, to the engine of `device`.
     ///
     /// # Errors
-    /// A device without an engine.
-    pub fn new(device: &Device, views: &[ViewConfig]) -> Result<Self> {
+    /// A device without an engine; the CPU, where a CUDA device is to finish the views.
+    pub fn new(device: &Device, views: &[ViewConfig], finisher: AugmentDevice) -> Result<Self> {
         let normal = |view: &ViewConfig| (view.normalize.mean, view.normalize.std);
+        let engine = Engine::of(device)?;
+        let finishes = finisher == AugmentDevice::Cuda;
+        ensure!(
+            !finishes || engine.backend().is_some(),
+            "augment.device = \"cuda\" wants a CUDA device in train.device"
+        );
         Ok(Self {
-            engine: Engine::of(device)?,
+            engine,
             views: views.iter().map(normal).collect(),
+            finishes,
             staging: Default::default(),
             turn: 0,
+            scratch: None,
             images: None,
         })
     }
@@ -96,6 +113,7 @@ impl Intake {
     /// A loader's configuration, changed to what this intake takes.
     pub fn adapt(&self, config: LoaderConfig) -> LoaderConfig {
         match self.engine.backend() {
+            Some(_) if self.finishes => config.unfinished(),
             Some(_) => LoaderConfig { dtype: PixelType::U8, ..config },
             None => config,
         }
@@ -117,19 +135,36 @@ impl Intake {
     pub fn begin(&mut self, batch: &Batch) -> Result<Arriving> {
         let place = self.turn;
         let Some(backend) = self.engine.backend() else {
-            return Ok(Arriving { upload: None, place });
+            return Ok(Arriving { upload: None, records: None, place });
         };
         ensure!(batch.spec().dtype == PixelType::U8, "a device takes 8-bit pixels");
-        let (bytes, device) = (batch.as_bytes(), self.engine.device());
-        let Staging { pixels, free } = &mut self.staging[place];
-        if pixels.as_ref().is_none_or(|known| known.elem_count() != bytes.len()) {
-            *pixels = Some(storage::zeros_of(&[bytes.len()], DType::U8, device)?);
-            *free = backend.mark()?;
-        }
-        let Some(to) = pixels else { bail!("made above") };
-        let upload = Some(backend.upload(bytes, storage::span(to)?, free)?);
+        let left = batch.unfinished.len();
+        let due = if self.finishes { batch.spec().views * batch.size } else { 0 };
+        ensure!(left == due, "{left} views are to be finished, not {due}");
+        let device = self.engine.device();
+        let Staging { pixels, records, free } = &mut self.staging[place];
+        let mut send = |bytes: &[u8], slot: &mut Option<Tensor>, dtype: DType| -> Result<Upload> {
+            let len = bytes.len() / dtype.size_in_bytes();
+            let to = match slot {
+                Some(known) if known.elem_count() == len => storage::span(known)?,
+                _ => {
+                    let fresh = slot.insert(storage::zeros_of(&[len], dtype, device)?);
+                    *free = backend.mark()?;
+                    storage::span(fresh)?
+                }
+            };
+            Ok(backend.upload(bytes, to, free)?)
+        };
+        let records = if self.finishes {
+            let drawn = ViewRecords::of(&batch.unfinished)?;
+            let upload = send(drawn.bytes(), records, DType::U32)?;
+            Some((drawn, upload))
+        } else {
+            None
+        };
+        let upload = Some(send(batch.as_bytes(), pixels, DType::U8)?);
         self.turn = (self.turn + 1) % self.staging.len();
-        Ok(Arriving { upload, place })
+        Ok(Arriving { upload, records, place })
     }
 
     /// The batch's images, `[views * size, H, W, channels]`, in a buffer that the next call overwrites.
@@ -145,10 +180,20 @@ impl Intake {
         let dims = [spec.views * batch.size, spec.height, spec.width, channels];
         let (dtype, device) = (self.engine.dtype(), self.engine.device());
         let images = storage::reuse(&mut self.images, &dims, dtype, device)?;
-        let Staging { pixels: Some(pixels), free } = &mut self.staging[arriving.place] else {
+        let Staging { pixels: Some(pixels), records, free } = &mut self.staging[arriving.place]
+        else {
             bail!("the batch did not begin to arrive here")
         };
         let (pixels, out) = (storage::span(pixels)?, storage::span(&images)?);
+        if let Some((_, upload)) = &arriving.records {
+            backend.arrived(upload)?;
+            let (count, height, width) = (dims[0], spec.height, spec.width);
+            let views = Views { count, height, width };
+            let records = storage::span(records.as_ref().context("they were sent")?)?;
+            let scratch =
+                storage::reuse(&mut self.scratch, &[views.scratch()], DType::F32, device)?;
+            augment::augment(backend, views, pixels, records, storage::span(&scratch)?)?;
+        }
         let each = batch.size * spec.height * spec.width;
         for (view, (mean, std)) in self.views.iter().enumerate() {
             let from = pixels.part(view * each * 3, each * 3);
@@ -188,9 +233,9 @@ mod tests {
 
     /// Images of the first epoch as an intake gives them, each batch fetched before the one in front of it is
     /// read; their first three channels.
-    fn images(set: &Arc<ShardSet>) -> Vec<Vec<f32>> {
+    fn images(set: &Arc<ShardSet>, finisher: AugmentDevice) -> Vec<Vec<f32>> {
         let views = Preset::BarlowCifar.views();
-        let mut intake = Intake::new(&Device::Cpu, &views).unwrap();
+        let mut intake = Intake::new(&Device::Cpu, &views, finisher).unwrap();
         let config = intake.adapt(LoaderConfig::training(views, 4, 1));
         let loader = intake.with_memory(Loader::new(Arc::clone(set), config).unwrap());
         let mut batches = loader.start(Position::default(), 1).unwrap().map(|batch| batch.unwrap());
@@ -216,14 +261,23 @@ mod tests {
         pack(&source, dir.path(), "test", &options, &mut |_| ()).unwrap();
         let pattern = dir.path().to_string_lossy().into_owned();
         let set = Arc::new(ShardSet::open(&pattern, &OpenOptions::default()).unwrap());
-        let here = images(&set);
+        let here = images(&set, AugmentDevice::Cpu);
         assert_eq!(here.len(), 5);
         for (precision, tolerance) in [(Precision::F32, 1e-6), (Precision::Bf16, 2e-2)] {
-            let there = emulated(device.clone(), precision, || images(&set));
+            let by = |finisher| emulated(device.clone(), precision, || images(&set, finisher));
+            let there = by(AugmentDevice::Cpu);
             assert_eq!(here.len(), there.len());
             for (a, b) in here.iter().flatten().zip(there.iter().flatten()) {
                 assert!((a - b).abs() < tolerance, "{precision:?}: {b} for {a}");
             }
+            assert_eq!(by(AugmentDevice::Cuda), there, "finished on the device");
         }
+    }
+
+    #[test]
+    fn the_cpu_does_not_finish_views_in_a_devices_place() {
+        let views = Preset::BarlowCifar.views();
+        let error = Intake::new(&Device::Cpu, &views, AugmentDevice::Cuda).err().unwrap();
+        assert!(error.to_string().contains("train.device"), "{error}");
     }
 }

@@ -59,7 +59,7 @@ impl Run {
             );
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
-        let intake = Intake::new(&device, &config.views.views()?)?;
+        let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
         let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
         let mut loader = intake.with_memory(loader);
         if let Some(trace) = &watch.trace {

@@ -52,9 +52,12 @@ step resnet18 --arch resnet18 --width 64 --stem cifar --size 32 --batch 512 \
 LIMIT=500 step resnet50-compiled --arch resnet50 --width 64 --stem imagenet --size 224 --batch 256 \
     --projector 8192-8192-8192 --optimizer sgd --compile
 
-# Loader and step together.
-run train-resnet50 "$bin/bt-stream" bench train "$shards" --config "$here/configs/imagenet.toml" \
-    --set train.device="'cuda:0'" --set train.precision="'bf16'" --set train.batch_size=256 --json
+# Loader and step together, the views finished by the loader and on the device.
+for finisher in cpu cuda; do
+    run "train-resnet50-views-$finisher" "$bin/bt-stream" bench train "$shards" \
+        --config "$here/configs/imagenet.toml" --set train.device="'cuda:0'" --set train.precision="'bf16'" \
+        --set train.batch_size=256 --set augment.device="'$finisher'" --json
+done
 
 # Training for real, as long as there is time: TRAIN_SECONDS, to be resumed by the same command.
 if [ "${TRAIN_SECONDS:-0}" -gt 0 ]; then

@@ -113,6 +113,12 @@ impl ViewParams {
         }
     }
 
+    /// Crop, resize and flip alone: what a view leaves the loader with when
+    /// another finishes it.
+    pub fn geometry(&self) -> Self {
+        ViewParams { window: self.window, flip: self.flip, ..ViewParams::plain(self.crop) }
+    }
+
     /// The same view, for an image of which only `region` was decoded: the
     /// crop counts from the region's corner.
     ///

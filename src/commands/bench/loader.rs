@@ -9,6 +9,7 @@ use bt_pipeline::{LoaderConfig, ShardSet};
 use clap::{Args, ValueEnum};
 
 use crate::commands::{CacheArgs, ConfigSource, TraceArgs};
+use crate::config::AugmentDevice;
 
 #[derive(Args, Debug)]
 pub(super) struct LoaderArgs {
@@ -47,7 +48,11 @@ pub(super) fn loader(args: LoaderArgs) -> Result<()> {
     let config = args.source.load(&args.cache.pairs())?;
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch_size = config.train.batch_size.min(set.len());
+    let finish = config.augment.device;
     let mut config = LoaderConfig { batch_size, ..config.loader()? };
+    if finish == AugmentDevice::Cuda {
+        config = config.unfinished();
+    }
     config.decode.side_index &= !args.no_side_index;
     config.layout = match args.layout {
         LayoutArg::Nchw => Layout::Nchw,

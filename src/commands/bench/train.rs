@@ -37,7 +37,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let batch = config.train.batch_size.min(set.len());
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
     let device = crate::train::device(&config.train)?;
-    let mut intake = Intake::new(&device, &config.views.views()?)?;
+    let mut intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
     let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
     let images = (batch * args.steps) as u64;
     let loader_alone = measure_traced(&set, settings.clone(), images, None)?;

@@ -14,13 +14,37 @@ use crate::scratch::Scratch;
 const BITS: u32 = 6;
 
 /// The widest kernel's radius.
-const MAX_RADIUS: usize = 3 * super::MAX_SIGMA as usize;
+pub const MAX_RADIUS: usize = 3 * super::MAX_SIGMA as usize;
+
+/// The weights of distance 0, 1, .. into `out`, 15 fractional bits: those of both sides and the
+/// centre's add up to one. The centre's alone when the blur would change nothing.
+pub fn weights(sigma: f32, out: &mut Vec<i16>) {
+    // What lies beyond 2.8 sigma, half a percent, moves a sharp edge between
+    // black and white by 0.7 levels.
+    let radius = ((2.8 * sigma - 0.5).ceil().max(1.0) as usize).min(MAX_RADIUS);
+    let exact = |distance: usize| (-0.5 * (distance as f64 / f64::from(sigma)).powi(2)).exp();
+    let total: f64 = 1.0 + 2.0 * (1..=radius).map(exact).sum::<f64>();
+    out.clear();
+    out.push(0);
+    let mut center = 1 << 15;
+    for distance in 1..=radius {
+        let weight = (exact(distance) / total * 32768.0 + 0.5) as i16;
+        if weight == 0 {
+            break;
+        }
+        center -= 2 * i32::from(weight);
+        out.push(weight);
+    }
+    // What is left belongs to the centre, so that a flat area stays flat.
+    out[0] = center.min(32767) as i16;
+}
 
 /// State of the blur of one view. Reused from view to view.
 #[derive(Debug, Default)]
 pub struct Blur {
-    /// Weights of distance 0, 1, .. radius, 15 fractional bits, each twice.
+    /// As [`weights`] gives them, each twice.
     weights: Vec<[i16; 2]>,
+    drawn: Vec<i16>,
     width: usize,
     stride: usize,
     height: usize,
@@ -38,31 +62,12 @@ impl Blur {
     /// Begins a view of `width` x `height`; `false` when `sigma` is so small
     /// that a blur would change nothing.
     pub fn begin(&mut self, sigma: f32, width: usize, height: usize) -> bool {
-        // What lies beyond 2.8 sigma, half a percent, moves a sharp edge between
-        // black and white by 0.7 levels.
-        let radius = ((2.8 * sigma - 0.5).ceil().max(1.0) as usize).min(MAX_RADIUS);
-        self.set_weights(sigma, radius);
+        weights(sigma, &mut self.drawn);
+        self.weights.clear();
+        self.weights.extend(self.drawn.iter().map(|&weight| [weight; 2]));
         (self.width, self.height, self.stride) = (width, height, padded(width));
         (self.pushed, self.taken) = (0, 0);
         self.weights.len() > 1
-    }
-
-    fn set_weights(&mut self, sigma: f32, radius: usize) {
-        let exact = |distance: usize| (-0.5 * (distance as f64 / f64::from(sigma)).powi(2)).exp();
-        let total: f64 = 1.0 + 2.0 * (1..=radius).map(exact).sum::<f64>();
-        self.weights.clear();
-        self.weights.push([0; 2]);
-        let mut center = 1 << 15;
-        for distance in 1..=radius {
-            let weight = (exact(distance) / total * 32768.0 + 0.5) as i16;
-            if weight == 0 {
-                break;
-            }
-            center -= 2 * i32::from(weight);
-            self.weights.push([weight; 2]);
-        }
-        // What is left belongs to the centre, so that a flat area stays flat.
-        self.weights[0] = [center.min(32767) as i16; 2];
     }
 
     fn radius(&self) -> usize {

@@ -2,7 +2,7 @@
 
 /// `mulhi(v << 7, value) >> shift` is `v * factor`, cut to a whole number.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Factor {
+pub struct Factor {
     /// The factor times `2^(shift + 9)`, rounded up so that a product that is
     /// whole does not fall below itself.
     pub value: i16,
@@ -11,6 +11,8 @@ pub(super) struct Factor {
 }
 
 impl Factor {
+    /// The fixed-point form of `factor`.
+    ///
     /// # Panics
     /// When the factor is negative or not below 8.
     pub fn new(factor: f32) -> Self {

@@ -26,18 +26,19 @@ multiversion! {
 /// levels, 4 fractional bits.
 const LEASH: i16 = 28;
 
-/// A shift in both forms.
-#[derive(Clone, Copy)]
-struct Shift {
+/// A turn of the hue, in both forms.
+#[derive(Clone, Copy, Debug)]
+pub struct Shift {
     /// Sixths of a turn, 13 fractional bits: `mulhi(C << 7, .)` has 4.
-    sixths: i16,
+    pub sixths: i16,
     /// Pillow's: 255ths of a turn, cut off, modulo 256.
-    byte: i16,
+    pub byte: i16,
 }
 
 impl Shift {
+    /// Of `turns`, -0.5..=0.5.
     #[inline(always)]
-    fn new(turns: f32) -> Self {
+    pub fn new(turns: f32) -> Self {
         let turns = turns.clamp(-0.5, 0.5);
         Shift {
             sixths: (f64::from(turns) * 6.0 * 8192.0).round() as i16,

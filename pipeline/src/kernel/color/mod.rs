@@ -10,8 +10,8 @@ mod hue;
 
 use super::level::multiversion;
 use super::row::Row;
-use factor::Factor;
-pub use hue::hue;
+pub use factor::Factor;
+pub use hue::{Shift, hue};
 
 /// 65536 times the weights of ITU-R 601-2, as Pillow rounds them
 /// (`L24` in its `Convert.c`).

@@ -1,11 +1,11 @@
 //! Colour jitter, grayscale, blur and solarize on finished U8 views, as the pipeline does them.
 //!
 //! The pipeline draws; a view that is to be finished here leaves it with nothing but crop, resize and
-//! flip. [`ViewRecords::set`] turns what was drawn into a record, in the pipeline's own fixed-point
-//! form; [`augment`] applies the records of all views. The loader does not hand over what it drew yet, so
-//! that only tests call this so far.
+//! flip (`augment.device = "cuda"`). [`ViewRecords`] holds what was drawn in the pipeline's own fixed-point
+//! form; [`augment`] applies the records of all views.
 
 use bt_pipeline::augment::{Jitter, JitterOp, ViewParams};
+use bt_pipeline::kernel::{MAX_FACTOR, MAX_SIGMA, blur, color};
 use candle_core::{DType, Result, bail};
 
 use super::{THREADS, blocks, expect, unsigned};
@@ -22,8 +22,8 @@ const OPS: usize = 2;
 const THRESHOLD: usize = OPS + 5 * 4;
 const RADIUS: usize = THRESHOLD + 1;
 const WEIGHTS: usize = RADIUS + 1;
-/// Most weights that a record holds, two to a word: the pipeline's largest radius and the centre.
-const MOST_WEIGHTS: usize = 97;
+/// The weights, two to a word, find their place.
+const _: () = assert!(WEIGHTS + (blur::MAX_RADIUS + 1).div_ceil(2) <= WORDS);
 
 /// Views of one size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,22 +65,20 @@ pub struct ViewRecords {
 }
 
 impl ViewRecords {
-    /// Records that change nothing.
-    pub fn new(views: usize) -> Self {
-        let mut all = Self { words: vec![0; views * WORDS] };
-        all.words.chunks_exact_mut(WORDS).for_each(|record| record[THRESHOLD] = 256);
-        all
-    }
-
-    /// What is done to view number `view`: all of `params` but crop and flip.
+    /// What is done to each view: all of its parameters but crop and flip.
     ///
     /// # Errors
-    /// A factor, shift or blur out of the pipeline's range, or no such view.
-    pub fn set(&mut self, view: usize, params: &ViewParams) -> Result<()> {
-        let Some(record) = self.words.chunks_exact_mut(WORDS).nth(view) else {
-            bail!("there is no view {view}");
-        };
-        record.fill(0);
+    /// A factor, shift or blur out of the pipeline's range.
+    pub fn of(views: &[ViewParams]) -> Result<Self> {
+        let mut all = Self { words: vec![0; views.len() * WORDS] };
+        let mut weights = Vec::new();
+        for (params, record) in views.iter().zip(all.words.chunks_exact_mut(WORDS)) {
+            Self::write(params, record, &mut weights)?;
+        }
+        Ok(all)
+    }
+
+    fn write(params: &ViewParams, record: &mut [u32], weights: &mut Vec<i16>) -> Result<()> {
         let ops = operations(params)?;
         record[0] = ops.len() as u32;
         let contrast = ops.iter().position(|op| op[0] == CONTRAST);
@@ -89,10 +87,17 @@ impl ViewRecords {
             to.copy_from_slice(op);
         }
         record[THRESHOLD] = params.solarize.map_or(256, u32::from);
-        let weights = params.blur_sigma.map_or(Ok(Vec::new()), blur_weights)?;
-        record[RADIUS] = weights.len().saturating_sub(1) as u32;
-        for (pair, to) in weights.chunks(2).zip(&mut record[WEIGHTS..]) {
-            *to = u32::from(pair[0]) | u32::from(pair.get(1).copied().unwrap_or(0)) << 16;
+        let sigma = params.blur_sigma.unwrap_or(0.0);
+        if !(0.0..=MAX_SIGMA).contains(&sigma) {
+            bail!("a blur of {sigma} pixels");
+        }
+        if sigma > 0.0 {
+            blur::weights(sigma, weights);
+            record[RADIUS] = weights.len() as u32 - 1;
+            for (pair, to) in weights.chunks(2).zip(&mut record[WEIGHTS..]) {
+                let [low, high] = [pair[0], pair.get(1).copied().unwrap_or(0)];
+                *to = u32::from(low as u16) | u32::from(high as u16) << 16;
+            }
         }
         Ok(())
     }
@@ -133,45 +138,16 @@ fn operation(jitter: &Jitter, op: JitterOp) -> Result<Option<[u32; 4]>> {
             if !(-0.5..=0.5).contains(&jitter.hue) {
                 bail!("a hue shift of {} turns", jitter.hue);
             }
-            // Sixths of a turn with 13 fractional bits; Pillow's 255ths, cut off.
-            let sixths = (f64::from(jitter.hue) * 6.0 * 8192.0).round() as i32;
-            let byte = (jitter.hue * 255.0) as i32;
-            let turns = jitter.hue != 0.0;
-            return Ok(turns.then_some([HUE, sixths as u32, byte as u32, 0]));
+            let color::Shift { sixths, byte } = color::Shift::new(jitter.hue);
+            let word = |v: i16| i32::from(v) as u32;
+            return Ok((jitter.hue != 0.0).then_some([HUE, word(sixths), word(byte), 0]));
         }
     };
-    if !(0.0..=7.0).contains(&factor) {
+    if !(0.0..=MAX_FACTOR as f32).contains(&factor) {
         bail!("a colour factor of {factor}");
     }
-    // The pipeline's fixed point (`kernel/color/factor`): as many bits as 16 leave.
-    let shift = match factor {
-        ..1.9999 => 5,
-        ..3.9998 => 4,
-        _ => 3,
-    };
-    let scaled = (f64::from(factor) * f64::from(1u32 << (shift + 9))).ceil().min(32767.0);
-    Ok((factor != 1.0).then_some([code, scaled as u32, shift, factor.to_bits()]))
-}
-
-/// Weights of distance 0, 1, .., 15 fractional bits, as the pipeline has them (`kernel/blur`); empty
-/// when the blur would change nothing.
-fn blur_weights(sigma: f32) -> Result<Vec<u16>> {
-    if !(0.0..=32.0).contains(&sigma) {
-        bail!("a blur of {sigma} pixels");
-    }
-    if sigma == 0.0 {
-        return Ok(Vec::new());
-    }
-    let radius = ((2.8 * sigma - 0.5).ceil().max(1.0) as usize).min(MOST_WEIGHTS - 1);
-    let exact = |distance: usize| (-0.5 * (distance as f64 / f64::from(sigma)).powi(2)).exp();
-    let total: f64 = 1.0 + 2.0 * (1..=radius).map(exact).sum::<f64>();
-    let weights = (1..=radius).map(|distance| (exact(distance) / total * 32768.0 + 0.5) as u16);
-    let mut all = vec![0];
-    all.extend(weights.take_while(|weight| *weight != 0));
-    // What is left belongs to the centre, so that a flat area stays flat.
-    let beside: i32 = all.iter().map(|weight| 2 * i32::from(*weight)).sum();
-    all[0] = (32768 - beside).min(32767) as u16;
-    Ok(if all.len() > 1 { all } else { Vec::new() })
+    let color::Factor { value, shift } = color::Factor::new(factor);
+    Ok((factor != 1.0).then_some([code, value as u32, shift, factor.to_bits()]))
 }
 
 /// Does to every view what its record says, in place. `records` holds [`ViewRecords::bytes`], `scratch`

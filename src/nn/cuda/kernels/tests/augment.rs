@@ -31,7 +31,6 @@ fn compare(device: &Emulator, (width, height): (usize, usize), drawn: &[ViewPara
     config.random_resized_crop.as_mut().unwrap().size = size;
     let mut augmenter = Augmenter::new();
     let (mut want, mut start) = (Vec::new(), Vec::new());
-    let mut records = ViewRecords::new(drawn.len());
     for (number, params) in drawn.iter().enumerate() {
         let image = image(width + 13, height + 9, number as u64);
         let mut view = |params: &ViewParams, all: &mut Vec<u8>| {
@@ -42,15 +41,14 @@ fn compare(device: &Emulator, (width, height): (usize, usize), drawn: &[ViewPara
         };
         let crop = Crop { top: 2, left: 5, height: height + 3, width: width + 4 };
         view(&ViewParams { crop, window: None, ..*params }, &mut want);
-        view(&ViewParams { flip: params.flip, ..ViewParams::plain(crop) }, &mut start);
-        records.set(number, params).unwrap();
+        view(&ViewParams { crop, window: None, ..*params }.geometry(), &mut start);
     }
     let floats: Vec<f32> = start.iter().map(|v| f32::from(*v)).collect();
     let pixels = Memory::of(&floats, DType::U8);
     let views = Views { count: drawn.len(), height, width };
     let words = Memory::unwritten(drawn.len() * WORDS, DType::U32);
     let scratch = Memory::unwritten(views.scratch(), DType::F32);
-    device.write(records.bytes(), words.span()).unwrap();
+    device.write(ViewRecords::of(drawn).unwrap().bytes(), words.span()).unwrap();
     device
         .without_waiting(|| augment(device, views, pixels.span(), words.span(), scratch.span()))
         .unwrap();
@@ -120,16 +118,16 @@ fn views_finished_on_the_device_are_the_pipelines() {
 
 #[test]
 fn parameters_out_of_range_are_errors() {
-    let mut records = ViewRecords::new(1);
     let all = parameters();
-    assert!(records.set(1, &all[0]).is_err());
+    let refused = |params: ViewParams| ViewRecords::of(&[all[0], params]).is_err();
+    assert!(!refused(all[1]));
     let jitter = |change: fn(&mut Jitter)| {
         let mut jitter = all[1].jitter.unwrap();
         change(&mut jitter);
         ViewParams { jitter: Some(jitter), ..all[0] }
     };
-    assert!(records.set(0, &jitter(|j| j.hue = 0.6)).is_err());
-    assert!(records.set(0, &jitter(|j| j.contrast = -0.1)).is_err());
-    assert!(records.set(0, &jitter(|j| j.brightness = f32::NAN)).is_err());
-    assert!(records.set(0, &ViewParams { blur_sigma: Some(33.0), ..all[0] }).is_err());
+    assert!(refused(jitter(|j| j.hue = 0.6)));
+    assert!(refused(jitter(|j| j.contrast = -0.1)));
+    assert!(refused(jitter(|j| j.brightness = f32::NAN)));
+    assert!(refused(ViewParams { blur_sigma: Some(33.0), ..all[0] }));
 }
