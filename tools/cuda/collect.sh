@@ -14,17 +14,15 @@ if [ -n "$prefix" ]; then
     . "$prefix/env.sh"
 fi
 mkdir -p "$out"
-build=(--release --locked --target "$target" --features cuda)
-cargo build "${build[@]}" --bin bt-stream
-strip -o "$out/bt-stream" "target/$target/release/bt-stream"
-# The executable of a test or benchmark, wherever cargo puts it.
-executable() {
-    cargo "$1" "${build[@]}" "--$1" "$2" --no-run --message-format=json |
+# Executables of a target, wherever cargo puts them.
+executables() {
+    cargo build --release --locked --target "$target" --features cuda --message-format=json \
+        --bin bt-stream --test golden_resnet --test cuda --bench step |
         python3 -c 'import json, sys
-found = [json.loads(line).get("executable") for line in sys.stdin if line.startswith("{")]
-print([path for path in found if path][-1])'
+for line in sys.stdin:
+    found = json.loads(line) if line.startswith("{") else {}
+    if found.get("executable"):
+        print(found["target"]["name"], found["executable"])'
 }
-strip -o "$out/golden_resnet" "$(executable test golden_resnet)"
-strip -o "$out/cuda" "$(executable test cuda)"
-strip -o "$out/step" "$(executable bench step)"
+executables | while read -r name path; do strip -o "$out/$name" "$path"; done
 ls -l "$out"

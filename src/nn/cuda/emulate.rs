@@ -1,4 +1,4 @@
-//! A device on the CPU, for tests: the same kernels, compiled by the system's C++ compiler and run
+//! A device on the CPU, for tests (and, with the feature `emulation`, for `tools/cuda/stand-in`): the same kernels, compiled by the system's C++ compiler and run
 //! thread by thread (`kernels/emulate.h`), over the process's own memory.
 //!
 //! It answers what a GPU would leave open: that arguments are what the kernel's signature says, that grids
@@ -68,6 +68,12 @@ impl Emulator {
         });
         let library = library.as_ref()?;
         Some(Self { library, backwards: false.into(), refuses_to_wait: false.into() })
+    }
+
+    /// The letters of a kernel's arguments: `p` for a pointer, `u` and `l` for whole numbers of 32 and 64
+    /// bits, `f` for a float.
+    pub fn signature(&self, kernel: &str) -> Option<&str> {
+        self.library.kernels.get(kernel).map(|(_, letters)| letters.as_str())
     }
 
     /// Runs threads and blocks in the opposite order from now on.

@@ -10,7 +10,7 @@ pub mod backend;
 pub mod conv;
 #[cfg(feature = "cuda")]
 pub(crate) mod device;
-#[cfg(test)]
+#[cfg(any(test, feature = "emulation"))]
 pub mod emulate;
 pub mod kernels;
 

@@ -44,6 +44,26 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// The libraries beside the driver: cudarc would panic at the first call into one that is missing.
+fn check_libraries() -> Result<()> {
+    use candle_core::cuda_backend::cudarc::{cublas, cudnn, curand};
+    // SAFETY: they only try to open a library.
+    let found = unsafe {
+        [
+            ("cuBLAS (libcublas)", cublas::sys::is_culib_present()),
+            ("cuDNN (libcudnn)", cudnn::sys::is_culib_present()),
+            ("cuRAND (libcurand)", curand::sys::is_culib_present()),
+        ]
+    };
+    match found.iter().find(|(_, present)| !present) {
+        Some((name, _)) => bail!(
+            "no {name} on this machine: install it, or put the folders of PyTorch's wheels \
+             (nvidia/*/lib) into LD_LIBRARY_PATH"
+        ),
+        None => Ok(()),
+    }
+}
+
 /// Opens device `number`.
 ///
 /// # Errors
@@ -55,6 +75,7 @@ pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
              train.device = \"cpu\""
         );
     }
+    check_libraries()?;
     let device = Device::new_cuda_with_stream(number)?;
     let cuda = device.as_cuda_device()?;
     // SAFETY: one stream computes on all tensors; the upload stream's buffers are ordered by its

@@ -1,0 +1,129 @@
+//! libcublas: one product.
+
+use std::collections::HashMap;
+use std::ffi::{c_int, c_void};
+use std::sync::{Arc, LazyLock, Mutex};
+
+use bt_stream::nn::cuda::{Backend, Gemm, Span};
+use candle_core::DType;
+
+use crate::device::device;
+use crate::say;
+
+const SUCCESS: c_int = 0;
+const NOT_INITIALIZED: c_int = 1;
+const INVALID_VALUE: c_int = 7;
+const EXECUTION_FAILED: c_int = 13;
+
+/// Each handle's stream.
+static HANDLES: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
+
+fn stream_of(handle: usize) -> Option<usize> {
+    HANDLES.lock().unwrap().get(&handle).copied()
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cublasCreate_v2(to: *mut usize) -> c_int {
+    let mut handles = HANDLES.lock().unwrap();
+    let handle = handles.len() + 1;
+    handles.insert(handle, 0);
+    // SAFETY: a place for a handle.
+    unsafe { to.write(handle) };
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cublasDestroy_v2(handle: usize) -> c_int {
+    if stream_of(handle).is_some() { SUCCESS } else { NOT_INITIALIZED }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
+    match HANDLES.lock().unwrap().get_mut(&handle) {
+        Some(known) => {
+            *known = stream;
+            SUCCESS
+        }
+        None => NOT_INITIALIZED,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cublasSetWorkspace_v2(handle: usize, at: u64, bytes: usize) -> c_int {
+    if stream_of(handle).is_none() {
+        return NOT_INITIALIZED;
+    }
+    match device().memory.check("cuBLAS's workspace", at, bytes) {
+        Ok(()) if at.is_multiple_of(256) => SUCCESS,
+        _ => INVALID_VALUE,
+    }
+}
+
+fn dtype(kind: c_int) -> Option<DType> {
+    match kind {
+        0 => Some(DType::F32),
+        14 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// Column-major: `C = alpha op(A) op(B) + beta C`, read as rows of the transposed matrices.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cublasGemmEx(
+    handle: usize,
+    trans_a: c_int,
+    trans_b: c_int,
+    m: c_int,
+    n: c_int,
+    k: c_int,
+    alpha: *const c_void,
+    a: u64,
+    a_type: c_int,
+    lda: c_int,
+    b: u64,
+    b_type: c_int,
+    ldb: c_int,
+    beta: *const c_void,
+    c: u64,
+    c_type: c_int,
+    ldc: c_int,
+    compute: c_int,
+    _algorithm: c_int,
+) -> c_int {
+    let Some(stream) = stream_of(handle) else { return NOT_INITIALIZED };
+    let types = (dtype(a_type), dtype(b_type), dtype(c_type));
+    let (Some(a_type), Some(b_type), Some(c_type)) = types else { return INVALID_VALUE };
+    let sizes = [m, n, k].map(usize::try_from);
+    let [Ok(m), Ok(n), Ok(k)] = sizes else { return INVALID_VALUE };
+    // Rows of each matrix as it is stored: what lies between two columns.
+    let rows = (if trans_a == 0 { m } else { k }, if trans_b == 0 { k } else { n }, m);
+    let together = (lda as usize, ldb as usize, ldc as usize) == rows;
+    // CUBLAS_COMPUTE_32F, and N or T.
+    if compute != 68 || !together || ![trans_a, trans_b].iter().all(|t| (0..2).contains(t)) {
+        say("a product of another form than the stand-in has");
+        return INVALID_VALUE;
+    }
+    let span = |addr: u64, len: usize, dtype: DType| Span { addr, len, dtype };
+    // SAFETY: scalars of the compute type, on the host.
+    let (alpha, beta) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>()) };
+    let gemm = Gemm {
+        m: n,
+        n: m,
+        k,
+        a: span(b, n * k, b_type),
+        a_transposed: trans_b == 1,
+        b: span(a, m * k, a_type),
+        b_transposed: trans_a == 1,
+        c: span(c, m * n, c_type),
+        alpha,
+        beta,
+    };
+    let op = Arc::new(move |memory: &mut crate::device::Memory, emulator: &_| {
+        for span in [gemm.a, gemm.b, gemm.c] {
+            memory.check("product", span.addr, span.bytes())?;
+        }
+        let emulator: &bt_stream::nn::cuda::emulate::Emulator = emulator;
+        emulator.gemm(&gemm).map_err(|error| error.to_string())
+    });
+    device().push(stream, op).map_or(EXECUTION_FAILED, |()| SUCCESS)
+}

@@ -1,0 +1,422 @@
+//! libcudnn: convolutions in NHWC, by the calls of before its graphs.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+
+use bt_stream::nn::cpu::conv::ConvShape;
+use bt_stream::nn::cuda::{Backend, ConvCall, ConvPass, Span};
+use candle_core::DType;
+
+use crate::device::device;
+use crate::say;
+
+const SUCCESS: c_int = 0;
+const BAD_PARAM: c_int = 2000;
+const NOT_SUPPORTED: c_int = 3000;
+const EXECUTION_FAILED: c_int = 5000;
+
+const NHWC: c_int = 1;
+const FLOAT: c_int = 0;
+const BFLOAT16: c_int = 9;
+const TENSOR_OP_MATH: c_int = 1;
+const FMA_MATH: c_int = 3;
+
+/// What the algorithm with number 1 wants.
+const WORKSPACE: usize = 1 << 20;
+
+/// Images or a filter: element type and four sizes, channels second.
+#[derive(Clone, Copy)]
+struct Tensor {
+    kind: c_int,
+    sizes: [c_int; 4],
+}
+
+#[derive(Clone, Copy, Default)]
+struct Convolution {
+    pad: c_int,
+    stride: c_int,
+    math: c_int,
+}
+
+/// All that handles stand for.
+#[derive(Default)]
+struct All {
+    next: usize,
+    streams: HashMap<usize, usize>,
+    tensors: HashMap<usize, Option<Tensor>>,
+    convolutions: HashMap<usize, Option<Convolution>>,
+}
+
+fn all() -> MutexGuard<'static, All> {
+    static ALL: LazyLock<Mutex<All>> = LazyLock::new(Mutex::default);
+    ALL.lock().unwrap()
+}
+
+/// An algorithm that was timed: `cudnnConvolutionFwdAlgoPerf_t` and its like.
+#[repr(C)]
+struct Timed {
+    algorithm: c_int,
+    status: c_int,
+    time: f32,
+    memory: usize,
+    determinism: c_int,
+    math: c_int,
+    reserved: [c_int; 3],
+}
+
+/// Makes a handle in one of the tables.
+///
+/// # Safety
+/// `to` is a place for it.
+unsafe fn create<T>(
+    to: *mut usize,
+    table: fn(&mut All) -> &mut HashMap<usize, T>,
+    value: T,
+) -> c_int {
+    let mut all = all();
+    all.next += 1;
+    let handle = all.next;
+    table(&mut all).insert(handle, value);
+    // SAFETY: the caller's promise.
+    unsafe { to.write(handle) };
+    SUCCESS
+}
+
+fn destroy<T>(table: &mut HashMap<usize, T>, handle: usize) -> c_int {
+    table.remove(&handle).map_or(BAD_PARAM, |_| SUCCESS)
+}
+
+fn describe<T>(table: &mut HashMap<usize, Option<T>>, handle: usize, value: T) -> c_int {
+    match table.get_mut(&handle) {
+        Some(known) => {
+            *known = Some(value);
+            SUCCESS
+        }
+        None => BAD_PARAM,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnCreate(to: *mut usize) -> c_int {
+    // SAFETY: a place for a handle, as below.
+    unsafe { create(to, |all| &mut all.streams, 0) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnDestroy(handle: usize) -> c_int {
+    destroy(&mut all().streams, handle)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnSetStream(handle: usize, stream: usize) -> c_int {
+    match all().streams.get_mut(&handle) {
+        Some(known) => {
+            *known = stream;
+            SUCCESS
+        }
+        None => BAD_PARAM,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnCreateTensorDescriptor(to: *mut usize) -> c_int {
+    // SAFETY: a place for a handle.
+    unsafe { create(to, |all| &mut all.tensors, None) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnDestroyTensorDescriptor(tensor: usize) -> c_int {
+    destroy(&mut all().tensors, tensor)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnSetTensor4dDescriptor(
+    tensor: usize,
+    format: c_int,
+    kind: c_int,
+    n: c_int,
+    c: c_int,
+    h: c_int,
+    w: c_int,
+) -> c_int {
+    if format != NHWC || ![FLOAT, BFLOAT16].contains(&kind) {
+        return NOT_SUPPORTED;
+    }
+    describe(&mut all().tensors, tensor, Tensor { kind, sizes: [n, c, h, w] })
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnCreateFilterDescriptor(to: *mut usize) -> c_int {
+    // SAFETY: a place for a handle.
+    unsafe { create(to, |all| &mut all.tensors, None) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnDestroyFilterDescriptor(filter: usize) -> c_int {
+    destroy(&mut all().tensors, filter)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnSetFilter4dDescriptor(
+    filter: usize,
+    kind: c_int,
+    format: c_int,
+    o: c_int,
+    c: c_int,
+    h: c_int,
+    w: c_int,
+) -> c_int {
+    // SAFETY: plain values.
+    unsafe { cudnnSetTensor4dDescriptor(filter, format, kind, o, c, h, w) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnCreateConvolutionDescriptor(to: *mut usize) -> c_int {
+    // SAFETY: a place for a handle.
+    unsafe { create(to, |all| &mut all.convolutions, None) }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnDestroyConvolutionDescriptor(convolution: usize) -> c_int {
+    destroy(&mut all().convolutions, convolution)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnSetConvolution2dDescriptor(
+    convolution: usize,
+    pad_h: c_int,
+    pad_w: c_int,
+    stride_h: c_int,
+    stride_w: c_int,
+    dilation_h: c_int,
+    dilation_w: c_int,
+    mode: c_int,
+    compute: c_int,
+) -> c_int {
+    let square = pad_h == pad_w && stride_h == stride_w;
+    // Cross-correlation, sums in f32.
+    if !square || (dilation_h, dilation_w, mode, compute) != (1, 1, 1, FLOAT) {
+        return NOT_SUPPORTED;
+    }
+    let value = Convolution { pad: pad_h, stride: stride_h, math: 0 };
+    describe(&mut all().convolutions, convolution, value)
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnSetConvolutionMathType(convolution: usize, math: c_int) -> c_int {
+    match all().convolutions.get_mut(&convolution) {
+        Some(Some(known)) => {
+            known.math = math;
+            SUCCESS
+        }
+        _ => BAD_PARAM,
+    }
+}
+
+#[unsafe(no_mangle)]
+unsafe extern "C" fn cudnnGetErrorString(status: c_int) -> *const c_char {
+    let text: &CStr = match status {
+        SUCCESS => c"success",
+        BAD_PARAM => c"bad parameter",
+        NOT_SUPPORTED => c"not supported",
+        _ => c"failed",
+    };
+    text.as_ptr()
+}
+
+/// What a call computes with, after its descriptors were compared with each other.
+struct Call {
+    stream: usize,
+    call: ConvCall,
+    math: c_int,
+}
+
+/// Descriptors and addresses in the order of the pass: two inputs and the result.
+type Given = [(usize, u64); 3];
+
+fn call(handle: usize, convolution: usize, pass: ConvPass, given: Given) -> Option<Call> {
+    let all = all();
+    let stream = *all.streams.get(&handle)?;
+    let convolution = (*all.convolutions.get(&convolution)?)?;
+    let tensor = |(descriptor, at): (usize, u64)| Some(((*all.tensors.get(&descriptor)?)?, at));
+    let [first, second, third] = given;
+    let (first, second, third) = (tensor(first)?, tensor(second)?, tensor(third)?);
+    let (x, w, y) = match pass {
+        ConvPass::Forward => (first, second, third),
+        ConvPass::Input => (third, first, second),
+        ConvPass::Weight => (first, third, second),
+    };
+    let sizes = |tensor: Tensor| tensor.sizes.map(|size| size as usize);
+    let ([n, c, h, width], [o, wc, kernel, kw]) = (sizes(x.0), sizes(w.0));
+    let (pad, stride) = (convolution.pad as usize, convolution.stride as usize);
+    let shape = ConvShape { n, h, w: width, c, o, kernel, stride, pad };
+    let (oh, ow) = shape.out();
+    let one_kind = x.0.kind == w.0.kind && x.0.kind == y.0.kind;
+    if !one_kind || wc != c || kw != kernel || sizes(y.0) != [n, o, oh, ow] {
+        return None;
+    }
+    let dtype = if x.0.kind == FLOAT { DType::F32 } else { DType::BF16 };
+    let span = |addr: u64, len: usize| Span { addr, len, dtype };
+    let (x, w) = (span(x.1, shape.input_len()), span(w.1, shape.weight_len()));
+    let y = span(y.1, shape.output_len());
+    let call = ConvCall { pass, shape, x, w, y, accumulate: false };
+    Some(Call { stream, call, math: convolution.math })
+}
+
+fn result_of(call: &ConvCall) -> Span {
+    match call.pass {
+        ConvPass::Forward => call.y,
+        ConvPass::Input => call.x,
+        ConvPass::Weight => call.w,
+    }
+}
+
+/// Of the algorithms the first is not to be had, the second is fast and not deterministic.
+///
+/// # Safety
+/// `count` and `entries` are places for what is found, at most `most` of them.
+unsafe fn find(
+    call: Option<Call>,
+    most: c_int,
+    count: *mut c_int,
+    entries: *mut Timed,
+    (space, bytes): (u64, usize),
+) -> c_int {
+    let Some(Call { stream, call, .. }) = call else {
+        say("a search with descriptors that do not fit");
+        return BAD_PARAM;
+    };
+    let out = result_of(&call);
+    let mut device = device();
+    let scribble = Arc::new(move |memory: &mut crate::device::Memory, _: &_| {
+        for span in [call.x, call.w, call.y] {
+            memory.check("search", span.addr, span.bytes())?;
+        }
+        memory.bytes("search", out.addr, out.bytes())?.fill(0xAB);
+        memory.bytes("search", space, bytes)?[..WORKSPACE.min(bytes)].fill(0xCD);
+        Ok(())
+    });
+    // A search waits for the device.
+    if device.push(stream, scribble).is_err() || device.synchronize(stream).is_err() {
+        return EXECUTION_FAILED;
+    }
+    let fast = if call.x.dtype == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
+    let found = [
+        (2, NOT_SUPPORTED, -1.0, 0, 0, fast),
+        (1, SUCCESS, 0.5, WORKSPACE, 0, fast),
+        (0, SUCCESS, 1.0, 0, 1, FMA_MATH),
+    ];
+    let found = found.into_iter().take(most.max(0) as usize);
+    // SAFETY: the caller's promise.
+    unsafe {
+        count.write(found.len() as c_int);
+        for (nth, (algorithm, status, time, memory, determinism, math)) in found.enumerate() {
+            let reserved = [0; 3];
+            entries.add(nth).write(Timed {
+                algorithm,
+                status,
+                time,
+                memory,
+                determinism,
+                math,
+                reserved,
+            });
+        }
+    }
+    SUCCESS
+}
+
+/// # Safety
+/// `alpha` and `beta` are f32 of the host.
+unsafe fn convolve(
+    call: Option<Call>,
+    alpha: *const c_void,
+    algorithm: c_int,
+    (space, bytes): (u64, usize),
+    beta: *const c_void,
+) -> c_int {
+    let Some(Call { stream, mut call, math }) = call else {
+        say("a convolution with descriptors that do not fit");
+        return BAD_PARAM;
+    };
+    // SAFETY: the caller's promise.
+    let (alpha, beta) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>()) };
+    let wanted = match algorithm {
+        0 => 0,
+        1 => WORKSPACE,
+        _ => return NOT_SUPPORTED,
+    };
+    let half = call.x.dtype == DType::BF16;
+    let found = if algorithm == 1 && half { TENSOR_OP_MATH } else { FMA_MATH };
+    if alpha != 1.0 || ![0.0, 1.0].contains(&beta) || bytes < wanted || math != found {
+        say(&format!("not as it was found: {algorithm}, {bytes} bytes, math {math}, beta {beta}"));
+        return BAD_PARAM;
+    }
+    call.accumulate = beta == 1.0;
+    let op = Arc::new(move |memory: &mut crate::device::Memory, emulator: &_| {
+        for span in [call.x, call.w, call.y] {
+            memory.check("convolution", span.addr, span.bytes())?;
+        }
+        if wanted > 0 {
+            memory.bytes("convolution's workspace", space, wanted)?.fill(0xCD);
+        }
+        let emulator: &bt_stream::nn::cuda::emulate::Emulator = emulator;
+        emulator.conv(&call).map_err(|error| error.to_string())
+    });
+    device().push(stream, op).map_or(EXECUTION_FAILED, |()| SUCCESS)
+}
+
+macro_rules! passes {
+    ($($pass:ident: $find:ident, $convolve:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $find(
+            handle: usize,
+            first: usize,
+            first_at: u64,
+            second: usize,
+            second_at: u64,
+            convolution: usize,
+            out: usize,
+            out_at: u64,
+            most: c_int,
+            count: *mut c_int,
+            entries: *mut Timed,
+            space: u64,
+            bytes: usize,
+        ) -> c_int {
+            let given = [(first, first_at), (second, second_at), (out, out_at)];
+            let call = call(handle, convolution, ConvPass::$pass, given);
+            // SAFETY: as cuDNN's documentation asks.
+            unsafe { find(call, most, count, entries, (space, bytes)) }
+        }
+
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $convolve(
+            handle: usize,
+            alpha: *const c_void,
+            first: usize,
+            first_at: u64,
+            second: usize,
+            second_at: u64,
+            convolution: usize,
+            algorithm: c_int,
+            space: u64,
+            bytes: usize,
+            beta: *const c_void,
+            out: usize,
+            out_at: u64,
+        ) -> c_int {
+            let given = [(first, first_at), (second, second_at), (out, out_at)];
+            let call = call(handle, convolution, ConvPass::$pass, given);
+            // SAFETY: as cuDNN's documentation asks.
+            unsafe { convolve(call, alpha, algorithm, (space, bytes), beta) }
+        }
+    )*};
+}
+
+passes! {
+    Forward: cudnnFindConvolutionForwardAlgorithmEx, cudnnConvolutionForward;
+    Input: cudnnFindConvolutionBackwardDataAlgorithmEx, cudnnConvolutionBackwardData;
+    Weight: cudnnFindConvolutionBackwardFilterAlgorithmEx, cudnnConvolutionBackwardFilter;
+}

@@ -1,0 +1,354 @@
+//! libcuda: device 0, of compute capability 9.0.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::sync::Arc;
+
+use bt_stream::nn::cuda::{Arg, Backend, Launch};
+
+use crate::device::{Refusal, device};
+use crate::say;
+
+const SUCCESS: c_int = 0;
+const INVALID_VALUE: c_int = 1;
+const INVALID_DEVICE: c_int = 101;
+const INVALID_IMAGE: c_int = 200;
+const INVALID_HANDLE: c_int = 400;
+const NOT_FOUND: c_int = 500;
+const LAUNCH_FAILED: c_int = 719;
+const NOT_WHILE_RECORDING: c_int = 900;
+
+type Done = Result<(), Refusal>;
+
+fn status(done: Done) -> c_int {
+    match done {
+        Ok(()) => SUCCESS,
+        Err(Refusal::Handle) => INVALID_HANDLE,
+        Err(Refusal::Recording) => NOT_WHILE_RECORDING,
+        Err(Refusal::Failed) => LAUNCH_FAILED,
+    }
+}
+
+/// Writes what a call gives.
+///
+/// # Safety
+/// `to` is a place for it.
+unsafe fn give<T>(to: *mut T, value: T) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe { to.write(value) };
+    SUCCESS
+}
+
+/// Writes a handle, or says why there is none.
+///
+/// # Safety
+/// As [`give`].
+unsafe fn give_handle(to: *mut usize, made: Result<usize, Refusal>) -> c_int {
+    match made {
+        // SAFETY: the caller's promise.
+        Ok(handle) => unsafe { give(to, handle) },
+        Err(refusal) => status(Err(refusal)),
+    }
+}
+
+macro_rules! exported {
+    ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> c_int $body:block)*) => {$(
+        $(#[$doc])*
+        #[unsafe(no_mangle)]
+        unsafe extern "C" fn $name($($arg: $type),*) -> c_int $body
+    )*};
+}
+
+// SAFETY, of all bodies: pointers are those of the driver's API, valid as its documentation asks.
+exported! {
+    fn cuInit(_flags: c_uint) -> c_int {
+        SUCCESS
+    }
+
+    fn cuDeviceGet(to: *mut c_int, ordinal: c_int) -> c_int {
+        if ordinal != 0 {
+            return INVALID_DEVICE;
+        }
+        unsafe { give(to, 0) }
+    }
+
+    fn cuDeviceGetCount(to: *mut c_int) -> c_int {
+        unsafe { give(to, 1) }
+    }
+
+    fn cuDeviceGetAttribute(to: *mut c_int, attribute: c_int, _device: c_int) -> c_int {
+        let value = match attribute {
+            16 => device().multiprocessors(),
+            75 => 9,
+            76 => 0,
+            115 => 1,
+            _ => return INVALID_VALUE,
+        };
+        unsafe { give(to, value) }
+    }
+
+    fn cuDevicePrimaryCtxRetain(to: *mut usize, _device: c_int) -> c_int {
+        unsafe { give(to, 1) }
+    }
+
+    fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
+        SUCCESS
+    }
+
+    fn cuCtxSetCurrent(_context: usize) -> c_int {
+        SUCCESS
+    }
+
+    fn cuCtxGetCurrent(to: *mut usize) -> c_int {
+        unsafe { give(to, 1) }
+    }
+
+    fn cuCtxSynchronize() -> c_int {
+        status(device().synchronize_all())
+    }
+
+    fn cuDeviceGetDefaultMemPool(to: *mut usize, _device: c_int) -> c_int {
+        unsafe { give(to, 1) }
+    }
+
+    fn cuMemPoolSetAttribute(_pool: usize, attribute: c_int, _value: *mut c_void) -> c_int {
+        if attribute == 4 { SUCCESS } else { INVALID_VALUE }
+    }
+
+    fn cuMemPoolGetAttribute(_pool: usize, attribute: c_int, to: *mut c_void) -> c_int {
+        if attribute != 8 {
+            return INVALID_VALUE;
+        }
+        unsafe { give(to.cast(), device().memory.peak() as u64) }
+    }
+
+    fn cuStreamCreate(to: *mut usize, _flags: c_uint) -> c_int {
+        unsafe { give(to, device().new_stream()) }
+    }
+
+    fn cuStreamDestroy_v2(_stream: usize) -> c_int {
+        SUCCESS
+    }
+
+    fn cuStreamSynchronize(stream: usize) -> c_int {
+        status(device().synchronize(stream))
+    }
+
+    fn cuStreamWaitEvent(stream: usize, event: usize, _flags: c_uint) -> c_int {
+        status(device().wait_event(stream, event))
+    }
+
+    fn cuStreamIsCapturing(stream: usize, to: *mut c_int) -> c_int {
+        unsafe { give(to, c_int::from(device().is_recorded(stream))) }
+    }
+
+    fn cuEventCreate(to: *mut usize, _flags: c_uint) -> c_int {
+        unsafe { give(to, device().new_event()) }
+    }
+
+    fn cuEventRecord(event: usize, stream: usize) -> c_int {
+        status(device().record_event(event, stream))
+    }
+
+    fn cuEventDestroy_v2(event: usize) -> c_int {
+        status(device().drop_event(event))
+    }
+
+    fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: usize) -> c_int {
+        let mut device = device();
+        if device.is_recorded(stream) {
+            say("an allocation while the stream is recorded");
+            return NOT_WHILE_RECORDING;
+        }
+        if bytes == 0 {
+            return INVALID_VALUE;
+        }
+        unsafe { give(to, device.memory.allocate(bytes)) }
+    }
+
+    fn cuMemFreeAsync(address: u64, stream: usize) -> c_int {
+        status(device().free(stream, address))
+    }
+
+    fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
+        unsafe { give(to, device().memory.pin(bytes) as *mut c_void) }
+    }
+
+    fn cuMemFreeHost(at: *mut c_void) -> c_int {
+        let mut device = device();
+        // As the driver does: what may still read it comes first.
+        if device.synchronize_all().is_err() {
+            return LAUNCH_FAILED;
+        }
+        match device.memory.unpin(at as u64) {
+            Ok(()) => SUCCESS,
+            Err(message) => {
+                say(&message);
+                INVALID_VALUE
+            }
+        }
+    }
+
+    fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usize) -> c_int {
+        let op = Arc::new(move |memory: &mut crate::device::Memory, _: &_| {
+            memory.bytes("memset", at, bytes)?.fill(value);
+            Ok(())
+        });
+        status(device().push(stream, op))
+    }
+
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> c_int {
+        let mut device = device();
+        let source = from as u64;
+        if device.memory.is_pinned(source, bytes) {
+            return status(device.push(stream, Arc::new(move |memory, _| {
+                if !memory.is_pinned(source, bytes) {
+                    return Err("a copy from pinned memory that was freed".into());
+                }
+                let from = unsafe { std::slice::from_raw_parts(source as *const u8, bytes) };
+                memory.bytes("copy to the device", to, bytes)?.copy_from_slice(from);
+                Ok(())
+            })));
+        }
+        if device.is_recorded(stream) {
+            say("a copy from the host while the stream is recorded");
+            return NOT_WHILE_RECORDING;
+        }
+        let from = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }.to_vec();
+        status(device.push(stream, Arc::new(move |memory, _| {
+            memory.bytes("copy to the device", to, bytes)?.copy_from_slice(&from);
+            Ok(())
+        })))
+    }
+
+    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) -> c_int {
+        let mut device = device();
+        if device.is_recorded(stream) {
+            say("a copy to the host while the stream is recorded");
+            return NOT_WHILE_RECORDING;
+        }
+        let pinned = device.memory.is_pinned(to as u64, bytes);
+        let to = to as usize;
+        let asked = device.push(stream, Arc::new(move |memory, _| {
+            let from = memory.bytes("copy to the host", from, bytes)?;
+            unsafe { std::ptr::copy(from.as_ptr(), to as *mut u8, bytes) };
+            Ok(())
+        }));
+        // To memory that is not pinned the call returns once all is there.
+        status(asked.and_then(|()| if pinned { Ok(()) } else { device.synchronize(stream) }))
+    }
+
+    fn cuMemcpyDtoDAsync_v2(to: u64, from: u64, bytes: usize, stream: usize) -> c_int {
+        status(device().push(stream, Arc::new(move |memory, _| {
+            let copy = memory.bytes("copy", from, bytes)?.to_vec();
+            memory.bytes("copy", to, bytes)?.copy_from_slice(&copy);
+            Ok(())
+        })))
+    }
+
+    fn cuModuleLoadData(to: *mut usize, image: *const c_void) -> c_int {
+        // A fat binary begins with this.
+        if unsafe { image.cast::<u32>().read_unaligned() } != 0xBA55_ED50 {
+            say("a module that is no fat binary");
+            return INVALID_IMAGE;
+        }
+        unsafe { give(to, 1) }
+    }
+
+    fn cuModuleUnload(_module: usize) -> c_int {
+        SUCCESS
+    }
+
+    fn cuModuleGetFunction(to: *mut usize, _module: usize, name: *const c_char) -> c_int {
+        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+        match device().function(&name) {
+            Some(function) => unsafe { give(to, function) },
+            None => {
+                say(&format!("no kernel {name}"));
+                NOT_FOUND
+            }
+        }
+    }
+
+    fn cuLaunchKernel(
+        function: usize,
+        gx: c_uint,
+        gy: c_uint,
+        gz: c_uint,
+        bx: c_uint,
+        by: c_uint,
+        bz: c_uint,
+        shared_bytes: c_uint,
+        stream: usize,
+        params: *mut *mut c_void,
+        _extra: *mut *mut c_void,
+    ) -> c_int {
+        let mut device = device();
+        let Some((name, letters)) = device.kernel(function) else { return INVALID_HANDLE };
+        let read = |(nth, letter): (usize, char)| {
+            let at = unsafe { *params.add(nth) };
+            match letter {
+                'p' => Arg::Ptr(unsafe { at.cast::<u64>().read_unaligned() }),
+                'l' => Arg::U64(unsafe { at.cast::<u64>().read_unaligned() }),
+                'u' => Arg::U32(unsafe { at.cast::<u32>().read_unaligned() }),
+                _ => Arg::F32(unsafe { at.cast::<f32>().read_unaligned() }),
+            }
+        };
+        let args: Vec<Arg> = letters.chars().enumerate().map(read).collect();
+        status(device.push(stream, Arc::new(move |memory, emulator| {
+            for arg in &args {
+                if let Arg::Ptr(at @ 1..) = arg {
+                    memory.check(&name, *at, 1)?;
+                }
+            }
+            let (grid, block) = ([gx, gy, gz], [bx, by, bz]);
+            let launch = Launch { kernel: &name, grid, block, shared_bytes, args: &args };
+            emulator.launch(&launch).map_err(|error| error.to_string())
+        })))
+    }
+
+    fn cuStreamBeginCapture_v2(stream: usize, _mode: c_int) -> c_int {
+        status(device().record(stream))
+    }
+
+    fn cuStreamEndCapture(stream: usize, to: *mut usize) -> c_int {
+        unsafe { give_handle(to, device().end_recording(stream)) }
+    }
+
+    fn cuGraphInstantiateWithFlags(to: *mut usize, graph: usize, _flags: u64) -> c_int {
+        unsafe { give_handle(to, device().instantiate(graph)) }
+    }
+
+    fn cuGraphLaunch(graph: usize, stream: usize) -> c_int {
+        status(device().replay(graph, stream))
+    }
+
+    fn cuGraphDestroy(graph: usize) -> c_int {
+        status(device().drop_graph(graph))
+    }
+
+    fn cuGraphExecDestroy(graph: usize) -> c_int {
+        status(device().drop_graph(graph))
+    }
+
+    fn cuGetErrorName(status: c_int, to: *mut *const c_char) -> c_int {
+        unsafe { give(to, name_of(status).as_ptr()) }
+    }
+
+    fn cuGetErrorString(status: c_int, to: *mut *const c_char) -> c_int {
+        unsafe { give(to, name_of(status).as_ptr()) }
+    }
+}
+
+fn name_of(status: c_int) -> &'static CStr {
+    match status {
+        SUCCESS => c"success",
+        INVALID_VALUE => c"invalid value",
+        INVALID_DEVICE => c"no such device",
+        INVALID_IMAGE => c"not a module",
+        INVALID_HANDLE => c"not a handle",
+        NOT_FOUND => c"not found",
+        LAUNCH_FAILED => c"work has failed (stand-in)",
+        NOT_WHILE_RECORDING => c"not while a stream is recorded",
+        _ => c"unknown",
+    }
+}
