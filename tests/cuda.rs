@@ -1,6 +1,6 @@
 //! A CPU run and a CUDA run from the same seed, step by step; views finished on the device. Without a
 //! CUDA device (or a build without the feature `cuda`) the tests say so and pass; `BT_DEVICE` names
-//! another than the first.
+//! another than the first, which then has to be there.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -23,11 +23,19 @@ fn shards(dir: &Path, images: u64, side: usize) -> String {
     dir.to_string_lossy().into_owned()
 }
 
-/// The CUDA device, where there is one.
-fn cuda() -> Option<Device> {
-    let device = std::env::var("BT_DEVICE").unwrap_or_else(|_| "cuda:0".into());
-    let config = TrainConfig { device, ..Default::default() };
-    bt_stream::train::device(&config).inspect_err(|error| println!("skipped: {error:#}")).ok()
+/// The CUDA device, where there is one: with `BT_DEVICE` there has to be.
+fn cuda() -> Option<(String, Device)> {
+    let named = std::env::var("BT_DEVICE");
+    let name = named.clone().unwrap_or_else(|_| "cuda:0".into());
+    let config = TrainConfig { device: name.clone(), ..Default::default() };
+    match bt_stream::train::device(&config) {
+        Ok(device) => Some((name, device)),
+        Err(error) => {
+            assert!(named.is_err(), "{error:#}");
+            println!("skipped: {error:#}");
+            None
+        }
+    }
 }
 
 /// The first epoch's images as `device` gets them, each batch sent before the one in front of it is used.
@@ -49,7 +57,7 @@ fn images(set: &Arc<ShardSet>, device: &Device, finisher: AugmentDevice) -> Vec<
 
 #[test]
 fn a_cuda_device_gets_the_cpus_views_and_finishes_them_the_same() {
-    let Some(cuda) = cuda() else { return };
+    let Some((_, cuda)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = shards(dir.path(), 24, 260);
     let set = Arc::new(ShardSet::open(&shards, &OpenOptions::default()).unwrap());
@@ -114,10 +122,7 @@ const METHODS: [&[&str]; 6] = [
 
 #[test]
 fn a_cuda_run_follows_a_cpu_run() {
-    if cuda().is_none() {
-        return;
-    }
-    let device = std::env::var("BT_DEVICE").unwrap_or_else(|_| "cuda:0".into());
+    let Some((device, _)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = shards(dir.path(), 128, 40);
     for method in METHODS {

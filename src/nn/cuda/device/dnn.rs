@@ -176,8 +176,9 @@ impl Dnn {
             ConvPass::Input => call.x,
             ConvPass::Weight => call.w,
         };
-        let space = self.stream.alloc_zeros::<u8>(MOST_WORKSPACE).map_err(Error::wrap)?;
-        let result = self.stream.alloc_zeros::<u8>(out.bytes()).map_err(Error::wrap)?;
+        // SAFETY: cuDNN writes what it reads of either.
+        let memory = |bytes| unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap);
+        let (space, result) = (memory(MOST_WORKSPACE)?, memory(out.bytes())?);
         let (space_at, _a) = space.device_ptr(&self.stream);
         let (result_at, _b) = result.device_ptr(&self.stream);
         let (space_at, result_at) = (space_at as *mut c_void, result_at as *mut c_void);
