@@ -1,14 +1,15 @@
 //! libcublas: one product.
 
 use std::collections::HashMap;
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::{Arc, LazyLock, Mutex};
 
+use bt_stream::nn::cuda::emulate::Emulator;
 use bt_stream::nn::cuda::{Backend, Gemm, Span};
 use candle_core::DType;
 
-use crate::device::device;
-use crate::say;
+use crate::device::{Memory, device};
+use crate::{Given, say};
 
 const SUCCESS: c_int = 0;
 const NOT_INITIALIZED: c_int = 1;
@@ -23,22 +24,21 @@ fn stream_of(handle: usize) -> Option<usize> {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasCreate_v2(to: *mut usize) -> c_int {
+extern "C" fn cublasCreate_v2(to: Given<usize>) -> c_int {
     let mut handles = HANDLES.lock().unwrap();
     let handle = handles.len() + 1;
     handles.insert(handle, 0);
-    // SAFETY: a place for a handle.
-    unsafe { to.write(handle) };
+    to.write(0, handle);
     SUCCESS
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasDestroy_v2(handle: usize) -> c_int {
+extern "C" fn cublasDestroy_v2(handle: usize) -> c_int {
     if stream_of(handle).is_some() { SUCCESS } else { NOT_INITIALIZED }
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
+extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
     match HANDLES.lock().unwrap().get_mut(&handle) {
         Some(known) => {
             *known = stream;
@@ -49,7 +49,7 @@ unsafe extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasSetWorkspace_v2(handle: usize, at: u64, bytes: usize) -> c_int {
+extern "C" fn cublasSetWorkspace_v2(handle: usize, at: u64, bytes: usize) -> c_int {
     if stream_of(handle).is_none() {
         return NOT_INITIALIZED;
     }
@@ -69,21 +69,21 @@ fn dtype(kind: c_int) -> Option<DType> {
 
 /// Column-major: `C = alpha op(A) op(B) + beta C`, read as rows of the transposed matrices.
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cublasGemmEx(
+extern "C" fn cublasGemmEx(
     handle: usize,
     trans_a: c_int,
     trans_b: c_int,
     m: c_int,
     n: c_int,
     k: c_int,
-    alpha: *const c_void,
+    alpha: Given<f32>,
     a: u64,
     a_type: c_int,
     lda: c_int,
     b: u64,
     b_type: c_int,
     ldb: c_int,
-    beta: *const c_void,
+    beta: Given<f32>,
     c: u64,
     c_type: c_int,
     ldc: c_int,
@@ -104,8 +104,8 @@ unsafe extern "C" fn cublasGemmEx(
         return INVALID_VALUE;
     }
     let span = |addr: u64, len: usize, dtype: DType| Span { addr, len, dtype };
-    // SAFETY: scalars of the compute type, on the host.
-    let (alpha, beta) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>()) };
+    // Of the compute type, on the host.
+    let (alpha, beta) = (alpha.read(0), beta.read(0));
     let gemm = Gemm {
         m: n,
         n: m,
@@ -118,11 +118,10 @@ unsafe extern "C" fn cublasGemmEx(
         alpha,
         beta,
     };
-    let op = Arc::new(move |memory: &mut crate::device::Memory, emulator: &_| {
+    let op = Arc::new(move |memory: &mut Memory, emulator: &Emulator| {
         for span in [gemm.a, gemm.b, gemm.c] {
             memory.check("product", span.addr, span.bytes())?;
         }
-        let emulator: &bt_stream::nn::cuda::emulate::Emulator = emulator;
         emulator.gemm(&gemm).map_err(|error| error.to_string())
     });
     device().push(stream, op).map_or(EXECUTION_FAILED, |()| SUCCESS)

@@ -1,15 +1,16 @@
 //! libcudnn: convolutions in NHWC, by the calls of before its graphs.
 
 use std::collections::HashMap;
-use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
 
 use bt_stream::nn::cpu::conv::ConvShape;
+use bt_stream::nn::cuda::emulate::Emulator;
 use bt_stream::nn::cuda::{Backend, ConvCall, ConvPass, Span};
 use candle_core::DType;
 
-use crate::device::device;
-use crate::say;
+use crate::device::{Memory, device};
+use crate::{Given, say};
 
 const SUCCESS: c_int = 0;
 const BAD_PARAM: c_int = 2000;
@@ -55,6 +56,7 @@ fn all() -> MutexGuard<'static, All> {
 
 /// An algorithm that was timed: `cudnnConvolutionFwdAlgoPerf_t` and its like.
 #[repr(C)]
+#[derive(Clone, Copy)]
 struct Timed {
     algorithm: c_int,
     status: c_int,
@@ -66,20 +68,12 @@ struct Timed {
 }
 
 /// Makes a handle in one of the tables.
-///
-/// # Safety
-/// `to` is a place for it.
-unsafe fn create<T>(
-    to: *mut usize,
-    table: fn(&mut All) -> &mut HashMap<usize, T>,
-    value: T,
-) -> c_int {
+fn create<T>(to: Given<usize>, table: fn(&mut All) -> &mut HashMap<usize, T>, value: T) -> c_int {
     let mut all = all();
     all.next += 1;
     let handle = all.next;
     table(&mut all).insert(handle, value);
-    // SAFETY: the caller's promise.
-    unsafe { to.write(handle) };
+    to.write(0, handle);
     SUCCESS
 }
 
@@ -98,18 +92,17 @@ fn describe<T>(table: &mut HashMap<usize, Option<T>>, handle: usize, value: T) -
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnCreate(to: *mut usize) -> c_int {
-    // SAFETY: a place for a handle, as below.
-    unsafe { create(to, |all| &mut all.streams, 0) }
+extern "C" fn cudnnCreate(to: Given<usize>) -> c_int {
+    create(to, |all| &mut all.streams, 0)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnDestroy(handle: usize) -> c_int {
+extern "C" fn cudnnDestroy(handle: usize) -> c_int {
     destroy(&mut all().streams, handle)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnSetStream(handle: usize, stream: usize) -> c_int {
+extern "C" fn cudnnSetStream(handle: usize, stream: usize) -> c_int {
     match all().streams.get_mut(&handle) {
         Some(known) => {
             *known = stream;
@@ -120,18 +113,17 @@ unsafe extern "C" fn cudnnSetStream(handle: usize, stream: usize) -> c_int {
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnCreateTensorDescriptor(to: *mut usize) -> c_int {
-    // SAFETY: a place for a handle.
-    unsafe { create(to, |all| &mut all.tensors, None) }
+extern "C" fn cudnnCreateTensorDescriptor(to: Given<usize>) -> c_int {
+    create(to, |all| &mut all.tensors, None)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnDestroyTensorDescriptor(tensor: usize) -> c_int {
+extern "C" fn cudnnDestroyTensorDescriptor(tensor: usize) -> c_int {
     destroy(&mut all().tensors, tensor)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnSetTensor4dDescriptor(
+extern "C" fn cudnnSetTensor4dDescriptor(
     tensor: usize,
     format: c_int,
     kind: c_int,
@@ -147,18 +139,17 @@ unsafe extern "C" fn cudnnSetTensor4dDescriptor(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnCreateFilterDescriptor(to: *mut usize) -> c_int {
-    // SAFETY: a place for a handle.
-    unsafe { create(to, |all| &mut all.tensors, None) }
+extern "C" fn cudnnCreateFilterDescriptor(to: Given<usize>) -> c_int {
+    create(to, |all| &mut all.tensors, None)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnDestroyFilterDescriptor(filter: usize) -> c_int {
+extern "C" fn cudnnDestroyFilterDescriptor(filter: usize) -> c_int {
     destroy(&mut all().tensors, filter)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnSetFilter4dDescriptor(
+extern "C" fn cudnnSetFilter4dDescriptor(
     filter: usize,
     kind: c_int,
     format: c_int,
@@ -167,23 +158,21 @@ unsafe extern "C" fn cudnnSetFilter4dDescriptor(
     h: c_int,
     w: c_int,
 ) -> c_int {
-    // SAFETY: plain values.
-    unsafe { cudnnSetTensor4dDescriptor(filter, format, kind, o, c, h, w) }
+    cudnnSetTensor4dDescriptor(filter, format, kind, o, c, h, w)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnCreateConvolutionDescriptor(to: *mut usize) -> c_int {
-    // SAFETY: a place for a handle.
-    unsafe { create(to, |all| &mut all.convolutions, None) }
+extern "C" fn cudnnCreateConvolutionDescriptor(to: Given<usize>) -> c_int {
+    create(to, |all| &mut all.convolutions, None)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnDestroyConvolutionDescriptor(convolution: usize) -> c_int {
+extern "C" fn cudnnDestroyConvolutionDescriptor(convolution: usize) -> c_int {
     destroy(&mut all().convolutions, convolution)
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnSetConvolution2dDescriptor(
+extern "C" fn cudnnSetConvolution2dDescriptor(
     convolution: usize,
     pad_h: c_int,
     pad_w: c_int,
@@ -204,7 +193,7 @@ unsafe extern "C" fn cudnnSetConvolution2dDescriptor(
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnSetConvolutionMathType(convolution: usize, math: c_int) -> c_int {
+extern "C" fn cudnnSetConvolutionMathType(convolution: usize, math: c_int) -> c_int {
     match all().convolutions.get_mut(&convolution) {
         Some(Some(known)) => {
             known.math = math;
@@ -215,7 +204,7 @@ unsafe extern "C" fn cudnnSetConvolutionMathType(convolution: usize, math: c_int
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn cudnnGetErrorString(status: c_int) -> *const c_char {
+extern "C" fn cudnnGetErrorString(status: c_int) -> *const c_char {
     let text: &CStr = match status {
         SUCCESS => c"success",
         BAD_PARAM => c"bad parameter",
@@ -233,9 +222,9 @@ struct Call {
 }
 
 /// Descriptors and addresses in the order of the pass: two inputs and the result.
-type Given = [(usize, u64); 3];
+type Operands = [(usize, u64); 3];
 
-fn call(handle: usize, convolution: usize, pass: ConvPass, given: Given) -> Option<Call> {
+fn call(handle: usize, convolution: usize, pass: ConvPass, given: Operands) -> Option<Call> {
     let all = all();
     let stream = *all.streams.get(&handle)?;
     let convolution = (*all.convolutions.get(&convolution)?)?;
@@ -273,14 +262,11 @@ fn result_of(call: &ConvCall) -> Span {
 }
 
 /// Of the algorithms the first is not to be had, the second is fast and not deterministic.
-///
-/// # Safety
-/// `count` and `entries` are places for what is found, at most `most` of them.
-unsafe fn find(
+fn find(
     call: Option<Call>,
     most: c_int,
-    count: *mut c_int,
-    entries: *mut Timed,
+    count: Given<c_int>,
+    entries: Given<Timed>,
     (space, bytes): (u64, usize),
 ) -> c_int {
     let Some(Call { stream, call, .. }) = call else {
@@ -289,7 +275,7 @@ unsafe fn find(
     };
     let out = result_of(&call);
     let mut device = device();
-    let scribble = Arc::new(move |memory: &mut crate::device::Memory, _: &_| {
+    let scribble = Arc::new(move |memory: &mut Memory, _: &Emulator| {
         for span in [call.x, call.w, call.y] {
             memory.check("search", span.addr, span.bytes())?;
         }
@@ -308,40 +294,28 @@ unsafe fn find(
         (0, SUCCESS, 1.0, 0, 1, FMA_MATH),
     ];
     let found = found.into_iter().take(most.max(0) as usize);
-    // SAFETY: the caller's promise.
-    unsafe {
-        count.write(found.len() as c_int);
-        for (nth, (algorithm, status, time, memory, determinism, math)) in found.enumerate() {
-            let reserved = [0; 3];
-            entries.add(nth).write(Timed {
-                algorithm,
-                status,
-                time,
-                memory,
-                determinism,
-                math,
-                reserved,
-            });
-        }
+    count.write(0, found.len() as c_int);
+    for (nth, (algorithm, status, time, memory, determinism, math)) in found.enumerate() {
+        let reserved = [0; 3];
+        let timed = Timed { algorithm, status, time, memory, determinism, math, reserved };
+        entries.write(nth, timed);
     }
     SUCCESS
 }
 
-/// # Safety
-/// `alpha` and `beta` are f32 of the host.
-unsafe fn convolve(
+/// One of the passes.
+fn convolve(
     call: Option<Call>,
-    alpha: *const c_void,
+    alpha: Given<f32>,
     algorithm: c_int,
     (space, bytes): (u64, usize),
-    beta: *const c_void,
+    beta: Given<f32>,
 ) -> c_int {
     let Some(Call { stream, mut call, math }) = call else {
         say("a convolution with descriptors that do not fit");
         return BAD_PARAM;
     };
-    // SAFETY: the caller's promise.
-    let (alpha, beta) = unsafe { (*alpha.cast::<f32>(), *beta.cast::<f32>()) };
+    let (alpha, beta) = (alpha.read(0), beta.read(0));
     let wanted = match algorithm {
         0 => 0,
         1 => WORKSPACE,
@@ -354,14 +328,13 @@ unsafe fn convolve(
         return BAD_PARAM;
     }
     call.accumulate = beta == 1.0;
-    let op = Arc::new(move |memory: &mut crate::device::Memory, emulator: &_| {
+    let op = Arc::new(move |memory: &mut Memory, emulator: &Emulator| {
         for span in [call.x, call.w, call.y] {
             memory.check("convolution", span.addr, span.bytes())?;
         }
         if wanted > 0 {
             memory.bytes("convolution's workspace", space, wanted)?.fill(0xCD);
         }
-        let emulator: &bt_stream::nn::cuda::emulate::Emulator = emulator;
         emulator.conv(&call).map_err(|error| error.to_string())
     });
     device().push(stream, op).map_or(EXECUTION_FAILED, |()| SUCCESS)
@@ -370,7 +343,7 @@ unsafe fn convolve(
 macro_rules! passes {
     ($($pass:ident: $find:ident, $convolve:ident;)*) => {$(
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $find(
+        extern "C" fn $find(
             handle: usize,
             first: usize,
             first_at: u64,
@@ -380,21 +353,20 @@ macro_rules! passes {
             out: usize,
             out_at: u64,
             most: c_int,
-            count: *mut c_int,
-            entries: *mut Timed,
+            count: Given<c_int>,
+            entries: Given<Timed>,
             space: u64,
             bytes: usize,
         ) -> c_int {
             let given = [(first, first_at), (second, second_at), (out, out_at)];
             let call = call(handle, convolution, ConvPass::$pass, given);
-            // SAFETY: as cuDNN's documentation asks.
-            unsafe { find(call, most, count, entries, (space, bytes)) }
+            find(call, most, count, entries, (space, bytes))
         }
 
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $convolve(
+        extern "C" fn $convolve(
             handle: usize,
-            alpha: *const c_void,
+            alpha: Given<f32>,
             first: usize,
             first_at: u64,
             second: usize,
@@ -403,14 +375,13 @@ macro_rules! passes {
             algorithm: c_int,
             space: u64,
             bytes: usize,
-            beta: *const c_void,
+            beta: Given<f32>,
             out: usize,
             out_at: u64,
         ) -> c_int {
             let given = [(first, first_at), (second, second_at), (out, out_at)];
             let call = call(handle, convolution, ConvPass::$pass, given);
-            // SAFETY: as cuDNN's documentation asks.
-            unsafe { convolve(call, alpha, algorithm, (space, bytes), beta) }
+            convolve(call, alpha, algorithm, (space, bytes), beta)
         }
     )*};
 }

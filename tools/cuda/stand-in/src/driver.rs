@@ -3,10 +3,11 @@
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
 
+use bt_stream::nn::cuda::emulate::Emulator;
 use bt_stream::nn::cuda::{Arg, Backend, Launch};
 
-use crate::device::{Refusal, device};
-use crate::say;
+use crate::device::{Memory, Refusal, device};
+use crate::{Given, say, text};
 
 const SUCCESS: c_int = 0;
 const INVALID_VALUE: c_int = 1;
@@ -29,23 +30,15 @@ fn status(done: Done) -> c_int {
 }
 
 /// Writes what a call gives.
-///
-/// # Safety
-/// `to` is a place for it.
-unsafe fn give<T>(to: *mut T, value: T) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe { to.write(value) };
+fn give<T>(to: Given<T>, value: T) -> c_int {
+    to.write(0, value);
     SUCCESS
 }
 
 /// Writes a handle, or says why there is none.
-///
-/// # Safety
-/// As [`give`].
-unsafe fn give_handle(to: *mut usize, made: Result<usize, Refusal>) -> c_int {
+fn give_handle(to: Given<usize>, made: Result<usize, Refusal>) -> c_int {
     match made {
-        // SAFETY: the caller's promise.
-        Ok(handle) => unsafe { give(to, handle) },
+        Ok(handle) => give(to, handle),
         Err(refusal) => status(Err(refusal)),
     }
 }
@@ -54,28 +47,27 @@ macro_rules! exported {
     ($($(#[$doc:meta])* fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> c_int $body:block)*) => {$(
         $(#[$doc])*
         #[unsafe(no_mangle)]
-        unsafe extern "C" fn $name($($arg: $type),*) -> c_int $body
+        extern "C" fn $name($($arg: $type),*) -> c_int $body
     )*};
 }
 
-// SAFETY, of all bodies: pointers are those of the driver's API, valid as its documentation asks.
 exported! {
     fn cuInit(_flags: c_uint) -> c_int {
         SUCCESS
     }
 
-    fn cuDeviceGet(to: *mut c_int, ordinal: c_int) -> c_int {
+    fn cuDeviceGet(to: Given<c_int>, ordinal: c_int) -> c_int {
         if ordinal != 0 {
             return INVALID_DEVICE;
         }
-        unsafe { give(to, 0) }
+        give(to, 0)
     }
 
-    fn cuDeviceGetCount(to: *mut c_int) -> c_int {
-        unsafe { give(to, 1) }
+    fn cuDeviceGetCount(to: Given<c_int>) -> c_int {
+        give(to, 1)
     }
 
-    fn cuDeviceGetAttribute(to: *mut c_int, attribute: c_int, _device: c_int) -> c_int {
+    fn cuDeviceGetAttribute(to: Given<c_int>, attribute: c_int, _device: c_int) -> c_int {
         let value = match attribute {
             16 => device().multiprocessors(),
             75 => 9,
@@ -83,11 +75,11 @@ exported! {
             115 => 1,
             _ => return INVALID_VALUE,
         };
-        unsafe { give(to, value) }
+        give(to, value)
     }
 
-    fn cuDevicePrimaryCtxRetain(to: *mut usize, _device: c_int) -> c_int {
-        unsafe { give(to, 1) }
+    fn cuDevicePrimaryCtxRetain(to: Given<usize>, _device: c_int) -> c_int {
+        give(to, 1)
     }
 
     fn cuDevicePrimaryCtxRelease_v2(_device: c_int) -> c_int {
@@ -98,31 +90,31 @@ exported! {
         SUCCESS
     }
 
-    fn cuCtxGetCurrent(to: *mut usize) -> c_int {
-        unsafe { give(to, 1) }
+    fn cuCtxGetCurrent(to: Given<usize>) -> c_int {
+        give(to, 1)
     }
 
     fn cuCtxSynchronize() -> c_int {
         status(device().synchronize_all())
     }
 
-    fn cuDeviceGetDefaultMemPool(to: *mut usize, _device: c_int) -> c_int {
-        unsafe { give(to, 1) }
+    fn cuDeviceGetDefaultMemPool(to: Given<usize>, _device: c_int) -> c_int {
+        give(to, 1)
     }
 
-    fn cuMemPoolSetAttribute(_pool: usize, attribute: c_int, _value: *mut c_void) -> c_int {
+    fn cuMemPoolSetAttribute(_pool: usize, attribute: c_int, _value: Given<u64>) -> c_int {
         if attribute == 4 { SUCCESS } else { INVALID_VALUE }
     }
 
-    fn cuMemPoolGetAttribute(_pool: usize, attribute: c_int, to: *mut c_void) -> c_int {
+    fn cuMemPoolGetAttribute(_pool: usize, attribute: c_int, to: Given<u64>) -> c_int {
         if attribute != 8 {
             return INVALID_VALUE;
         }
-        unsafe { give(to.cast(), device().memory.peak() as u64) }
+        give(to, device().memory.peak() as u64)
     }
 
-    fn cuStreamCreate(to: *mut usize, _flags: c_uint) -> c_int {
-        unsafe { give(to, device().new_stream()) }
+    fn cuStreamCreate(to: Given<usize>, _flags: c_uint) -> c_int {
+        give(to, device().new_stream())
     }
 
     fn cuStreamDestroy_v2(_stream: usize) -> c_int {
@@ -137,12 +129,12 @@ exported! {
         status(device().wait_event(stream, event))
     }
 
-    fn cuStreamIsCapturing(stream: usize, to: *mut c_int) -> c_int {
-        unsafe { give(to, c_int::from(device().is_recorded(stream))) }
+    fn cuStreamIsCapturing(stream: usize, to: Given<c_int>) -> c_int {
+        give(to, c_int::from(device().is_recorded(stream)))
     }
 
-    fn cuEventCreate(to: *mut usize, _flags: c_uint) -> c_int {
-        unsafe { give(to, device().new_event()) }
+    fn cuEventCreate(to: Given<usize>, _flags: c_uint) -> c_int {
+        give(to, device().new_event())
     }
 
     fn cuEventRecord(event: usize, stream: usize) -> c_int {
@@ -153,7 +145,7 @@ exported! {
         status(device().drop_event(event))
     }
 
-    fn cuMemAllocAsync(to: *mut u64, bytes: usize, stream: usize) -> c_int {
+    fn cuMemAllocAsync(to: Given<u64>, bytes: usize, stream: usize) -> c_int {
         let mut device = device();
         if device.is_recorded(stream) {
             say("an allocation while the stream is recorded");
@@ -162,24 +154,24 @@ exported! {
         if bytes == 0 {
             return INVALID_VALUE;
         }
-        unsafe { give(to, device.memory.allocate(bytes)) }
+        give(to, device.memory.allocate(bytes))
     }
 
     fn cuMemFreeAsync(address: u64, stream: usize) -> c_int {
         status(device().free(stream, address))
     }
 
-    fn cuMemHostAlloc(to: *mut *mut c_void, bytes: usize, _flags: c_uint) -> c_int {
-        unsafe { give(to, device().memory.pin(bytes) as *mut c_void) }
+    fn cuMemHostAlloc(to: Given<u64>, bytes: usize, _flags: c_uint) -> c_int {
+        give(to, device().memory.pin(bytes))
     }
 
-    fn cuMemFreeHost(at: *mut c_void) -> c_int {
+    fn cuMemFreeHost(at: Given<c_void>) -> c_int {
         let mut device = device();
         // As the driver does: what may still read it comes first.
         if device.synchronize_all().is_err() {
             return LAUNCH_FAILED;
         }
-        match device.memory.unpin(at as u64) {
+        match device.memory.unpin(at.address()) {
             Ok(()) => SUCCESS,
             Err(message) => {
                 say(&message);
@@ -189,22 +181,22 @@ exported! {
     }
 
     fn cuMemsetD8Async(at: u64, value: u8, bytes: usize, stream: usize) -> c_int {
-        let op = Arc::new(move |memory: &mut crate::device::Memory, _: &_| {
+        let op = Arc::new(move |memory: &mut Memory, _: &Emulator| {
             memory.bytes("memset", at, bytes)?.fill(value);
             Ok(())
         });
         status(device().push(stream, op))
     }
 
-    fn cuMemcpyHtoDAsync_v2(to: u64, from: *const c_void, bytes: usize, stream: usize) -> c_int {
+    fn cuMemcpyHtoDAsync_v2(to: u64, from: Given<u8>, bytes: usize, stream: usize) -> c_int {
         let mut device = device();
-        let source = from as u64;
+        let source = from.address();
         if device.memory.is_pinned(source, bytes) {
             return status(device.push(stream, Arc::new(move |memory, _| {
                 if !memory.is_pinned(source, bytes) {
                     return Err("a copy from pinned memory that was freed".into());
                 }
-                let from = unsafe { std::slice::from_raw_parts(source as *const u8, bytes) };
+                let from = Given(source as *mut u8).slice(bytes);
                 memory.bytes("copy to the device", to, bytes)?.copy_from_slice(from);
                 Ok(())
             })));
@@ -213,24 +205,24 @@ exported! {
             say("a copy from the host while the stream is recorded");
             return NOT_WHILE_RECORDING;
         }
-        let from = unsafe { std::slice::from_raw_parts(from.cast::<u8>(), bytes) }.to_vec();
+        let from = from.slice(bytes).to_vec();
         status(device.push(stream, Arc::new(move |memory, _| {
             memory.bytes("copy to the device", to, bytes)?.copy_from_slice(&from);
             Ok(())
         })))
     }
 
-    fn cuMemcpyDtoHAsync_v2(to: *mut c_void, from: u64, bytes: usize, stream: usize) -> c_int {
+    fn cuMemcpyDtoHAsync_v2(to: Given<u8>, from: u64, bytes: usize, stream: usize) -> c_int {
         let mut device = device();
         if device.is_recorded(stream) {
             say("a copy to the host while the stream is recorded");
             return NOT_WHILE_RECORDING;
         }
-        let pinned = device.memory.is_pinned(to as u64, bytes);
-        let to = to as usize;
+        let to = to.address();
+        let pinned = device.memory.is_pinned(to, bytes);
         let asked = device.push(stream, Arc::new(move |memory, _| {
             let from = memory.bytes("copy to the host", from, bytes)?;
-            unsafe { std::ptr::copy(from.as_ptr(), to as *mut u8, bytes) };
+            Given(to as *mut u8).slice(bytes).copy_from_slice(from);
             Ok(())
         }));
         // To memory that is not pinned the call returns once all is there.
@@ -245,23 +237,23 @@ exported! {
         })))
     }
 
-    fn cuModuleLoadData(to: *mut usize, image: *const c_void) -> c_int {
+    fn cuModuleLoadData(to: Given<usize>, image: Given<u32>) -> c_int {
         // A fat binary begins with this.
-        if unsafe { image.cast::<u32>().read_unaligned() } != 0xBA55_ED50 {
+        if image.read(0) != 0xBA55_ED50 {
             say("a module that is no fat binary");
             return INVALID_IMAGE;
         }
-        unsafe { give(to, 1) }
+        give(to, 1)
     }
 
     fn cuModuleUnload(_module: usize) -> c_int {
         SUCCESS
     }
 
-    fn cuModuleGetFunction(to: *mut usize, _module: usize, name: *const c_char) -> c_int {
-        let name = unsafe { CStr::from_ptr(name) }.to_string_lossy();
+    fn cuModuleGetFunction(to: Given<usize>, _module: usize, name: Given<c_char>) -> c_int {
+        let name = text(name);
         match device().function(&name) {
-            Some(function) => unsafe { give(to, function) },
+            Some(function) => give(to, function),
             None => {
                 say(&format!("no kernel {name}"));
                 NOT_FOUND
@@ -279,18 +271,18 @@ exported! {
         bz: c_uint,
         shared_bytes: c_uint,
         stream: usize,
-        params: *mut *mut c_void,
-        _extra: *mut *mut c_void,
+        params: Given<Given<u64>>,
+        _extra: Given<c_void>,
     ) -> c_int {
         let mut device = device();
         let Some((name, letters)) = device.kernel(function) else { return INVALID_HANDLE };
         let read = |(nth, letter): (usize, char)| {
-            let at = unsafe { *params.add(nth) };
+            let at = params.read(nth);
             match letter {
-                'p' => Arg::Ptr(unsafe { at.cast::<u64>().read_unaligned() }),
-                'l' => Arg::U64(unsafe { at.cast::<u64>().read_unaligned() }),
-                'u' => Arg::U32(unsafe { at.cast::<u32>().read_unaligned() }),
-                _ => Arg::F32(unsafe { at.cast::<f32>().read_unaligned() }),
+                'p' => Arg::Ptr(at.read(0)),
+                'l' => Arg::U64(at.read(0)),
+                'u' => Arg::U32(at.cast().read(0)),
+                _ => Arg::F32(at.cast().read(0)),
             }
         };
         let args: Vec<Arg> = letters.chars().enumerate().map(read).collect();
@@ -310,12 +302,12 @@ exported! {
         status(device().record(stream))
     }
 
-    fn cuStreamEndCapture(stream: usize, to: *mut usize) -> c_int {
-        unsafe { give_handle(to, device().end_recording(stream)) }
+    fn cuStreamEndCapture(stream: usize, to: Given<usize>) -> c_int {
+        give_handle(to, device().end_recording(stream))
     }
 
-    fn cuGraphInstantiateWithFlags(to: *mut usize, graph: usize, _flags: u64) -> c_int {
-        unsafe { give_handle(to, device().instantiate(graph)) }
+    fn cuGraphInstantiateWithFlags(to: Given<usize>, graph: usize, _flags: u64) -> c_int {
+        give_handle(to, device().instantiate(graph))
     }
 
     fn cuGraphLaunch(graph: usize, stream: usize) -> c_int {
@@ -330,12 +322,12 @@ exported! {
         status(device().drop_graph(graph))
     }
 
-    fn cuGetErrorName(status: c_int, to: *mut *const c_char) -> c_int {
-        unsafe { give(to, name_of(status).as_ptr()) }
+    fn cuGetErrorName(status: c_int, to: Given<*const c_char>) -> c_int {
+        give(to, name_of(status).as_ptr())
     }
 
-    fn cuGetErrorString(status: c_int, to: *mut *const c_char) -> c_int {
-        unsafe { give(to, name_of(status).as_ptr()) }
+    fn cuGetErrorString(status: c_int, to: Given<*const c_char>) -> c_int {
+        give(to, name_of(status).as_ptr())
     }
 }
 

@@ -16,11 +16,57 @@
 //! What a call means is written here from the same documentation as the code that makes it: a misreading
 //! would be in both. A GPU alone can tell.
 
+use std::ffi::{CStr, c_char};
+
 mod blas;
 mod device;
 mod dnn;
 mod driver;
 mod rand;
+
+/// A pointer that the caller of a C function gives. The library's documentation says for what it must be
+/// valid; whoever calls wrongly is not told.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+struct Given<T>(*mut T);
+
+impl<T> Given<T> {
+    fn address(self) -> u64 {
+        self.0 as u64
+    }
+
+    /// As another type, which it is without being said so.
+    fn cast<U>(self) -> Given<U> {
+        Given(self.0.cast())
+    }
+
+    /// Element `nth`.
+    fn read(self, nth: usize) -> T
+    where
+        T: Copy,
+    {
+        // SAFETY: valid for as much as the function reads, says its caller.
+        unsafe { self.0.add(nth).read_unaligned() }
+    }
+
+    /// Writes element `nth`.
+    fn write(self, nth: usize, value: T) {
+        // SAFETY: valid for as much as the function writes, says its caller.
+        unsafe { self.0.add(nth).write_unaligned(value) }
+    }
+
+    /// The first `len` elements, for now.
+    fn slice<'a>(self, len: usize) -> &'a mut [T] {
+        // SAFETY: valid, and used by nobody else meanwhile, says the caller.
+        unsafe { std::slice::from_raw_parts_mut(self.0, len) }
+    }
+}
+
+/// A string that a C function is given.
+fn text(at: Given<c_char>) -> String {
+    // SAFETY: it ends with a zero, says the caller.
+    unsafe { CStr::from_ptr(at.0) }.to_string_lossy().into_owned()
+}
 
 /// An error on standard error, for whoever looks for the reason of a status.
 fn say(message: &str) {

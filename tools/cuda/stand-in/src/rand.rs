@@ -2,24 +2,25 @@
 
 use std::ffi::c_int;
 
+use crate::Given;
+
 #[unsafe(no_mangle)]
-unsafe extern "C" fn curandCreateGenerator(to: *mut usize, _kind: c_int) -> c_int {
-    // SAFETY: a place for a handle.
-    unsafe { to.write(1) };
+extern "C" fn curandCreateGenerator(to: Given<usize>, _kind: c_int) -> c_int {
+    to.write(0, 1);
     0
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn curandSetStream(_generator: usize, _stream: usize) -> c_int {
+extern "C" fn curandSetStream(_generator: usize, _stream: usize) -> c_int {
     0
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn curandSetPseudoRandomGeneratorSeed(_generator: usize, _seed: u64) -> c_int {
+extern "C" fn curandSetPseudoRandomGeneratorSeed(_generator: usize, _seed: u64) -> c_int {
     0
 }
 
 #[unsafe(no_mangle)]
-unsafe extern "C" fn curandDestroyGenerator(_generator: usize) -> c_int {
+extern "C" fn curandDestroyGenerator(_generator: usize) -> c_int {
     0
 }
