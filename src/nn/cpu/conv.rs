@@ -10,6 +10,7 @@ use super::gather::Gather;
 use super::micro::Isa;
 use super::product::{Panels, Scatter, product};
 use super::weight_grad::weight_grad;
+use super::winograd::{self, Winograd};
 
 /// A convolution on one input shape. A linear layer is a 1 x 1 convolution on 1 x 1 images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -120,6 +121,8 @@ thread_local! {
 pub struct Conv {
     isa: Isa,
     shape: ConvShape,
+    /// Before all others, where it can be had.
+    winograd: Option<Winograd>,
     patches: Gather,
     direct: Option<Direct>,
     output: Scatter,
@@ -141,7 +144,8 @@ impl Conv {
         }
         let direct = Direct::new(&patches, Some(shape.kernel));
         let output = Scatter { size: shape.out(), stride: 1, origin: (0, 0) };
-        Self { isa, shape, patches, direct, output, phases, direct_phases }
+        let winograd = Winograd::new(&shape);
+        Self { isa, shape, winograd, patches, direct, output, phases, direct_phases }
     }
 
     /// The shape that this plan is for.
@@ -157,7 +161,13 @@ impl Conv {
         let (isa, s) = (self.isa, self.shape);
         self.check(x.len(), w.len(), y.len());
         let mut all = PANELS.take();
-        all.resize_with(all.len().max(1), Panels::default);
+        all.resize_with(all.len().max(2), Panels::default);
+        if let Some(winograd) = &self.winograd {
+            all[0].pack_transposed(isa, w, s.o, 9, s.c);
+            let weights = winograd::pack(isa, &mut all);
+            winograd.product(isa, x, s.c, weights, Shared(y.as_mut_ptr()), false);
+            return PANELS.set(all);
+        }
         let panels = &mut all[0];
         match &self.direct {
             Some(direct) => {
@@ -185,7 +195,15 @@ impl Conv {
             dx.fill(0.0);
         }
         let mut all = PANELS.take();
-        all.resize_with(all.len().max(self.phases.len()), Panels::default);
+        all.resize_with(all.len().max(self.phases.len()).max(2), Panels::default);
+        if let Some(winograd) = &self.winograd {
+            // The same product, with the kernel turned around.
+            let turned: [usize; 9] = std::array::from_fn(|tap| 8 - tap);
+            all[0].pack_taps(isa, w, (s.o, 9, s.c), &turned);
+            let weights = winograd::pack(isa, &mut all);
+            winograd.product(isa, dy, s.o, weights, Shared(dx.as_mut_ptr()), accumulate);
+            return PANELS.set(all);
+        }
         let phases = || self.phases.iter().filter(|p| !p.kernel_taps.is_empty());
         for (phase, panels) in phases().zip(&mut all) {
             panels.pack_taps(isa, w, (s.o, s.kernel * s.kernel, s.c), &phase.kernel_taps);
@@ -213,6 +231,9 @@ impl Conv {
     /// When a slice's length is not the shape's.
     pub fn weight_grad(&self, x: &[f32], dy: &[f32], dw: &mut [f32]) {
         self.check(x.len(), dw.len(), dy.len());
+        if let Some(winograd) = &self.winograd {
+            return winograd.weight_grad(self.isa, x, dy, dw);
+        }
         let of = (&self.patches, self.direct.as_ref());
         weight_grad(self.isa, of, x, dy, self.shape.o, dw);
     }
@@ -324,7 +345,23 @@ mod tests {
             of(2, 33, 31, 16, 20, 3, 2, 1),
             of(1, 20, 40, 48, 16, 7, 2, 3),
             of(2, 70, 28, 64, 33, 3, 1, 1),
+            // By Winograd's tiles, whole and cut, in several parts.
+            of(2, 7, 7, 32, 48, 3, 1, 1),
+            of(3, 4, 2, 64, 96, 3, 1, 1),
+            of(5, 70, 28, 16, 32, 3, 1, 1),
         ]
+    }
+
+    #[test]
+    fn tiles_are_taken_where_they_save_products() {
+        let taken = |h, w, c, o| {
+            let s = ConvShape { n: 2, h, w, c, o, kernel: 3, stride: 1, pad: 1 };
+            Conv::new(Isa::best(), s).winograd.is_some()
+        };
+        assert!(taken(32, 32, 16, 16) && taken(7, 7, 512, 512) && taken(2, 2, 64, 32));
+        assert!(!taken(3, 3, 64, 64) && !taken(1, 1, 64, 64), "tiles that are mostly empty");
+        assert!(!taken(32, 32, 3, 64) && !taken(32, 32, 64, 40), "channels that fill no line");
+        assert!(awkward().iter().filter(|s| Winograd::new(s).is_some()).count() >= 5);
     }
 
     #[test]
@@ -356,7 +393,12 @@ mod tests {
 
     #[test]
     fn results_have_the_same_bits_on_1_2_and_5_threads() {
-        let s = ConvShape { n: 6, h: 24, w: 22, c: 16, o: 48, kernel: 3, stride: 2, pad: 1 };
+        let strided = ConvShape { n: 6, h: 24, w: 22, c: 16, o: 48, kernel: 3, stride: 2, pad: 1 };
+        same_bits(strided);
+        same_bits(ConvShape { h: 40, w: 37, stride: 1, ..strided });
+    }
+
+    fn same_bits(s: ConvShape) {
         let (x, w) = (noise(s.input_len(), 1), noise(s.weight_len(), 2));
         let dy = noise(s.output_len(), 3);
         let run = |threads| {

@@ -14,6 +14,7 @@ pub mod norm;
 pub mod pool;
 pub mod product;
 pub mod weight_grad;
+pub mod winograd;
 
 /// A growable, line-aligned scratch of floats. Growing loses the content; it never shrinks.
 #[derive(Default)]

@@ -67,6 +67,35 @@ impl Panels {
         });
     }
 
+    /// Makes panels of `to` taps from another's of `from` taps: `f` gets all taps of a panel, one after the
+    /// other, and a place for those it makes.
+    pub(super) fn derive(
+        &mut self,
+        isa: Isa,
+        other: &Panels,
+        (from, to): (usize, usize),
+        f: impl Fn(&[f32], &mut [f32]) + Sync + Send,
+    ) {
+        let chunks = other.chunks / from * to;
+        (self.cols, self.chunks) = (other.cols, chunks);
+        let panels = self.cols.div_ceil(isa.nr());
+        let last = isa.width(self.cols - (panels - 1) * isa.nr());
+        let width = (panels - 1) * isa.nr() + last;
+        let data = Shared(self.data.get(width * chunks * CHUNK).as_mut_ptr());
+        each(panels, |j| {
+            let (j0, cols, taps) = other.panel(isa, j, 0..other.chunks);
+            let len = chunks * CHUNK * isa.width(cols);
+            // SAFETY: as in `fill`, panel j begins where those before it, all `nr` wide, end.
+            let made = unsafe { std::slice::from_raw_parts_mut(data.at(j0 * chunks * CHUNK), len) };
+            f(taps, made);
+        });
+    }
+
+    /// Chunks of k.
+    pub(super) fn chunks(&self) -> usize {
+        self.chunks
+    }
+
     /// Columns.
     pub(super) fn cols(&self) -> usize {
         self.cols

@@ -1,0 +1,216 @@
+//! The transforms of F(2 x 2, 3 x 3), on 16 channels at a time:
+//!
+//! ```text
+//!        1  0 -1  0          1    0    0
+//! B^T =  0  1  1  0     G =  1/2  1/2  1/2    A^T = 1  1  1  0
+//!        0 -1  1  0          1/2 -1/2  1/2          0  1 -1 -1
+//!        0  1  0 -1          0    0    1
+//! ```
+
+#![allow(
+    clippy::needless_range_loop,
+    reason = "columns of matrices are indexed, so that the loops unroll"
+)]
+
+use super::PLACES;
+use crate::nn::cpu::micro::{CHUNK, vectorised};
+
+type Line = [f32; CHUNK];
+
+/// Where a row of tiles goes.
+#[derive(Clone, Copy)]
+pub struct Place {
+    /// The first tile's number.
+    pub tile: usize,
+    /// Tiles of each line of channels.
+    pub tiles: usize,
+    /// Floats from one place to the next.
+    pub pitch: usize,
+}
+
+#[inline(always)]
+fn add(a: &Line, b: &Line) -> Line {
+    std::array::from_fn(|i| a[i] + b[i])
+}
+
+#[inline(always)]
+fn sub(a: &Line, b: &Line) -> Line {
+    std::array::from_fn(|i| a[i] - b[i])
+}
+
+/// B^T of four lines.
+#[inline(always)]
+fn spread([a, b, c, d]: &[Line; 4]) -> [Line; 4] {
+    [sub(a, c), add(b, c), sub(c, b), sub(b, d)]
+}
+
+/// A^T of four lines.
+#[inline(always)]
+fn gather([a, b, c, d]: &[Line; 4]) -> [Line; 2] {
+    [add(&add(a, b), c), sub(&sub(b, c), d)]
+}
+
+/// A of two lines.
+#[inline(always)]
+fn spread_back([a, b]: &[Line; 2]) -> [Line; 4] {
+    [*a, add(a, b), sub(a, b), b.map(|v| -v)]
+}
+
+/// 16 channels of pixel `x` of a row, zeros outside.
+#[inline(always)]
+fn pixel(row: &[f32], x: usize, c: usize, channel: usize) -> Line {
+    let at = x.wrapping_mul(c).wrapping_add(channel);
+    // Before the first pixel `x` has wrapped around.
+    match row.get(at..at.wrapping_add(CHUNK)).and_then(|line| line.first_chunk()) {
+        Some(line) => *line,
+        None => [0.0; CHUNK],
+    }
+}
+
+#[inline(always)]
+fn store(out: &mut [f32], at: usize, line: &Line) {
+    out[at..at + CHUNK].copy_from_slice(line);
+}
+
+vectorised! {
+    /// B^T d B of a row of tiles from four rows of pixels, to `[place][c / 16][tile][16]`.
+    pub fn source(rows: [&[f32]; 4], c: usize, tiles: usize, to: Place, out: &mut [f32]) {
+        for block in 0..c / CHUNK {
+            let column = |x: usize| spread(&rows.map(|row| pixel(row, x, c, block * CHUNK)));
+            // A tile begins one pixel in front of its output.
+            let (mut first, mut second) = (column(usize::MAX), column(0));
+            for tile in 0..tiles {
+                let (third, fourth) = (column(2 * tile + 1), column(2 * tile + 2));
+                let at = (block * to.tiles + to.tile + tile) * CHUNK;
+                for i in 0..4 {
+                    let row = spread(&[first[i], second[i], third[i], fourth[i]]);
+                    for (j, line) in row.iter().enumerate() {
+                        store(out, (4 * i + j) * to.pitch + at, line);
+                    }
+                }
+                (first, second) = (third, fourth);
+            }
+        }
+    }
+
+    /// A^T m A of a row of tiles, from `[place][tile][o]` to two rows of pixels; the second may be empty.
+    pub fn result(
+        m: &[f32],
+        pitch: usize,
+        first: usize,
+        accumulate: bool,
+        rows: [&mut [f32]; 2],
+        pixels: usize,
+    ) {
+        let mut rows = rows;
+        let o = rows[0].len() / pixels;
+        for tile in 0..pixels.div_ceil(2) {
+            for channel in (0..o).step_by(CHUNK) {
+                let at = (first + tile) * o + channel;
+                let line = |place: usize| -> Line {
+                    *m[place * pitch + at..].first_chunk().expect("whole lines")
+                };
+                let columns: [[Line; 2]; 4] =
+                    std::array::from_fn(|j| gather(&std::array::from_fn(|i| line(4 * i + j))));
+                for (i, row) in rows.iter_mut().enumerate() {
+                    let pair = gather(&std::array::from_fn(|j| columns[j][i]));
+                    for (dx, value) in pair.iter().enumerate() {
+                        let at = (2 * tile + dx) * o + channel;
+                        // Beyond an odd edge there is no pixel.
+                        if let Some(to) = row.get_mut(at..at + CHUNK) {
+                            let to: &mut Line = to.first_chunk_mut().expect("a whole line");
+                            *to = if accumulate { add(to, value) } else { *value };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// A dY A^T of a row of tiles from two rows of pixels, to panels `[place][o / mr][tile][mr]`.
+    pub fn gradient(
+        rows: [&[f32]; 2],
+        channels: (usize, usize),
+        tiles: usize,
+        to: Place,
+        out: &mut [f32],
+    ) {
+        let (o, mr) = channels;
+        for block in 0..o / CHUNK {
+            for tile in 0..tiles {
+                let columns: [[Line; 4]; 2] = std::array::from_fn(|dx| {
+                    let x = 2 * tile + dx;
+                    spread_back(&rows.map(|row| pixel(row, x, o, block * CHUNK)))
+                });
+                for i in 0..4 {
+                    let row = spread_back(&[columns[0][i], columns[1][i]]);
+                    for (j, line) in row.iter().enumerate() {
+                        let out = &mut out[(4 * i + j) * to.pitch..];
+                        panel_store(out, block, mr, to.tiles, to.tile + tile, line);
+                    }
+                }
+            }
+        }
+    }
+
+    /// G g G^T, element by element: nine taps of as many floats each to 16 places.
+    pub fn weight(nine: &[f32], out: &mut [f32]) {
+        let len = nine.len() / 9;
+        for at in (0..len).step_by(CHUNK) {
+            let tap = |t: usize| -> Line {
+                *nine[t * len + at..].first_chunk().expect("whole lines")
+            };
+            let three = |[a, b, c]: [Line; 3]| -> [Line; 4] {
+                let ends = add(&a, &c);
+                [a, add(&ends, &b).map(|v| 0.5 * v), sub(&ends, &b).map(|v| 0.5 * v), c]
+            };
+            let rows: [[Line; 4]; 3] =
+                std::array::from_fn(|y| three(std::array::from_fn(|x| tap(3 * y + x))));
+            for j in 0..4 {
+                let column = three(std::array::from_fn(|y| rows[y][j]));
+                for (i, line) in column.iter().enumerate() {
+                    store(out, (4 * i + j) * len + at, line);
+                }
+            }
+        }
+    }
+
+    /// G^T u G of one output channel: places `pitch` floats apart to `[9][c]`.
+    pub fn weight_back(u: &[f32], pitch: usize, c: usize, dw: &mut [f32]) {
+        for channel in (0..c).step_by(CHUNK) {
+            let place = |i: usize, j: usize| -> Line {
+                *u[(4 * i + j) * pitch + channel..].first_chunk().expect("whole lines")
+            };
+            let three = |[a, b, c, d]: [Line; 4]| -> [Line; 3] {
+                let sum = add(&b, &c).map(|v| 0.5 * v);
+                [add(&a, &sum), sub(&b, &c).map(|v| 0.5 * v), add(&sum, &d)]
+            };
+            let rows: [[Line; 3]; 4] =
+                std::array::from_fn(|i| three(std::array::from_fn(|j| place(i, j))));
+            for x in 0..3 {
+                let column = three(std::array::from_fn(|i| rows[i][x]));
+                for (y, line) in column.iter().enumerate() {
+                    store(dw, (3 * y + x) * c + channel, line);
+                }
+            }
+        }
+    }
+}
+
+/// A line of channels to the panels of `mr` channels that it falls into.
+#[inline(always)]
+fn panel_store(out: &mut [f32], block: usize, mr: usize, tiles: usize, tile: usize, line: &Line) {
+    if mr == 8 {
+        let (low, high) = line.split_at(8);
+        let at = (2 * block * tiles + tile) * 8;
+        out[at..at + 8].copy_from_slice(low);
+        out[at + tiles * 8..at + tiles * 8 + 8].copy_from_slice(high);
+        return;
+    }
+    for (i, value) in line.iter().enumerate() {
+        let channel = block * CHUNK + i;
+        out[((channel / mr) * tiles + tile) * mr + channel % mr] = *value;
+    }
+}
+
+const _: () = assert!(PLACES == 16);
