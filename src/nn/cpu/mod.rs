@@ -2,7 +2,8 @@
 //!
 //! One blocked product with packed operands (`product`) serves a convolution's output and its input
 //! gradient, `weight_grad` the gradient of its weight; on wide images `direct` does both without
-//! packing patches. All run on the micro-kernels of `micro`.
+//! packing patches, and 3 x 3 convolutions of stride 1 go by `winograd`'s tiles, with fewer products. All
+//! run on the micro-kernels of `micro`.
 //! `norm` and `pool` are passes over memory. Every reduction has a partition that depends on shapes
 //! alone, so results do not depend on the number of threads; they do depend on the instruction set.
 

@@ -338,9 +338,10 @@ fn place_gradient(
     accumulate: bool,
 ) {
     let mr = isa.outer_mr();
-    let lines: Vec<usize> = (0..c / CHUNK).collect();
-    for lines in lines.chunks(BLOCKS) {
-        let line = |i: usize| lines[i.min(lines.len() - 1)];
+    let lines = c / CHUNK;
+    for first in (0..lines).step_by(BLOCKS) {
+        let blocks = BLOCKS.min(lines - first);
+        let line = |i: usize| first + i.min(blocks - 1);
         let panels = dy.chunks_exact(tiles * mr).take(o.div_ceil(mr));
         for (i, a) in panels.enumerate() {
             let row = out.wrapping_add(i * mr * c);
@@ -351,7 +352,7 @@ fn place_gradient(
                 b_stride: CHUNK,
                 c: std::array::from_fn(|b| row.wrapping_add(line(b) * CHUNK)),
                 cols: [CHUNK; BLOCKS],
-                blocks: lines.len(),
+                blocks,
                 stride: c,
                 n_rows: mr.min(o - i * mr),
                 accumulate,
