@@ -58,8 +58,9 @@ fn run(
 ) -> Outcome {
     let objective = loss::build(method, options).unwrap();
     let mut learner = Learner::build(model, objective, 1, &Device::Cpu).unwrap();
-    // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding errors.
-    let config = OptimConfig { optimizer, weight_decay: 1e-2, eps: 1e-2, ..Default::default() };
+    // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding errors; its
+    // kernel has tests of its own.
+    let config = OptimConfig { optimizer, weight_decay: 1e-2, eps: 1.0, ..Default::default() };
     let mut optimizer = config.build().unwrap();
     let mut losses = Vec::new();
     let side = if model.stem == Stem::Imagenet { 33 } else { 10 };
@@ -70,7 +71,8 @@ fn run(
         let (out, trouble) = learner.gradients(&images, &mut |_| ()).unwrap();
         assert_eq!(trouble, None);
         losses.push(out.loss);
-        optimizer.step(&mut learner.params(), 1e-2, 1e-2).unwrap();
+        // Small, so that no activation crosses zero in one of two runs that are compared.
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3).unwrap();
         learner.follow(step, steps).unwrap();
     }
     let floats = |tensors: Vec<(String, Tensor)>| {
@@ -128,8 +130,7 @@ fn a_step_on_a_device_is_the_cpus() {
         // As far as PyTorch's own f32 gradients are from f64 in 50 layers (tests/golden_resnet.rs).
         let tolerance = if arch.bottleneck() { 5e-2 } else { 1e-2 };
         compare(&what, &there(1), &here(1), tolerance);
-        // Later, an activation may have crossed zero.
-        compare(&what, &there(steps), &here(steps), 1e-1);
+        compare(&what, &there(steps), &here(steps), tolerance);
     }
 }
 

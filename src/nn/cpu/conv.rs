@@ -353,6 +353,38 @@ mod tests {
     }
 
     #[test]
+    fn tiles_round_within_a_few_times_the_direct_ways_error() {
+        for (n, side, c) in [(8, 16, 64), (16, 2, 512)] {
+            let s = ConvShape { n, h: side, w: side, c, o: c, kernel: 3, stride: 1, pad: 1 };
+            let (x, w) = (noise(s.input_len(), 1), noise(s.weight_len(), 2));
+            let dy = noise(s.output_len(), 3);
+            let want = [
+                plain::forward(&s, &x, &w),
+                plain::input_grad(&s, &dy, &w),
+                plain::weight_grad(&s, &x, &dy),
+            ];
+            let errors = |conv: &Conv| {
+                let mut got = want.each_ref().map(|want| vec![0.0; want.len()]);
+                conv.forward(&x, &w, &mut got[0]);
+                conv.input_grad(&dy, &w, &mut got[1], false);
+                conv.weight_grad(&x, &dy, &mut got[2]);
+                let square = |x: f64| x * x;
+                std::array::from_fn::<f64, 3, _>(|i| {
+                    let pairs = got[i].iter().zip(&want[i]);
+                    let off: f64 = pairs.map(|(g, w)| square(f64::from(*g) - w)).sum();
+                    (off / want[i].iter().map(|w| square(*w)).sum::<f64>()).sqrt()
+                })
+            };
+            let mut conv = Conv::new(Isa::best(), s);
+            let tiles = errors(&conv);
+            assert!(conv.winograd.take().is_some());
+            for (tiles, direct) in tiles.iter().zip(errors(&conv)) {
+                assert!(*tiles < 1e-6 && *tiles < 6.0 * direct, "{s:?}: {tiles:e}, {direct:e}");
+            }
+        }
+    }
+
+    #[test]
     fn tiles_are_taken_where_they_save_products() {
         let taken = |h, w, c, o| {
             let s = ConvShape { n: 2, h, w, c, o, kernel: 3, stride: 1, pad: 1 };

@@ -47,6 +47,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::new(Scratch::default());
     /// A weight's gradient before it is transformed back.
     static GRADIENT: RefCell<Buffer> = RefCell::new(Buffer::default());
+    static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The tiles of a convolution whose output is as large as its source.
@@ -196,7 +197,7 @@ impl Winograd {
                 let panels = Block::new(tiles, o.next_multiple_of(mr));
                 let dy_at = s.result.get(panels.len());
                 for (nth, row) in block.enumerate() {
-                    let rows = self.rows_of(dy, o, row, 0).map(|row| row.unwrap_or_default());
+                    let rows = self.rows_of(dy, o, row, 0);
                     let place =
                         transform::Place { tile: nth * self.tiles.1, tiles, pitch: panels.pitch };
                     transform::gradient(
@@ -230,7 +231,7 @@ impl Winograd {
         out: &mut [f32],
     ) {
         for (nth, row) in rows.enumerate() {
-            let lines = self.rows_of(src, c, row, 1).map(|row| row.unwrap_or_default());
+            let lines = self.rows_of(src, c, row, 1);
             let place = transform::Place {
                 tile: nth * self.tiles.1,
                 tiles: block.tiles,
@@ -240,19 +241,16 @@ impl Winograd {
         }
     }
 
-    /// Four rows of pixels from `above` rows above a row of tiles on, `None` outside of the image.
-    fn rows_of<'a>(
-        &self,
-        src: &'a [f32],
-        c: usize,
-        row: usize,
-        above: usize,
-    ) -> [Option<&'a [f32]>; 4] {
+    /// Four rows of pixels from `above` rows above a row of tiles on, empty outside of the image.
+    fn rows_of<'a>(&self, src: &'a [f32], c: usize, row: usize, above: usize) -> [&'a [f32]; 4] {
         let (image, first) = (row / self.tiles.0, row % self.tiles.0 * 2);
         std::array::from_fn(|i| {
-            let y = (first + i).checked_sub(above).filter(|y| *y < self.size.0)?;
-            let at = (image * self.size.0 + y) * self.size.1 * c;
-            Some(&src[at..at + self.size.1 * c])
+            let y = (first + i).checked_sub(above).filter(|y| *y < self.size.0);
+            let line = |y| {
+                let at = (image * self.size.0 + y) * self.size.1 * c;
+                &src[at..at + self.size.1 * c]
+            };
+            y.map_or(&[][..], line)
         })
     }
 
@@ -322,10 +320,6 @@ fn place_product(
             }
         }
     });
-}
-
-thread_local! {
-    static OFFSETS: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
 }
 
 /// One place's sum over tiles of dY x source, `[o][c]`.
