@@ -13,8 +13,8 @@ use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::cuda::Backend;
 use super::cuda::kernels::elementwise;
+use super::cuda::{Backend, Profiler};
 use super::storage;
 
 /// Element type of activations and of the factors of products. Weights, statistics, gradients of
@@ -105,6 +105,23 @@ impl Engine {
         let engine = Self { device, backend: Some(backend), options };
         engines.insert(number, engine.clone());
         Ok(engine)
+    }
+
+    /// Has everything that is made for `device` from now on timed call by call; `None` for the CPU.
+    ///
+    /// # Errors
+    /// As [`Engine::of`].
+    pub fn profiled(device: &Device) -> Result<Option<Arc<Profiler>>> {
+        let engine = Self::of(device)?;
+        let (Some(backend), DeviceLocation::Cuda { gpu_id }) =
+            (engine.backend.clone(), device.location())
+        else {
+            return Ok(None);
+        };
+        let profiler = Arc::new(Profiler::new(backend));
+        let engine = Self { backend: Some(profiler.clone()), ..engine };
+        opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(gpu_id, engine);
+        Ok(Some(profiler))
     }
 
     /// Where its tensors live.

@@ -131,6 +131,7 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16", choices=["f32", "bf16"], help="of ours, on a GPU")
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="where the time of PyTorch's step goes, on a GPU")
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
@@ -164,6 +165,11 @@ def main():
     if args.device != "cpu":
         peak = torch.cuda.max_memory_allocated() / 1e6
         print(f"torch: {args.batch / medians['channels_last']:.1f} source images/s, {peak:.0f} MB at most")
+    if args.profile:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+            peers["channels_last"].step()
+        table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
+        print("\n".join(table.splitlines()))
 
 
 if __name__ == "__main__":

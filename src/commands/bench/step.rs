@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use bt_pipeline::measure::cpu_seconds;
 use candle_core::{Device, Tensor};
 use clap::Args;
@@ -29,6 +29,9 @@ pub(super) struct StepArgs {
     /// Steps before them: on a CUDA device algorithms are chosen and the step is captured in them
     #[arg(long, default_value_t = 1)]
     warmup: usize,
+    /// Where the time of a CUDA device goes, after the figures: one more step, call by call
+    #[arg(long)]
+    profile: bool,
     /// Print JSON, a line for each method
     #[arg(long)]
     json: bool,
@@ -64,7 +67,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
             "batch {batch}, {threads} threads, medians: milliseconds, of CPU time in brackets"
         );
     }
-    for method in methods {
+    for method in &methods {
         let config = args.source.load(&[Some(format!("method={method}"))])?;
         let found = measure(&config, batch, args.warmup, args.steps)?;
         ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
@@ -91,6 +94,42 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
             found.peak_mb
         );
     }
+    for method in methods.iter().filter(|_| args.profile) {
+        let config = args.source.load(&[Some(format!("method={method}"))])?;
+        profile(&config, batch)?;
+    }
+    Ok(())
+}
+
+/// Prints where the time of one step goes.
+fn profile(config: &RunConfig, batch: usize) -> Result<()> {
+    let device = crate::train::device(&config.train)?;
+    let Some(profiler) = Engine::profiled(&device)? else {
+        bail!("--profile wants a CUDA device; on the CPU `perf record` knows more");
+    };
+    let engine = Engine::of(&device)?;
+    let images = random_images(&engine, batch, config)?;
+    let mut learner = Learner::new(config, &device)?;
+    let mut optimizer = config.optim.build()?;
+    // Algorithms are chosen and buffers made in the first.
+    for _ in 0..3 {
+        profiler.take();
+        learner.gradients(&images, &mut |_| ())?;
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+    }
+    let lines = profiler.take();
+    let all: f64 = lines.iter().map(|line| line.time.as_secs_f64()).sum();
+    println!("\n{}: {:.2} ms in calls that were waited for one by one", config.method.0, 1e3 * all);
+    println!("{:>8} {:>6} {:>6} {:>8}", "ms", "share", "calls", "TFLOP/s");
+    for line in lines {
+        let seconds = line.time.as_secs_f64();
+        let rate = match line.flops {
+            0.0 => String::new(),
+            flops => format!("{:.1}", 1e-12 * flops / seconds),
+        };
+        let (ms, share) = (1e3 * seconds, 100.0 * seconds / all);
+        println!("{ms:8.3} {share:5.1}% {:6} {rate:>8}  {}", line.calls, line.what);
+    }
     Ok(())
 }
 
@@ -103,8 +142,7 @@ pub(super) fn measure(
 ) -> Result<StepFigures> {
     let device = crate::train::device(&config.train)?;
     let engine = Engine::of(&device)?;
-    let (height, width) = config.views.views()?[0].out_size();
-    let images = random_images(&engine, [2 * batch, height, width])?;
+    let images = random_images(&engine, batch, config)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.build()?;
     let mut times: Vec<(&'static str, Vec<f64>, Vec<f64>)> = Vec::new();
@@ -151,8 +189,9 @@ pub(super) fn measure(
     })
 }
 
-/// Images of unit variance, `[n, height, width, channels]`, as the engine takes them.
-fn random_images(engine: &Engine, [n, height, width]: [usize; 3]) -> Result<Tensor> {
-    let host = Tensor::randn(0f32, 1.0, (n, height, width, 3), &Device::Cpu)?;
+/// A batch's views of unit variance, `[2 * batch, height, width, channels]`, as the engine takes them.
+fn random_images(engine: &Engine, batch: usize, config: &RunConfig) -> Result<Tensor> {
+    let (height, width) = config.views.views()?[0].out_size();
+    let host = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &Device::Cpu)?;
     Ok(crate::train::images_to(&host, engine)?)
 }

@@ -13,12 +13,14 @@ pub(crate) mod device;
 #[cfg(any(test, feature = "emulation"))]
 pub mod emulate;
 pub mod kernels;
+pub mod profile;
 
 use std::sync::Arc;
 
 use candle_core::{Device, Result};
 
 pub use backend::{Arg, Backend, ConvCall, ConvPass, Gemm, Launch, Mark, Replay, Span, Upload};
+pub use profile::{ProfileLine, Profiler};
 
 use super::engine::EngineOptions;
 
