@@ -215,7 +215,7 @@ impl Learner {
     /// Without [`Learner::forward`] before.
     pub fn follow(&mut self, step: u64, steps: u64) -> Result<()> {
         let seen = self.seen.as_ref().context("a step without a forward pass before it")?;
-        self.objective.advance(&seen.on_host()?)?;
+        self.objective.advance(seen)?;
         if let Some(teacher) = &mut self.teacher {
             teacher.follow(&mut self.net, step, steps)?;
         }

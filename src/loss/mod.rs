@@ -94,7 +94,8 @@ pub trait Objective: Send {
         Ok(None)
     }
 
-    /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`].
+    /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`]; `seen` is where
+    /// the network computes.
     ///
     /// # Errors
     ///

@@ -25,6 +25,14 @@ impl ConvNorm {
         Ok(out)
     }
 
+    /// [`ConvNorm::forward`] with an output to give back, once it was read.
+    fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let y = self.conv.forward(x, ws)?;
+        let out = self.norm.forward_passing(&y, ws)?;
+        ws.release(y);
+        Ok(out)
+    }
+
     /// Adds both to `graph`, reading `x`.
     fn describe(&self, x: Value, graph: &mut Graph) -> Value {
         let name = self.conv.weight.name.trim_end_matches(".weight");
@@ -43,7 +51,7 @@ struct Block {
 impl Block {
     fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let shortcut = match &mut self.downsample {
-            Some(d) => d.forward(x, None, ws)?,
+            Some(d) => d.forward_passing(x, ws)?,
             None => x.clone(),
         };
         let last = self.convs.len() - 1;
@@ -56,7 +64,7 @@ impl Block {
             y = out;
         }
         if self.downsample.is_some() {
-            ws.release(shortcut);
+            ws.give(shortcut);
         }
         Ok(y)
     }
@@ -66,11 +74,12 @@ impl Block {
         let mut layers = self.convs.iter_mut().rev();
         let mut layer = layers.next().expect("a block has convolutions");
         // The last BatchNorm leaves the shortcut's gradient in `dout`.
-        let mut d = ws.take(dout.dims())?;
+        let mut d = ws.take_over(layer.norm.input()?)?;
         layer.norm.backward(&dout, Some(&d))?;
         for before in layers {
             layer.conv.backward_weight(&d)?;
-            let dx = ws.take(layer.conv.input_dims()?)?;
+            // The layer before does not need its output, this one's input, where that is taken over.
+            let dx = ws.take_over(layer.conv.input()?)?;
             layer.conv.backward_input(&d, &dx, false)?;
             before.norm.backward(&dx, None)?;
             ws.give(std::mem::replace(&mut d, dx));
@@ -85,9 +94,10 @@ impl Block {
             Some(down) => {
                 down.norm.backward(&dout, None)?;
                 down.conv.backward_weight(&dout)?;
-                let dx = ws.take(layer.conv.input_dims()?)?;
-                layer.conv.backward_input(&d, &dx, false)?;
-                down.conv.backward_input(&dout, &dx, true)?;
+                let dx = ws.take(layer.conv.input()?.dims())?;
+                // The cheaper one to add where the other was written: a bottleneck's is a plain product.
+                down.conv.backward_input(&dout, &dx, false)?;
+                layer.conv.backward_input(&d, &dx, true)?;
                 ws.give(dout);
                 dx
             }
@@ -219,12 +229,25 @@ impl ResNet {
     /// # Errors
     /// When `images` is of another form, or too small.
     pub fn forward(&mut self, images: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
-        let mut x = self.stem.forward(images, None, ws)?;
-        self.stem_out = x.dims().to_vec();
-        if let Some(pool) = &mut self.pool {
-            let y = pool.forward(&x, ws)?;
-            ws.release(std::mem::replace(&mut x, y));
-        }
+        let mut x = match &mut self.pool {
+            None => self.stem.forward(images, None, ws)?,
+            Some(pool) => {
+                // Nobody reads the stem's output again, except perhaps its own ReLU.
+                let passing = !self.stem.norm.reads_output(false);
+                let x = match passing {
+                    true => self.stem.forward_passing(images, ws)?,
+                    false => self.stem.forward(images, None, ws)?,
+                };
+                self.stem_out = x.dims().to_vec();
+                let y = pool.forward(&x, ws)?;
+                if passing {
+                    ws.give(x)
+                } else {
+                    ws.release(x)
+                }
+                y
+            }
+        };
         for block in &mut self.blocks {
             let y = block.forward(&x, ws)?;
             ws.release(std::mem::replace(&mut x, y));

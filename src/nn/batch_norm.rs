@@ -49,10 +49,9 @@ struct OnDevice {
 /// What the backward pass needs, besides the output.
 struct Saved {
     input: Tensor,
-    output: Tensor,
+    /// Where it tells what the ReLU let through.
+    output: Option<Tensor>,
     groups: usize,
-    /// Whether there was a residual.
-    added: bool,
 }
 
 /// Vectors that live from forward to backward, or are reused.
@@ -111,15 +110,44 @@ impl BatchNorm {
     ) -> Result<Tensor> {
         self.check(x, residual, ws)?;
         let y = ws.output(&mut self.output, x.dims())?;
-        match self.engine.shared_backend() {
-            Some(backend) => self.device_forward(&*backend, x, residual, &y, ws)?,
-            None if ws.training => self.cpu_train(x, residual, &y, ws.groups)?,
-            None => self.cpu_eval(x, residual, &y)?,
-        }
-        let (groups, added) = (ws.groups, residual.is_some());
-        let saved = || Saved { input: x.clone(), output: y.clone(), groups, added };
-        self.saved = ws.training.then(saved);
+        self.forward_to(x, residual, &y, ws)?;
         Ok(y)
+    }
+
+    /// [`BatchNorm::forward`] without a residual, with an output for the caller to give back to `ws` when
+    /// nobody reads it any more. For layers of which [`BatchNorm::reads_output`] is false.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward`].
+    pub fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        self.check(x, None, ws)?;
+        let y = ws.take(x.dims())?;
+        self.forward_to(x, None, &y, ws)?;
+        Ok(y)
+    }
+
+    /// Whether the backward pass reads the output. On a device the input says where the ReLU was open,
+    /// unless something was added: a tensor less to read, twice.
+    pub fn reads_output(&self, added: bool) -> bool {
+        self.relu && (added || self.engine.backend().is_none())
+    }
+
+    fn forward_to(
+        &mut self,
+        x: &Tensor,
+        residual: Option<&Tensor>,
+        y: &Tensor,
+        ws: &Workspace,
+    ) -> Result<()> {
+        match self.engine.shared_backend() {
+            Some(backend) => self.device_forward(&*backend, x, residual, y, ws)?,
+            None if ws.training => self.cpu_train(x, residual, y, ws.groups)?,
+            None => self.cpu_eval(x, residual, y)?,
+        }
+        let output = self.reads_output(residual.is_some()).then(|| y.clone());
+        let saved = || Saved { input: x.clone(), output, groups: ws.groups };
+        self.saved = ws.training.then(saved);
+        Ok(())
     }
 
     fn check(&self, x: &Tensor, residual: Option<&Tensor>, ws: &Workspace) -> Result<()> {
@@ -221,7 +249,8 @@ impl BatchNorm {
 
     /// Sets the parameters' gradients from `dout`, the output's, and writes the input's to `dx`; without
     /// `dx` in place over `dout`. With `dx`, `dout` afterwards holds the residual's gradient: itself,
-    /// masked by the ReLU.
+    /// masked by the ReLU. `dx` may be the input itself ([`Workspace::take_over`]), which ends what
+    /// this layer keeps.
     ///
     /// # Errors
     /// Without a forward pass in training mode before, or when shapes do not fit.
@@ -235,8 +264,17 @@ impl BatchNorm {
             Some(backend) => self.device_backward(&*backend, &saved, dout, dx)?,
             None => self.cpu_backward(&saved, dout, dx)?,
         }
-        self.saved = Some(saved);
+        let overwritten = dx.is_some_and(|dx| storage::same(dx, &saved.input));
+        self.saved = (!overwritten).then_some(saved);
         Ok(())
+    }
+
+    /// The last training pass's input.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before.
+    pub fn input(&self) -> Result<&Tensor> {
+        self.saved.as_ref().map_or_else(no_forward, |saved| Ok(&saved.input))
     }
 
     /// `input` as the kernels see it, and their scratch.
@@ -288,11 +326,10 @@ impl BatchNorm {
     ) -> Result<()> {
         let (shape, scratch) = self.device_shape(&saved.input, saved.groups)?;
         let Some(statistics) = &self.on_device.statistics else { return no_forward() };
-        // Without a residual the input says where the output was positive: a tensor less to read, twice.
-        let mask = match (self.relu, saved.added) {
-            (false, _) => Mask::None,
-            (true, false) => Mask::Input(storage::span(&self.bias.value)?),
-            (true, true) => Mask::Output(storage::span(&saved.output)?),
+        let mask = match &saved.output {
+            _ if !self.relu => Mask::None,
+            None => Mask::Input(storage::span(&self.bias.value)?),
+            Some(output) => Mask::Output(storage::span(output)?),
         };
         kernels::norm_backward(
             backend,
@@ -310,11 +347,12 @@ impl BatchNorm {
     }
 
     fn cpu_backward(&mut self, saved: &Saved, dout: &Tensor, dx: Option<&Tensor>) -> Result<()> {
-        let (x, out) = (storage::read(&saved.input)?, storage::read(&saved.output)?);
+        let x = storage::read(&saved.input)?;
+        let out = saved.output.as_ref().map(storage::read).transpose()?;
         let part = x.len() / saved.groups;
         for g in 0..saved.groups {
             let of = g * part..(g + 1) * part;
-            let mask = self.relu.then(|| &out[of.clone()]);
+            let mask = out.as_ref().map(|out| &out[of.clone()]);
             storage::with_mut(dout, |dout| -> Result<()> {
                 let dz = &mut dout[of.clone()];
                 self.group_grads(&x[of.clone()], dz, mask, g)?;

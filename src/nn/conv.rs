@@ -69,15 +69,12 @@ impl Conv2d {
         self.config
     }
 
-    /// Shape of the last training pass's input.
+    /// The last training pass's input.
     ///
     /// # Errors
     /// Without a forward pass in training mode before.
-    pub fn input_dims(&self) -> Result<&[usize]> {
-        match &self.input {
-            Some(x) => Ok(x.dims()),
-            None => no_forward(),
-        }
+    pub fn input(&self) -> Result<&Tensor> {
+        self.input.as_ref().map_or_else(no_forward, Ok)
     }
 
     /// Multiply-adds of the last pass by the definition.
@@ -140,7 +137,8 @@ impl Conv2d {
         }
     }
 
-    /// Writes the input's gradient to `dx`, or adds it.
+    /// Writes the input's gradient to `dx`, or adds it. `dx` may be the input itself
+    /// ([`Workspace::take_over`]), which ends what this layer keeps.
     ///
     /// # Errors
     /// As [`Conv2d::backward_weight`], or when `dx` is not of the input's shape.
@@ -165,7 +163,11 @@ impl Conv2d {
                     accumulate,
                 )
             }
+        }?;
+        if storage::same(dx, &x) {
+            self.input = None;
         }
+        Ok(())
     }
 
     fn shape(&self, x: &Tensor) -> Result<ConvShape> {

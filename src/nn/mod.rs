@@ -38,9 +38,8 @@ pub use max_pool::MaxPool;
 pub use param::{Param, ParamClass};
 pub use relu::Relu;
 
-/// Buffers kept for reuse: more than a pass has in flight at a time. Any of them serves a smaller tensor,
-/// and the largest are kept, so that a pass soon goes on in the few that its widest layers need.
-const KEPT: usize = 8;
+/// Buffers kept for reuse: more than a network has sizes of activations, twice. The largest are kept.
+const KEPT: usize = 24;
 
 /// What a pass through the network carries along: its mode and the buffers that it reuses.
 pub struct Workspace {
@@ -56,6 +55,8 @@ pub struct Workspace {
     free: Vec<Tensor>,
     /// What tensors that were taken, and not given back yet, are parts of.
     lent: Vec<Tensor>,
+    /// Tensors that were taken over, and not given back yet.
+    overwritten: Vec<Tensor>,
     released: u64,
 }
 
@@ -72,6 +73,7 @@ impl Workspace {
             given_up: Arc::default(),
             free: Vec::new(),
             lent: Vec::new(),
+            overwritten: Vec::new(),
             released: 0,
         })
     }
@@ -103,11 +105,13 @@ impl Workspace {
     fn take_of(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         self.go_on()?;
         let len: usize = shape.iter().product();
-        let fits = |t: &Tensor| t.elem_count() >= len && t.dtype() == dtype;
-        let largest = (0..self.free.len())
+        // A stage's activations are half those of the stage before: in a buffer for those, they would keep
+        // it from them.
+        let fits = |t: &Tensor| (len..2 * len).contains(&t.elem_count()) && t.dtype() == dtype;
+        let smallest = (0..self.free.len())
             .filter(|&i| fits(&self.free[i]))
-            .max_by_key(|&i| self.free[i].elem_count());
-        let whole = match largest {
+            .min_by_key(|&i| self.free[i].elem_count());
+        let whole = match smallest {
             Some(i) => self.free.swap_remove(i),
             None => storage::zeros_of(&[len], dtype, self.engine.device())?,
         };
@@ -116,11 +120,30 @@ impl Workspace {
         Ok(part)
     }
 
+    /// A tensor in place of `dead`, a layer's own that nobody reads again before it is written: on a
+    /// device its memory, where a kernel reads and writes it element by element; else as
+    /// [`Workspace::take`]. On a device activations fill the memory, and their gradients need none.
+    ///
+    /// # Errors
+    /// As [`Workspace::take`].
+    pub fn take_over(&mut self, dead: &Tensor) -> Result<Tensor> {
+        if self.engine.backend().is_none() {
+            return self.take(dead.dims());
+        }
+        self.go_on()?;
+        self.overwritten.push(dead.clone());
+        Ok(dead.clone())
+    }
+
     /// Gives a tensor back; nobody may use it any more.
     ///
     /// # Panics
-    /// When it did not come from [`Workspace::take`].
+    /// When it came neither from [`Workspace::take`] nor from [`Workspace::take_over`].
     pub fn give(&mut self, tensor: Tensor) {
+        if let Some(i) = self.overwritten.iter().position(|t| storage::same(t, &tensor)) {
+            self.overwritten.swap_remove(i);
+            return;
+        }
         let mine = self.lent.iter().position(|whole| storage::same(whole, &tensor));
         self.free.push(self.lent.swap_remove(mine.expect("a tensor of this workspace's")));
         if self.free.len() > KEPT {
@@ -166,7 +189,7 @@ impl Workspace {
 
     /// Tensors that were taken and not given back: none between two passes.
     pub fn in_use(&self) -> usize {
-        self.lent.len()
+        self.lent.len() + self.overwritten.len()
     }
 
     /// Frees the buffers that were given back.

@@ -1,5 +1,5 @@
-//! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, on memory of
-//! their own; the fastest stays, with the workspace that it wants.
+//! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, in place where the
+//! result is not added to another; the fastest stays, with the workspace that it wants.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -14,8 +14,9 @@ use crate::nn::cpu::conv::ConvShape;
 use crate::nn::cuda::{ConvCall, ConvPass};
 use crate::nn::engine::EngineOptions;
 
-/// Workspace that an algorithm may ask for, in bytes.
-const MOST_WORKSPACE: usize = 1 << 30;
+/// Workspace that an algorithm may ask for, in bytes. It is there beside a first step's activations, and so
+/// counts in the memory that training wants.
+const MOST_WORKSPACE: usize = 256 << 20;
 
 /// Algorithms of a pass that are timed at most.
 const MOST_TRIED: usize = 8;
@@ -168,8 +169,8 @@ impl Dnn {
         Ok(plan)
     }
 
-    /// Times the pass's algorithms. The result goes to memory of its own, since it may be added to
-    /// what the caller's holds.
+    /// Times the pass's algorithms. The result goes where the caller's goes, which is written next; to
+    /// memory of its own where it will be added to what the caller's holds.
     fn fastest(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
         let out = match call.pass {
             ConvPass::Forward => call.y,
@@ -178,16 +179,18 @@ impl Dnn {
         };
         // SAFETY: cuDNN writes what it reads of either.
         let memory = |bytes| unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap);
-        let (space, result) = (memory(MOST_WORKSPACE)?, memory(out.bytes())?);
+        let space = memory(MOST_WORKSPACE)?;
+        let result = call.accumulate.then(|| memory(out.bytes())).transpose()?;
         let (space_at, _a) = space.device_ptr(&self.stream);
-        let (result_at, _b) = result.device_ptr(&self.stream);
+        let result_at = result.as_ref().map(|result| result.device_ptr(&self.stream));
+        let result_at = result_at.as_ref().map_or(out.addr, |(addr, _)| *addr);
         let (space_at, result_at) = (space_at as *mut c_void, result_at as *mut c_void);
         let at = |addr: u64| addr as *const c_void;
         let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
         let (handle, tried) = (self.handle, MOST_TRIED as i32);
         let mut count = 0;
         // SAFETY, of the calls: descriptors and spans belong together as in `conv`; results go to
-        // `result`, which has the output's bytes; at most `tried` entries are written, and cuDNN has
+        // memory of the output's bytes; at most `tried` entries are written, and cuDNN has
         // filled the first `count` of them.
         macro_rules! time {
             ($way:path, $perf:ty, $find:path, $($given:expr),*) => {{

@@ -296,10 +296,10 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
     }
 }
 
-// dx = a dz + b x + k; dx may be dout itself.
+// dx = a dz + b x + k; dx may be dout itself, or x.
 template <typename T, int V, unsigned MODE>
 DEVICE void grad_apply(
-    const T* __restrict__ x, const T* __restrict__ out, const T* dout, T* dx, const float* gamma,
+    const T* x, const T* __restrict__ out, const T* dout, T* dx, const float* gamma,
     const float* beta, const float* saved, const float* constants, unsigned rows, unsigned channels,
     unsigned rows_per_part
 ) {
