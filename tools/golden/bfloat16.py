@@ -4,8 +4,9 @@
 
 Everything is computed in f32 but what is named: `products` rounds what a matrix product on tensor cores must have in
 bfloat16, weights and the activations that go into it, and nothing else; `storage` rounds, besides, each result that a
-bfloat16 engine keeps (convolutions, BatchNorm with ReLU, blocks). Printed are the loss's relative errors against
-float64: of the vectors' own images, and the root mean square over ten other seeds' images.
+bfloat16 engine keeps (convolutions, BatchNorm with ReLU, blocks). Where there is a GPU, `autocast` is PyTorch's own
+mixed precision on it, channels_last. Printed are the loss's relative errors against float64: of the vectors' own
+images, and the root mean square over ten other seeds' images.
 """
 
 import json
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 
 SEEDS = range(11, 21)
 WAYS = {"products": {"operands"}, "storage": {"operands", "results"}}
+if torch.cuda.is_available():
+    WAYS["autocast"] = {"autocast"}
 
 
 def draw(index, count):
@@ -48,7 +51,10 @@ def loss(recipe, weights, seed, dtype, rounded):
     bf16 = lambda tensor: tensor.to(torch.bfloat16).to(dtype)
     operand = bf16 if "operands" in rounded else lambda tensor: tensor
     result = bf16 if "results" in rounded else lambda tensor: tensor
-    weights = {name: value.to(dtype) for name, value in weights.items()}
+    device = "cuda" if "autocast" in rounded else "cpu"
+    layout = {"memory_format": torch.channels_last} if "autocast" in rounded else {}
+    place = lambda tensor: tensor.to(device, dtype, **(layout if tensor.dim() == 4 else {}))
+    weights = {name: place(value) for name, value in weights.items()}
 
     def conv(x, name, stride=1, padding=0):
         return result(F.conv2d(operand(x), operand(weights[name + ".weight"]), stride=stride, padding=padding))
@@ -87,8 +93,10 @@ def loss(recipe, weights, seed, dtype, rounded):
 
     shape, base = recipe["input"], seed * 1000
     first, second = (draw(base + 900 + nth, int(np.prod(shape))) for nth in range(2))
-    views = [torch.tensor(view.reshape(shape), dtype=dtype) for view in (first, 0.7 * first + 0.3 * second)]
-    embeddings = [projector(backbone(view)) for view in views]
+    views = [place(torch.tensor(view.reshape(shape))) for view in (first, 0.7 * first + 0.3 * second)]
+    with torch.autocast(device, torch.bfloat16, enabled="autocast" in rounded):
+        embeddings = [projector(backbone(view)) for view in views]
+    embeddings = [embedding.to(dtype) for embedding in embeddings]
     one, other = ((z - z.mean(0)) / torch.sqrt(z.var(0, unbiased=False) + 1e-5) for z in embeddings)
     c = one.T @ other / len(one)
     diagonal = torch.diagonal(c)
