@@ -6,6 +6,7 @@ use candle_core::Tensor;
 
 use super::run::Run;
 use crate::config::RunConfig;
+use crate::loss::Embeddings;
 use crate::loss::diagnostics::Diagnostics;
 use crate::report::{Correlation, picture, views};
 
@@ -28,33 +29,33 @@ impl Run {
             && every > 0
             && (last || self.step.is_multiple_of(every))
         {
+            // On the CPU: candle would compile its kernels for a device, seconds for one product.
+            let seen = seen.on_host()?;
             let found = Diagnostics::measure(&seen.a, &seen.b)?;
             self.metrics.diagnostics(self.step, &found)?;
             self.embeddings = found.describe();
             if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
                 self.pictured = Some(batch.epoch);
-                self.pictures(config, batch)?;
+                self.pictures(config, batch, &seen)?;
             }
         }
         Ok(())
     }
 
     /// Pairs of views and C of the present batch, for TensorBoard.
-    fn pictures(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+    fn pictures(&mut self, config: &RunConfig, batch: &Batch, seen: &Embeddings) -> Result<()> {
         let views = views::of_batch(batch, &config.views.views()?, PAIRS);
         let (height, width) = (batch.spec().height, batch.spec().width);
         let side = height.max(width).max(LEAST_SIDE);
         self.metrics.picture(self.step, "views", &picture::sheet(&views, side, 4, [255; 3]));
-        if let Some(seen) = self.learner.seen() {
-            let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
-            let part =
-                |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
-            let eps = crate::loss::BarlowConfig::default().eps;
-            let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
-            let values = c.flatten_all()?.to_vec1()?;
-            let c = Correlation { name: "C".into(), dim, values };
-            self.metrics.picture(self.step, "correlation", &picture::correlation_image(&c));
-        }
+        let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
+        let part =
+            |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
+        let eps = crate::loss::BarlowConfig::default().eps;
+        let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
+        let values = c.flatten_all()?.to_vec1()?;
+        let c = Correlation { name: "C".into(), dim, values };
+        self.metrics.picture(self.step, "correlation", &picture::correlation_image(&c));
         Ok(())
     }
 }

@@ -7,13 +7,14 @@
 # cuda and the benchmark step under these names (tools/cuda/collect.sh gathers them); SHARDS is a set
 # of JPEG shards of more images than a batch (256), CIFAR a folder with `train` and `test` sets of
 # CIFAR-10. Results go to OUT. PyTorch's own CUDA libraries serve both where there is no toolkit.
-# Stages, all but the last two by default:
+# Stages, all but the last three by default:
 #   tests      reference vectors, and CPU and CUDA runs side by side
 #   step       the step beside PyTorch's eager one
 #   compile    ResNet-50's beside torch.compile's
 #   train      loader and step together
 #   profile    where the step's time goes, call by call, ours and PyTorch's
 #   cifar      training for real, for TRAIN_SECONDS at most; the same command resumes it
+#   twice      an epoch of it, twice, with train.deterministic: the same losses
 set -uo pipefail
 bin=${1:?folder of binaries}
 shards=${2:?JPEG shards}
@@ -83,6 +84,22 @@ profile() {
         --batch 512 --warmup 5 --steps 10 --profile
     run torch-profile-resnet50 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet50[@]}" --profile
     run torch-profile-resnet18 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet18[@]}" --profile
+}
+train_cifar() {
+    "$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10.toml}" --data "$cifar/train" \
+        --set data.val="'$cifar/test'" "${bf16[@]}" "$@"
+}
+twice() {
+    for nth in 1 2; do
+        rm -rf "$out/twice-$nth"
+        train_cifar --dir "$out/twice-$nth" --set train.epochs=1 --set eval.knn_every=0 \
+            --set train.deterministic=true >"$out/twice-$nth.txt" 2>&1
+    done
+    run twice python3 -c "
+import json, sys
+found = [[json.loads(line).get('loss') for line in open(f'{folder}/metrics.jsonl')] for folder in sys.argv[1:]]
+print(len(found[0]), 'lines, the last losses', *(losses[-1] for losses in found))
+sys.exit(found[0] != found[1])" "$out/twice-1" "$out/twice-2"
 }
 cifar() {
     local resume=() seconds=${TRAIN_SECONDS:?seconds of training}
