@@ -96,6 +96,11 @@ impl Observed<'_> {
                 "make the network smaller (model.projector) or the batch larger (train.batch_size)"
             }
             "loss" => "make the projector's last layer narrower (model.projector)",
+            "device" => {
+                "the device is busy, nothing waits for it; bf16 (train.precision), a smaller network (model.width, \
+                 model.projector) or smaller views (views.both.random_resized_crop.size) would help, \
+                 more loader threads or cores would not"
+            }
             _ => {
                 "more cores, a smaller network (model.width, model.projector) or smaller views \
                  (views.both.random_resized_crop.size) would help, more loader threads would not"
@@ -144,6 +149,8 @@ mod tests {
         let laps = [("launch", ms(100)), ("device", ms(300))];
         let said = observed(&augment, &laps).sentence(&config);
         assert!(said.contains("augment.device = \"cuda\""), "{said}");
+        let said = observed(&calm, &laps).sentence(&config);
+        assert!(said.contains("device took most") && said.contains("train.precision"), "{said}");
 
         let read = Snapshot { batch_wait: ms(500), read: ms(1900), ..calm };
         let said = observed(&read, &[]).sentence(&config);

@@ -2,7 +2,7 @@
 //! one training pass of both views, its gradients and running statistics, then evaluation.
 //!
 //! Names, shapes, seeds and widths come from the files; `BT_GOLDEN_DIR` may hold others of the form.
-//! `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (the loss alone is compared).
+//! `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (loss and features in evaluation are compared).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -26,9 +26,13 @@ const DEEP_GRADIENT_TOLERANCE: f64 = 5e-2;
 /// What the loss may be off by in bfloat16.
 const HALF_TOLERANCE: f64 = 2e-2;
 
-/// The same through 50 layers, on a batch of 6. PyTorch's autocast is 10% (channels_last) to 18% (NCHW) off
-/// there, and 3% to 5% in ResNet-18; the kernels, emulated, 5.9% and 1.4%.
-const DEEP_HALF_TOLERANCE: f64 = 1e-1;
+/// The same through 50 layers, on a batch of 6, where it is chance: PyTorch's autocast on an H200 is 11.7% off
+/// for these images, 21.6% root mean square and 31.7% at most for ten others (`tools/golden/bfloat16.py`),
+/// and two runs of this engine there were 11.3% and 17.5% off.
+const DEEP_HALF_TOLERANCE: f64 = 3.2e-1;
+
+/// What features in evaluation, where no statistics of six images blow rounding up, may be off by in bfloat16.
+const HALF_FEATURES_TOLERANCE: f64 = 4e-2;
 
 #[derive(Deserialize)]
 struct Reference {
@@ -178,10 +182,18 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
         if half {
             let out = barlow_twins(&view_a(&z)?, &z.narrow(0, n, n)?, &config)?;
             let off = (out.loss / reference.loss - 1.0).abs();
-            println!("{}: loss in bf16 off by {off:.2e}", reference.arch);
+            let features = distance(&view_a(&net.last_features()?)?, &tensors["features_a"])?;
+            let evaluated = net.features(&view_a(&images)?.contiguous()?)?;
+            let evaluated = distance(&evaluated, &tensors["features_eval_a"])?;
+            println!(
+                "{}: in bf16 the loss is off by {off:.2e}, features by {features:.2e}, in evaluation by \
+                 {evaluated:.2e}",
+                reference.arch,
+            );
             let deep = net.config().arch.bottleneck();
             let tolerance = if deep { DEEP_HALF_TOLERANCE } else { HALF_TOLERANCE };
             check_within(tolerance, "loss in bf16", off);
+            check_within(HALF_FEATURES_TOLERANCE, "features in bf16", evaluated);
             continue;
         }
         check("features_a", distance(&view_a(&net.last_features()?)?, &tensors["features_a"])?);

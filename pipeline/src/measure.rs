@@ -43,7 +43,7 @@ pub struct Measurement {
     pub decode_us: f64,
     /// See `read_us`.
     pub augment_us: f64,
-    /// Mean megapixels of the source images, as far as the index tells.
+    /// Mean megapixels of the source images whose size the index tells; NaN where it tells none.
     pub megapixels: f64,
     /// The share of the samples for which a side index is there and used.
     pub side_index: f64,
@@ -120,18 +120,20 @@ fn take(stream: &mut BatchStream, batches: u64, mut lane: Option<&mut Lane>) -> 
 
 /// The share of the samples with a side index, and their mean megapixels.
 fn look_at(set: &ShardSet, side_index: bool) -> Result<(f64, f64)> {
-    let (mut indexed, mut pixels, mut looked) = (0, 0, 0);
+    let (mut indexed, mut pixels, mut sized, mut looked) = (0, 0, 0, 0);
     if !set.seekable() {
         return Ok((0.0, f64::NAN));
     }
     for sample in (0..set.len()).step_by((set.len() / LOOKED_AT).max(1)) {
         let meta = set.meta(sample)?;
-        pixels += u64::from(meta.width) * u64::from(meta.height);
+        let size = u64::from(meta.width) * u64::from(meta.height);
+        pixels += size;
+        sized += u64::from(size > 0);
         indexed += u64::from(set.has_side_index(sample)?);
         looked += 1;
     }
-    let mean = |sum: u64| sum as f64 / f64::from(looked.max(1));
-    Ok((if side_index { mean(indexed) } else { 0.0 }, mean(pixels) * 1e-6))
+    let share = indexed as f64 / f64::from(looked.max(1));
+    Ok((if side_index { share } else { 0.0 }, pixels as f64 / sized as f64 * 1e-6))
 }
 
 /// CPU seconds of this process, threads that ended included; NaN where the system does

@@ -8,7 +8,7 @@ use toml::toml;
 
 use crate::learner::Learner;
 use crate::loss;
-use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem};
+use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem, TwinNet};
 use crate::nn::cuda::emulate::Emulator;
 use crate::nn::engine::emulated;
 use crate::nn::{Precision, storage};
@@ -142,6 +142,37 @@ fn pytorchs_reference_vectors_pass_on_a_device() {
         let half = precision == Precision::Bf16;
         emulated(device.clone(), precision, || golden::agree(&Device::Cpu, half).unwrap());
     }
+}
+
+#[test]
+fn on_a_device_gradients_lie_where_activations_were() {
+    let Some(device) = Emulator::open() else { return };
+    let step = |net: &mut TwinNet| {
+        let z = net.forward_train(&images(1, 64), 2).unwrap();
+        let grad = storage::zeros(z.dims(), &Device::Cpu).unwrap();
+        net.backward(&grad).unwrap();
+        grad
+    };
+    let model = model(Arch::ResNet50, Stem::Imagenet);
+    let mut net = TwinNet::new(&model, 1, &Device::Cpu).unwrap();
+    step(&mut net);
+    let on_cpu = net.kept();
+    emulated(Arc::new(device), Precision::F32, || {
+        let mut net = TwinNet::new(&model, 1, &Device::Cpu).unwrap();
+        let mut kept = 0;
+        for _ in 0..3 {
+            let grad = step(&mut net);
+            assert!(kept == 0 || kept == net.kept(), "the second step wants what the first left");
+            kept = net.kept();
+            let error = net.backward(&grad).unwrap_err().to_string();
+            assert!(error.contains("without a forward pass"), "{error}");
+        }
+        // One tensor of each stage's size, the stem's among them, and the projector's small ones.
+        let stage = |side: usize, channels: usize| 2 * BATCH * side * side * channels;
+        let stages = stage(16, 32) + stage(8, 64) + stage(4, 128) + stage(2, 256);
+        assert!((stages..stages + stages / 20).contains(&kept), "{kept} for {stages}");
+        assert!(on_cpu > 2 * kept, "{on_cpu} on the CPU");
+    });
 }
 
 #[test]

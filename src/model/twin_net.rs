@@ -87,6 +87,11 @@ impl TwinNet {
         self.ws.in_use()
     }
 
+    /// As [`Workspace::kept`].
+    pub fn kept(&self) -> usize {
+        self.ws.kept()
+    }
+
     /// As [`Workspace::released`].
     pub fn released(&self) -> u64 {
         self.ws.released()

@@ -192,6 +192,11 @@ impl Workspace {
         self.lent.len() + self.overwritten.len()
     }
 
+    /// Elements of the buffers that were given back.
+    pub fn kept(&self) -> usize {
+        self.free.iter().map(Tensor::elem_count).sum()
+    }
+
     /// Frees the buffers that were given back.
     pub fn clear(&mut self) {
         self.released += 1;

@@ -84,8 +84,12 @@ pub(super) fn loader(args: LoaderArgs) -> Result<()> {
 
 fn print_head(set: &ShardSet, found: &Measurement) {
     let Measurement { views, height, width, batch, megapixels, side_index, .. } = found;
+    let size = match megapixels.is_nan() {
+        true => String::new(),
+        false => format!(" of {megapixels:.3} megapixels on average"),
+    };
     println!(
-        "{} images of {megapixels:.3} megapixels on average, {:.0}% with a side index; \
+        "{} images{size}, {:.0}% with a side index; \
          {views} views of {height} x {width}, batches of {batch}",
         set.len(),
         100.0 * side_index
