@@ -2,7 +2,8 @@
 //! one training pass of both views, its gradients and running statistics, then evaluation.
 //!
 //! Names, shapes, seeds and widths come from the files; `BT_GOLDEN_DIR` may hold others of the form.
-//! `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (loss and features in evaluation are compared).
+//! `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (then loss and features in
+//! evaluation are compared).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
