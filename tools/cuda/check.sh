@@ -86,7 +86,7 @@ profile() {
     run torch-profile-resnet18 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet18[@]}" --profile
 }
 train_cifar() {
-    "$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10.toml}" --data "$cifar/train" \
+    "$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}" --data "$cifar/train" \
         --set data.val="'$cifar/test'" "${bf16[@]}" "$@"
 }
 twice() {
@@ -105,7 +105,7 @@ cifar() {
     local resume=() seconds=${TRAIN_SECONDS:?seconds of training}
     [ -d "$out/cifar10/checkpoints" ] && resume=(--resume)
     LIMIT=$seconds run cifar10 timeout --signal=INT "$((seconds - 20))" "$bin/bt-stream" train \
-        --config "${CIFAR_CONFIG:-$here/configs/cifar10.toml}" --data "$cifar/train" \
+        --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}" --data "$cifar/train" \
         --set data.val="'$cifar/test'" "${bf16[@]}" --dir "$out/cifar10" "${resume[@]}"
 }
 for stage in ${stages:-tests step compile train}; do
