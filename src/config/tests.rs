@@ -56,3 +56,18 @@ fn what_is_saved_loads_as_the_same_configuration() {
     assert_eq!(again.views.views().unwrap()[0].gaussian_blur.p, 0.3);
     assert_eq!(again.views.views().unwrap()[1].gaussian_blur.p, 0.1);
 }
+
+#[test]
+fn every_configuration_that_is_shipped_is_one() {
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let config = RunConfig::load(Some(&path), &[]);
+        let config = config.unwrap_or_else(|error| panic!("{}: {error:#}", path.display()));
+        assert_eq!(config.views.views().unwrap().len(), 2);
+        config.optim.build().unwrap();
+        count += 1;
+    }
+    assert!(count >= 5, "{count}");
+}
