@@ -62,6 +62,13 @@ fn a_class_file_that_is_not_a_number() {
 }
 
 #[test]
+fn a_profile_where_no_device_is() {
+    let line =
+        complaint(bt_stream().args(["bench", "step", "--profile", "--set", "train.device='cpu'"]));
+    says(&line, &["--profile", "CUDA device"]);
+}
+
+#[test]
 fn a_key_that_does_not_exist() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("run.toml");

@@ -120,6 +120,7 @@ impl BatchNorm {
     /// # Errors
     /// As [`BatchNorm::forward`].
     pub fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        debug_assert!(!self.reads_output(false), "{}: its output must stay", self.name);
         self.check(x, None, ws)?;
         let y = ws.take(x.dims())?;
         self.forward_to(x, None, &y, ws)?;

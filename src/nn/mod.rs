@@ -2,8 +2,9 @@
 //!
 //! Activations are contiguous NHWC `f32` tensors; a convolution's weight is O,KH,KW,I. In training a
 //! layer keeps its output (a buffer of its own, reused by the next step) and what its backward pass
-//! needs; gradients and evaluation's activations come from a [`Workspace`] and go back to it. So the
-//! steady state allocates nothing.
+//! needs; evaluation's activations, gradients and outputs that no backward pass reads come from a
+//! [`Workspace`] and go back to it, and on a device most gradients lie where a dead activation was
+//! ([`Workspace::take_over`]). So the steady state allocates nothing.
 //!
 //! On a CUDA device activations may be `bf16` ([`Precision`]); parameters and their gradients are `f32`
 //! everywhere. A layer asks its [`Engine`] who computes: [`cpu`] holds the CPU's arithmetic, [`cuda`]
@@ -120,8 +121,8 @@ impl Workspace {
         Ok(part)
     }
 
-    /// A tensor in place of `dead`, a layer's own that nobody reads again before it is written: on a
-    /// device its memory, where a kernel reads and writes it element by element; else as
+    /// A tensor in place of `dead`, a layer's own that nobody reads again until the next pass writes it,
+    /// but for a kernel that writes each element after reading it: on a device its memory, else as
     /// [`Workspace::take`]. On a device activations fill the memory, and their gradients need none.
     ///
     /// # Errors

@@ -85,28 +85,26 @@ profile() {
     run torch-profile-resnet50 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet50[@]}" --profile
     run torch-profile-resnet18 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet18[@]}" --profile
 }
-train_cifar() {
-    "$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}" --data "$cifar/train" \
-        --set data.val="'$cifar/test'" "${bf16[@]}" "$@"
-}
+train_cifar=("$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}"
+    --data "$cifar/train" --set data.val="'$cifar/test'" "${bf16[@]}")
 twice() {
     for nth in 1 2; do
         rm -rf "$out/twice-$nth"
-        train_cifar --dir "$out/twice-$nth" --set train.epochs=1 --set eval.knn_every=0 \
-            --set train.deterministic=true >"$out/twice-$nth.txt" 2>&1
+        run "twice-$nth" "${train_cifar[@]}" --dir "$out/twice-$nth" --set train.epochs=1 \
+            --set eval.knn_every=0 --set train.deterministic=true
     done
     run twice python3 -c "
 import json, sys
-found = [[json.loads(line).get('loss') for line in open(f'{folder}/metrics.jsonl')] for folder in sys.argv[1:]]
-print(len(found[0]), 'lines, the last losses', *(losses[-1] for losses in found))
-sys.exit(found[0] != found[1])" "$out/twice-1" "$out/twice-2"
+lines = [map(json.loads, open(f'{folder}/metrics.jsonl')) for folder in sys.argv[1:]]
+losses = [[line['loss'] for line in run if line['loss'] is not None] for run in lines]
+print(len(losses[0]), 'lines, the last losses', *(run[-1] for run in losses))
+sys.exit(losses[0] != losses[1])" "$out/twice-1" "$out/twice-2"
 }
 cifar() {
     local resume=() seconds=${TRAIN_SECONDS:?seconds of training}
     [ -d "$out/cifar10/checkpoints" ] && resume=(--resume)
-    LIMIT=$seconds run cifar10 timeout --signal=INT "$((seconds - 20))" "$bin/bt-stream" train \
-        --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}" --data "$cifar/train" \
-        --set data.val="'$cifar/test'" "${bf16[@]}" --dir "$out/cifar10" "${resume[@]}"
+    LIMIT=$seconds run cifar10 timeout --signal=INT "$((seconds - 20))" "${train_cifar[@]}" \
+        --dir "$out/cifar10" "${resume[@]}"
 }
 for stage in ${stages:-tests step compile train}; do
     declare -F "$stage" >/dev/null || { echo "no stage $stage" && exit 2; }

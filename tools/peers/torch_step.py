@@ -168,8 +168,7 @@ def main():
     if args.profile:
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
             peers["channels_last"].step()
-        table = found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110)
-        print("\n".join(table.splitlines()))
+        print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110))
 
 
 if __name__ == "__main__":

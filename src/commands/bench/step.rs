@@ -12,6 +12,7 @@ use crate::commands::ConfigSource;
 use crate::config::RunConfig;
 use crate::learner::Learner;
 use crate::nn::Engine;
+use crate::nn::cuda::Profiler;
 
 #[derive(Args, Debug)]
 pub(super) struct StepArgs {
@@ -30,7 +31,7 @@ pub(super) struct StepArgs {
     #[arg(long, default_value_t = 1)]
     warmup: usize,
     /// Where the time of a CUDA device goes, after the figures: one more step, call by call
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     profile: bool,
     /// Print JSON, a line for each method
     #[arg(long)]
@@ -61,6 +62,10 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    let device = crate::train::device(&configured.train)?;
+    if args.profile && device.is_cpu() {
+        bail!("--profile wants a CUDA device; on the CPU `perf record` knows more");
+    }
     let threads = rayon::current_num_threads();
     if !args.json {
         println!(
@@ -71,45 +76,52 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
         let config = args.source.load(&[Some(format!("method={method}"))])?;
         let found = measure(&config, batch, args.warmup, args.steps)?;
         ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
-        if args.json {
-            let of = |(name, wall, cpu): &(&str, f64, f64)| {
-                ((*name).to_owned(), serde_json::json!({ "wall_ms": wall, "cpu_ms": cpu }))
-            };
-            let medians: serde_json::Map<_, _> = found.parts.iter().map(of).collect();
-            let line = serde_json::json!({
-                "method": method, "batch": batch, "threads": threads, "medians": medians,
-                "wall_ms": found.wall_ms, "images_per_s": found.images_per_s,
-                "tflop_per_s": found.tflop_per_s, "peak_mb": found.peak_mb,
-            });
-            println!("{line}");
-            continue;
+        match args.json {
+            true => print_json(method, batch, &found),
+            false => print_line(method, &found),
         }
-        let parts = found.parts.iter();
-        let text = parts.map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
-        println!(
-            "{method:<10} {}  = {:.1} images/s, {:.3} TFLOP/s, {:.0} MB",
-            text.collect::<Vec<_>>().join("  "),
-            found.images_per_s,
-            found.tflop_per_s,
-            found.peak_mb
-        );
     }
-    for method in methods.iter().filter(|_| args.profile) {
-        let config = args.source.load(&[Some(format!("method={method}"))])?;
-        profile(&config, batch)?;
+    if args.profile
+        && let Some(profiler) = Engine::profiled(&device)?
+    {
+        for method in &methods {
+            let config = args.source.load(&[Some(format!("method={method}"))])?;
+            profile(&config, batch, &device, &profiler)?;
+        }
     }
     Ok(())
 }
 
-/// Prints where the time of one step goes.
-fn profile(config: &RunConfig, batch: usize) -> Result<()> {
-    let device = crate::train::device(&config.train)?;
-    let Some(profiler) = Engine::profiled(&device)? else {
-        bail!("--profile wants a CUDA device; on the CPU `perf record` knows more");
+fn print_json(method: &str, batch: usize, found: &StepFigures) {
+    let of = |(name, wall, cpu): &(&str, f64, f64)| {
+        ((*name).to_owned(), serde_json::json!({ "wall_ms": wall, "cpu_ms": cpu }))
     };
-    let engine = Engine::of(&device)?;
+    let medians: serde_json::Map<_, _> = found.parts.iter().map(of).collect();
+    let line = serde_json::json!({
+        "method": method, "batch": batch, "threads": rayon::current_num_threads(), "medians": medians,
+        "wall_ms": found.wall_ms, "images_per_s": found.images_per_s,
+        "tflop_per_s": found.tflop_per_s, "peak_mb": found.peak_mb,
+    });
+    println!("{line}");
+}
+
+fn print_line(method: &str, found: &StepFigures) {
+    let parts = found.parts.iter();
+    let text = parts.map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
+    println!(
+        "{method:<10} {}  = {:.1} images/s, {:.3} TFLOP/s, {:.0} MB",
+        text.collect::<Vec<_>>().join("  "),
+        found.images_per_s,
+        found.tflop_per_s,
+        found.peak_mb
+    );
+}
+
+/// Prints where the time of one step goes.
+fn profile(config: &RunConfig, batch: usize, device: &Device, profiler: &Profiler) -> Result<()> {
+    let engine = Engine::of(device)?;
     let images = random_images(&engine, batch, config)?;
-    let mut learner = Learner::new(config, &device)?;
+    let mut learner = Learner::new(config, device)?;
     let mut optimizer = config.optim.build()?;
     // Algorithms are chosen and buffers made in the first.
     for _ in 0..3 {
