@@ -211,7 +211,7 @@ pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Resu
         Ok(sync_folder(&folder)?)
     };
     write().with_context(|| format!("cannot write the checkpoint {}", target.display()))?;
-    prune(&folder, keep)?;
+    prune(&folder, &target, keep)?;
     Ok(target)
 }
 
@@ -315,8 +315,10 @@ pub fn clean(run: &Path) -> Result<()> {
     Ok(())
 }
 
-fn prune(folder: &Path, keep: usize) -> Result<()> {
-    let paths = list(folder);
+/// Keeps the newest `keep` checkpoints up to and with `newest`. Later ones are an earlier life's, damaged, or
+/// the run would have gone on from there: they take nobody's place.
+fn prune(folder: &Path, newest: &Path, keep: usize) -> Result<()> {
+    let paths: Vec<PathBuf> = list(folder).into_iter().filter(|path| **path <= *newest).collect();
     for path in &paths[..paths.len().saturating_sub(keep)] {
         fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
     }
@@ -380,6 +382,18 @@ mod tests {
         let found = find(run.path()).unwrap();
         assert_eq!((found.state.step, found.state.position.batch), (30, 2));
         assert_eq!(found.weights().unwrap()["t"].to_vec2::<f64>().unwrap()[1][2], 30.0);
+    }
+
+    #[test]
+    fn a_later_checkpoint_that_was_passed_over_takes_nobodys_place() {
+        let run = tempfile::tempdir().unwrap();
+        saved(run.path(), 900, 1);
+        let damaged = saved(run.path(), 1000, 9);
+        fs::write(damaged.join(STATE), "{").unwrap();
+        // Resumed from 900.
+        let own = saved(run.path(), 950, 1);
+        assert_eq!(list(&run.path().join(FOLDER)), [own, damaged]);
+        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 950);
     }
 
     #[test]

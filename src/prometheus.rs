@@ -202,8 +202,12 @@ impl Server {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
-                // A client that goes away, or never asks, is its own trouble.
-                let _ = stream.and_then(|stream| serve(stream, &board));
+                match stream {
+                    // A client that goes away, or never asks, is its own trouble.
+                    Ok(stream) => drop(serve(stream, &board)),
+                    // No file descriptor left, perhaps: it would come again at once.
+                    Err(_) => std::thread::sleep(Duration::from_millis(100)),
+                }
             }
         };
         let thread = std::thread::Builder::new().name("bt-metrics".into()).spawn(answer)?;

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -31,7 +32,9 @@ pub struct Folder {
     dir: PathBuf,
     config: RunConfig,
     lines: Vec<Line>,
-    /// Bytes of the metrics file that were read.
+    /// Which file the metrics were read from: device and number.
+    file: Option<(u64, u64)>,
+    /// Bytes of it that were read.
     read: u64,
     /// What was read of a line that is not finished yet.
     begun: Vec<u8>,
@@ -52,6 +55,7 @@ impl Folder {
             dir: dir.to_path_buf(),
             config,
             lines: Vec::new(),
+            file: None,
             read: 0,
             begun: Vec::new(),
             grown: None,
@@ -70,8 +74,10 @@ impl Folder {
         if let Ok(mut file) = File::open(&path) {
             let context = || path.display().to_string();
             let meta = file.metadata().with_context(context)?;
-            if meta.len() < self.read {
-                // A run that was resumed took lines out.
+            let file_now = Some((meta.dev(), meta.ino()));
+            if meta.len() < self.read || self.file != file_now {
+                // A run that was resumed took lines out: what is left is another file.
+                self.file = file_now;
                 (self.read, self.lines, self.begun) = (0, Vec::new(), Vec::new());
             }
             self.grown = meta.modified().ok();
@@ -318,5 +324,12 @@ mod tests {
         std::fs::write(dir.path().join(METRICS_FILE), line(5, 90.0)).unwrap();
         folder.poll().unwrap();
         assert!(shown(&folder, now).contains("step 5"));
+
+        // Resumed, and grown beyond what was read, between two looks: another file.
+        let fresh = dir.path().join("fresh");
+        std::fs::write(&fresh, line(6, 88.0) + &line(7, 87.0)).unwrap();
+        std::fs::rename(&fresh, dir.path().join(METRICS_FILE)).unwrap();
+        folder.poll().unwrap();
+        assert_eq!(folder.lines.iter().map(|line| line.step).collect::<Vec<_>>(), [6, 7]);
     }
 }

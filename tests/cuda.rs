@@ -2,6 +2,8 @@
 //! CUDA device (or a build without the feature `cuda`) the tests say so and pass; `BT_DEVICE` names
 //! another than the first, which then has to be there.
 
+mod common;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,6 +17,8 @@ use bt_stream::nn::storage;
 use bt_stream::signals::Stop;
 use bt_stream::train::{Intake, train};
 use candle_core::Device;
+
+use common::{bt_stream, tiny_shards, tiny_study};
 
 /// Writes shards of `images` images and returns what names them.
 fn shards(dir: &Path, images: u64, side: usize) -> String {
@@ -46,10 +50,10 @@ fn images(set: &Arc<ShardSet>, device: &Device, finisher: AugmentDevice) -> Vec<
     let loader = intake.with_memory(Loader::new(Arc::clone(set), config).unwrap());
     let mut batches = loader.start(Position::default(), 1).unwrap().map(|batch| batch.unwrap());
     let mut out = Vec::new();
-    let mut ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
-    while let Some((arriving, batch)) = ahead {
-        ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
-        let images = storage::host(&intake.images(&batch, &arriving).unwrap()).unwrap();
+    let mut ahead = batches.next().map(|batch| intake.begin(batch).unwrap());
+    while let Some(arriving) = ahead {
+        ahead = batches.next().map(|batch| intake.begin(batch).unwrap());
+        let images = storage::host(&intake.images(&arriving).unwrap()).unwrap();
         out.push(storage::read(&images).unwrap().to_vec());
     }
     out
@@ -90,6 +94,7 @@ fn losses(shards: &str, device: &str, settings: &[&str]) -> Vec<f64> {
     let run = |epochs: u64, resume: bool| {
         let mut all: Vec<String> = own.iter().chain(settings).map(|&text| text.into()).collect();
         all.push(format!("data.train='{shards}'"));
+        all.push(format!("data.val='{shards}'"));
         all.push(format!("train.dir='{}'", dir.path().join("run").display()));
         all.push(format!("train.device='{device}'"));
         all.push(format!("train.epochs={epochs}"));
@@ -112,7 +117,8 @@ fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
 }
 
 const METHODS: [&[&str]; 6] = [
-    &["optim.optimizer='lars'"],
+    // Evaluated between its steps, which are recorded.
+    &["optim.optimizer='lars'", "eval.knn_every=1"],
     &["optim.optimizer='adamw'", "optim.lr_weights=0.02", "optim.lr_biases=0.02"],
     &["optim.optimizer='lars'", "loss.predictor=32"],
     &["method='byol'", "optim.optimizer='sgd'"],
@@ -133,6 +139,27 @@ fn a_cuda_run_follows_a_cpu_run() {
         println!("{method:?}: {off:.1e} at most, after 24 steps {} and {}", here[23], there[23]);
         assert!(off < TOLERANCE, "{method:?}: {here:?} here, {there:?} there");
     }
+}
+
+#[test]
+fn a_cuda_device_takes_a_studys_cells_one_at_a_time_and_their_first_steps() {
+    let Some((device, _)) = cuda() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let rest =
+        "[[cells]]\nname = \"barlow\"\n[[cells]]\nname = \"byol\"\nconfig.method = \"byol\"\n";
+    let study = dir.path().join("tiny.toml");
+    std::fs::write(&study, tiny_study(&tiny_shards(dir.path()), rest)).unwrap();
+    let with = |more: &[&str]| {
+        let (on, out) = (format!("train.device='{device}'"), dir.path().join("out"));
+        let mut command = bt_stream();
+        command.arg("study").arg(&study).arg("--dir").arg(out).args(["--set", &on]).args(more);
+        let output = command.output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (done, said) = with(&["--jobs", "2"]);
+    assert!(!done && said.contains("--jobs 1"), "{said}");
+    let (done, said) = with(&["--first-step", "8", "--set", "train.precision='bf16'"]);
+    assert!(done, "{said}");
 }
 
 /// Without a device: what the comparison above can see. Rounding errors do not grow to its tolerance, and a

@@ -45,7 +45,7 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     }
     let checkpoint = checkpoint::find(&args.checkpoint)?;
     let config = &checkpoint.state.config;
-    let device = crate::train::device(&config.train)?;
+    let device = crate::train::evaluation_device(&config.train)?;
     let set = open(&args.shards, "name the shards after the checkpoint", &config.open_options())?;
     let mut net = checkpoint.network(&device)?;
     let bar = progress(set.len() as u64, "encoded")?;

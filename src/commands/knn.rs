@@ -6,8 +6,9 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::checkpoint;
+use crate::config::EvalConfig;
 use crate::eval::KnnConfig;
-use crate::eval::compare::{Source, table};
+use crate::eval::compare::{Kind, Source, table};
 use crate::report::{Score, collect};
 
 /// Arguments of `bt-stream knn`.
@@ -15,12 +16,12 @@ use crate::report::{Score, collect};
 pub struct KnnArgs {
     #[command(flatten)]
     what: Evaluated,
-    /// Neighbours that vote
-    #[arg(long, default_value_t = 20)]
-    k: usize,
-    /// Temperature t of the votes' weights exp(similarity / t)
-    #[arg(long, default_value_t = 0.1)]
-    temperature: f64,
+    /// Neighbours that vote [default: the run's eval.k]
+    #[arg(long)]
+    k: Option<usize>,
+    /// Temperature t of the votes' weights exp(similarity / t) [default: the run's eval.temperature]
+    #[arg(long)]
+    temperature: Option<f64>,
 }
 
 /// A checkpoint and the sets it is evaluated on.
@@ -55,9 +56,10 @@ impl Evaluated {
     pub fn measure(
         &self,
         record: bool,
-        score: impl Fn(&crate::eval::compare::Kind) -> Result<Score>,
+        score: impl Fn(&Kind, &EvalConfig) -> Result<Score>,
     ) -> Result<()> {
         let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
+        let score = |kind: &Kind| score(kind, &source.config().eval);
         let mut scores = vec![score(&source.trained()?)?];
         if !self.no_untrained {
             scores.push(score(&source.untrained()?)?);
@@ -87,6 +89,9 @@ impl Evaluated {
 /// # Errors
 /// As [`Evaluated::measure`].
 pub fn run(args: KnnArgs) -> Result<()> {
-    let options = KnnConfig { k: args.k, temperature: args.temperature };
-    args.what.measure(true, |kind| kind.score(Some(options), None))
+    args.what.measure(true, |kind, run| {
+        let k = args.k.unwrap_or(run.k);
+        let temperature = args.temperature.unwrap_or(run.temperature);
+        kind.score(Some(KnnConfig { k, temperature }), None)
+    })
 }

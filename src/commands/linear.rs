@@ -82,7 +82,7 @@ impl LinearArgs {
 pub fn run(args: LinearArgs) -> Result<()> {
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
-    let device = crate::train::device(&config.train)?;
+    let device = crate::train::evaluation_device(&config.train)?;
     // The selected samples are packed into a folder of their own, gone at the end.
     let folder = tempfile::tempdir()?;
     let train: Arc<ShardSet> = match args.labels == 1.0 {

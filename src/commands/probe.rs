@@ -41,7 +41,7 @@ pub fn run(args: ProbeArgs) -> Result<()> {
         seed: args.seed,
     };
     let (share, seed) = (args.labels, args.seed);
-    args.what.measure(share == 1.0, |kind| {
+    args.what.measure(share == 1.0, |kind, _| {
         if share == 1.0 {
             return kind.score(None, Some(&options));
         }

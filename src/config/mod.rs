@@ -27,6 +27,9 @@ pub(crate) use set::{put, set};
 pub use train::{OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
+/// Most of `data.budget_mb`: a terabyte.
+const MOST_MB: u64 = 1 << 20;
+
 /// File in the run's folder: the configuration that is in effect.
 pub const CONFIG_FILE: &str = "config.toml";
 
@@ -144,7 +147,12 @@ impl RunConfig {
         if !(0.0..=1.0).contains(&self.data.max_bad) {
             bail!("configuration: `data.max_bad` is a share, from 0 to 1");
         }
+        if self.data.budget_mb > MOST_MB {
+            bail!("configuration: `data.budget_mb` is at most {MOST_MB}");
+        }
         self.data.check_remote()?;
+        self.model.check().context("configuration")?;
+        self.optim.validate().context("configuration")?;
         self.views.views().context("configuration")?;
         self.objective().context("configuration")?;
         Ok(())

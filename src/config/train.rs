@@ -32,7 +32,7 @@ pub struct TrainConfig {
     pub deterministic: bool,
     /// On a CUDA device, record the step once and ask for it as a whole from then on.
     pub cuda_graph: bool,
-    /// Threads that compute; 0 takes one for each core.
+    /// Threads that compute, in `train` and `bench`; 0 takes one for each core.
     pub threads: usize,
     /// Steps between two lines of metrics.
     pub log_every: u64,

@@ -51,7 +51,7 @@ impl Source {
         };
         let train = set(train, &config.data.train, "name the training shards with --train")?;
         let test = set(test, &config.data.val, "name the test shards with --test")?;
-        let device = crate::train::device(&checkpoint.state.config.train)?;
+        let device = crate::train::evaluation_device(&checkpoint.state.config.train)?;
         Ok(Source { checkpoint, train, test, device })
     }
 

@@ -2,6 +2,7 @@
 //! Feature Learning via Non-Parametric Instance Discrimination" (2018), sec. 3.4:
 //! the k references most similar by cosine vote with weight exp(similarity / t).
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
@@ -75,21 +76,21 @@ fn predict(
     given_up: &AtomicBool,
 ) -> Result<Vec<u32>> {
     references.check_labelled("the reference set")?;
-    let classes = references.classes();
     let neighbours = nearest_unless(references, queries, config.k, given_up)?;
     if config.temperature.is_nan() || config.temperature <= 0.0 {
         bail!("the temperature must be positive, not {}", config.temperature);
     }
     let vote = |near: &Vec<Neighbour>| {
-        let mut votes = vec![0.0f64; classes];
+        // Of the classes that are near alone: labels may be any numbers.
+        let mut votes = BTreeMap::<u32, f64>::new();
         for one in near {
             // Relative to the nearest, so that a small t cannot overflow.
             let relative = f64::from(one.similarity - near[0].similarity);
             let label = references.labels()[one.index as usize];
-            votes[label as usize] += (relative / config.temperature).exp();
+            *votes.entry(label).or_default() += (relative / config.temperature).exp();
         }
-        let best = (0..classes).max_by(|a, b| votes[*a].total_cmp(&votes[*b]).then(b.cmp(a)));
-        best.unwrap_or(0) as u32
+        let best = votes.iter().max_by(|a, b| a.1.total_cmp(b.1).then(b.0.cmp(a.0)));
+        best.map_or(0, |(label, _)| *label)
     };
     Ok(neighbours.par_iter().map(vote).collect())
 }
@@ -257,6 +258,16 @@ mod tests {
                 assert_eq!(*class, naive(&references, queries.row(i), config), "query {i}, k {k}");
             }
         }
+    }
+
+    #[test]
+    fn a_label_is_a_name_and_not_an_amount_of_memory() {
+        let labels = vec![Features::NO_LABEL - 1, Features::NO_LABEL - 1, 7];
+        let references = Features::from_parts(2, vec![1., 0., 1., 0.1, 0., 1.], labels).unwrap();
+        let config = KnnConfig { k: 2, temperature: 0.1 };
+        let queries = Features::from_parts(2, vec![1., 0., 0., 1.], vec![7, 7]).unwrap();
+        let predicted = knn_predict(&references, &queries, config).unwrap();
+        assert_eq!(predicted, [Features::NO_LABEL - 1, 7]);
     }
 
     #[test]

@@ -15,12 +15,15 @@ use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 use candle_core::{Device, Tensor};
 
 use super::encode::features;
-use super::{Accuracy, Features};
+use super::{Accuracy, Features, classify};
 use crate::config::RunConfig;
 use crate::model::TwinNet;
 use crate::nn::{Linear, Workspace, storage};
 use crate::optim::{Optimizer, Sgd, SgdConfig};
 use crate::train::images_of;
+
+/// Classes of a linear classifier at most: ImageNet-21k has 21,841.
+pub(super) const MOST_CLASSES: usize = 1 << 17;
 
 /// Momentum of SGD.
 const MOMENTUM: f64 = 0.9;
@@ -189,7 +192,15 @@ pub(super) struct Head {
 
 impl Head {
     /// Zero weights.
+    ///
+    /// # Errors
+    /// More classes than there are anywhere: a label that is a number of something else.
     pub fn new(dim: usize, classes: usize, device: &Device) -> Result<Self> {
+        ensure!(
+            classes <= MOST_CLASSES,
+            "labels go up to {}; a linear classifier takes {MOST_CLASSES} classes",
+            classes - 1
+        );
         let linear = Linear::new("probe", dim, classes, true, device)?;
         let velocity = [storage::zeros((classes, dim), device)?, storage::zeros(classes, device)?];
         Ok(Self { linear, velocity, ws: Workspace::new(device)? })
@@ -221,10 +232,8 @@ impl Head {
             for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
                 match (*label as usize) < classes {
                     true => {
-                        let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                        let others = row.iter().filter(|x| **x >= largest).count();
-                        right += usize::from(row[*label as usize] == largest && others == 1);
-                        finite &= softmax_minus_target(row, *label as usize).is_finite();
+                        right += usize::from(classify::rank(row, *label) == 0);
+                        finite &= classify::softmax_minus_target(row, *label as usize).is_finite();
                         row.iter_mut().for_each(|g| *g *= scale);
                     }
                     false => row.fill(0.0),
@@ -266,14 +275,9 @@ impl Head {
         self.ws.training = true;
         let classes = logits.dim(1)?;
         let logits = storage::read(&logits)?;
-        let rank = |(row, label): (&[f32], &u32)| match row.get(*label as usize) {
-            Some(own) => row.iter().filter(|other| *other > own).count(),
-            None => usize::MAX,
-        };
-        let ranks: Vec<usize> = logits.chunks_exact(classes).zip(test.labels()).map(rank).collect();
-        let share =
-            |best: usize| ranks.iter().filter(|r| **r < best).count() as f64 / test.len() as f64;
-        Ok(Accuracy { top1: share(1), top5: share(5) })
+        let of = |(row, label): (&[f32], &u32)| classify::rank(row, *label);
+        let ranks: Vec<usize> = logits.chunks_exact(classes).zip(test.labels()).map(of).collect();
+        Ok(classify::accuracy(&ranks))
     }
 
     /// Weights and velocities by name; shared memory.
@@ -285,20 +289,6 @@ impl Head {
         }
         all
     }
-}
-
-/// Turns logits into probabilities minus the one-hot label, and returns the cross-entropy.
-fn softmax_minus_target(row: &mut [f32], label: usize) -> f32 {
-    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let own = row[label] - top;
-    let mut sum = 0.0;
-    for x in row.iter_mut() {
-        *x = (*x - top).exp();
-        sum += *x;
-    }
-    row.iter_mut().for_each(|x| *x /= sum);
-    row[label] -= 1.0;
-    sum.ln() - own
 }
 
 #[cfg(test)]
@@ -318,7 +308,7 @@ mod tests {
             let logits = logits.to_vec2::<f32>().unwrap();
             let rows = logits.into_iter().zip(labels).filter(|(_, l)| *l != Features::NO_LABEL);
             let each =
-                rows.map(|(mut row, l)| f64::from(softmax_minus_target(&mut row, l as usize)));
+                rows.map(|(mut row, l)| classify::softmax_minus_target(&mut row, l as usize));
             each.sum::<f64>() / 4.0
         };
         let d = storage::zeros((5, 3), &Device::Cpu).unwrap();

@@ -11,10 +11,12 @@
 //! - [`probe`]: the linear classifier on stored features.
 //! - [`online`]: a linear classifier that learns beside the training.
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
+//! - [`classify`]: cross-entropy and ranks, for both.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 
 pub mod baseline;
+mod classify;
 pub mod compare;
 pub mod encode;
 pub mod features;

@@ -10,7 +10,9 @@ use bt_pipeline::rng::Rng;
 use rayon::prelude::*;
 
 use super::Features;
+use super::classify;
 use super::lbfgs;
+use super::linear::MOST_CLASSES;
 use crate::loss::matmul::{Mat, matmul_serial};
 
 /// Parts that a pass over the features is cut into, and rows of a part that are
@@ -75,6 +77,10 @@ impl Probe {
         if train.classes() < 2 {
             bail!("a probe needs at least two classes, the training set has {}", train.classes());
         }
+        if train.classes() > MOST_CLASSES {
+            let largest = train.classes() - 1;
+            bail!("labels go up to {largest}; a linear classifier takes {MOST_CLASSES} classes");
+        }
         let decay = choose_decay(train, config)?;
         let mut probe = Probe::untrained(train);
         probe.descend(train, decay, config.max_iterations);
@@ -95,17 +101,10 @@ impl Probe {
         let ranks = starts.par_iter().flat_map_iter(|start| {
             let rows = *start..(*start + ROWS).min(test.len());
             let logits = self.logits(&self.standardised(test, rows.clone()));
-            let rank = |(row, i): (&[f32], usize)| match row.get(test.labels()[i] as usize) {
-                Some(own) => row.iter().filter(|other| *other > own).count(),
-                None => usize::MAX,
-            };
-            logits.chunks_exact(self.classes).zip(rows).map(rank).collect::<Vec<_>>()
+            let of = |(row, i): (&[f32], usize)| classify::rank(row, test.labels()[i]);
+            logits.chunks_exact(self.classes).zip(rows).map(of).collect::<Vec<_>>()
         });
-        let ranks: Vec<usize> = ranks.collect();
-        let share = |best: usize| {
-            ranks.iter().filter(|rank| **rank < best).count() as f64 / test.len() as f64
-        };
-        Ok(Accuracy { top1: share(1), top5: share(5) })
+        Ok(classify::accuracy(&ranks.collect::<Vec<usize>>()))
     }
 
     /// Zero weights, standardisation by `train`.
@@ -247,7 +246,7 @@ impl Problem<'_> {
             logits_into(block, weights, wide, self.classes, scores);
             for (row, label) in scores.chunks_exact_mut(self.classes).zip(&self.labels[start..end])
             {
-                loss += softmax_minus_target(row, *label as usize);
+                loss += classify::softmax_minus_target(row, *label as usize);
             }
             let (scores, block) =
                 (Mat::new(scores, end - start, self.classes), Mat::new(block, end - start, wide));
@@ -255,21 +254,6 @@ impl Problem<'_> {
         }
         (loss, gradient)
     }
-}
-
-/// Turns logits into probabilities minus the one-hot label (the gradient), and
-/// returns the cross-entropy.
-fn softmax_minus_target(row: &mut [f32], label: usize) -> f64 {
-    let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let own = f64::from(row[label] - top);
-    let mut sum = 0.0f64;
-    for value in row.iter_mut() {
-        *value = (*value - top).exp();
-        sum += f64::from(*value);
-    }
-    row.iter_mut().for_each(|value| *value /= sum as f32);
-    row[label] -= 1.0;
-    sum.ln() - own
 }
 
 #[cfg(test)]
@@ -355,6 +339,22 @@ mod tests {
         assert!(Probe::fit(&one, &ProbeConfig::default()).is_err());
         let probe = Probe::fit(&blobs(40, 4, 0.3, 1), &ProbeConfig::default()).unwrap();
         assert!(probe.accuracy(&one).is_err());
+    }
+
+    #[test]
+    fn a_label_that_counts_something_else_is_refused_before_memory_is_taken() {
+        let rows = Features::from_parts(1, vec![0.0, 1.0], vec![0, 16_000_000]).unwrap();
+        let error = Probe::fit(&rows, &ProbeConfig::default()).unwrap_err().to_string();
+        assert!(error.contains("16000000"), "{error}");
+    }
+
+    #[test]
+    fn features_that_are_all_alike_give_chance() {
+        let labels: Vec<u32> = (0..64).map(|i| i % 8).collect();
+        let alike = Features::from_parts(2, vec![0.5; 128], labels).unwrap();
+        let probe = Probe::fit(&alike, &ProbeConfig::default()).unwrap();
+        let accuracy = probe.accuracy(&alike).unwrap();
+        assert_eq!(accuracy, Accuracy { top1: 0.125, top5: 0.625 });
     }
 
     #[test]

@@ -158,14 +158,47 @@ impl Learner {
         images: &Tensor,
         lap: &mut dyn FnMut(&'static str),
     ) -> Result<(LossOutput, Option<String>)> {
+        self.part_by_part(images, lap, None)
+    }
+
+    /// [`Learner::gradients`]; `meanwhile` is called once where a device computes beside it, when
+    /// it has something to do.
+    ///
+    /// # Errors
+    /// As [`Learner::gradients`].
+    pub fn gradients_beside(
+        &mut self,
+        images: &Tensor,
+        lap: &mut dyn FnMut(&'static str),
+        meanwhile: &mut dyn FnMut(),
+    ) -> Result<(LossOutput, Option<String>)> {
+        self.part_by_part(images, lap, Some(meanwhile))
+    }
+
+    fn part_by_part(
+        &mut self,
+        images: &Tensor,
+        lap: &mut dyn FnMut(&'static str),
+        mut meanwhile: Option<&mut dyn FnMut()>,
+    ) -> Result<(LossOutput, Option<String>)> {
+        let mut beside = |lap: &mut dyn FnMut(&'static str)| {
+            if let Some(meanwhile) = meanwhile.take() {
+                meanwhile();
+                lap("wait for data");
+            }
+        };
         if self.begin(images)? {
             lap("launch");
+            beside(lap);
             let found = self.finish()?;
             lap("device");
             return Ok(found);
         }
         self.forward(images)?;
         lap("forward");
+        if self.net.engine().backend().is_some() {
+            beside(lap);
+        }
         let mut out = self.loss()?;
         lap("loss");
         if !out.loss.is_finite() {

@@ -6,6 +6,9 @@ use std::str::FromStr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Features and dimensions of a network at most.
+const MOST_WIDTH: usize = 1 << 16;
+
 /// The backbone, torchvision's layout ("v1.5": a bottleneck strides in its 3x3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
@@ -149,6 +152,26 @@ impl ModelConfig {
         self.width * 8 * self.arch.expansion()
     }
 
+    /// Whether such a network can be: what is made of it is allocated at once.
+    ///
+    /// # Errors
+    /// A width that is nothing, or beyond any network that was ever trained.
+    pub fn check(&self) -> anyhow::Result<()> {
+        let width = 1..=MOST_WIDTH / (8 * self.arch.expansion());
+        let (least, most) = (width.start(), width.end());
+        anyhow::ensure!(
+            width.contains(&self.width),
+            "`model.width` must lie between {least} and {most}, got {}",
+            self.width
+        );
+        anyhow::ensure!(
+            self.projector.0.iter().all(|width| *width <= MOST_WIDTH),
+            "the widths of `model.projector` are at most {MOST_WIDTH}, got {}",
+            self.projector
+        );
+        Ok(())
+    }
+
     /// Dimensions of an embedding.
     pub fn embedding_dim(&self) -> usize {
         self.projector.0.last().copied().unwrap_or(self.feature_dim())
@@ -158,6 +181,18 @@ impl ModelConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_network_that_no_memory_holds_is_refused() {
+        for width in [0, 2049, 10_000_000_000] {
+            let config = ModelConfig { arch: Arch::ResNet50, width, ..Default::default() };
+            assert!(config.check().unwrap_err().to_string().contains("model.width"), "{width}");
+        }
+        let projector = ProjectorWidths(vec![64, MOST_WIDTH + 1]);
+        let config = ModelConfig { projector, ..Default::default() };
+        assert!(config.check().unwrap_err().to_string().contains("model.projector"));
+        assert!(ModelConfig::default().check().is_ok());
+    }
 
     #[test]
     fn projector_widths_are_read_and_written_as_the_authors_do() {

@@ -94,7 +94,8 @@ impl Block {
             Some(down) => {
                 down.norm.backward(&dout, None)?;
                 down.conv.backward_weight(&dout)?;
-                let dx = ws.take(layer.conv.input()?.dims())?;
+                // The block's input: both convolutions' weights have their gradients.
+                let dx = ws.take_over(layer.conv.input()?)?;
                 // The cheaper one to add where the other was written: a bottleneck's is a plain product.
                 down.conv.backward_input(&dout, &dx, false)?;
                 layer.conv.backward_input(&d, &dx, true)?;
@@ -134,7 +135,6 @@ pub struct ResNet {
     pool: Option<MaxPool>,
     blocks: Vec<Block>,
     average: AvgPool,
-    last: Vec<usize>,
     stem_out: Vec<usize>,
 }
 
@@ -219,7 +219,6 @@ impl ResNet {
             pool: (config.stem == Stem::Imagenet).then(|| MaxPool::new(3, 2, 1)),
             blocks,
             average: AvgPool::default(),
-            last: Vec::new(),
             stem_out: Vec::new(),
         })
     }
@@ -233,7 +232,7 @@ impl ResNet {
             None => self.stem.forward(images, None, ws)?,
             Some(pool) => {
                 // Nobody reads the stem's output again, except perhaps its own ReLU.
-                let passing = !self.stem.norm.reads_output(false);
+                let passing = !self.stem.norm.reads_output();
                 let x = match passing {
                     true => self.stem.forward_passing(images, ws)?,
                     false => self.stem.forward(images, None, ws)?,
@@ -252,7 +251,6 @@ impl ResNet {
             let y = block.forward(&x, ws)?;
             ws.release(std::mem::replace(&mut x, y));
         }
-        self.last = x.dims().to_vec();
         let features = self.average.forward(&x, ws)?;
         ws.release(x);
         Ok(features)
@@ -263,7 +261,10 @@ impl ResNet {
     /// # Errors
     /// Without a forward pass in training mode before, or when shapes do not fit.
     pub fn backward(&mut self, grad_features: &Tensor, ws: &mut Workspace) -> Result<()> {
-        let mut d = ws.take(&self.last)?;
+        let last = self.blocks.last().and_then(|block| block.convs.last());
+        let last = last.expect("a network has blocks");
+        // Each block's gradient then lies where its output, or that of one behind it, was.
+        let mut d = ws.take_over(last.norm.output()?)?;
         self.average.backward(grad_features, &d)?;
         for block in self.blocks.iter_mut().rev() {
             d = block.backward(d, ws)?;

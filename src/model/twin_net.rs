@@ -157,6 +157,7 @@ impl TwinNet {
     pub fn features_train(&mut self, images: &Tensor) -> Result<Tensor> {
         self.ws.training = true;
         self.ws.groups = 1;
+        self.ws.interrupt();
         let features = self.backbone.forward(images, &mut self.ws)?;
         storage::host(&features)
     }
@@ -203,6 +204,7 @@ impl TwinNet {
     /// Runs a pass in evaluation mode and copies what it gives to the CPU; its buffer goes back.
     fn evaluate(&mut self, pass: impl FnOnce(&mut Self) -> Result<Tensor>) -> Result<Tensor> {
         self.ws.training = false;
+        self.ws.interrupt();
         let out = pass(self);
         let own = out.and_then(|out| {
             let own = storage::host_copy(&out)?;

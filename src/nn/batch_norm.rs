@@ -43,14 +43,16 @@ pub struct BatchNorm {
 struct OnDevice {
     /// Mean and 1 / standard deviation of each group and channel, `[2, groups, C]`.
     statistics: Option<Tensor>,
+    /// Bits of the elements that the ReLU let through, where the input does not tell.
+    open: Option<Tensor>,
     scratch: Option<Tensor>,
 }
 
-/// What the backward pass needs, besides the output.
+/// What the backward pass needs.
 struct Saved {
     input: Tensor,
-    /// Where it tells what the ReLU let through.
-    output: Option<Tensor>,
+    /// Whether something was added.
+    added: bool,
     groups: usize,
 }
 
@@ -120,7 +122,7 @@ impl BatchNorm {
     /// # Errors
     /// As [`BatchNorm::forward`].
     pub fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
-        debug_assert!(!self.reads_output(false), "{}: its output must stay", self.name);
+        debug_assert!(!self.reads_output(), "{}: its output must stay", self.name);
         self.check(x, None, ws)?;
         let y = ws.take(x.dims())?;
         self.forward_to(x, None, &y, ws)?;
@@ -128,9 +130,17 @@ impl BatchNorm {
     }
 
     /// Whether the backward pass reads the output. On a device the input says where the ReLU was open,
-    /// unless something was added: a tensor less to read, twice.
-    pub fn reads_output(&self, added: bool) -> bool {
-        self.relu && (added || self.engine.backend().is_none())
+    /// or, where something was added, a bit an element does: a tensor less to read, twice, and to keep.
+    pub fn reads_output(&self) -> bool {
+        self.relu && self.engine.backend().is_none()
+    }
+
+    /// The last training pass's output, in its buffer.
+    ///
+    /// # Errors
+    /// Without a forward pass in training mode before.
+    pub fn output(&self) -> Result<&Tensor> {
+        self.output.as_ref().map_or_else(no_forward, Ok)
     }
 
     fn forward_to(
@@ -145,8 +155,8 @@ impl BatchNorm {
             None if ws.training => self.cpu_train(x, residual, y, ws.groups)?,
             None => self.cpu_eval(x, residual, y)?,
         }
-        let output = self.reads_output(residual.is_some()).then(|| y.clone());
-        let saved = || Saved { input: x.clone(), output, groups: ws.groups };
+        let added = residual.is_some();
+        let saved = || Saved { input: x.clone(), added, groups: ws.groups };
         self.saved = ws.training.then(saved);
         Ok(())
     }
@@ -313,7 +323,17 @@ impl BatchNorm {
         let (slot, device) = (&mut self.on_device.statistics, self.engine.device());
         let saved = storage::reuse(slot, &dims, DType::F32, device)?;
         let saved = storage::span(&saved)?;
-        kernels::norm_train(backend, shape, &params, x, residual, y, saved, scratch, self.relu)?;
+        let slot = &mut self.on_device.open;
+        let open = match residual {
+            Some(residual) if self.relu => {
+                let len = kernels::mask_len(shape, &[x, residual, y])?;
+                let open = storage::reuse(slot, &[len], DType::U8, device)?;
+                Some(storage::span(&open)?)
+            }
+            _ => None,
+        };
+        let relu = self.relu;
+        kernels::norm_train(backend, shape, &params, x, residual, y, open, saved, scratch, relu)?;
         self.num_batches_tracked += shape.groups as i64;
         Ok(())
     }
@@ -327,10 +347,10 @@ impl BatchNorm {
     ) -> Result<()> {
         let (shape, scratch) = self.device_shape(&saved.input, saved.groups)?;
         let Some(statistics) = &self.on_device.statistics else { return no_forward() };
-        let mask = match &saved.output {
+        let mask = match &self.on_device.open {
             _ if !self.relu => Mask::None,
-            None => Mask::Input(storage::span(&self.bias.value)?),
-            Some(output) => Mask::Output(storage::span(output)?),
+            Some(open) if saved.added => Mask::Bits(storage::span(open)?),
+            _ => Mask::Input(storage::span(&self.bias.value)?),
         };
         kernels::norm_backward(
             backend,
@@ -349,7 +369,8 @@ impl BatchNorm {
 
     fn cpu_backward(&mut self, saved: &Saved, dout: &Tensor, dx: Option<&Tensor>) -> Result<()> {
         let x = storage::read(&saved.input)?;
-        let out = saved.output.as_ref().map(storage::read).transpose()?;
+        let out = self.output.clone().filter(|_| self.relu);
+        let out = out.as_ref().map(storage::read).transpose()?;
         let part = x.len() / saved.groups;
         for g in 0..saved.groups {
             let of = g * part..(g + 1) * part;

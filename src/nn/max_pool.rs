@@ -66,8 +66,11 @@ impl MaxPool {
             }
             Some(backend) => {
                 let (slot, device) = (&mut self.winner_there, ws.device());
-                let winner = storage::reuse(slot, &[n, oh, ow, c], DType::U8, device)?;
-                let winner = Some(storage::span(&winner)?);
+                let winner = match ws.training {
+                    true => Some(storage::reuse(slot, &[n, oh, ow, c], DType::U8, device)?),
+                    false => None,
+                };
+                let winner = winner.as_ref().map(storage::span).transpose()?;
                 kernels::max_pool(backend, &shape, storage::span(x)?, storage::span(&y)?, winner)?;
             }
         }

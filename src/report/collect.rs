@@ -81,7 +81,7 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
     let set = open(&config.data.train, "data.train", &config.open_options())?;
     let wanted = views::spread(SAMPLES, set.len());
     report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
-    let device = crate::train::device(&config.train)?;
+    let device = crate::train::evaluation_device(&config.train)?;
     let mut untrained = TwinNet::new(&config.model, config.train.seed, &device)?;
     report.correlations = vec![
         correlation("untrained", &mut untrained, &set, config)?,
@@ -160,7 +160,7 @@ pub fn correlation(
     let loader = Loader::new(Arc::clone(set), LoaderConfig { batch_size, ..loader })?;
     let mut stream = loader.start(Position::default(), 1)?;
     let batch = stream.next().context("the training set holds no batch")??;
-    let images = images_of(&batch, &crate::train::device(&config.train)?)?;
+    let images = images_of(&batch, &crate::train::evaluation_device(&config.train)?)?;
     let z = net.forward_train(&images, 2)?;
     let (a, b) = (z.narrow(0, 0, batch.size)?, z.narrow(0, batch.size, batch.size)?);
     let c = crate::loss::cross_correlation(&a, &b, crate::loss::BarlowConfig::default().eps)?;

@@ -179,6 +179,12 @@ impl Study {
             merge(&mut table, &file.base);
             file.base = table;
         }
+        for key in ["train.seed", "train.dir"] {
+            ensure!(
+                !overrides.iter().any(|pair| pair.split('=').next().map(str::trim) == Some(key)),
+                "a study sets `{key}` itself: its file has the seeds, --dir the folder"
+            );
+        }
         let given = |key: &str| overrides.iter().any(|pair| pair.starts_with(&format!("{key}=")));
         let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
         let drawn = file.drawn.filter(|_| !named && !given("data.train"));

@@ -20,6 +20,7 @@ use crate::files::write_atomically;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
+use crate::nn::Engine;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
 use crate::train::{self, Diverged};
@@ -106,6 +107,14 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     write_results(study, &options.dir)?;
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let jobs = options.jobs.clamp(1, waiting.len().max(1));
+    for cell in waiting.iter().filter(|_| jobs > 1) {
+        // Its stream records whole steps: another cell's work would be recorded with them.
+        if !train::device(&cell.config.train)?.is_cpu() {
+            bail!(
+                "a CUDA device takes one cell at a time: --jobs 1, or --set train.device=\"'cpu'\""
+            );
+        }
+    }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let writing = Mutex::new(());
     let work = || -> Result<()> {
@@ -285,7 +294,8 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);
     let count = 2 * batch * height * width * 3;
     let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
-    let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &device)?;
+    let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &Device::Cpu)?;
+    let images = train::images_to(&images, &Engine::of(&device)?)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.build()?;
     learner.forward(&images)?;

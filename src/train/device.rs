@@ -35,6 +35,22 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
     }
 }
 
+/// [`device`], for evaluation: a run that was trained on a CUDA device is measured on the CPU, in f32, where
+/// this build or machine has none, and standard error says so.
+///
+/// # Errors
+/// As [`device`].
+pub fn evaluation_device(config: &TrainConfig) -> Result<Device> {
+    if cuda_is_here() {
+        return device(config);
+    }
+    let cpu = TrainConfig { device: "cpu".into(), precision: Precision::F32, ..config.clone() };
+    if config.device.starts_with("cuda") || config.precision != Precision::F32 {
+        eprintln!("there is no CUDA device here, as the run had: evaluated on the CPU, in f32");
+    }
+    device(&cpu)
+}
+
 /// Whether this build can look for a driver, and finds one.
 fn cuda_is_here() -> bool {
     #[cfg(feature = "cuda")]
@@ -64,5 +80,14 @@ mod tests {
         assert!(text("cuda:x", Precision::F32).contains("none of"));
         #[cfg(not(feature = "cuda"))]
         assert!(text("cuda:0", Precision::F32).contains("--features cuda"));
+    }
+
+    #[test]
+    #[cfg(not(feature = "cuda"))]
+    fn what_was_trained_on_a_device_is_evaluated_without_one() {
+        for (device, precision) in [("cuda:1", Precision::F32), ("auto", Precision::Bf16)] {
+            let config = TrainConfig { device: device.into(), precision, ..Default::default() };
+            assert!(evaluation_device(&config).unwrap().is_cpu());
+        }
     }
 }

@@ -79,11 +79,20 @@ struct Staging {
 
 /// A batch on its way to the device.
 pub struct Arriving {
+    // Uploads come before what they read: they are dropped first, and that waits for them.
     upload: Option<Upload>,
-    /// What the device is to do to the views; they must stay as the batch must.
-    records: Option<(ViewRecords, Upload)>,
+    /// What the device is to do to the views.
+    records: Option<(Upload, ViewRecords)>,
     /// Which of the staging buffers.
     place: usize,
+    batch: Batch,
+}
+
+impl Arriving {
+    /// The batch.
+    pub fn batch(&self) -> &Batch {
+        &self.batch
+    }
 }
 
 impl Intake {
@@ -127,15 +136,14 @@ impl Intake {
         }
     }
 
-    /// Begins to bring `batch` to the device, beside what it does; `batch` must stay until what
-    /// [`Intake::images`] gave has been used and waited for.
+    /// Begins to bring `batch` to the device, beside what it does.
     ///
     /// # Errors
     /// What the device says.
-    pub fn begin(&mut self, batch: &Batch) -> Result<Arriving> {
+    pub fn begin(&mut self, batch: Batch) -> Result<Arriving> {
         let place = self.turn;
         let Some(backend) = self.engine.backend() else {
-            return Ok(Arriving { upload: None, records: None, place });
+            return Ok(Arriving { upload: None, records: None, place, batch });
         };
         ensure!(batch.spec().dtype == PixelType::U8, "a device takes 8-bit pixels");
         let left = batch.unfinished.len();
@@ -158,20 +166,21 @@ impl Intake {
         let records = if self.finishes {
             let drawn = ViewRecords::of(&batch.unfinished)?;
             let upload = send(drawn.bytes(), records, DType::U32)?;
-            Some((drawn, upload))
+            Some((upload, drawn))
         } else {
             None
         };
         let upload = Some(send(batch.as_bytes(), pixels, DType::U8)?);
         self.turn = (self.turn + 1) % self.staging.len();
-        Ok(Arriving { upload, records, place })
+        Ok(Arriving { upload, records, place, batch })
     }
 
     /// The batch's images, `[views * size, H, W, channels]`, in a buffer that the next call overwrites.
     ///
     /// # Errors
     /// What the device says.
-    pub fn images(&mut self, batch: &Batch, arriving: &Arriving) -> Result<Tensor> {
+    pub fn images(&mut self, arriving: &Arriving) -> Result<Tensor> {
+        let batch = &arriving.batch;
         let (Some(backend), Some(upload)) = (self.engine.backend(), &arriving.upload) else {
             return Ok(images_of(batch, self.engine.device())?);
         };
@@ -185,7 +194,7 @@ impl Intake {
             bail!("the batch did not begin to arrive here")
         };
         let (pixels, out) = (storage::span(pixels)?, storage::span(&images)?);
-        if let Some((_, upload)) = &arriving.records {
+        if let Some((upload, _)) = &arriving.records {
             backend.arrived(upload)?;
             let (count, height, width) = (dims[0], spec.height, spec.width);
             let views = Views { count, height, width };
@@ -240,10 +249,10 @@ mod tests {
         let loader = intake.with_memory(Loader::new(Arc::clone(set), config).unwrap());
         let mut batches = loader.start(Position::default(), 1).unwrap().map(|batch| batch.unwrap());
         let mut out = Vec::new();
-        let mut ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
-        while let Some((arriving, batch)) = ahead {
-            ahead = batches.next().map(|batch| (intake.begin(&batch).unwrap(), batch));
-            let images = storage::host(&intake.images(&batch, &arriving).unwrap()).unwrap();
+        let mut ahead = batches.next().map(|batch| intake.begin(batch).unwrap());
+        while let Some(arriving) = ahead {
+            ahead = batches.next().map(|batch| intake.begin(batch).unwrap());
+            let images = storage::host(&intake.images(&arriving).unwrap()).unwrap();
             let channels = images.dim(3).unwrap();
             let values = storage::read(&images).unwrap();
             out.push(values.chunks(channels).flat_map(|pixel| pixel[..3].to_vec()).collect());

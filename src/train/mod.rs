@@ -21,7 +21,7 @@ use crate::signals::Stop;
 use clock::Clock;
 use run::Run;
 
-pub use device::device;
+pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
 pub use refuse::{BAD_BATCHES_FILE, Diverged};
 pub use summary::{SUMMARY_FILE, Summary};
@@ -68,15 +68,13 @@ pub fn train_watched(
     let mut ahead = None;
     let mut fetch = |intake: &mut Intake| {
         let batch = stream.next_unless(stop.overdue_flag())?;
-        Some(batch.map_err(anyhow::Error::from).and_then(|batch| {
-            let arriving = intake.begin(&batch)?;
-            Ok((batch, arriving))
-        }))
+        Some(batch.map_err(anyhow::Error::from).and_then(|batch| intake.begin(batch)))
     };
     while let Some(fetched) = ahead.take().or_else(|| fetch(&mut run.intake)) {
-        let (batch, arriving) = fetched?;
+        let arriving = fetched?;
+        let batch = arriving.batch();
         clock.lap("wait for data");
-        let begun = run.gradients(&batch, &arriving, &mut clock, |intake| ahead = fetch(intake));
+        let begun = run.gradients(&arriving, &mut clock, |intake| ahead = fetch(intake));
         let (out, trouble) = match begun {
             Err(_) if stop.overdue() => {
                 run.learner.take_back()?;
@@ -86,20 +84,20 @@ pub fn train_watched(
             found => found?,
         };
         if let Some(cause) = trouble {
-            run.refuse(config, &batch, cause)?;
+            run.refuse(config, batch, cause)?;
         } else {
             let rates = run.schedule.rates(run.step);
             run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
             run.learner.follow(run.step, run.schedule.steps)?;
             clock.lap("optimizer");
             run.rewinds = 0;
-            run.advance(&batch);
-            run.measure(config, &batch)?;
+            run.advance(batch);
+            run.measure(config, batch)?;
             run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
             clock.lap("measure");
             run.board.iter().for_each(|board| board.step(run.step, batch.size, &clock.laps));
         }
-        drop(batch);
+        drop(arriving);
         // Before a checkpoint: a run that goes on from there does not meet them again.
         run.metrics.record_bad(&stats.take_bad())?;
         run.after_step(config, stop, &mut clock)?;

@@ -19,8 +19,14 @@ impl Run {
     pub(super) fn measure(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
         if let Some(probe) = &mut self.probe {
             let features = self.learner.net().last_features()?;
-            if let Some(accuracy) = probe.step(&features, &batch.labels)? {
-                self.metrics.online(accuracy);
+            match probe.step(&features, &batch.labels) {
+                Ok(accuracy) => accuracy.into_iter().for_each(|share| self.metrics.online(share)),
+                // It stands beside the training and does not end it.
+                Err(error) => {
+                    let text = format!("warning: no online probe from here on: {error}");
+                    self.metrics.say(&text);
+                    self.probe = None;
+                }
             }
         }
         let every = config.train.diagnose_every;

@@ -148,23 +148,15 @@ impl Run {
     /// [`Learner::take_back`] does not undo. `fetch` is called while a device computes.
     pub(super) fn gradients(
         &mut self,
-        batch: &Batch,
         arriving: &Arriving,
         clock: &mut Clock,
         mut fetch: impl FnMut(&mut Intake),
     ) -> Result<(LossOutput, Option<String>)> {
-        let images = self.intake.images(batch, arriving)?;
+        let images = self.intake.images(arriving)?;
         clock.lap("copy in");
         self.learner.remember()?;
-        if !self.learner.begin(&images)? {
-            return self.learner.gradients(&images, &mut |part| clock.lap(part));
-        }
-        clock.lap("launch");
-        fetch(&mut self.intake);
-        clock.lap("wait for data");
-        let found = self.learner.finish()?;
-        clock.lap("device");
-        Ok(found)
+        let (learner, intake) = (&mut self.learner, &mut self.intake);
+        learner.gradients_beside(&images, &mut |part| clock.lap(part), &mut || fetch(intake))
     }
 
     pub(super) fn advance(&mut self, batch: &Batch) {

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use clap::Args;
 
 use super::median;
-use crate::commands::ConfigSource;
+use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::RunConfig;
 use crate::learner::Learner;
 use crate::nn::Engine;
@@ -59,6 +59,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     // Options under `[loss]` are those of the method that is asked for.
     let first = args.method.first().map(|method| format!("method={method}"));
     let configured = args.source.load(&[first])?;
+    set_threads(configured.train.threads)?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");

@@ -9,7 +9,7 @@ use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 use clap::Args;
 
 use super::step;
-use crate::commands::ConfigSource;
+use crate::commands::{ConfigSource, train::set_threads};
 use crate::learner::Learner;
 use crate::train::Intake;
 
@@ -33,6 +33,7 @@ pub(super) struct TrainArgs {
 /// Images/s of the loader, the step and both, and who waits.
 pub(super) fn train(args: TrainArgs) -> Result<()> {
     let config = args.source.load(&[])?;
+    set_threads(config.train.threads)?;
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch = config.train.batch_size.min(set.len());
     ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
@@ -49,35 +50,28 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let mut learner = Learner::new(&config, &device)?;
     let mut optimizer = config.optim.build()?;
     let mut waited = Duration::ZERO;
-    let mut next = || -> Result<_> {
+    let mut fetch = |intake: &mut Intake, waited: &mut Duration| -> Result<_> {
         let begun = Instant::now();
         let batch = stream.next().ok_or_else(|| anyhow::anyhow!("the stream ended"))??;
-        Ok((batch, begun.elapsed()))
+        *waited += begun.elapsed();
+        intake.begin(batch)
     };
-    let mut ahead = next()?.0;
-    let mut arriving = intake.begin(&ahead)?;
+    let mut ahead = Some(fetch(&mut intake, &mut waited)?);
     let mut begun = Instant::now();
     for step in 0..args.warmup + args.steps {
         if step == args.warmup {
             (begun, waited) = (Instant::now(), Duration::ZERO);
         }
-        let images = intake.images(&ahead, &arriving)?;
-        learner.remember()?;
-        let out = if learner.begin(&images)? {
-            let (batch, wait) = next()?;
-            waited += wait;
-            arriving = intake.begin(&batch)?;
-            let out = learner.finish()?.0;
-            ahead = batch;
-            out
-        } else {
-            let out = learner.gradients(&images, &mut |_| ())?.0;
-            let (batch, wait) = next()?;
-            waited += wait;
-            arriving = intake.begin(&batch)?;
-            ahead = batch;
-            out
+        let arriving = match ahead.take() {
+            Some(arriving) => arriving,
+            None => fetch(&mut intake, &mut waited)?,
         };
+        let images = intake.images(&arriving)?;
+        learner.remember()?;
+        let mut fetched = None;
+        let mut meanwhile = || fetched = Some(fetch(&mut intake, &mut waited));
+        let out = learner.gradients_beside(&images, &mut |_| (), &mut meanwhile)?.0;
+        ahead = fetched.transpose()?;
         ensure!(out.loss.is_finite(), "the loss is {}", out.loss);
         optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
         learner.follow(step as u64, (args.warmup + args.steps) as u64)?;

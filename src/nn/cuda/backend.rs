@@ -200,7 +200,7 @@ impl Mark {
 }
 
 /// A copy from the host that may not have arrived yet. Source and destination stay as they are until
-/// [`Backend::arrived`] was asked and what follows has waited.
+/// [`Backend::arrived`] was asked and what follows has waited, or this is dropped, which waits.
 pub struct Upload(Box<dyn std::any::Any + Send>);
 
 impl Upload {

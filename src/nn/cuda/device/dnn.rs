@@ -14,8 +14,8 @@ use crate::nn::cpu::conv::ConvShape;
 use crate::nn::cuda::{ConvCall, ConvPass};
 use crate::nn::engine::EngineOptions;
 
-/// Workspace that an algorithm may ask for, in bytes. It is there beside a first step's activations, and so
-/// counts in the memory that training wants.
+/// Workspace that an algorithm may ask for, in bytes. It is there from the first convolution on, for the
+/// search and for what was found: captured steps hold its address.
 const MOST_WORKSPACE: usize = 256 << 20;
 
 /// Algorithms of a pass that are timed at most.
@@ -27,8 +27,7 @@ pub struct Dnn {
     stream: Arc<CudaStream>,
     deterministic: bool,
     plans: HashMap<(ConvPass, ConvShape, bool), Plan>,
-    /// Grown, never freed: captured steps hold the addresses of earlier ones.
-    workspaces: Vec<CudaSlice<u8>>,
+    workspace: Option<CudaSlice<u8>>,
 }
 
 // SAFETY: a handle may be used from any thread, by one at a time: it lives in a mutex.
@@ -70,7 +69,7 @@ impl Dnn {
             stream: Arc::clone(stream),
             deterministic: options.deterministic,
             plans: HashMap::new(),
-            workspaces: Vec::new(),
+            workspace: None,
         })
     }
 
@@ -81,16 +80,16 @@ impl Dnn {
             let plan = self.plan(call, half)?;
             self.plans.insert(key, plan);
         }
-        let bytes = self.plans[&key].workspace;
-        let space = self.workspace(bytes)?;
+        let space = self.workspace()?;
         let plan = &self.plans[&key];
+        let bytes = plan.workspace;
         let (one, beta) = (1f32, if call.accumulate { 1f32 } else { 0f32 });
         let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
         let at = |addr: u64| addr as *mut c_void;
         let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
         let handle = self.handle;
         // SAFETY: `ConvCall::check` has compared the spans with the shape that the descriptors were
-        // made from; the workspace has the bytes that cuDNN asked for; the scalars are read before
+        // made from; the workspace has the bytes that the search allowed; the scalars are read before
         // the calls return.
         unsafe {
             match plan.way {
@@ -144,18 +143,15 @@ impl Dnn {
         .map_err(|e| Error::Msg(format!("cuDNN, {:?} of {:?}: {e:?}", call.pass, call.shape)))
     }
 
-    /// The address of at least `bytes` of workspace.
-    fn workspace(&mut self, bytes: usize) -> Result<*mut c_void> {
-        if bytes == 0 {
-            return Ok(std::ptr::null_mut());
-        }
-        if self.workspaces.last().is_none_or(|last| last.len() < bytes) {
+    /// The address of the workspace.
+    fn workspace(&mut self) -> Result<*mut c_void> {
+        if self.workspace.is_none() {
             // SAFETY: cuDNN writes what it reads of it.
-            let more = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap)?;
-            self.workspaces.push(more);
+            let space = unsafe { self.stream.alloc::<u8>(MOST_WORKSPACE) }.map_err(Error::wrap)?;
+            self.workspace = Some(space);
         }
-        let last = self.workspaces.last().expect("just made");
-        let (address, _nothing_to_wait_for) = last.device_ptr(&self.stream);
+        let space = self.workspace.as_ref().expect("just made");
+        let (address, _nothing_to_wait_for) = space.device_ptr(&self.stream);
         Ok(address as *mut c_void)
     }
 
@@ -177,14 +173,12 @@ impl Dnn {
             ConvPass::Input => call.x,
             ConvPass::Weight => call.w,
         };
-        // SAFETY: cuDNN writes what it reads of either.
+        let space_at = self.workspace()?;
+        // SAFETY: cuDNN writes what it reads of it.
         let memory = |bytes| unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap);
-        let space = memory(MOST_WORKSPACE)?;
         let result = call.accumulate.then(|| memory(out.bytes())).transpose()?;
-        let (space_at, _a) = space.device_ptr(&self.stream);
         let result_at = result.as_ref().map(|result| result.device_ptr(&self.stream));
-        let result_at = result_at.as_ref().map_or(out.addr, |(addr, _)| *addr);
-        let (space_at, result_at) = (space_at as *mut c_void, result_at as *mut c_void);
+        let result_at = result_at.as_ref().map_or(out.addr, |(addr, _)| *addr) as *mut c_void;
         let at = |addr: u64| addr as *const c_void;
         let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
         let (handle, tried) = (self.handle, MOST_TRIED as i32);

@@ -29,19 +29,29 @@ impl Uploads {
             self.stream.wait(event).map_err(Error::wrap)?;
         }
         // SAFETY: `to` is memory of this device; whoever asks keeps both sides as they are until
-        // the upload's event has passed (`Upload`).
+        // the upload was dropped, which waits for its event (`Upload`).
         unsafe { result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
             .map_err(Error::wrap)?;
         let event = self.stream.record_event(None).map_err(Error::wrap)?;
-        Ok(Upload::new(Box::new(event)))
+        Ok(Upload::new(Box::new(Underway(event))))
     }
 
     /// Has the compute stream wait for the upload.
     pub fn finish(&self, compute: &CudaStream, upload: &Upload) -> Result<()> {
-        match upload.token().downcast_ref::<CudaEvent>() {
-            Some(event) => compute.wait(event).map_err(Error::wrap),
+        match upload.token().downcast_ref::<Underway>() {
+            Some(Underway(event)) => compute.wait(event).map_err(Error::wrap),
             None => bail!("the upload is another device's"),
         }
+    }
+}
+
+/// The event behind an upload. Whoever drops it may then free both sides, so it waits, which takes
+/// no time where the step that used the upload has been waited for.
+struct Underway(CudaEvent);
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        let _ = self.0.synchronize();
     }
 }
 

@@ -142,11 +142,12 @@ extern "C" __global__ void __launch_bounds__(256) norm_running(
     saved[channels + c] = (float)(1.0 / sqrt((double)running_var[c] + (double)eps));
 }
 
+// With `open` also which elements are positive, for the backward pass: a bit each, V of them a byte.
 template <typename T, int V, bool ADD>
 DEVICE void apply(
-    const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, const float* gamma,
-    const float* beta, const float* saved, unsigned rows, unsigned channels, unsigned rows_per_part,
-    unsigned floor
+    const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, unsigned char* open,
+    const float* gamma, const float* beta, const float* saved, unsigned rows, unsigned channels,
+    unsigned rows_per_part, unsigned floor
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     if (!t.active) return;
@@ -160,12 +161,15 @@ DEVICE void apply(
         float v[V], r[V];
         unpack(px, v);
         if (ADD) unpack(pr, r);
+        unsigned positive = 0;
         for (int i = 0; i < V; i++) {
             v[i] = __fmaf_rn(v[i], scale[i], shift[i]);
             if (ADD) v[i] += r[i];
+            if (v[i] > 0.0f) positive |= 1u << i;
             if (floor) v[i] = relu(v[i]);
         }
         put<V>(y + at, v);
+        if (open) open[at / V] = (unsigned char)positive;
     };
     unsigned r = t.row;
     for (; r + t.step < t.end; r += 2 * t.step) {
@@ -184,12 +188,14 @@ DEVICE void apply(
 }
 
 // Where the ReLU's mask comes from.
-constexpr unsigned NO_MASK = 0, FROM_OUTPUT = 1, FROM_INPUT = 2;
+constexpr unsigned NO_MASK = 0, FROM_BITS = 1, FROM_INPUT = 2;
 
 template <int V, unsigned MODE>
-DEVICE void mask(float (&d)[V], const float (&x)[V], const float (&out)[V], const float (&scale)[V], const float (&shift)[V]) {
+DEVICE void mask(
+    float (&d)[V], const float (&x)[V], unsigned open, const float (&scale)[V], const float (&shift)[V]
+) {
     for (int i = 0; i < V; i++) {
-        if (MODE == FROM_OUTPUT) d[i] = out[i] > 0.0f ? d[i] : 0.0f;
+        if (MODE == FROM_BITS) d[i] = open >> i & 1 ? d[i] : 0.0f;
         if (MODE == FROM_INPUT) d[i] = __fmaf_rn(x[i], scale[i], shift[i]) > 0.0f ? d[i] : 0.0f;
     }
 }
@@ -198,9 +204,9 @@ DEVICE void mask(float (&d)[V], const float (&x)[V], const float (&out)[V], cons
 // ReLU; with `store` dout becomes dz.
 template <typename T, int V, unsigned MODE>
 DEVICE void grad_sums(
-    const T* __restrict__ x, const T* __restrict__ out, T* dout, unsigned store, const float* gamma,
-    const float* beta, const float* saved, float* partial, unsigned rows, unsigned channels,
-    unsigned rows_per_part
+    const T* __restrict__ x, const unsigned char* __restrict__ open, T* dout, unsigned store,
+    const float* gamma, const float* beta, const float* saved, float* partial, unsigned rows,
+    unsigned channels, unsigned rows_per_part
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     float sum[V] = {}, along[V] = {};
@@ -212,11 +218,10 @@ DEVICE void grad_sums(
             const float* inv_std = saved + (u64)gridDim.z * channels + of;
             affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, inv_std, scale, shift);
         }
-        auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, const Pack<T, V>& po) {
-            float v[V], d[V], o[V] = {};
+        auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, unsigned bits) {
+            float v[V], d[V];
             unpack(px, v), unpack(pd, d);
-            if (MODE == FROM_OUTPUT) unpack(po, o);
-            mask<V, MODE>(d, v, o, scale, shift);
+            mask<V, MODE>(d, v, bits, scale, shift);
             for (int i = 0; i < V; i++) {
                 sum[i] += d[i];
                 along[i] += d[i] * (v[i] - mean[i]);
@@ -226,18 +231,19 @@ DEVICE void grad_sums(
         constexpr int U = 2;
         unsigned r = t.row;
         for (; r + (U - 1) * t.step < t.end; r += U * t.step) {
-            Pack<T, V> px[U], pd[U], po[U];
+            Pack<T, V> px[U], pd[U];
+            unsigned bits[U];
             for (int u = 0; u < U; u++) {
                 u64 at = t.at(r + u * t.step, channels);
                 px[u] = fetch<V>(x + at), pd[u] = fetch<V>(dout + at);
-                po[u] = MODE == FROM_OUTPUT ? fetch<V>(out + at) : pd[u];
+                bits[u] = MODE == FROM_BITS ? open[at / V] : 0;
             }
-            for (int u = 0; u < U; u++) one(t.at(r + u * t.step, channels), px[u], pd[u], po[u]);
+            for (int u = 0; u < U; u++) one(t.at(r + u * t.step, channels), px[u], pd[u], bits[u]);
         }
         for (; r < t.end; r += t.step) {
             u64 at = t.at(r, channels);
             Pack<T, V> px = fetch<V>(x + at), pd = fetch<V>(dout + at);
-            one(at, px, pd, MODE == FROM_OUTPUT ? fetch<V>(out + at) : pd);
+            one(at, px, pd, MODE == FROM_BITS ? open[at / V] : 0);
         }
     }
     unsigned first = blockIdx.x * blockDim.x * V;
@@ -299,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
 // dx = a dz + b x + k; dx may be dout itself, or x.
 template <typename T, int V, unsigned MODE>
 DEVICE void grad_apply(
-    const T* x, const T* __restrict__ out, const T* dout, T* dx, const float* gamma,
+    const T* x, const unsigned char* __restrict__ open, const T* dout, T* dx, const float* gamma,
     const float* beta, const float* saved, const float* constants, unsigned rows, unsigned channels,
     unsigned rows_per_part
 ) {
@@ -311,11 +317,10 @@ DEVICE void grad_apply(
     if (MODE == FROM_INPUT) {
         affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, saved + all + of, scale, shift);
     }
-    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, const Pack<T, V>& po) {
-        float v[V], d[V], o[V] = {};
+    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, unsigned bits) {
+        float v[V], d[V];
         unpack(px, v), unpack(pd, d);
-        if (MODE == FROM_OUTPUT) unpack(po, o);
-        mask<V, MODE>(d, v, o, scale, shift);
+        mask<V, MODE>(d, v, bits, scale, shift);
         for (int i = 0; i < V; i++) d[i] = __fmaf_rn(d[i], a[i], __fmaf_rn(v[i], b[i], k[i]));
         put<V>(dx + at, d);
     };
@@ -324,15 +329,15 @@ DEVICE void grad_apply(
         u64 first = t.at(r, channels), second = t.at(r + t.step, channels);
         Pack<T, V> x0 = fetch<V>(x + first), x1 = fetch<V>(x + second);
         Pack<T, V> d0 = fetch<V>(dout + first), d1 = fetch<V>(dout + second);
-        Pack<T, V> o0 = MODE == FROM_OUTPUT ? fetch<V>(out + first) : d0;
-        Pack<T, V> o1 = MODE == FROM_OUTPUT ? fetch<V>(out + second) : d1;
-        one(first, x0, d0, o0);
-        one(second, x1, d1, o1);
+        unsigned bits0 = MODE == FROM_BITS ? open[first / V] : 0;
+        unsigned bits1 = MODE == FROM_BITS ? open[second / V] : 0;
+        one(first, x0, d0, bits0);
+        one(second, x1, d1, bits1);
     }
     if (r < t.end) {
         u64 at = t.at(r, channels);
         Pack<T, V> x0 = fetch<V>(x + at), d0 = fetch<V>(dout + at);
-        one(at, x0, d0, MODE == FROM_OUTPUT ? fetch<V>(out + at) : d0);
+        one(at, x0, d0, MODE == FROM_BITS ? open[at / V] : 0);
     }
 }
 
@@ -343,16 +348,17 @@ DEVICE void grad_apply(
         moments<T, V>(x, partial, rows, channels, rows_per_part);                                     \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_apply_##S(                                 \
-        const T* x, const T* residual, T* y, const float* gamma, const float* beta,                   \
-        const float* saved, unsigned rows, unsigned channels, unsigned rows_per_part, unsigned floor  \
+        const T* x, const T* residual, T* y, unsigned char* open, const float* gamma,                 \
+        const float* beta, const float* saved, unsigned rows, unsigned channels,                      \
+        unsigned rows_per_part, unsigned floor                                                        \
     ) {                                                                                               \
         if (residual) {                                                                               \
             apply<T, V, true>(                                                                        \
-                x, residual, y, gamma, beta, saved, rows, channels, rows_per_part, floor              \
+                x, residual, y, open, gamma, beta, saved, rows, channels, rows_per_part, floor        \
             );                                                                                        \
         } else {                                                                                      \
             apply<T, V, false>(                                                                       \
-                x, residual, y, gamma, beta, saved, rows, channels, rows_per_part, floor              \
+                x, residual, y, open, gamma, beta, saved, rows, channels, rows_per_part, floor        \
             );                                                                                        \
         }                                                                                             \
     }
@@ -364,25 +370,26 @@ NORM(bf16, 8, v8_bf16)
 // One entry a mask: each needs its own number of registers.
 #define NORM_GRAD(T, V, MODE, NAME, S)                                                                \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_sums_##NAME##_##S(                    \
-        const T* x, const T* out, T* dout, unsigned store, const float* gamma, const float* beta,     \
-        const float* saved, float* partial, unsigned rows, unsigned channels, unsigned rows_per_part  \
+        const T* x, const unsigned char* open, T* dout, unsigned store, const float* gamma,           \
+        const float* beta, const float* saved, float* partial, unsigned rows, unsigned channels,      \
+        unsigned rows_per_part                                                                        \
     ) {                                                                                               \
         grad_sums<T, V, MODE>(                                                                        \
-            x, out, dout, store, gamma, beta, saved, partial, rows, channels, rows_per_part           \
+            x, open, dout, store, gamma, beta, saved, partial, rows, channels, rows_per_part          \
         );                                                                                            \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_##NAME##_##S(                   \
-        const T* x, const T* out, const T* dout, T* dx, const float* gamma, const float* beta,        \
-        const float* saved, const float* constants, unsigned rows, unsigned channels,                 \
-        unsigned rows_per_part                                                                        \
+        const T* x, const unsigned char* open, const T* dout, T* dx, const float* gamma,              \
+        const float* beta, const float* saved, const float* constants, unsigned rows,                 \
+        unsigned channels, unsigned rows_per_part                                                     \
     ) {                                                                                               \
         grad_apply<T, V, MODE>(                                                                       \
-            x, out, dout, dx, gamma, beta, saved, constants, rows, channels, rows_per_part            \
+            x, open, dout, dx, gamma, beta, saved, constants, rows, channels, rows_per_part           \
         );                                                                                            \
     }
 #define NORM_GRADS(T, V, S)                       \
     NORM_GRAD(T, V, NO_MASK, plain, S)            \
-    NORM_GRAD(T, V, FROM_OUTPUT, by_output, S)    \
+    NORM_GRAD(T, V, FROM_BITS, by_bits, S)        \
     NORM_GRAD(T, V, FROM_INPUT, by_input, S)
 NORM_GRADS(float, 1, v1_f32)
 NORM_GRADS(float, 8, v8_f32)

@@ -131,9 +131,16 @@ fn finish(
     b.launch(&Launch { kernel, grid, block: [FINISH, lanes, 1], shared_bytes: 0, args })
 }
 
+/// Bytes that tell for each element of activations whether a ReLU let it through: a bit each, where
+/// the kernels go over `spans` by vectors, else a byte.
+pub fn mask_len(s: NormShape, spans: &[Span]) -> Result<usize> {
+    Ok(s.rows * s.channels / Tiling::new(s.channels, spans)?.vector)
+}
+
 /// Training's forward pass: y from x and the batch's statistics, which `saved` (F32 `[2, groups,
 /// channels]`: mean, 1 / sqrt(var + eps)) keeps for the backward pass and the running ones move
-/// towards, once for each group. `y` may not be `x`.
+/// towards, once for each group. `open` (U8, [`mask_len`]) then tells where y is positive. `y` may
+/// not be `x`.
 ///
 /// # Errors
 /// Lengths and types that do not fit, or a group with fewer than two rows.
@@ -144,6 +151,7 @@ pub fn norm_train(
     x: Span,
     residual: Option<Span>,
     y: Span,
+    open: Option<Span>,
     saved: Span,
     scratch: Span,
     relu: bool,
@@ -158,7 +166,7 @@ pub fn norm_train(
     let (eps, momentum) = (p.eps, p.momentum);
     let guard = false;
     Moments { shape: s, x, running, saved, partial, eps, momentum, guard, backend: b }.run()?;
-    apply(b, s, p, x, residual, y, saved, relu)
+    apply(b, s, p, x, residual, y, open, saved, relu)
 }
 
 /// Evaluation's forward pass, by the running statistics. `y` may not be `x`.
@@ -186,7 +194,7 @@ pub fn norm_eval(
         Arg::F32(p.eps),
     ];
     super::launch(b, "norm_running", blocks(s.channels, 256)?, &args)?;
-    apply(b, NormShape { groups: 1, ..s }, p, x, residual, y, saved, relu)
+    apply(b, NormShape { groups: 1, ..s }, p, x, residual, y, None, saved, relu)
 }
 
 fn check(s: NormShape, p: &NormParams, x: Span, residual: Option<Span>, y: Span) -> Result<()> {
@@ -213,11 +221,15 @@ fn apply(
     x: Span,
     residual: Option<Span>,
     y: Span,
+    open: Option<Span>,
     saved: Span,
     relu: bool,
 ) -> Result<()> {
     let all = [x, residual.unwrap_or(x), y, p.gamma, p.beta, saved];
     let tiling = Tiling::new(s.channels, &all)?;
+    if let Some(open) = open {
+        expect("batch norm's mask", open, s.rows * s.channels / tiling.vector, DType::U8)?;
+    }
     let rows = s.group_rows();
     let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
     let kernel = format!("norm_apply_v{}_{}", tiling.vector, x.suffix()?);
@@ -225,6 +237,7 @@ fn apply(
         x.into(),
         residual.into(),
         y.into(),
+        open.into(),
         p.gamma.into(),
         p.beta.into(),
         saved.into(),
@@ -241,10 +254,9 @@ fn apply(
 pub enum Mask {
     /// There was no ReLU.
     None,
-    /// The forward pass's output.
-    Output(Span),
-    /// Beta: without a residual the input says where the output was positive, and reading the output
-    /// again is saved.
+    /// What the forward pass noted.
+    Bits(Span),
+    /// Beta: without a residual the input says where the output was positive.
     Input(Span),
 }
 
@@ -268,12 +280,12 @@ pub fn norm_backward(
     scratch: Span,
 ) -> Result<()> {
     s.check()?;
-    let (out, beta, name) = match mask {
+    let (open, beta, name) = match mask {
         Mask::None => (None, None, "plain"),
-        Mask::Output(out) => (Some(out), None, "by_output"),
+        Mask::Bits(open) => (Some(open), None, "by_bits"),
         Mask::Input(beta) => (None, Some(beta), "by_input"),
     };
-    for span in [Some(x), out, Some(dout), dx].into_iter().flatten() {
+    for span in [Some(x), Some(dout), dx].into_iter().flatten() {
         expect("batch norm's gradient", span, s.rows * s.channels, x.dtype)?;
     }
     for span in [Some(gamma), beta, Some(dgamma), Some(dbeta)].into_iter().flatten() {
@@ -282,8 +294,11 @@ pub fn norm_backward(
     expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
     let (constants, partial) = split(s, scratch)?;
     let vectors = [gamma, beta.unwrap_or(gamma), saved, constants];
-    let all = [x, out.unwrap_or(x), dout, dx.unwrap_or(x)];
-    let tiling = Tiling::new(s.channels, &[vectors, all].concat())?;
+    let all = [&vectors[..], &[x, dout, dx.unwrap_or(x)]].concat();
+    let tiling = Tiling::new(s.channels, &all)?;
+    if let Some(open) = open {
+        expect("batch norm's mask", open, s.rows * s.channels / tiling.vector, DType::U8)?;
+    }
     let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
     let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
 
@@ -292,7 +307,7 @@ pub fn norm_backward(
     let Part { rows_per_part, parts } = s.reduction();
     let args = [
         x.into(),
-        out.into(),
+        open.into(),
         dout.into(),
         Arg::U32(u32::from(store)),
         gamma.into(),
@@ -320,11 +335,11 @@ pub fn norm_backward(
     ];
     finish(b, "norm_grad_finish", s.channels, parts, &args)?;
 
-    let (name, out, beta) = if store { ("plain", None, None) } else { (name, out, beta) };
+    let (name, open, beta) = if store { ("plain", None, None) } else { (name, open, beta) };
     let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
     let args = [
         x.into(),
-        out.into(),
+        open.into(),
         dout.into(),
         dx.unwrap_or(dout).into(),
         gamma.into(),

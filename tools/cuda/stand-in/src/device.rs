@@ -289,6 +289,15 @@ impl Device {
         Ok(())
     }
 
+    /// Waits for an event: for all of its stream, which is more.
+    pub fn synchronize_event(&mut self, event: usize) -> Result<(), Refusal> {
+        let moment = self.events.get(&event).ok_or(Refusal::Handle)?.clone();
+        match moment {
+            Some(moment) if !moment.passed.load(Ordering::Relaxed) => self.synchronize(moment.stream),
+            _ => Ok(()),
+        }
+    }
+
     /// Does what stands in a stream; `to_the_end` does for it what it waits for in others.
     fn advance(&mut self, stream: usize, to_the_end: bool) {
         while let Some(step) = self.streams.get(&stream).and_then(|s| s.queue.front().cloned()) {

@@ -141,6 +141,10 @@ exported! {
         status(device().record_event(event, stream))
     }
 
+    fn cuEventSynchronize(event: usize) -> c_int {
+        status(device().synchronize_event(event))
+    }
+
     fn cuEventDestroy_v2(event: usize) -> c_int {
         status(device().drop_event(event))
     }

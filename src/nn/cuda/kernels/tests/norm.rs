@@ -93,6 +93,7 @@ struct OnDevice {
     x: Memory,
     residual: Option<Memory>,
     y: Memory,
+    open: Memory,
     gamma: Memory,
     beta: Memory,
     running: [Memory; 2],
@@ -105,8 +106,11 @@ impl OnDevice {
         let NormShape { channels, groups, .. } = case.shape;
         let activations = |v: &[f32]| Memory::of_at(case.odd, v, case.dtype);
         let of = |v: &[f32]| Memory::of(v, DType::F32);
+        let x = activations(&case.x);
+        let mask = mask_len(case.shape, &[x.span()]).unwrap();
         Self {
-            x: activations(&case.x),
+            x,
+            open: Memory::unwritten(mask, DType::U8),
             residual: case.residual.as_ref().map(|r| activations(r)),
             y: Memory::unwritten_at(case.odd, case.x.len(), case.dtype),
             gamma: of(&case.gamma),
@@ -132,7 +136,8 @@ impl OnDevice {
         let residual = self.residual.as_ref().map(Memory::span);
         let (x, y, saved, scratch) =
             (self.x.span(), self.y.span(), self.saved.span(), self.scratch.span());
-        norm_train(b, case.shape, &self.params(), x, residual, y, saved, scratch, case.relu)
+        let open = case.relu.then(|| self.open.span());
+        norm_train(b, case.shape, &self.params(), x, residual, y, open, saved, scratch, case.relu)
     }
 
     /// Gradient of x (in `dx`, or over dout), dout afterwards, and the parameters' gradients.
@@ -170,7 +175,7 @@ fn check(b: &dyn Backend, case: &Case) {
     close(&format!("mean of {name}"), &on.running[0].floats(), &want.running[0], DType::F32, 1e-6);
     close(&format!("var of {name}"), &on.running[1].floats(), &want.running[1], DType::F32, 2e-6);
 
-    let mask = if case.relu { Mask::Output(on.y.span()) } else { Mask::None };
+    let mask = if case.relu { Mask::Bits(on.open.span()) } else { Mask::None };
     let [dx, dout, dgamma, dbeta] = on.backward(b, case, mask, true);
     // Terms of the square's size cancel.
     let error = 1e-6 * stretch * stretch;
@@ -183,7 +188,7 @@ fn check(b: &dyn Backend, case: &Case) {
     assert!(untouched.floats().iter().all(|v| v.is_nan()));
     assert_eq!(in_place.floats(), dx.floats(), "in place: {name}");
     if case.relu && case.residual.is_none() {
-        // The mask from the input is the output's, bit for bit.
+        // The mask from the input is the noted one, bit for bit.
         let by_input = Mask::Input(on.beta.span());
         for apart in [true, false] {
             let [own_dx, own_dout, own_dgamma, own_dbeta] = on.backward(b, case, by_input, apart);
@@ -295,8 +300,9 @@ fn what_does_not_fit_is_an_error() {
     on_device(|b| {
         let case = Case::new((6, 8, 2), DType::F32, true, false, 0);
         let on = OnDevice::new(&case);
+        let open = on.open.span();
         let run = |s: NormShape, x: Span, y: Span, saved: Span, scratch: Span| {
-            norm_train(b, s, &on.params(), x, None, y, saved, scratch, true)
+            norm_train(b, s, &on.params(), x, None, y, Some(open), saved, scratch, true)
         };
         let (s, x, y) = (case.shape, on.x.span(), on.y.span());
         let (saved, scratch) = (on.saved.span(), on.scratch.span());
@@ -308,5 +314,12 @@ fn what_does_not_fit_is_an_error() {
         assert!(run(NormShape { groups: 4, ..s }, x, y, saved, scratch).is_err());
         assert!(run(NormShape { groups: 6, ..s }, x, y, saved, scratch).is_err());
         assert!(run(NormShape { groups: 0, ..s }, x, y, saved, scratch).is_err());
+        let params = on.params();
+        let short = Some(open.part(0, 5));
+        assert!(norm_train(b, s, &params, x, None, y, short, saved, scratch, true).is_err());
+        // Bytes of an element each, for a pass that goes by vectors of 8.
+        let bytes = Memory::unwritten(48, DType::U8);
+        let bytes = Some(bytes.span());
+        assert!(norm_train(b, s, &params, x, None, y, bytes, saved, scratch, true).is_err());
     });
 }
