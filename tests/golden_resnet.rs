@@ -24,6 +24,11 @@ const TOLERANCE: f64 = 1e-3;
 /// PyTorch's own f32 pass is 2.6e-2 away from its f64 one (in the parameters where this engine is).
 const DEEP_GRADIENT_TOLERANCE: f64 = 5e-2;
 
+/// Other vectors' gradients, of any depth. Of twenty such networks of 18 layers PyTorch's own f32 gradients
+/// are beyond 1e-3 of its f64 ones in eight, and this engine's in nine (by at most 1.7e-2), where a single
+/// activation falls on the other side of zero; the committed one has none so near.
+const OTHER_GRADIENT_TOLERANCE: f64 = 5e-2;
+
 /// What the loss may be off by in bfloat16.
 const HALF_TOLERANCE: f64 = 2e-2;
 
@@ -208,6 +213,9 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
         check_gradients(&mut net, &reference, &tensors)?;
 
         let state: HashMap<String, Tensor> = net.state_dict()?.into_iter().collect();
+        for part in ["grad.", "buffer."] {
+            assert!(tensors.keys().any(|name| name.starts_with(part)), "no {part}*");
+        }
         for (name, want) in &tensors {
             if let Some(name) = name.strip_prefix("buffer.") {
                 check(name, distance(&state[name], want)?);
@@ -232,13 +240,18 @@ fn check_gradients(
             Some(want) => off.max(distance(&grad, want)?),
             None => off,
         };
+        assert!(!off.is_nan(), "the gradient of {name}");
         if off > worst.0 {
             worst = (off, name);
         }
     }
     println!("{}: worst gradient {} at {:.2e}", reference.arch, worst.1, worst.0);
     let deep = net.config().arch.bottleneck();
-    let tolerance = if deep { DEEP_GRADIENT_TOLERANCE } else { TOLERANCE };
+    let tolerance = match std::env::var_os("BT_GOLDEN_DIR") {
+        _ if deep => DEEP_GRADIENT_TOLERANCE,
+        Some(_) => OTHER_GRADIENT_TOLERANCE,
+        None => TOLERANCE,
+    };
     check_within(tolerance, &format!("gradient of {}", worst.1), worst.0);
     Ok(())
 }

@@ -48,6 +48,7 @@ fn jitter(only: Option<JitterOp>) -> Option<Jitter> {
         contrast: pick(JitterOp::Contrast, 0.8, 1.0),
         saturation: pick(JitterOp::Saturation, 1.1, 1.0),
         hue: pick(JitterOp::Hue, 0.04, 0.0),
+        exact_hue: false,
     })
 }
 

@@ -43,6 +43,7 @@ fn everything(rng: &mut Rng, crop: Crop) -> ViewParams {
         contrast: between(0.0, 5.0),
         saturation: between(0.0, 2.0),
         hue: between(-0.5, 0.5),
+        exact_hue: between(0.0, 1.0) < 0.2,
     };
     let sigma = between(0.05, 5.0);
     ViewParams {

@@ -115,13 +115,20 @@ pub(crate) fn softmax_rows(
             let similarity = f64::from(row[positive]) * inverse_t;
             row[skip] = f32::NEG_INFINITY;
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // The largest stands in for what is left out; its share is taken away again.
-            row[skip] = max;
-            let sum = shifted_exps(row, max, inverse_t as f32) - 1.0;
-            row[skip] = 0.0;
+            // The positive's share is kept apart: what the others have beside it, which is what is to
+            // be learnt, would be lost in a sum with it.
+            let own = match positive == skip {
+                true => 0.0,
+                false => (similarity - f64::from(max) * inverse_t).exp(),
+            };
+            row[positive] = f32::NEG_INFINITY;
+            let others = shifted_exps(row, max, inverse_t as f32);
+            let sum = own + others;
             let to_grad = (inverse_t / (sum * count)) as f32;
             row.iter_mut().for_each(|e| *e *= to_grad);
-            row[positive] -= (inverse_t / count) as f32;
+            row[skip] = 0.0;
+            let pull = if positive == skip { 1.0 } else { others / sum };
+            row[positive] = -(pull * inverse_t / count) as f32;
             (similarity, f64::from(max) * inverse_t + sum.ln())
         })
         .collect();

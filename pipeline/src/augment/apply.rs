@@ -39,7 +39,10 @@ impl Default for Augmenter {
 enum ColorOp {
     Brightness(f32),
     Saturation(f32),
-    Hue(f32),
+    /// A shift in Pillow's units.
+    Hue(i16),
+    /// In turns.
+    ExactHue(f32),
     Grayscale,
 }
 
@@ -75,7 +78,10 @@ impl ColorPlan {
             JitterOp::Saturation if jitter.saturation != 1.0 => {
                 self.push(ColorOp::Saturation(jitter.saturation));
             }
-            JitterOp::Hue if jitter.hue != 0.0 => self.push(ColorOp::Hue(jitter.hue)),
+            JitterOp::Hue if jitter.hue != 0.0 => self.push(match jitter.exact_hue {
+                true => ColorOp::ExactHue(jitter.hue),
+                false => ColorOp::Hue(color::hue_shift(jitter.hue)),
+            }),
             _ => {}
         }
     }
@@ -244,6 +250,7 @@ fn recolor(level: Level, row: &mut Row<'_>, ops: &[Option<ColorOp>]) {
             ColorOp::Brightness(factor) => color::brightness(level, row, factor),
             ColorOp::Saturation(factor) => color::saturation(level, row, factor),
             ColorOp::Hue(shift) => color::hue(level, row, shift),
+            ColorOp::ExactHue(turns) => color::turn_hue(level, row, turns),
             ColorOp::Grayscale => color::grayscale(level, row),
         }
     }

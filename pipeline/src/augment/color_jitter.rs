@@ -62,6 +62,10 @@ pub struct ColorJitter {
     pub saturation: FactorRange,
     /// Hue shift.
     pub hue: HueRange,
+    /// Turn the hue exactly, as torchvision does for tensors, not in 8-bit HSV, as it does for Pillow's
+    /// images and so in the authors' code.
+    #[serde(default)]
+    pub exact_hue: bool,
 }
 
 impl ColorJitter {
@@ -72,6 +76,7 @@ impl ColorJitter {
         contrast: FactorRange::Around(0.0),
         saturation: FactorRange::Around(0.0),
         hue: HueRange::Around(0.0),
+        exact_hue: false,
     };
 
     /// Draws, whether or not the jitter happens: the number of draws is fixed.
@@ -87,6 +92,7 @@ impl ColorJitter {
             contrast: between(self.contrast.bounds()),
             saturation: between(self.saturation.bounds()),
             hue: between(self.hue.bounds()),
+            exact_hue: self.exact_hue,
         };
         happens.then_some(jitter)
     }

@@ -76,6 +76,8 @@ pub struct Jitter {
     pub saturation: f32,
     /// Hue shift as a fraction of a full turn, -0.5..=0.5.
     pub hue: f32,
+    /// Turn the hue exactly, not in 8-bit HSV.
+    pub exact_hue: bool,
 }
 
 /// Everything that was drawn for one view.

@@ -71,6 +71,9 @@ patch!(
         saturation: FactorRange,
         /// Hue.
         hue: HueRange,
+        /// Turn the hue exactly, as torchvision does for tensors, not in 8-bit HSV, as it does for
+        /// Pillow's images and so in the authors' code.
+        exact_hue: bool,
     }
 );
 patch!(
@@ -142,7 +145,8 @@ impl ViewPatch {
             brightness,
             contrast,
             saturation,
-            hue
+            hue,
+            exact_hue
         );
         override_fields!(self.random_grayscale, view.random_grayscale, p);
         override_fields!(self.gaussian_blur, view.gaussian_blur, p, sigma);

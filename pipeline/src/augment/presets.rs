@@ -120,6 +120,7 @@ fn jitter(brightness: f64, contrast: f64, saturation: f64, hue: f64) -> ColorJit
         contrast: FactorRange::Around(contrast),
         saturation: FactorRange::Around(saturation),
         hue: HueRange::Around(hue),
+        exact_hue: false,
     }
 }
 

@@ -1,37 +1,56 @@
-//! Colour operations on one row, in place: Pillow's 8-bit results within a level.
+//! Colour operations on one row, in place: Pillow's results, bit for bit.
 //!
-//! Pillow blends in floating point and cuts the fraction off; here factors are
-//! fixed-point, as many bits as a 16-bit multiplication leaves. Each operation
-//! ends in whole values 0..=255, as Pillow's does, because what follows is
-//! defined on those.
+//! Each operation ends in whole values 0..=255, as Pillow's does, because what follows is defined on
+//! those.
 
-mod factor;
-mod hue;
+mod hsv;
+mod turn;
 
+use super::MAX_FACTOR;
 use super::level::multiversion;
 use super::row::Row;
-pub use factor::Factor;
-pub use hue::{Shift, hue};
+pub use hsv::hue;
+pub use turn::{Sixths, turn_hue};
 
-/// 65536 times the weights of ITU-R 601-2, as Pillow rounds them
-/// (`L24` in its `Convert.c`).
-const GRAY: [u16; 3] = [19595, 38470, 7471];
-
-/// The high half of a signed 16-bit product.
+/// A hue shift in Pillow's units: 255ths of a turn, cut off, modulo 256.
 #[inline(always)]
-fn mulhi(a: i16, b: i16) -> i16 {
-    ((i32::from(a) * i32::from(b)) >> 16) as i16
+pub fn hue_shift(turns: f32) -> i16 {
+    (turns * 255.0) as i16
 }
 
-/// The gray of a pixel: Pillow's `(19595 r + 38470 g + 7471 b + 32768) >> 16`,
-/// with each product cut to 8 fractional bits.
+/// The gray of a pixel: Pillow's `(19595 r + 38470 g + 7471 b + 32768) >> 16` (`L24` in its
+/// `Convert.c`), the weights of ITU-R 601-2. In 16 bits: the weights are cut into their high and low
+/// bytes, and neither sum is more than 65,280.
 #[inline(always)]
 fn gray_of(r: i16, g: i16, b: i16) -> i16 {
-    let part =
-        |v: i16, weight: u16| ((u32::from((v as u16) << 8) * u32::from(weight)) >> 16) as u16;
-    // 129: one half, and what the three cuts lose on average.
-    let sum = part(r, GRAY[0]) + part(g, GRAY[1]) + part(b, GRAY[2]) + 129;
-    (sum >> 8) as i16
+    let (r, g, b) = (r as u16, g as u16, b as u16);
+    let high = r * 76 + g * 150 + b * 29;
+    let low = r * 139 + g * 70 + b * 47;
+    ((high + (low >> 8) + 128) >> 8) as i16
+}
+
+/// Pillow's `Image.blend` of two values: `from + factor * (to - from)` in single precision, cut off,
+/// within 0..=255.
+#[inline(always)]
+fn blend(from: i16, to: i16, factor: f32) -> i16 {
+    whole(f32::from(from) + factor * f32::from(to - from)).max(0).min(255)
+}
+
+/// `value` without its fraction.
+#[inline(always)]
+fn whole(value: f32) -> i16 {
+    // SAFETY: here values are made of few products of 16-bit numbers, quotients of these by 1 or more, and
+    // a factor that was found to be small (`checked`): they are numbers, and far from 2^31.
+    (unsafe { value.to_int_unchecked::<i32>() }) as i16
+}
+
+/// The factor of a blend.
+///
+/// # Panics
+/// When it is negative, above `MAX_FACTOR`, or no number.
+fn checked(factor: f32) -> f32 {
+    assert!((0.0..=MAX_FACTOR as f32).contains(&factor), "factor {factor} is out of range");
+    factor
 }
 
 multiversion! {
@@ -41,12 +60,7 @@ multiversion! {
 
 #[inline(always)]
 fn brightness_inner(row: &mut Row<'_>, factor: f32) {
-    let factor = Factor::new(factor);
-    for plane in [&mut *row.r, &mut *row.g, &mut *row.b] {
-        for v in plane {
-            *v = (mulhi(*v << 7, factor.value) >> factor.shift).min(255);
-        }
-    }
+    blend_with(row, checked(factor), 0);
 }
 
 multiversion! {
@@ -56,14 +70,14 @@ multiversion! {
 
 #[inline(always)]
 fn contrast_inner(row: &mut Row<'_>, factor: f32, mean: u8) {
-    let fixed = Factor::new(factor);
-    // Rounded up: the products are rounded down, and a value equal to the mean
-    // must stay what it is.
-    let unit = f32::from(1i16 << fixed.shift);
-    let offset = (f32::from(mean) * (1.0 - factor) * unit).ceil() as i16;
+    blend_with(row, checked(factor), i16::from(mean));
+}
+
+#[inline(always)]
+fn blend_with(row: &mut Row<'_>, factor: f32, level: i16) {
     for plane in [&mut *row.r, &mut *row.g, &mut *row.b] {
         for v in plane {
-            *v = ((mulhi(*v << 7, fixed.value) + offset) >> fixed.shift).clamp(0, 255);
+            *v = blend(level, *v, factor);
         }
     }
 }
@@ -75,16 +89,10 @@ multiversion! {
 
 #[inline(always)]
 fn saturation_inner(row: &mut Row<'_>, factor: f32) {
-    let factor = Factor::new(factor);
+    let factor = checked(factor);
     for ((r, g), b) in row.r.iter_mut().zip(row.g.iter_mut()).zip(row.b.iter_mut()) {
         let gray = gray_of(*r, *g, *b);
-        // The 1 makes up for the product being rounded down.
-        let base = (gray << factor.shift) + 1;
-        let blend = |v: i16| {
-            let scaled = mulhi((v - gray) << 7, factor.value);
-            ((base + scaled) >> factor.shift).clamp(0, 255)
-        };
-        (*r, *g, *b) = (blend(*r), blend(*g), blend(*b));
+        (*r, *g, *b) = (blend(gray, *r, factor), blend(gray, *g, factor), blend(gray, *b, factor));
     }
 }
 
@@ -129,4 +137,39 @@ fn gray_sum_inner(row: &Row<'_>) -> u64 {
         sum += gray_of(*r, *g, *b) as u32;
     }
     u64::from(sum)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gray_is_pillows_for_every_colour() {
+        for (r, g, b) in colours() {
+            let [red, green, blue] = [r, g, b].map(|v| v as u32);
+            let sum = 19595 * red + 38470 * green + 7471 * blue + 32768;
+            assert_eq!(gray_of(r, g, b) as u32, sum >> 16, "{r} {g} {b}");
+        }
+    }
+
+    #[test]
+    fn blends_are_pillows_for_every_pair_and_factors_of_either_kind() {
+        for factor in [0.0, 1e-3, 0.3, 0.6, 0.999, 1.001, 1.4, 2.0, 3.7, 7.0f32] {
+            for (from, to) in (0..=255).flat_map(|from| (0..=255).map(move |to| (from, to))) {
+                let value = from as f32 + factor * ((to - from) as f32);
+                let pillow = match (0.0..=1.0).contains(&factor) {
+                    true => value as u8,
+                    false if value <= 0.0 => 0,
+                    false if value >= 255.0 => 255,
+                    false => value as u8,
+                };
+                assert_eq!(blend(from, to, factor), i16::from(pillow), "{from} {to} {factor}");
+            }
+        }
+    }
+
+    /// All of them.
+    pub(super) fn colours() -> impl Iterator<Item = (i16, i16, i16)> {
+        (0..1 << 24).map(|i: i32| ((i >> 16) as i16, (i >> 8 & 255) as i16, (i & 255) as i16))
+    }
 }

@@ -81,6 +81,8 @@ pub(super) struct Axis {
     flip: bool,
     /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
+    /// `taps` weights of each output pixel before they are rounded, where they were asked for.
+    fine: Vec<f32>,
 }
 
 /// Where the windows of [`LANES`] output pixels lie.
@@ -93,28 +95,41 @@ struct Windows {
     largest: [usize; LANES],
 }
 
+/// What else the tables are to have.
+#[derive(Clone, Copy)]
+struct Asked {
+    flip: bool,
+    fine: bool,
+}
+
 multiversion! {
-    fn fill(axis: &mut Axis, filter: Filter, range: AxisRange, flip: bool) = fill_inner
+    fn fill(axis: &mut Axis, filter: Filter, range: AxisRange, asked: Asked) = fill_inner
 }
 
 #[inline(always)]
-fn fill_inner(axis: &mut Axis, filter: Filter, range: AxisRange, flip: bool) {
+fn fill_inner(axis: &mut Axis, filter: Filter, range: AxisRange, asked: Asked) {
     let support = filter.support();
     match filter {
-        Filter::Bicubic => axis.fill(bicubic, support, range, flip),
-        Filter::Bilinear => axis.fill(bilinear, support, range, flip),
-        Filter::Lanczos3 => axis.fill(lanczos3, support, range, flip),
+        Filter::Bicubic => axis.fill(bicubic, support, range, asked),
+        Filter::Bilinear => axis.fill(bilinear, support, range, asked),
+        Filter::Lanczos3 => axis.fill(lanczos3, support, range, asked),
     }
 }
 
 impl Axis {
     /// Computes the tables; weights sum to one.
     pub fn build(&mut self, level: Level, filter: Filter, range: AxisRange, flip: bool) {
-        fill(level, self, filter, range, flip);
+        fill(level, self, filter, range, Asked { flip, fine: false });
+    }
+
+    /// [`Axis::build`] with [`Axis::fine`].
+    pub fn build_fine(&mut self, level: Level, filter: Filter, range: AxisRange) {
+        fill(level, self, filter, range, Asked { flip: false, fine: true });
     }
 
     #[inline(always)]
-    fn fill(&mut self, at: impl Fn(f32) -> f32, support: f64, range: AxisRange, flip: bool) {
+    fn fill(&mut self, at: impl Fn(f32) -> f32, support: f64, range: AxisRange, asked: Asked) {
+        let flip = asked.flip;
         let scale = range.input as f64 / range.total as f64;
         let stretch = scale.max(1.0);
         let support = support * stretch;
@@ -124,6 +139,7 @@ impl Axis {
         self.flip = flip;
         self.starts.clear();
         self.lengths.clear();
+        self.fine.clear();
         self.weights.resize(range.count * self.taps, 0);
         self.exact.resize(self.taps, [0.0; LANES]);
         let inverse = (1.0 / stretch) as f32;
@@ -147,6 +163,11 @@ impl Axis {
                 windows.largest[lane] = (center as i64 as usize).min(end - 1) - start;
             }
             let sums = weigh(&mut self.exact, &windows, |offset| at(offset * inverse));
+            if asked.fine {
+                for (lane, sum) in sums.iter().enumerate().take(count) {
+                    self.fine.extend(self.exact.iter().map(|weights| weights[lane] / sum));
+                }
+            }
             let weights = &mut self.weights[group * self.taps..][..count * self.taps];
             round(&self.exact, &windows, sums, weights);
         }
@@ -180,6 +201,11 @@ impl Axis {
     /// `taps` weights of output pixel `index`, zeros after its own.
     pub fn pairs(&self, index: usize) -> &[[i16; 2]] {
         bytemuck::cast_slice(&self.weights[index * self.taps..][..self.taps])
+    }
+
+    /// The weights of output pixel `index` in single precision.
+    pub fn fine(&self, index: usize) -> &[f32] {
+        &self.fine[index * self.taps..][..self.lengths[index] as usize]
     }
 
     /// The first and one past the last input pixel that any output draws from.

@@ -9,8 +9,14 @@
 //! Pillow rounds to 8 bits between the passes. Here the intermediate keeps 7
 //! fractional bits and is clamped as Pillow's is; the result differs from
 //! Pillow's by what its own rounding loses, at most one level.
+//!
+//! Where the height shrinks by more than twice what the width does, Pillow (13 and
+//! later) goes vertically first, and clamping between the passes makes that
+//! visible. So does this: a band of output rows is made vertically in 8 bits
+//! (`band`), then goes through the horizontal pass as rows of an image do.
 
 mod axis;
+mod band;
 mod block;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
@@ -65,8 +71,11 @@ pub struct Resize {
     /// Where the ring has the rows of the output row that is being made.
     rows: Vec<usize>,
     block_rows: usize,
-    /// Rows that went through the horizontal pass.
+    /// Rows that went through the horizontal pass: of the crop, or of the output where that is the second.
     done: usize,
+    vertical_first: bool,
+    /// The block after the vertical pass, where that is the first.
+    band: Image,
     next: usize,
 }
 
@@ -81,8 +90,12 @@ impl Resize {
             count,
         };
         self.horizontal.build(level, filter, range(in_x.1, out_x), flip);
-        self.vertical.build(level, filter, range(in_y.1, out_y), false);
-        self.block_rows = block_rows(level, in_y.1);
+        self.vertical_first = is_vertical_first((in_x.1, in_y.1), (out_x.0, out_y.0));
+        match self.vertical_first {
+            true => self.vertical.build_fine(level, filter, range(in_y.1, out_y)),
+            false => self.vertical.build(level, filter, range(in_y.1, out_y), false),
+        }
+        self.block_rows = block_rows(level, if self.vertical_first { out_y.2 } else { in_y.1 });
         self.done = 0;
         self.next = 0;
         self.geometry = Some(geometry);
@@ -95,6 +108,17 @@ impl Resize {
     /// When no view was begun, when all its rows were taken, or when the crop
     /// does not lie in the image.
     pub fn next_row(&mut self, level: Level, image: &Image, planes: &mut [i16]) {
+        if self.vertical_first {
+            if self.next == self.done {
+                self.next_band(level, image);
+            }
+            let row_len = self.row_len();
+            let at = self.next % self.block_rows * row_len;
+            let rows = self.ring.get(row_len * self.block_rows);
+            band::round(level, &rows[at..at + row_len], planes);
+            self.next += 1;
+            return;
+        }
         let weights = self.vertical.weights(self.next).len();
         let start = self.vertical.start(self.next) - self.vertical.lowest();
         while self.done < start + weights {
@@ -127,14 +151,30 @@ impl Resize {
         );
         let ring = self.ring.get(row_len * capacity);
         let out = &mut ring[self.done % capacity * row_len..][..self.block_rows * row_len];
-        let width = geometry.out_x.2;
-        if width != padded(width) {
-            for plane in out.chunks_exact_mut(row_len / 3) {
-                plane[width..].fill(0);
-            }
-        }
+        clear_padding(out, row_len, geometry.out_x.2);
         horizontal(level, self.block_rows, &block, &self.horizontal, &mut self.columns, out);
         self.done += self.block_rows;
+    }
+
+    /// Makes the next rows of the output, vertically first.
+    fn next_band(&mut self, level: Level, image: &Image) {
+        let geometry = self.geometry.expect("a view was begun");
+        let (top, left) = (geometry.in_y.0, geometry.in_x.0);
+        let (first, end) = self.horizontal.bounds();
+        let rows = self.block_rows.min(geometry.out_y.2 - self.done);
+        self.band.reset(end - first, rows);
+        for (row, out) in self.band.pixels_hwc.chunks_exact_mut(3 * (end - first)).enumerate() {
+            let (y, weights) =
+                (self.vertical.start(self.done + row), self.vertical.fine(self.done + row));
+            let from = &image.pixels_hwc[3 * ((top + y) * image.width + left + first)..];
+            band::vertical(level, from, 3 * image.width, weights, out);
+        }
+        let row_len = self.row_len();
+        let block = Block::new(&self.band, (0, rows), (0, end - first), &mut self.tail);
+        let out = self.ring.get(row_len * self.block_rows);
+        clear_padding(out, row_len, geometry.out_x.2);
+        horizontal(level, self.block_rows, &block, &self.horizontal, &mut self.columns, out);
+        self.done += rows;
     }
 
     /// Elements of a row of the ring.
@@ -146,6 +186,22 @@ impl Resize {
     /// rows that the next output row needs.
     fn capacity(&self) -> usize {
         (self.vertical.taps() + self.block_rows - 1).next_multiple_of(self.block_rows)
+    }
+}
+
+/// Whether Pillow resizes `(width, height)` vertically first (`ImagingResampleInner`).
+fn is_vertical_first(from: (usize, usize), to: (usize, usize)) -> bool {
+    let less = |from: usize, to: usize| from as i64 - to as i64;
+    let (columns, rows) = (less(from.0, to.0), less(from.1, to.1));
+    rows > 0 && rows > 2 * columns
+}
+
+/// Zeros behind the `width` values of each plane.
+fn clear_padding(rows: &mut [i16], row_len: usize, width: usize) {
+    if width != padded(width) {
+        for plane in rows.chunks_exact_mut(row_len / 3) {
+            plane[width..].fill(0);
+        }
     }
 }
 

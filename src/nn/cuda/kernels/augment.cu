@@ -1,6 +1,6 @@
 // Colour jitter, grayscale, blur and solarize on finished U8 views, in place, by the parameters that the
-// pipeline drew. The same integer arithmetic as the pipeline's (`kernel/color`, `kernel/blur`): the
-// bytes are the same.
+// pipeline drew. The same arithmetic as the pipeline's (`kernel/color`, `kernel/blur`), each float rounded as
+// there: the bytes are the same.
 #include "common.cuh"
 
 // One view's parameters, as `augment.rs` writes them: WORDS words.
@@ -10,7 +10,9 @@ struct View {
     unsigned count, contrast;
     struct {
         unsigned code;
-        int a, b;
+        // Of a turn of the hue.
+        int shift;
+        // Of a blend.
         float factor;
     } ops[5];
     // 256 for none.
@@ -19,11 +21,11 @@ struct View {
     int radius;
     // Weights of distance 0, 1, .., two to a word.
     unsigned weights[49];
-    unsigned unused[WORDS - 73];
+    unsigned unused[WORDS - 68];
 };
 static_assert(sizeof(View) == WORDS * 4, "as the host has it");
 
-constexpr unsigned BRIGHTNESS = 0, CONTRAST = 1, SATURATION = 2, HUE = 3, GRAYSCALE = 4;
+constexpr unsigned BRIGHTNESS = 0, CONTRAST = 1, SATURATION = 2, HUE = 3, EXACT_HUE = 4, GRAYSCALE = 5;
 
 struct Pixel {
     int r, g, b;
@@ -31,51 +33,59 @@ struct Pixel {
 
 DEVICE int clamp_byte(int v) { return v < 0 ? 0 : v > 255 ? 255 : v; }
 
-// The high half of a product of 16-bit numbers.
-DEVICE int mulhi16(int a, int b) { return (a * b) >> 16; }
-
 // The product of two 15-bit fractions, rounded.
 DEVICE int mulhrs(int a, int b) { return (((a * b) >> 14) + 1) >> 1; }
 
 DEVICE int gray_of(const Pixel& p) {
-    unsigned sum = (((unsigned)p.r << 8) * 19595u >> 16) + (((unsigned)p.g << 8) * 38470u >> 16) +
-                   (((unsigned)p.b << 8) * 7471u >> 16) + 129u;
-    return (int)(sum >> 8);
+    return (int)((19595u * (unsigned)p.r + 38470u * (unsigned)p.g + 7471u * (unsigned)p.b + 32768u) >> 16);
 }
 
-DEVICE int contrasted(int v, int value, int shift, int offset) {
-    return clamp_byte((mulhi16(v << 7, value) + offset) >> shift);
+// Pillow's `Image.blend`.
+DEVICE int blend(int from, int to, float factor) {
+    return clamp_byte((int)__fadd_rn((float)from, __fmul_rn(factor, (float)(to - from))));
 }
 
-DEVICE int saturated(int v, int gray, int value, int shift) {
-    return clamp_byte(((gray << shift) + 1 + mulhi16((v - gray) << 7, value)) >> shift);
+// `kernel/color/hsv.rs`: Pillow's hue, turned by 255ths.
+DEVICE int hsv_channel(int k, float value, float reach) {
+    float away = __fmul_rn(__fmul_rn(reach, (float)clamp_byte(k)), 1.0f / 65025.0f);
+    return (int)__fadd_rn(__fadd_rn(value, -away), 0.5f);
 }
 
+DEVICE Pixel turned(const Pixel& p, int shift) {
+    int largest = max(p.r, max(p.g, p.b)), smallest = min(p.r, min(p.g, p.b));
+    int middle = p.r + p.g + p.b - largest - smallest, chroma = largest - smallest;
+    bool is_red = largest == p.r, is_green = largest == p.g;
+    int base = is_red ? 0 : is_green ? 2 : 4;
+    bool falls = smallest == (is_red ? p.b : is_green ? p.r : p.g);
+    float x = __fdiv_rn((float)(largest - middle), (float)max(chroma, 1));
+    float sixths = falls ? __fadd_rn((float)(base + 1), -x) : __fadd_rn((float)(base - 1), x);
+    float turns = __fdiv_rn(sixths, 6.0f);
+    if (turns < 0.0f) turns = __fadd_rn(turns, 1.0f);
+    int hue = (int)__fmul_rn(turns, 255.0f), saturation = 255 * chroma / max(largest, 1);
+    int at = 6 * ((hue + shift) & 255);
+    float value = (float)largest, reach = (float)(largest * saturation);
+    return {
+        hsv_channel(min(at - 255, 1275 - at), value, reach),
+        hsv_channel(max(255 - at, at - 765), value, reach),
+        hsv_channel(max(765 - at, at - 1275), value, reach)
+    };
+}
+
+// `kernel/color/turn.rs`: the hue turned exactly, by sixths with 13 fractional bits.
 DEVICE int turned_channel(int x, int unit, int smallest) {
     x = x < 0 ? 0 : x > unit ? unit : x;
     return smallest + ((x + 8) >> 4);
 }
 
-// `kernel/color/hue.rs`: the exact turn, drawn towards Pillow's by at most 28 / 16 levels.
-DEVICE Pixel turned(const Pixel& p, int sixths, int shift) {
+DEVICE Pixel turned_exactly(const Pixel& p, int sixths) {
     int largest = max(p.r, max(p.g, p.b)), smallest = min(p.r, min(p.g, p.b));
     int chroma = largest - smallest;
     bool is_red = largest == p.r, is_green = largest == p.g;
     int part = is_red ? p.g - p.b : is_green ? p.b - p.r : p.r - p.g;
     int base = is_red ? 0 : is_green ? 2 : 4, unit = chroma << 4;
-    int hue = ((part + base * chroma) << 4) + mulhi16(chroma << 7, sixths);
+    int hue = ((part + base * chroma) << 4) + (((chroma << 7) * sixths) >> 16);
     hue += hue < 0 ? 6 * unit : 0;
     hue -= hue >= 6 * unit ? 6 * unit : 0;
-    // floor(42.5 part / chroma), in whole numbers.
-    int divisor = 2 * (chroma > 1 ? chroma : 1), scaled = 85 * part;
-    int quotient = scaled / divisor - (scaled % divisor < 0 ? 1 : 0);
-    int byte = quotient + 85 * (base >> 1);
-    byte += byte < 0 ? 255 : 0;
-    byte = (byte + shift) & 255;
-    int away = (int)(((unsigned)(byte * chroma) & 0xffffu) * 24672u >> 16) - hue;
-    away -= away > 3 * unit ? 6 * unit : 0;
-    away += away < -3 * unit ? 6 * unit : 0;
-    hue += away < -28 ? -28 : away > 28 ? 28 : away;
     return {
         turned_channel(abs(hue - 3 * unit) - unit, unit, smallest),
         turned_channel(2 * unit - abs(hue - 2 * unit), unit, smallest),
@@ -86,30 +96,20 @@ DEVICE Pixel turned(const Pixel& p, int sixths, int shift) {
 // Operations `from` up to `to`; `mean` is that of the gray image before contrast.
 DEVICE Pixel recolored(Pixel p, const View* view, unsigned from, unsigned to, int mean) {
     for (unsigned i = from; i < to; i++) {
-        int a = view->ops[i].a, b = view->ops[i].b;
+        float factor = view->ops[i].factor;
+        int shift = view->ops[i].shift;
         switch (view->ops[i].code) {
-            case BRIGHTNESS:
-                p.r = min(mulhi16(p.r << 7, a) >> b, 255);
-                p.g = min(mulhi16(p.g << 7, a) >> b, 255);
-                p.b = min(mulhi16(p.b << 7, a) >> b, 255);
+            case BRIGHTNESS: p = {blend(0, p.r, factor), blend(0, p.g, factor), blend(0, p.b, factor)}; break;
+            case CONTRAST:
+                p = {blend(mean, p.r, factor), blend(mean, p.g, factor), blend(mean, p.b, factor)};
                 break;
-            case CONTRAST: {
-                float unit = (float)(1 << b);
-                float exact = __fmul_rn(__fmul_rn((float)mean, __fadd_rn(1.0f, -view->ops[i].factor)), unit);
-                int offset = (int)ceilf(exact);
-                p.r = contrasted(p.r, a, b, offset);
-                p.g = contrasted(p.g, a, b, offset);
-                p.b = contrasted(p.b, a, b, offset);
-                break;
-            }
             case SATURATION: {
                 int gray = gray_of(p);
-                p.r = saturated(p.r, gray, a, b);
-                p.g = saturated(p.g, gray, a, b);
-                p.b = saturated(p.b, gray, a, b);
+                p = {blend(gray, p.r, factor), blend(gray, p.g, factor), blend(gray, p.b, factor)};
                 break;
             }
-            case HUE: p = turned(p, a, b); break;
+            case HUE: p = turned(p, shift); break;
+            case EXACT_HUE: p = turned_exactly(p, shift); break;
             default: p.r = p.g = p.b = gray_of(p);
         }
     }

@@ -1,7 +1,7 @@
 //! Colour jitter, grayscale, blur and solarize on finished U8 views, as the pipeline does them.
 //!
 //! The pipeline draws; a view that is to be finished here leaves it with nothing but crop, resize and
-//! flip (`augment.device = "cuda"`). [`ViewRecords`] holds what was drawn in the pipeline's own fixed-point
+//! flip (`augment.device = "cuda"`). [`ViewRecords`] holds what was drawn in the pipeline's own
 //! form; [`augment`] applies the records of all views.
 
 use bt_pipeline::augment::{Jitter, JitterOp, ViewParams};
@@ -19,7 +19,9 @@ const VIEW_BLOCKS: usize = 16;
 
 /// Where parts of a record begin.
 const OPS: usize = 2;
-const THRESHOLD: usize = OPS + 5 * 4;
+/// U32 elements of an operation.
+const OP: usize = 3;
+const THRESHOLD: usize = OPS + 5 * OP;
 const RADIUS: usize = THRESHOLD + 1;
 const WEIGHTS: usize = RADIUS + 1;
 /// The weights, two to a word, find their place.
@@ -83,7 +85,7 @@ impl ViewRecords {
         record[0] = ops.len() as u32;
         let contrast = ops.iter().position(|op| op[0] == CONTRAST);
         record[1] = contrast.unwrap_or(ops.len()) as u32;
-        for (op, to) in ops.iter().zip(record[OPS..THRESHOLD].chunks_exact_mut(4)) {
+        for (op, to) in ops.iter().zip(record[OPS..THRESHOLD].chunks_exact_mut(OP)) {
             to.copy_from_slice(op);
         }
         record[THRESHOLD] = params.solarize.map_or(256, u32::from);
@@ -113,10 +115,11 @@ const BRIGHTNESS: u32 = 0;
 const CONTRAST: u32 = 1;
 const SATURATION: u32 = 2;
 const HUE: u32 = 3;
-const GRAYSCALE: u32 = 4;
+const EXACT_HUE: u32 = 4;
+const GRAYSCALE: u32 = 5;
 
-/// The operations that change something, in order: code, two whole numbers, a factor.
-fn operations(params: &ViewParams) -> Result<Vec<[u32; 4]>> {
+/// The operations that change something, in order: code, a turn's shift, a blend's factor.
+fn operations(params: &ViewParams) -> Result<Vec<[u32; OP]>> {
     let mut ops = Vec::with_capacity(5);
     if let Some(jitter) = &params.jitter {
         for op in jitter.order {
@@ -124,12 +127,12 @@ fn operations(params: &ViewParams) -> Result<Vec<[u32; 4]>> {
         }
     }
     if params.grayscale {
-        ops.push([GRAYSCALE, 0, 0, 0]);
+        ops.push([GRAYSCALE, 0, 0]);
     }
     Ok(ops)
 }
 
-fn operation(jitter: &Jitter, op: JitterOp) -> Result<Option<[u32; 4]>> {
+fn operation(jitter: &Jitter, op: JitterOp) -> Result<Option<[u32; OP]>> {
     let (code, factor) = match op {
         JitterOp::Brightness => (BRIGHTNESS, jitter.brightness),
         JitterOp::Contrast => (CONTRAST, jitter.contrast),
@@ -138,16 +141,17 @@ fn operation(jitter: &Jitter, op: JitterOp) -> Result<Option<[u32; 4]>> {
             if !(-0.5..=0.5).contains(&jitter.hue) {
                 bail!("a hue shift of {} turns", jitter.hue);
             }
-            let color::Shift { sixths, byte } = color::Shift::new(jitter.hue);
-            let word = |v: i16| i32::from(v) as u32;
-            return Ok((jitter.hue != 0.0).then_some([HUE, word(sixths), word(byte), 0]));
+            let (code, shift) = match jitter.exact_hue {
+                true => (EXACT_HUE, color::Sixths::new(jitter.hue).0),
+                false => (HUE, color::hue_shift(jitter.hue)),
+            };
+            return Ok((jitter.hue != 0.0).then_some([code, i32::from(shift) as u32, 0]));
         }
     };
     if !(0.0..=MAX_FACTOR as f32).contains(&factor) {
         bail!("a colour factor of {factor}");
     }
-    let color::Factor { value, shift } = color::Factor::new(factor);
-    Ok((factor != 1.0).then_some([code, value as u32, shift, factor.to_bits()]))
+    Ok((factor != 1.0).then_some([code, 0, factor.to_bits()]))
 }
 
 /// Does to every view what its record says, in place. `records` holds [`ViewRecords::bytes`], `scratch`

@@ -249,6 +249,7 @@ inline unsigned __float_as_uint(float value) {
 
 inline float __fmul_rn(float a, float b) { return a * b; }
 inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return fmaf(a, b, c); }
 using std::isfinite;
 inline int min(int a, int b) { return a < b ? a : b; }

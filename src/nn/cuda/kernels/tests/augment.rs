@@ -67,6 +67,7 @@ fn parameters() -> Vec<ViewParams> {
         contrast: 1.0,
         saturation: 1.0,
         hue: 0.0,
+        exact_hue: false,
     };
     let jitter = |jitter: Jitter| ViewParams { jitter: Some(jitter), ..plain };
     let mut all = vec![plain, jitter(still)];
@@ -77,6 +78,7 @@ fn parameters() -> Vec<ViewParams> {
     }
     for hue in [-0.5, -0.1, 0.03, 0.1, 0.5] {
         all.push(jitter(Jitter { hue, ..still }));
+        all.push(jitter(Jitter { hue, exact_hue: true, ..still }));
     }
     all.push(ViewParams { grayscale: true, ..plain });
     all.push(ViewParams { solarize: Some(128), ..plain });
@@ -96,6 +98,7 @@ fn parameters() -> Vec<ViewParams> {
                 contrast: between(0.6, 1.4),
                 saturation: between(0.8, 1.2),
                 hue: between(-0.1, 0.1),
+                exact_hue: between(0.0, 1.0) < 0.3,
             }),
             grayscale: between(0.0, 1.0) < 0.2,
             blur_sigma: (between(0.0, 1.0) < 0.5).then(|| between(0.1, 2.0)),
