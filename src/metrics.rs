@@ -92,6 +92,7 @@ pub struct Metrics {
     /// Whether the last write failed.
     failing: bool,
     every: u64,
+    steps: u64,
     steps_per_epoch: u64,
     begun: Instant,
     last: (Instant, Snapshot),
@@ -133,6 +134,7 @@ impl Metrics {
             listed: listed.lines().map(str::to_owned).collect(),
             failing: false,
             every,
+            steps,
             steps_per_epoch,
             begun: Instant::now(),
             last: (Instant::now(), Snapshot::default()),
@@ -192,7 +194,7 @@ impl Metrics {
         self.write(&Line { step, epoch, seconds, diagnostics, ..Line::default() })
     }
 
-    /// Counts a step; each `every` steps a line is written.
+    /// Counts a step; each `every` steps, and after the last, a line is written.
     ///
     /// # Errors
     /// When a line cannot be written.
@@ -215,7 +217,7 @@ impl Metrics {
             sums.off_diag += c.off_diag_rms.unwrap_or(f64::NAN);
         }
         self.bar.set_position(step);
-        if step.is_multiple_of(self.every) {
+        if step.is_multiple_of(self.every) || step == self.steps {
             self.line(step, out, rates, stats)?;
         }
         Ok(())
@@ -268,17 +270,17 @@ impl Metrics {
         Ok(())
     }
 
-    /// Writes the kNN accuracy after `step`.
+    /// Writes the kNN accuracy after `step`, which took `took` to find.
     ///
     /// # Errors
     /// When the line cannot be written.
-    pub fn knn(&mut self, step: u64, accuracy: f64) -> Result<()> {
+    pub fn knn(&mut self, step: u64, accuracy: f64, took: Duration) -> Result<()> {
         let epoch = step as f64 / self.steps_per_epoch as f64;
         let seconds = self.begun.elapsed().as_secs_f64();
         self.say(&format!("epoch {epoch:.0}: kNN {:.1}%", accuracy * 100.0));
         self.write(&Line { step, epoch, seconds, knn: Some(accuracy), ..Line::default() })?;
         // The evaluation's time belongs to no step.
-        self.last.0 = Instant::now();
+        self.last.0 += took;
         Ok(())
     }
 
@@ -383,6 +385,32 @@ mod tests {
         drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
         let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
         assert_eq!(steps, [1, 2]);
+    }
+
+    #[test]
+    fn an_evaluation_between_two_lines_costs_no_images_and_the_last_step_has_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, 3, 3, 2).unwrap();
+        let pair = crate::loss::tests::pair_of(4, 3, 1);
+        let seen = crate::loss::Embeddings::of(&pair.0, &pair.1);
+        let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
+        let out = objective.evaluate(&seen).unwrap();
+        let stats = Stats::default();
+        let mut step = |step: u64, metrics: &mut Metrics| {
+            std::thread::sleep(Duration::from_millis(30));
+            metrics.step(step, 100, &out, (0.1, 0.1), &stats).unwrap();
+        };
+        step(1, &mut metrics);
+        metrics.knn(1, 0.5, Duration::ZERO).unwrap();
+        step(2, &mut metrics);
+        step(3, &mut metrics);
+        metrics.finish().unwrap();
+        let lines = read(dir.path()).unwrap();
+        let rates: Vec<f64> = lines.iter().filter_map(|line| line.images_per_s).collect();
+        // 200 images in 60 ms, then 100 in 30.
+        assert!(rates.len() == 2 && rates.iter().all(|rate| *rate < 3400.0), "{rates:?}");
+        let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
+        assert_eq!(losses, [out.loss, out.loss]);
     }
 
     #[test]

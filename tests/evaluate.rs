@@ -3,10 +3,12 @@
 mod common;
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
+use bt_pipeline::shard::{FolderSource, PackOptions, pack};
+use bt_pipeline::synth::{self, Spec};
 use bt_stream::report::Score;
-use common::{bt_stream, tiny_run, tiny_shards};
+use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
 /// What the command prints; it must succeed.
 fn printed(command: &mut Command) -> String {
@@ -42,6 +44,81 @@ fn a_run_is_evaluated_beside_the_floor_and_its_features_are_written() {
     assert_eq!(tensors["labels"].to_vec1::<i64>().unwrap()[..5], [0, 1, 2, 3, 0]);
     let keys = std::fs::read_to_string(dir.path().join("features.keys.txt")).unwrap();
     assert_eq!(keys.lines().nth(95), Some("000095"));
+}
+
+#[test]
+fn a_sample_that_cannot_be_decoded_is_left_out_of_training_and_evaluation_alike() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = write_tar(&dir.path().join("shards"), 64, |sample, label| {
+        let spec = Spec { images: 64, side: 16, classes: 4, ..Spec::default() };
+        let mut png = synth::encode_png(&synth::draw(&spec, sample).0).unwrap();
+        png.truncate(if sample == 7 { 40 } else { png.len() });
+        (png, label.to_string())
+    });
+    let run = dir.path().join("run");
+    let mut train = tiny_run(&shards, &run);
+    train.arg("--val").arg(&shards).args(["--set", "train.epochs=1", "--set", "eval.knn_every=1"]);
+    let output = train.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("1 of 64 samples are left out"), "{said}");
+    assert!(said.contains("000007"), "{said}");
+
+    let out = dir.path().join("features.npy");
+    printed(bt_stream().arg("embed").arg(&run).arg(&shards).arg(&out));
+    let keys = std::fs::read_to_string(dir.path().join("features.keys.txt")).unwrap();
+    let keys: Vec<&str> = keys.lines().collect();
+    assert!(keys.len() == 63 && !keys.contains(&"000007") && keys[7] == "000008", "{keys:?}");
+}
+
+#[test]
+fn labels_that_mean_different_classes_are_not_compared() {
+    let dir = tempfile::tempdir().unwrap();
+    let packed = |name: &str, classes: [&str; 2]| {
+        let images = dir.path().join(name).join("images");
+        for (number, class) in classes.iter().enumerate() {
+            let spec = Spec { images: 64, side: 16, classes: 2, ..Spec::default() };
+            std::fs::create_dir_all(images.join(class)).unwrap();
+            for i in 0..32 {
+                let image = synth::draw(&spec, 2 * i + number as u64).0;
+                let path = images.join(class).join(format!("{i}.png"));
+                std::fs::write(path, synth::encode_png(&image).unwrap()).unwrap();
+            }
+        }
+        let (source, to) = (FolderSource::open(&images).unwrap(), dir.path().join(name));
+        pack(&source, &to, name, &PackOptions::default(), &mut |_| ()).unwrap();
+        to
+    };
+    let (train, test) = (packed("train", ["cat", "dog"]), packed("test", ["dog", "emu"]));
+    let run = dir.path().join("run");
+    printed(tiny_run(&train, &run).args(["--set", "train.epochs=1"]));
+    let said = |mut command: Command| {
+        let output = command.output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    for command in ["knn", "probe", "linear"] {
+        let mut program = bt_stream();
+        program.arg(command).arg(&run).arg("--test").arg(&test);
+        let text = said(program);
+        assert!(text.contains("`cat`") && text.contains("`dog`"), "{command}: {text}");
+    }
+    // In training before its first step.
+    let mut program = tiny_run(&train, &dir.path().join("other"));
+    program.arg("--val").arg(&test).args(["--set", "eval.knn_every=1"]);
+    assert!(said(program).contains("`cat`"));
+}
+
+#[test]
+fn a_reader_who_has_seen_enough_is_no_failure() {
+    let dir = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(dir.path());
+    let mut command = bt_stream();
+    command.arg("inspect").arg(&shards).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.is_empty(), "{said}");
 }
 
 #[test]

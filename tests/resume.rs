@@ -132,3 +132,27 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
         assert!(run(name, threads, interrupted) == expected, "{name}");
     }
 }
+
+#[test]
+fn a_run_is_continued_by_one_process_with_the_objective_and_order_it_was_begun_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let said = |more: &[&str]| {
+        let mut command = tiny_run(&shards, &dir);
+        let output = command.arg("--resume").args(more).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let first = tiny_run(&shards, &dir).args(["--set", "train.epochs=1"]).output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    for other in ["method='infonce'", "data.shuffle='none'"] {
+        let (done, text) = said(&["--set", "train.epochs=2", "--set", other]);
+        assert!(!done && text.contains("resume with those"), "{other}: {text}");
+    }
+    let lock = std::fs::File::create(dir.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let (done, text) = said(&["--set", "train.epochs=2"]);
+    assert!(!done && text.contains("another process"), "{text}");
+    drop(lock);
+    let (done, text) = said(&["--set", "train.epochs=2"]);
+    assert!(done, "{text}");
+}

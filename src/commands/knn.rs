@@ -89,7 +89,9 @@ impl Evaluated {
 /// # Errors
 /// As [`Evaluated::measure`].
 pub fn run(args: KnnArgs) -> Result<()> {
-    args.what.measure(true, |kind, run| {
+    // What is kept for report and card is the run's own evaluation.
+    let own = args.k.is_none() && args.temperature.is_none();
+    args.what.measure(own, |kind, run| {
         let k = args.k.unwrap_or(run.k);
         let temperature = args.temperature.unwrap_or(run.temperature);
         kind.score(Some(KnnConfig { k, temperature }), None)

@@ -1,5 +1,9 @@
 //! One file a subcommand: its arguments, and what it does with them.
 
+// First: the others print by its macros.
+#[macro_use]
+pub(crate) mod print;
+
 pub mod bench;
 pub mod completions;
 pub mod config;

@@ -27,6 +27,8 @@ pub(crate) use set::{put, set};
 pub use train::{OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
+/// Most threads of either kind: more than any machine has cores.
+const MOST_THREADS: usize = 1024;
 /// Most of `data.budget_mb`: a terabyte.
 const MOST_MB: u64 = 1 << 20;
 
@@ -147,6 +149,17 @@ impl RunConfig {
         if !(0.0..=1.0).contains(&self.data.max_bad) {
             bail!("configuration: `data.max_bad` is a share, from 0 to 1");
         }
+        for (key, threads) in
+            [("data.threads", self.data.threads), ("train.threads", self.train.threads)]
+        {
+            if threads > MOST_THREADS {
+                bail!("configuration: `{key}` is at most {MOST_THREADS}");
+            }
+        }
+        if !self.eval.online_lr.is_finite() || self.eval.online_lr <= 0.0 {
+            bail!("configuration: `eval.online_lr` must be greater than 0");
+        }
+        crate::train::named_device(&self.train).context("configuration")?;
         if self.data.budget_mb > MOST_MB {
             bail!("configuration: `data.budget_mb` is at most {MOST_MB}");
         }
@@ -199,6 +212,8 @@ impl RunConfig {
         Ok(LoaderConfig {
             threads: self.data.threads,
             budget_bytes: self.data.budget_mb << 20,
+            on_bad: self.data.on_bad,
+            max_bad: self.data.max_bad,
             decode: self.decode(),
             ..LoaderConfig::evaluation(self.views.eval_view()?, self.eval.batch_size)
         })

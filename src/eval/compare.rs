@@ -9,7 +9,7 @@ use bt_pipeline::ShardSet;
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::encode::{features, open, pixel_features};
+use super::encode::{features, open, pixel_features, same_classes};
 use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, knn_accuracy};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
@@ -103,6 +103,7 @@ pub fn encode(
     config: &RunConfig,
     device: &Device,
 ) -> Result<Kind> {
+    same_classes(train, test)?;
     let bar = progress((train.len() + test.len()) as u64, name)?;
     let mut of = |set: &Arc<ShardSet>, before: usize| {
         features(net, set, config.eval_loader()?, device, |n| bar.set_position((before + n) as u64))

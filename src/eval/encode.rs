@@ -36,6 +36,21 @@ pub fn open(pattern: &str, key: &str, limits: &OpenOptions) -> Result<Arc<ShardS
     Ok(Arc::new(set))
 }
 
+/// Whether a label means the same in both sets, as far as their manifests name classes.
+///
+/// # Errors
+/// The first class with two names.
+pub fn same_classes(train: &ShardSet, test: &ShardSet) -> Result<()> {
+    let pairs = train.classes().iter().zip(test.classes());
+    match pairs.enumerate().find(|(_, (a, b))| a != b) {
+        Some((label, (a, b))) => bail!(
+            "label {label} is `{a}` in the training set and `{b}` in the other: pack both from the same classes, or \
+             name them alike with `shard index --classes`"
+        ),
+        None => Ok(()),
+    }
+}
+
 /// The backbone's features, in evaluation mode, of every sample. `done` is told
 /// how many there are after each batch.
 ///
@@ -49,9 +64,12 @@ pub fn features(
     mut done: impl FnMut(usize),
 ) -> Result<Features> {
     let mut out = Features::empty(net.feature_dim());
-    each_batch(set, config, |batch| {
+    each_batch(set, config, |batch, own| {
         let values = net.features(&images_of(batch, device)?)?.flatten_all()?.to_vec1::<f32>()?;
-        out.append(&values, &batch.labels, &batch.samples)?;
+        for i in own {
+            let (row, i) = (&values[i * out.dim()..][..out.dim()], i..i + 1);
+            out.append(row, &batch.labels[i.clone()], &batch.samples[i])?;
+        }
         done(out.len());
         Ok(())
     })?;
@@ -68,10 +86,11 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
     let side = height.max(width).min(RAW_SIDE);
     let mut raw: Option<Features> = None;
     let mut histograms = Features::empty(HISTOGRAM_DIM);
-    each_batch(set, LoaderConfig { dtype: DType::U8, ..config }, |batch| {
-        let images = batch.as_bytes().chunks_exact(batch.spec().view_len());
-        for ((pixels, label), sample) in images.zip(&batch.labels).zip(&batch.samples) {
-            let (label, sample) = (&[*label], &[*sample]);
+    each_batch(set, LoaderConfig { dtype: DType::U8, ..config }, |batch, own| {
+        let len = batch.spec().view_len();
+        for i in own {
+            let pixels = &batch.as_bytes()[i * len..][..len];
+            let (label, sample) = (&batch.labels[i..=i], &batch.samples[i..=i]);
             let view = Image { width, height, pixels_hwc: pixels.to_vec() };
             let values = raw_pixels(&fit(&view, side).pixels_hwc);
             raw.get_or_insert_with(|| Features::empty(values.len()))
@@ -83,14 +102,31 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
     Ok((raw.context("the set holds no samples")?, histograms))
 }
 
+/// Every batch of the set in order, with the places in it whose samples are their own: where the loader
+/// put another sample in place of a bad one (`data.on_bad`), that is left out here, and said.
 fn each_batch(
     set: &Arc<ShardSet>,
     config: LoaderConfig,
-    mut f: impl FnMut(&Batch) -> Result<()>,
+    mut f: impl FnMut(&Batch, Vec<usize>) -> Result<()>,
 ) -> Result<()> {
     let loader = Loader::new(Arc::clone(set), config)?;
-    for batch in loader.start(Position::default(), 1)? {
-        f(&batch?)?;
+    let mut stream = loader.start(Position::default(), 1)?;
+    let stats = Arc::clone(stream.stats());
+    let (mut next, mut left_out) = (0, 0);
+    for batch in &mut stream {
+        let batch = batch?;
+        let own = (0..batch.size).filter(|&i| batch.samples[i] == next + i as u64);
+        let own: Vec<usize> = own.collect();
+        left_out += batch.size - own.len();
+        next += batch.size as u64;
+        f(&batch, own)?;
+    }
+    if let Some(bad) = stats.take_bad().first() {
+        let (shard, key, cause) = (bad.shard.display(), &bad.key, &bad.cause);
+        eprintln!(
+            "warning: {left_out} of {} samples are left out, the first in {shard}, `{key}`: {cause}",
+            set.len()
+        );
     }
     Ok(())
 }

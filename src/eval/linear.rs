@@ -14,7 +14,7 @@ use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack}
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 use candle_core::{Device, Tensor};
 
-use super::encode::features;
+use super::encode::{features, same_classes};
 use super::{Accuracy, Features, classify};
 use crate::config::RunConfig;
 use crate::model::TwinNet;
@@ -101,6 +101,7 @@ pub fn evaluate(
     mut told: impl FnMut(u64, f64),
 ) -> Result<Accuracy> {
     options.check()?;
+    same_classes(train, test)?;
     let classes = train.num_classes().context("the training set")?.max(2);
     let loader = loader(train, config, options)?;
     // The classifier is small: it stays on the CPU wherever the backbone is.

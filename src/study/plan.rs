@@ -165,6 +165,9 @@ impl Study {
             anyhow::anyhow!("line {}: {message}", line + 1)
         })?;
         ensure!(!file.seeds.is_empty(), "`seeds` is empty");
+        let mut seeds = file.seeds.clone();
+        seeds.sort_unstable();
+        ensure!(seeds.windows(2).all(|two| two[0] != two[1]), "`seeds` names one twice");
         if let Some(beneath) = &file.extends {
             let path = beside.join(beneath);
             let text = std::fs::read_to_string(&path)

@@ -103,6 +103,9 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
             waiting.push(cell);
         }
     }
+    if !study.cells.iter().any(|cell| chosen(&cell)) {
+        bail!("no row's name contains `{}`", options.only.as_deref().unwrap_or_default());
+    }
     eprintln!("{} of {} cells to run", waiting.len(), study.cells.len());
     write_results(study, &options.dir)?;
     let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));

@@ -104,6 +104,13 @@ fn what_is_wrong_is_told_with_the_cells_name() {
     assert!(text.contains("two cells"), "{text}");
     assert!(error(head).contains("either a `[grid]`"));
     assert!(error("title = 'x'\nseeds = [0]\nsedes = 1").contains("sedes"));
+    let cell = "[[cells]]\nname = 'a'";
+    assert!(error(&format!("title = 'x'\nseeds = [0, 1, 0]\n{cell}")).contains("twice"));
+    for key in ["train.seed=3", "train.dir='x'"] {
+        let text = format!("{head}{cell}");
+        let refused = Study::parse(&text, Path::new("."), Path::new("out"), &[key.to_owned()]);
+        assert!(refused.unwrap_err().to_string().contains("itself"), "{key}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! What a run holds between two steps, how it is prepared, and the gradients of a batch.
 
+use std::fs::{File, TryLockError};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -14,6 +15,7 @@ use super::{Arriving, Intake, Watch, device};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::OnlineProbe;
+use crate::eval::encode::{open, same_classes};
 use crate::learner::Learner;
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;
@@ -21,6 +23,9 @@ use crate::optim::{Optimizer, Schedule};
 use crate::prometheus::{Board, Server};
 use crate::report::collect::SCORES_FILE;
 use crate::tensorboard::EventWriter;
+
+/// File in the run's folder that a process holds a lock on while it trains there.
+const LOCK_FILE: &str = ".lock";
 
 /// All that a run holds between two steps.
 pub(super) struct Run {
@@ -47,6 +52,8 @@ pub(super) struct Run {
     pub(super) pictured: Option<u64>,
     /// Batches passed over since the last step.
     pub(super) rewinds: u32,
+    /// Held for as long as the run writes to its folder.
+    _lock: File,
 }
 
 impl Run {
@@ -59,6 +66,9 @@ impl Run {
             );
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
+        if config.eval.knn_every > 0 {
+            check_evaluation(config, &set)?;
+        }
         let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
         let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
         let mut loader = intake.with_memory(loader);
@@ -77,6 +87,11 @@ impl Run {
             );
         }
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        let lock = File::create(dir.join(LOCK_FILE)).with_context(|| dir.display().to_string())?;
+        // File systems without locks do without.
+        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+            bail!("another process trains in {}", dir.display());
+        }
         checkpoint::clean(dir)?;
         let mut learner = Learner::new(config, &device)?;
         let mut optimizer = config.optim.build()?;
@@ -141,6 +156,7 @@ impl Run {
             _server: server,
             pictured: None,
             rewinds: 0,
+            _lock: lock,
         })
     }
 
@@ -166,4 +182,16 @@ impl Run {
             self.position = Position { epoch: batch.epoch + 1, batch: 0 };
         }
     }
+}
+
+/// Whether the evaluation between epochs can be done: what would end the run hours later.
+fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
+    if config.data.val.is_empty() {
+        return Ok(());
+    }
+    let open = open(&config.data.val, "data.val", &config.open_options());
+    let val = open.context("data.val, for eval.knn_every")?;
+    same_classes(train, &val)?;
+    Loader::new(val, config.eval_loader()?).context("eval.batch_size")?;
+    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Checkpoints of a run, and back: when they are due, what they hold.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result, bail};
 use bt_pipeline::{Loader, Position};
 
@@ -32,10 +34,10 @@ impl Run {
         }
         let knn = config.eval.knn_every;
         if batch == 0 && knn > 0 && epoch.is_multiple_of(knn) && !config.data.val.is_empty() {
-            let given_up = stop.overdue_flag();
+            let (given_up, begun) = (stop.overdue_flag(), Instant::now());
             match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
                 Err(_) if stop.overdue() => {}
-                accuracy => self.metrics.knn(self.step, accuracy?)?,
+                accuracy => self.metrics.knn(self.step, accuracy?, begun.elapsed())?,
             }
             clock.lap("evaluation");
         }
@@ -97,6 +99,20 @@ pub(super) fn restore(
             was.seed,
             is.batch_size,
             is.seed
+        );
+    }
+    let order = |config: &RunConfig| {
+        (config.data.shuffle, config.data.window_shards, config.data.window_samples)
+    };
+    if *step > 0 && (order(saved) != order(config) || saved.method.0 != config.method.0) {
+        bail!(
+            "{} was made with method `{}` and data.shuffle = {:?}, not `{}` and {:?} (or another window): resume \
+             with those, or begin another run with train.init",
+            found.path.display(),
+            saved.method.0,
+            saved.data.shuffle,
+            config.method.0,
+            config.data.shuffle
         );
     }
     let context = || format!("{} does not fit this configuration", found.path.display());
