@@ -396,7 +396,7 @@ mod tests {
         let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
         let out = objective.evaluate(&seen).unwrap();
         let stats = Stats::default();
-        let mut step = |step: u64, metrics: &mut Metrics| {
+        let step = |step: u64, metrics: &mut Metrics| {
             std::thread::sleep(Duration::from_millis(30));
             metrics.step(step, 100, &out, (0.1, 0.1), &stats).unwrap();
         };

@@ -24,6 +24,7 @@ pub mod watch;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Context;
 use bt_pipeline::trace::Trace;
 use clap::Args;
 
@@ -86,8 +87,14 @@ pub struct TraceArgs {
 
 impl TraceArgs {
     /// The trace, where one is asked for.
-    pub fn begin(&self) -> Option<Arc<Trace>> {
-        self.trace.is_some().then(|| Trace::new(self.trace_events))
+    ///
+    /// # Errors
+    /// A file that could not be written in the end.
+    pub fn begin(&self) -> anyhow::Result<Option<Arc<Trace>>> {
+        let Some(path) = &self.trace else { return Ok(None) };
+        let beside = tempfile::tempfile_in(crate::files::parent(path));
+        beside.with_context(|| format!("--trace {}", path.display()))?;
+        Ok(Some(Trace::new(self.trace_events)))
     }
 
     /// Writes the lanes that were handed in.

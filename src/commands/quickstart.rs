@@ -11,7 +11,7 @@ use bt_pipeline::shard::{PackOptions, ShardSet, SynthSource, pack};
 use bt_pipeline::synth::Spec;
 use clap::Args;
 
-use crate::config::{CONFIG_FILE, RunConfig};
+use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::compare::{Kind, encode, pixel_kinds, progress, table};
 use crate::eval::encode::open;
 use crate::eval::knn::nearest;
@@ -59,6 +59,7 @@ const MARKER: &str = "made-by-quickstart";
 /// A folder that holds something else, a disk that is full, a signal.
 pub fn run(args: QuickstartArgs) -> Result<()> {
     let begun = Instant::now();
+    let config = configuration(&args)?;
     prepare_folder(&args.dir)?;
     let mut phases = Phases { last: begun, rows: Vec::new() };
 
@@ -66,7 +67,6 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     draw_shards(&args.dir.join("data"), args.images, args.test_images, args.seed)?;
     phases.lap("draw and pack");
 
-    let config = configuration(&args)?;
     eprintln!("2/4 looking at the images before training");
     let data = Data::open(&config)?;
     let before = Before::measure(&config, &data)?;
@@ -189,6 +189,7 @@ fn configuration(args: &QuickstartArgs) -> Result<RunConfig> {
     ];
     pairs.extend(args.set.iter().cloned());
     RunConfig::parse(include_str!("quickstart.toml"), "quickstart.toml", &pairs)
+        .map_err(|error| Misconfigured(format!("{error:#}")).into())
 }
 
 /// The two sets that were drawn.

@@ -91,7 +91,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         eprintln!("# effective configuration\n{}", config.to_toml()?);
     }
     let stop = crate::signals::Stop::on_signals()?;
-    let trace = args.trace.begin();
+    let trace = args.trace.begin()?;
     let watch = Watch { metrics: args.metrics, trace: trace.clone() };
     let outcome = train_watched(&config, args.resume, &stop, &watch);
     args.trace.write(trace.as_ref())?;

@@ -104,6 +104,13 @@ pub fn evaluate(
     same_classes(train, test)?;
     let classes = train.num_classes().context("the training set")?.max(2);
     let loader = loader(train, config, options)?;
+    // What is wrong with the test set shows before the training. A frozen backbone's features stay.
+    let tested = |net: &mut TwinNet| -> Result<Features> {
+        let rows = features(net, test, config.eval_loader()?, device, |_| ())?;
+        rows.check_labelled("the test set")?;
+        Ok(rows)
+    };
+    let before = tested(net)?;
     // The classifier is small: it stays on the CPU wherever the backbone is.
     let mut head = Head::new(net.feature_dim(), classes, &Device::Cpu)?;
     head.draw(options.seed)?;
@@ -141,7 +148,7 @@ pub fn evaluate(
         }
         told(epoch + 1, right / batches.max(1) as f64);
     }
-    let rows = features(net, test, config.eval_loader()?, device, |_| ())?;
+    let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
     head.accuracy(&rows, &Device::Cpu)
 }
 
@@ -267,7 +274,6 @@ impl Head {
 
     /// How often it is right about stored features.
     fn accuracy(&mut self, test: &Features, device: &Device) -> Result<Accuracy> {
-        test.check_labelled("the test set")?;
         let x = Tensor::from_slice(test.values(), (test.len(), test.dim()), device)?;
         self.ws.training = false;
         let out = self.linear.forward(&x, &mut self.ws)?;

@@ -243,7 +243,7 @@ fn contrast(q: &Normalized, k: &Normalized, negatives: &[f32], t: f64) -> Contra
             let sum = positive + others;
             let to_grad = (to_mean * inverse_t / sum) as f32;
             row.iter_mut().for_each(|e| *e *= to_grad);
-            let pull = (positive / sum - 1.0) * to_mean * inverse_t;
+            let pull = -(others / sum) * to_mean * inverse_t;
             (own * inverse_t, f64::from(max) * inverse_t + sum.ln(), pull as f32)
         })
         .collect();
@@ -300,6 +300,18 @@ mod tests {
             }
         }
         assert!((out.loss - want).abs() < 1e-6, "{} {want}", out.loss);
+
+        // Along the gradient, where the difference is largest.
+        let norm = of(&out.grad).iter().map(|g| f64::from(g * g)).sum::<f64>().sqrt();
+        let mut at = |by: f64| {
+            let step = |grad: &Tensor| grad.affine(by / norm, 0.0).unwrap();
+            let (a, b) =
+                ((&seen.a + step(&out.grad_a)).unwrap(), (&seen.b + step(&out.grad_b)).unwrap());
+            let moved = Embeddings { teacher: seen.teacher.clone(), ..Embeddings::of(&a, &b) };
+            moco.evaluate(&moved).unwrap().loss
+        };
+        let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
+        assert!((slope / norm - 1.0).abs() < 0.01, "{slope} {norm}");
     }
 
     #[test]

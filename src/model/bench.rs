@@ -1,4 +1,6 @@
-//! The training step by itself, on synthetic images: what `bench step` measures.
+//! Barlow Twins' training step by itself, on synthetic images, every step's seconds one by one: what
+//! `cargo bench --bench step` compares between networks and threads. `bt-stream bench step` prints medians of
+//! any method.
 
 use std::time::Instant;
 

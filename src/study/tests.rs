@@ -157,3 +157,17 @@ fn the_table_has_mean_spread_and_reference_and_a_dash_for_what_is_missing() {
     assert!(super::page::render(&study, &results).unwrap().contains("51.0 ± 1.4"));
     assert_eq!(Spread::of(&[]), None);
 }
+
+#[test]
+fn the_files_that_the_documentation_shows_are_studies() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = std::fs::read_to_string(root.join("docs/studies.md")).unwrap();
+    let mut shown = text.split("```toml\n").skip(1).map(|part| part.split("```").next().unwrap());
+    let of = |text: &str| Study::parse(text, &root.join("studies"), Path::new("out"), &[]).unwrap();
+    let grid = of(shown.next().unwrap());
+    assert_eq!((grid.rows.len(), grid.cells.len()), (2, 6));
+    assert_eq!(grid.rows[1].x, Some(0.005));
+    let cells = of(&format!("title = 'x'\nseeds = [3]\n{}", shown.next().unwrap()));
+    assert!(cells.cells[1].untrained && cells.rows[0].reference == Some(57.3));
+    assert!(shown.next().is_none());
+}

@@ -58,7 +58,7 @@ pub(super) fn loader(args: LoaderArgs) -> Result<()> {
         LayoutArg::Nchw => Layout::Nchw,
         LayoutArg::Nhwc => Layout::Nhwc,
     };
-    let trace = args.trace.begin();
+    let trace = args.trace.begin()?;
     for (nth, &threads) in args.threads.iter().enumerate() {
         let config = LoaderConfig { threads, ..config.clone() };
         let found = measure_traced(&set, config, args.images, trace.as_ref())?;
