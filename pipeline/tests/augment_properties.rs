@@ -247,3 +247,49 @@ fn a_wrong_crop_or_output_is_refused() {
     assert!(run(Crop { top: 0, left: usize::MAX, height: 1, width: 2 }, 8 * 8 * 3).is_err());
     assert!(run(Crop { top: 0, left: 0, height: 0, width: 2 }, 8 * 8 * 3).is_err());
 }
+
+/// A 1 x 600 image whose shorter side becomes 256 is 153,600 rows, of which the view's are made.
+#[test]
+fn a_thin_image_is_resized_as_far_as_its_ratio_goes() {
+    let side = 600;
+    let mut tall = Image::new(1, side);
+    for (y, pixel) in tall.pixels_hwc.chunks_exact_mut(3).enumerate() {
+        pixel.fill((y * 37 % 256) as u8);
+    }
+    let wide = Image { width: side, height: 1, pixels_hwc: tall.pixels_hwc.clone() };
+    let config = ViewConfig::eval(256, 224);
+    // Keys' cubic with a = -1/2, by its definition.
+    let cubic = |x: f64| match x.abs() {
+        x if x < 1.0 => 1.5 * x.powi(3) - 2.5 * x.powi(2) + 1.0,
+        x if x < 2.0 => -0.5 * x.powi(3) + 2.5 * x.powi(2) - 4.0 * x + 2.0,
+        _ => 0.0,
+    };
+    let expected = |nth: usize| {
+        let center = ((side * 256 - 224) / 2 + nth) as f64 + 0.5;
+        let center = center / 256.0 - 0.5;
+        let pixels = tall.pixels_hwc.chunks_exact(3).enumerate();
+        pixels.map(|(y, pixel)| f64::from(pixel[0]) * cubic(y as f64 - center)).sum::<f64>()
+    };
+    for level in Level::available() {
+        let mut augmenter = Augmenter::with_level(level);
+        for image in [&tall, &wide] {
+            let params = config.draw(&mut Rng::keyed(0, 0, 0, 0), image.width, image.height);
+            let view = view_u8(&mut augmenter, image, &config, &params);
+            for (at, pixel) in view.chunks_exact(3).enumerate() {
+                let nth = if image.width == 1 { at / 224 } else { at % 224 };
+                let want = expected(nth).clamp(0.0, 255.0);
+                assert!((f64::from(pixel[0]) - want).abs() <= 1.0, "{at}: {pixel:?}, not {want}");
+            }
+        }
+    }
+    // A window beyond any image is arithmetic alone, too.
+    let window = bt_pipeline::augment::Window {
+        resized_height: usize::MAX,
+        resized_width: 224,
+        top: usize::MAX - 224,
+        left: 0,
+    };
+    let params = ViewParams { window: Some(window), ..ViewParams::plain(Crop::whole(1, side)) };
+    let view = view_u8(&mut Augmenter::new(), &tall, &config, &params);
+    assert!(view.chunks_exact(3).all(|pixel| pixel == &view[..3]) && view[0] > 100);
+}

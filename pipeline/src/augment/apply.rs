@@ -5,7 +5,6 @@
 //! of it (contrast needs the mean of the gray image).
 
 use super::ViewConfig;
-use super::config::MAX_SIDE;
 use super::crop::Interpolation;
 use super::output::{Layout, ViewOut};
 use super::params::{Jitter, JitterOp, ViewParams, Window};
@@ -291,8 +290,10 @@ fn check(
         ));
     }
     if let Some(w) = params.window {
+        // The resized crop has no limit of its own: only the window of it is ever made, and a
+        // thin image's longer side is as large as its ratio says.
         let inside = |total: usize, first: usize, count: usize| {
-            total <= MAX_SIDE * 16 && first.checked_add(count).is_some_and(|end| end <= total)
+            first.checked_add(count).is_some_and(|end| end <= total)
         };
         if !inside(w.resized_height, w.top, height) || !inside(w.resized_width, w.left, width) {
             return fail(format!("{w:?} does not hold a view of {height} x {width}"));
