@@ -49,8 +49,6 @@ impl Default for DecodeOptions {
 #[derive(Debug, Default)]
 pub struct Decoder {
     options: DecodeOptions,
-    /// Pixels in the file's own format, before they become RGB.
-    native: Vec<u8>,
     /// The image before it is turned.
     unturned: Image,
     jpeg: Baseline,
@@ -106,13 +104,14 @@ impl Decoder {
                 part = Some(decoded.region);
                 Ok(decoded.orientation)
             }
-            Format::Png | Format::Other => {
-                generic::decode(&self.options, bytes, &mut self.native, out)
-            }
-        })?;
+            Format::Png | Format::Other => generic::decode(&self.options, bytes, out),
+        });
+        self.jpeg.trim();
+        let orientation = orientation?;
         if self.options.exif && orientation != Orientation::AsIs {
             std::mem::swap(out, &mut self.unturned);
             orientation.turn(&self.unturned, out);
+            self.unturned.trim();
             part = None;
         }
         Ok(part.unwrap_or(Crop::whole(out.width, out.height)))

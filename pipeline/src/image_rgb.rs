@@ -24,9 +24,30 @@ impl Image {
     /// Gives the image a new size. The pixels' values are unspecified
     /// afterwards; the allocation is kept when it is large enough.
     pub fn reset(&mut self, width: usize, height: usize) {
+        self.reset_to_bytes(width, height, width * height * 3);
+    }
+
+    /// As [`Image::reset`], but of `bytes` bytes, until they have become pixels.
+    pub(crate) fn reset_to_bytes(&mut self, width: usize, height: usize, bytes: usize) {
         self.width = width;
         self.height = height;
-        self.pixels_hwc.resize(width * height * 3, 0);
+        if bytes > self.pixels_hwc.capacity() {
+            // Neither copies what is of no use any more, nor takes more than is needed; and the
+            // system's zeros cost nothing.
+            self.pixels_hwc = Vec::new();
+            self.pixels_hwc = vec![0; bytes];
+        } else {
+            self.pixels_hwc.resize(bytes, 0);
+        }
+    }
+
+    /// Empties the image where it takes more than a thread keeps
+    /// ([`KEPT_BYTES`](crate::scratch::KEPT_BYTES)).
+    pub(crate) fn trim(&mut self) {
+        crate::scratch::trim(&mut self.pixels_hwc);
+        if self.pixels_hwc.is_empty() {
+            (self.width, self.height) = (0, 0);
+        }
     }
 
     /// Row `y`: `width * 3` bytes.

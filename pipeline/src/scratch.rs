@@ -12,12 +12,28 @@ impl Line {
     pub(crate) const ZERO: Line = Line([0; 64]);
 }
 
-/// A buffer that grows and is never given back, so that the steady state does
-/// not allocate.
+/// Bytes of a thread's buffer that it keeps from sample to sample. Photographs of 40 megapixels
+/// stay below, so that their steady state allocates nothing; what a larger image took is given
+/// back after it, and one sample in a million does not cost memory for the rest of the run.
+pub(crate) const KEPT_BYTES: usize = 128 << 20;
+
+/// Gives a buffer back that is larger than [`KEPT_BYTES`]. What it held is gone.
+pub(crate) fn trim<T>(buffer: &mut Vec<T>) {
+    if buffer.capacity().saturating_mul(size_of::<T>()) > KEPT_BYTES {
+        *buffer = Vec::new();
+    }
+}
+
+/// A buffer that grows and is kept, so that the steady state does not allocate.
 #[derive(Debug, Default)]
 pub struct Scratch(Vec<Line>);
 
 impl Scratch {
+    /// As [`trim`].
+    pub(crate) fn trim(&mut self) {
+        trim(&mut self.0);
+    }
+
     /// `len` elements of unspecified value, the first of which begins a cache line.
     pub fn get<T: Pod>(&mut self, len: usize) -> &mut [T] {
         let lines = (len * size_of::<T>()).div_ceil(64);

@@ -134,6 +134,7 @@ impl Worker {
         self.recorder.lap_read(start);
         let read = read?;
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
+        self.maker.trim();
         // Whatever came of it: zeros in place of what is gone explain anything.
         self.set.check(self.set.shard_of(sample as usize))?;
         made
@@ -148,7 +149,9 @@ impl Worker {
     ) -> Result<()> {
         let shard = &self.set.shards()[self.set.shard_of(sample as usize)];
         let read = owned.borrowed(&shard.path);
-        self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read)
+        let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
+        self.maker.trim();
+        made
     }
 
     /// Reads a sample of a shard that can only be streamed, from its front: as
@@ -180,6 +183,12 @@ pub(crate) fn short_shard(info: &ShardInfo) -> Error {
 }
 
 impl ViewMaker {
+    /// Gives back what an image far larger than others took; to be called after each.
+    fn trim(&mut self) {
+        self.image.trim();
+        self.augmenter.trim();
+    }
+
     fn fill(
         &mut self,
         config: &LoaderConfig,

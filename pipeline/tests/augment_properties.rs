@@ -293,3 +293,22 @@ fn a_thin_image_is_resized_as_far_as_its_ratio_goes() {
     let view = view_u8(&mut Augmenter::new(), &tall, &config, &params);
     assert!(view.chunks_exact(3).all(|pixel| pixel == &view[..3]) && view[0] > 100);
 }
+
+#[test]
+fn an_image_whose_resize_would_take_gigabytes_is_refused_as_data() {
+    let image = Image::new(1, 50_000_000);
+    let mut config = ViewConfig::eval(8, 8);
+    config.resize.as_mut().unwrap().size = Size::HeightWidth([8, 8]);
+    let params = config.draw(&mut Rng::keyed(0, 0, 0, 0), image.width, image.height);
+    let mut out = [0; 8 * 8 * 3];
+    let made =
+        Augmenter::new().apply_into(&image, &config, &params, Layout::Nhwc, ViewOut::U8(&mut out));
+    let Err(bt_pipeline::Error::Decode(cause)) = made else { panic!("{made:?}") };
+    assert!(cause.contains("1 x 50000000"), "{cause}");
+    // The same image, made larger instead, is a matter of a few pixels.
+    let config = ViewConfig::eval(8, 8);
+    let params = config.draw(&mut Rng::keyed(0, 0, 0, 0), image.width, image.height);
+    Augmenter::new()
+        .apply_into(&image, &config, &params, Layout::Nhwc, ViewOut::U8(&mut out))
+        .unwrap();
+}

@@ -27,6 +27,10 @@ pub struct Augmenter {
     rows: Scratch,
 }
 
+/// What the tables and rows of a resize may take. A photograph wants less than a megabyte; only
+/// millions of pixels in one row or column that become a few come near.
+const MOST_RESIZE_BYTES: u64 = 256 << 20;
+
 impl Default for Augmenter {
     fn default() -> Self {
         Self::new()
@@ -149,7 +153,8 @@ impl Augmenter {
     ///
     /// # Errors
     /// [`Error::Usage`] when `out` has another length, when the crop does not
-    /// lie in the image or a parameter is out of range.
+    /// lie in the image or a parameter is out of range. [`Error::Decode`] when the
+    /// image is so long and thin that its resize would take hundreds of megabytes.
     pub fn apply_into(
         &mut self,
         image: &Image,
@@ -160,6 +165,17 @@ impl Augmenter {
     ) -> Result<()> {
         let (height, width) = config.out_size();
         check(image, params, height, width, out.len())?;
+        let bytes = Resize::bytes(&geometry(params, height, width));
+        if bytes > MOST_RESIZE_BYTES {
+            return Err(Error::Decode(format!(
+                "a crop of {} x {} pixels takes {} MB to resize to a view of {height} x {width}, \
+                 the limit is {}",
+                params.crop.width,
+                params.crop.height,
+                bytes >> 20,
+                MOST_RESIZE_BYTES >> 20
+            )));
+        }
         let affine = Affine::normalize(config.normalize.mean, config.normalize.std);
         let filter = match config.interpolation() {
             Interpolation::Bicubic => Filter::Bicubic,
@@ -182,6 +198,12 @@ impl Augmenter {
             ViewOut::U8(out) => run!(out),
         }
         Ok(())
+    }
+
+    /// Gives back what a crop far larger than others took. The other buffers are as large as the
+    /// view.
+    pub(crate) fn trim(&mut self) {
+        self.resize.trim();
     }
 
     fn run<T: Store>(

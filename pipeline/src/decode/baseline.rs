@@ -64,6 +64,11 @@ impl Baseline {
             Err(error) => Err(error.into()),
         }
     }
+
+    /// Gives back what an image far larger than others took.
+    pub fn trim(&mut self) {
+        self.decoder.trim();
+    }
 }
 
 /// `region`, at least [`LEAST_WIDTH`] wide where the image is.

@@ -7,11 +7,13 @@ use image::{ColorType, ImageDecoder, ImageReader, Limits};
 use super::{DecodeOptions, Orientation, check_size, fail};
 use crate::{Image, Result};
 
-/// Decodes a whole image; returns its EXIF orientation. `native` is scratch.
+/// Decodes a whole image; returns its EXIF orientation.
+///
+/// Pixels of the file's own kind become RGB where they are, in `out`: an image takes the larger of
+/// the two, not both.
 pub(super) fn decode(
     options: &DecodeOptions,
     bytes: &[u8],
-    native: &mut Vec<u8>,
     out: &mut Image,
 ) -> Result<Orientation> {
     let mut decoder = open(bytes)?;
@@ -28,19 +30,21 @@ pub(super) fn decode(
         Orientation::AsIs
     };
     let color = decoder.color_type();
-    out.reset(width as usize, height as usize);
-    if color == ColorType::Rgb8 {
-        return match decoder.read_image(&mut out.pixels_hwc) {
-            Ok(()) => Ok(orientation),
-            Err(cause) => fail(cause.to_string()),
-        };
-    }
-    // The size was checked, and a pixel has at most 16 bytes.
-    native.resize(width as usize * height as usize * usize::from(color.bytes_per_pixel()), 0);
-    if let Err(cause) = decoder.read_image(native) {
+    let (width, height) = (width as usize, height as usize);
+    let size = usize::from(color.bytes_per_pixel());
+    // Within `max_pixels`, and a pixel has at most 16 bytes; a limit that was raised beyond all
+    // memory is no reason to wrap around.
+    let bytes_of = |size: usize| width.checked_mul(height)?.checked_mul(size);
+    let (Some(native), Some(held)) = (bytes_of(size), bytes_of(size.max(3))) else {
+        return fail(format!("{width} x {height} pixels of {size} bytes are no memory's"));
+    };
+    out.reset_to_bytes(width, height, held);
+    // At the end: as RGB comes to lie before it, pixel by pixel, it overtakes nothing.
+    if let Err(cause) = decoder.read_image(&mut out.pixels_hwc[held - native..]) {
         return fail(cause.to_string());
     }
     to_rgb(color, is_gray16_png(bytes), native, &mut out.pixels_hwc)?;
+    out.pixels_hwc.truncate(width * height * 3);
     Ok(orientation)
 }
 
@@ -64,8 +68,9 @@ fn is_gray16_png(bytes: &[u8]) -> bool {
     bytes.get(12..16) == Some(b"IHDR") && bytes.get(24..26) == Some(&[16, 0])
 }
 
-/// Pillow's `convert("RGB")` from each layout that `image` decodes to.
-fn to_rgb(color: ColorType, gray16: bool, native: &[u8], rgb: &mut [u8]) -> Result<()> {
+/// Pillow's `convert("RGB")` from each layout that `image` decodes to: the last `native` bytes of
+/// `pixels` become RGB in front.
+fn to_rgb(color: ColorType, gray16: bool, native: usize, pixels: &mut [u8]) -> Result<()> {
     let word = |v: &[u8]| u16::from_ne_bytes([v[0], v[1]]);
     let float = |v: &[u8]| f32::from_ne_bytes([v[0], v[1], v[2], v[3]]);
     // Pillow's modes `I;16` and `F` are cut off at 255; of other 16-bit images it
@@ -73,24 +78,42 @@ fn to_rgb(color: ColorType, gray16: bool, native: &[u8], rgb: &mut [u8]) -> Resu
     let clipped = |v: &[u8]| word(v).min(255) as u8;
     let high = |v: &[u8]| (word(v) >> 8) as u8;
     let cut = |v: &[u8]| float(v) as u8;
+    let all = (native, pixels);
     match color {
-        ColorType::L8 => spread(native, 1, rgb, |p| [p[0]; 3]),
-        ColorType::La8 => spread(native, 2, rgb, |p| [p[0]; 3]),
-        ColorType::Rgba8 => spread(native, 4, rgb, |p| [p[0], p[1], p[2]]),
-        ColorType::L16 => spread(native, 2, rgb, |p| [clipped(p); 3]),
-        ColorType::La16 if gray16 => spread(native, 4, rgb, |p| [clipped(p); 3]),
-        ColorType::La16 => spread(native, 4, rgb, |p| [high(p); 3]),
-        ColorType::Rgb16 => spread(native, 6, rgb, |p| [high(p), high(&p[2..]), high(&p[4..])]),
-        ColorType::Rgba16 => spread(native, 8, rgb, |p| [high(p), high(&p[2..]), high(&p[4..])]),
-        ColorType::Rgb32F => spread(native, 12, rgb, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
-        ColorType::Rgba32F => spread(native, 16, rgb, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
+        ColorType::Rgb8 => {}
+        ColorType::L8 => spread::<1>(all, |p| [p[0]; 3]),
+        ColorType::La8 => spread::<2>(all, |p| [p[0]; 3]),
+        ColorType::Rgba8 => spread::<4>(all, |p| [p[0], p[1], p[2]]),
+        ColorType::L16 => spread::<2>(all, |p| [clipped(p); 3]),
+        ColorType::La16 if gray16 => spread::<4>(all, |p| [clipped(p); 3]),
+        ColorType::La16 => spread::<4>(all, |p| [high(p); 3]),
+        ColorType::Rgb16 => spread::<6>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),
+        ColorType::Rgba16 => spread::<8>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),
+        ColorType::Rgb32F => spread::<12>(all, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
+        ColorType::Rgba32F => spread::<16>(all, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
         other => return fail(format!("pixels of an unknown kind: {other:?}")),
     }
     Ok(())
 }
 
-fn spread(native: &[u8], size: usize, rgb: &mut [u8], convert: impl Fn(&[u8]) -> [u8; 3]) {
-    for (to, from) in rgb.chunks_exact_mut(3).zip(native.chunks_exact(size)) {
-        to.copy_from_slice(&convert(from));
+/// Pixels that are converted at a time; they stay in the first-level cache.
+const PIXELS: usize = 512;
+
+/// Converts the last `native` bytes, pixels of `SIZE` bytes, from the front: they are copied
+/// before RGB is written where they, or pixels before them, lay.
+fn spread<const SIZE: usize>(
+    (native, pixels): (usize, &mut [u8]),
+    convert: impl Fn(&[u8; SIZE]) -> [u8; 3],
+) {
+    let first = pixels.len() - native;
+    let mut copy = [[0; SIZE]; PIXELS];
+    for start in (0..native / SIZE).step_by(PIXELS) {
+        let copy = &mut copy[..PIXELS.min(native / SIZE - start)];
+        let from = &pixels[first + start * SIZE..][..copy.len() * SIZE];
+        copy.as_flattened_mut().copy_from_slice(from);
+        let rgb = &mut pixels[3 * start..][..3 * copy.len()];
+        for (to, from) in rgb.chunks_exact_mut(3).zip(copy) {
+            to.copy_from_slice(&convert(from));
+        }
     }
 }

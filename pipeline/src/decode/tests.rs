@@ -102,3 +102,62 @@ fn exif_orientation_turns_only_when_asked() {
     assert_eq!(image.pixels_hwc, image::imageops::rotate90(&picture()).into_raw());
     assert_eq!(decoder.dimensions(Format::Png, &bytes).unwrap(), (17, 23));
 }
+
+/// More pixels than are converted at a time, in every layout of PNG.
+#[test]
+fn every_layout_becomes_rgb_where_it_is() {
+    use image::{ExtendedColorType, ImageEncoder};
+    let (width, height) = (131u32, 9u32);
+    let pixels = (width * height) as usize;
+    for (color, channels, bytes) in [
+        (ExtendedColorType::L8, 1, 1),
+        (ExtendedColorType::La8, 2, 1),
+        (ExtendedColorType::Rgb8, 3, 1),
+        (ExtendedColorType::Rgba8, 4, 1),
+        (ExtendedColorType::L16, 1, 2),
+        (ExtendedColorType::La16, 2, 2),
+        (ExtendedColorType::Rgb16, 3, 2),
+        (ExtendedColorType::Rgba16, 4, 2),
+    ] {
+        let value = |at: usize| ((at * 7919) % 65536) as u16;
+        let native: Vec<u8> = match bytes {
+            1 => (0..pixels * channels).map(|at| (value(at) >> 8) as u8).collect(),
+            _ => (0..pixels * channels).flat_map(|at| value(at).to_ne_bytes()).collect(),
+        };
+        let mut png = Vec::new();
+        image::codecs::png::PngEncoder::new(&mut png)
+            .write_image(&native, width, height, color)
+            .unwrap();
+        let mut image = Image::new(3, 3);
+        let mut decoder = Decoder::new(DecodeOptions::default());
+        decoder.decode_into(Format::Png, &png, &mut image).unwrap();
+        assert_eq!((image.width, image.height), (131, 9));
+        assert_eq!(image.pixels_hwc.len(), 3 * pixels);
+        for (at, pixel) in image.pixels_hwc.chunks_exact(3).enumerate() {
+            let channel = |c: usize| {
+                let value = value(at * channels + c.min((channels - 1) / 2 * 2));
+                // Pillow cuts 16-bit gray off, and reads the high bytes of all else.
+                if color == ExtendedColorType::L16 {
+                    value.min(255) as u8
+                } else {
+                    (value >> 8) as u8
+                }
+            };
+            assert_eq!(pixel, [channel(0), channel(1), channel(2)], "{color:?} {at}");
+        }
+    }
+}
+
+#[test]
+fn what_a_huge_image_took_is_given_back_and_what_others_take_is_kept() {
+    let kept = crate::scratch::KEPT_BYTES;
+    let mut image = Image::new(4000, 6000);
+    image.trim();
+    assert_eq!((image.width, image.pixels_hwc.len()), (4000, 72_000_000), "a photograph");
+    // As decoded: eight bytes a pixel that became three.
+    image.reset_to_bytes(4000, 6000, kept + 1);
+    assert_eq!(image.pixels_hwc.len(), kept + 1);
+    image.pixels_hwc.truncate(72_000_000);
+    image.trim();
+    assert_eq!((image.width, image.height, image.pixels_hwc.capacity()), (0, 0, 0));
+}

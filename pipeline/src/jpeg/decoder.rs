@@ -116,6 +116,12 @@ impl JpegDecoder {
         self.pass(jpeg, region, grid, out)
     }
 
+    /// Gives back what a picture far larger than others took. The rest of the buffers hold rows,
+    /// not pictures.
+    pub(crate) fn trim(&mut self) {
+        crate::scratch::trim(&mut self.runs.data);
+    }
+
     /// Whether the last picture was decoded with its side index.
     pub fn used_index(&self) -> bool {
         self.used_index

@@ -173,6 +173,12 @@ impl Axis {
         }
     }
 
+    /// Gives back tables far larger than others.
+    pub fn trim(&mut self) {
+        crate::scratch::trim(&mut self.weights);
+        crate::scratch::trim(&mut self.exact);
+    }
+
     /// Whether windows go to the left from one output pixel to the next.
     pub fn descends(&self) -> bool {
         self.flip

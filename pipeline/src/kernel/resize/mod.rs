@@ -80,6 +80,33 @@ pub struct Resize {
 }
 
 impl Resize {
+    /// The most bytes that the view takes on its way: tables, rows of the ring, columns of a
+    /// block, rows at the image's end. All grow with how many pixels become one.
+    pub fn bytes(geometry: &Geometry) -> u64 {
+        let Geometry { in_y, in_x, out_y, out_x, .. } = *geometry;
+        // A window of the widest filter, and the way to the next.
+        let steps = |input: usize, total: usize| input.div_ceil(total.max(1)) as u64;
+        let (down, across) = (steps(in_y.1, out_y.0), steps(in_x.1, out_x.0));
+        let taps = |step: u64| step.saturating_mul(6).saturating_add(2);
+        let table = |step: u64, count: usize| taps(step).saturating_mul(4 * count as u64 + 64);
+        let ring = taps(down).saturating_mul(6 * padded(out_x.2) as u64);
+        let columns = across.saturating_mul((8 + 6) * 3 * 2 * MAX_ROWS as u64);
+        let reach = across.saturating_mul(out_x.2 as u64).saturating_add(taps(across));
+        let rows = reach.min(in_x.1 as u64).saturating_mul(3 * MAX_ROWS.min(in_y.1) as u64);
+        [table(down, out_y.2), table(across, out_x.2), ring, columns, rows]
+            .into_iter()
+            .fold(0, u64::saturating_add)
+    }
+
+    /// Gives back what a crop far larger than others took.
+    pub(crate) fn trim(&mut self) {
+        self.horizontal.trim();
+        self.vertical.trim();
+        self.ring.trim();
+        self.columns.trim();
+        crate::scratch::trim(&mut self.tail);
+    }
+
     /// Begins a view.
     pub fn begin(&mut self, level: Level, filter: Filter, geometry: Geometry) {
         let Geometry { in_y, in_x, out_y, out_x, flip, .. } = geometry;
