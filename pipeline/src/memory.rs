@@ -7,7 +7,14 @@ use std::sync::Arc;
 use crate::scratch::Line;
 
 /// Where a consumer has batches written.
-pub trait BatchMemory: Send + Sync {
+///
+/// # Safety
+/// The loader writes to what [`BatchMemory::allocate`] gives, from several threads, and lends it out
+/// as slices, without a look of its own. So each pointer must be good for reads and writes of the
+/// `bytes` that were asked for, from any thread; the bytes must be initialised and begin on a boundary of 64;
+/// and nobody else may read or write them, nor may they be given a second time, until
+/// [`BatchMemory::free`] takes them back.
+pub unsafe trait BatchMemory: Send + Sync {
     /// At least `bytes` bytes, initialised, on a boundary of 64, nobody else's until they are freed.
     /// `None` where there are none: the loader then takes its own.
     fn allocate(&self, bytes: usize) -> Option<NonNull<u8>>;
@@ -32,7 +39,7 @@ pub(crate) struct Given {
     memory: Arc<dyn BatchMemory>,
 }
 
-// SAFETY: the bytes are this value's alone (`BatchMemory::allocate`), as a `Vec`'s are.
+// SAFETY: the bytes are this value's alone and any thread's (`BatchMemory`), as a `Vec`'s are.
 unsafe impl Send for Given {}
 // SAFETY: as above; shared references only read.
 unsafe impl Sync for Given {}
@@ -58,7 +65,7 @@ impl Buffer {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Buffer::Own(lines) => bytemuck::cast_slice(lines),
-            // SAFETY: initialised bytes that are this value's alone.
+            // SAFETY: initialised bytes that are this value's alone, by the trait's promise.
             Buffer::Given(given) => unsafe {
                 std::slice::from_raw_parts(given.at.as_ptr(), given.bytes)
             },
@@ -114,7 +121,8 @@ mod tests {
     #[derive(Default)]
     struct Counted(AtomicUsize);
 
-    impl BatchMemory for Counted {
+    // SAFETY: a boxed slice of whole lines for each call, which only `free` makes a box again.
+    unsafe impl BatchMemory for Counted {
         fn allocate(&self, bytes: usize) -> Option<NonNull<u8>> {
             (bytes <= 1024).then(|| {
                 self.0.fetch_add(bytes, Ordering::Relaxed);

@@ -217,7 +217,9 @@ impl Intake {
 /// Page-locked memory for the loader's buffers.
 struct Pinned(Arc<dyn Backend>);
 
-impl BatchMemory for Pinned {
+// SAFETY: page-locked memory of the whole process, which any thread may use; zeroed, on a boundary of 64,
+// and of one caller until it is freed (`Backend::allocate_host`).
+unsafe impl BatchMemory for Pinned {
     fn allocate(&self, bytes: usize) -> Option<NonNull<u8>> {
         self.0.allocate_host(bytes).and_then(NonNull::new)
     }
