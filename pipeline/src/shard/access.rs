@@ -176,7 +176,7 @@ impl ShardSet {
     /// [`ShardSet::read`] gave has been used.
     ///
     /// # Errors
-    /// [`Error::Shard`] when the shard or its index became shorter meanwhile, so
+    /// [`Error::Shard`] when the shard or its index became shorter or unreadable meanwhile, so
     /// that zeros were read in place of what is missing.
     ///
     /// # Panics

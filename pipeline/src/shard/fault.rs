@@ -1,21 +1,70 @@
-//! Files that become shorter while they are mapped. Touching a page beyond the
-//! new end raises SIGBUS, which ends the process. Here the page becomes zeros,
-//! and the map is marked: whoever read from it asks [`Watch::hit`] afterwards and
-//! reports an error instead of what it read.
+//! Mapped files whose pages cannot be had: the file became shorter, or the disk or
+//! the server behind it gave up. Touching such a page raises SIGBUS, which ends
+//! the process. Here the page becomes zeros, and the map is marked: whoever read
+//! from it asks [`Watch::hit`] afterwards and reports an error instead of what it
+//! read.
 
 use std::ptr::{self, null_mut};
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering, fence};
 
 /// A range of addresses that is looked after. Never freed, since the handler may
 /// be looking at it; used again for another map.
 struct Range {
+    /// Changes with each change of `start` and `end`, and is odd while they change: the
+    /// handler must not take the start of one map and the end of another for a range.
+    changes: AtomicUsize,
     /// 0 while the entry is not in use.
     start: AtomicUsize,
     end: AtomicUsize,
-    hit: AtomicBool,
+    /// Where in the map the first page was lost; [`NEVER`] while none was.
+    hit: AtomicUsize,
+    /// How many pages were lost.
+    hits: AtomicUsize,
     taken: AtomicBool,
     next: AtomicPtr<Range>,
+}
+
+const NEVER: usize = usize::MAX;
+
+/// Pages of one map that are replaced one by one, as each may be followed by one that is there. Each
+/// makes the system keep a piece of the map apart, of which a process has some 65,000; after so many
+/// the rest of the map goes at once.
+const ONE_BY_ONE: usize = 1024;
+
+impl Range {
+    const fn new() -> Range {
+        Range {
+            changes: AtomicUsize::new(0),
+            start: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+            hit: AtomicUsize::new(NEVER),
+            hits: AtomicUsize::new(0),
+            taken: AtomicBool::new(true),
+            next: AtomicPtr::new(null_mut()),
+        }
+    }
+
+    /// Sets the addresses; for the one who has taken the entry.
+    fn set(&self, start: usize, end: usize) {
+        let changes = self.changes.load(Ordering::Relaxed);
+        self.changes.store(changes.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.start.store(start, Ordering::Relaxed);
+        self.end.store(end, Ordering::Relaxed);
+        self.changes.store(changes.wrapping_add(2), Ordering::Release);
+    }
+
+    /// The addresses, if they are in use and nobody changes them at this moment. Whoever reads a map
+    /// keeps its range as it is meanwhile, so that a range under change is never the one that a
+    /// fault is about; and the handler, which may have interrupted the change, cannot wait for it.
+    fn get(&self) -> Option<(usize, usize)> {
+        let changes = self.changes.load(Ordering::Acquire);
+        let (start, end) = (self.start.load(Ordering::Relaxed), self.end.load(Ordering::Relaxed));
+        fence(Ordering::Acquire);
+        let same = self.changes.load(Ordering::Relaxed) == changes;
+        (same && changes.is_multiple_of(2) && start != 0).then_some((start, end))
+    }
 }
 
 /// All ranges: a list that only grows.
@@ -33,21 +82,21 @@ impl Watch {
         static INSTALL: Once = Once::new();
         INSTALL.call_once(install);
         let range = free_range();
-        range.hit.store(false, Ordering::Relaxed);
-        range.end.store(start as usize + length, Ordering::Relaxed);
-        range.start.store(start as usize, Ordering::Release);
+        range.hit.store(NEVER, Ordering::Relaxed);
+        range.hits.store(0, Ordering::Relaxed);
+        range.set(start as usize, start as usize + length);
         Watch(range)
     }
 
-    /// Whether zeros stand in for bytes that the file no longer has.
-    pub fn hit(&self) -> bool {
-        self.0.hit.load(Ordering::Acquire)
+    /// The first place, that is known, where zeros stand in for bytes that could not be had.
+    pub fn hit(&self) -> Option<usize> {
+        Some(self.0.hit.load(Ordering::Acquire)).filter(|&offset| offset != NEVER)
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.0.start.store(0, Ordering::Release);
+        self.0.set(0, 0);
         self.0.taken.store(false, Ordering::Release);
     }
 }
@@ -76,13 +125,7 @@ fn free_range() -> &'static Range {
     if let Some(range) = ranges().find(take) {
         return range;
     }
-    let range: &'static Range = Box::leak(Box::new(Range {
-        start: AtomicUsize::new(0),
-        end: AtomicUsize::new(0),
-        hit: AtomicBool::new(false),
-        taken: AtomicBool::new(true),
-        next: AtomicPtr::new(null_mut()),
-    }));
+    let range: &'static Range = Box::leak(Box::new(Range::new()));
     let mut first = RANGES.load(Ordering::Acquire);
     loop {
         range.next.store(first, Ordering::Release);
@@ -115,7 +158,7 @@ fn install() {
     }
 }
 
-/// Puts zeros where a watched map has lost its file. Anything else is given to
+/// Puts zeros where a page of a watched map cannot be had. Anything else is given to
 /// whoever handled the signal before: the faulting instruction runs again.
 ///
 /// Calls nothing but `mmap` and `sigaction` and takes no lock: it may interrupt
@@ -123,23 +166,59 @@ fn install() {
 extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: the system passes a valid `info` to a handler with SA_SIGINFO.
     let address = unsafe { (*info).si_addr() } as usize;
-    let watched = |range: &&Range| {
-        let start = range.start.load(Ordering::Acquire);
-        start != 0 && (start..range.end.load(Ordering::Relaxed)).contains(&address)
+    let watched = |range: &'static Range| {
+        let (start, end) = range.get()?;
+        (start..end).contains(&address).then_some((range, start, end))
     };
-    if let Some(range) = ranges().find(watched) {
-        let page = address & !(PAGE.load(Ordering::Relaxed) - 1);
-        let length = range.end.load(Ordering::Relaxed) - page;
+    if let Some((range, start, end)) = ranges().find_map(watched) {
+        let page_bytes = PAGE.load(Ordering::Relaxed);
+        let page = address & !(page_bytes - 1);
+        let one_by_one = range.hits.fetch_add(1, Ordering::Relaxed) < ONE_BY_ONE;
+        let length = if one_by_one { page_bytes } else { end - page };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // SAFETY: the pages from here to the end of the map belong to it, whose
-        // owner holds the `Watch`, and none of them has a file behind it: the
-        // faulting one has not, and those after it lie further beyond the end.
+        // Before the zeros can be read.
+        range.hit.fetch_min(page - start, Ordering::Release);
+        // SAFETY: start and end are of one map, which is there: the faulting thread
+        // reads from it, so that its owner holds the `Watch`. The pages from here to the end
+        // of the map, which begins and ends with a page, are its own.
         let zeros = unsafe { libc::mmap(page as *mut _, length, libc::PROT_READ, flags, -1, 0) };
         if zeros as usize == page {
-            range.hit.store(true, Ordering::Release);
             return;
         }
     }
     // SAFETY: stored by `install` before this handler was set, and never freed.
     unsafe { libc::sigaction(signal, BEFORE.load(Ordering::Acquire), null_mut()) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_never_half_of_one_map_and_half_of_another() {
+        static RANGE: Range = Range::new();
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut map = 1;
+                while !stop.load(Ordering::Relaxed) {
+                    RANGE.set(map * 1000, map * 1000 + map);
+                    RANGE.set(0, 0);
+                    map = map % 900 + 1;
+                }
+            });
+            let (mut seen, mut torn) = (0, None);
+            let start = std::time::Instant::now();
+            while seen < 100_000 && start.elapsed().as_secs() < 20 && torn.is_none() {
+                if let Some((from, to)) = RANGE.get() {
+                    torn = (to.wrapping_sub(from) != from / 1000).then_some((from, to));
+                    seen += 1;
+                }
+            }
+            // First, or the other thread goes on for ever.
+            stop.store(true, Ordering::Relaxed);
+            assert_eq!(torn, None);
+            assert!(seen > 0, "no range was ever seen");
+        });
+    }
 }

@@ -35,9 +35,9 @@ impl Map {
         // map is private and read-only, so nothing here breaks the promise;
         // and every length and offset read from it is checked against the
         // map's own length, never believed, so that changed bytes can give
-        // wrong pixels or an error, not an access out of bounds. A file that
-        // becomes shorter nevertheless reads as zeros (`fault`), which `check`
-        // turns into an error.
+        // wrong pixels or an error, not an access out of bounds. Pages that cannot be
+        // had, because the file became shorter nevertheless or its disk failed, read
+        // as zeros (`fault`), which `check` turns into an error.
         let map = unsafe { memmap2::Mmap::map(file)? };
         #[cfg(unix)]
         let watch = super::fault::Watch::new(map.as_ptr(), map.len());
@@ -52,14 +52,25 @@ impl Map {
     ///
     /// # Errors
     /// [`Error::Shard`] when the file became shorter and bytes beyond its new end
-    /// were read: they came as zeros.
+    /// were read, or the system could not read a page: zeros came instead.
     pub fn check(&self, path: &Path) -> Result<()> {
         #[cfg(unix)]
-        if self.0.watch.hit() {
-            let mapped = self.0.map.len();
-            let now = std::fs::metadata(path).map_or(0, |file| file.len());
-            let cause = format!("the file became shorter while it was read: it had {mapped} bytes");
-            return Err(super::damaged(path, now, cause));
+        if let Some(offset) = self.0.watch.hit() {
+            let mapped = self.0.map.len() as u64;
+            let shorter = |now: &u64| *now < mapped;
+            let now = std::fs::metadata(path).ok().map(|file| file.len()).filter(shorter);
+            return Err(match now {
+                Some(now) => {
+                    let cause =
+                        format!("the file became shorter while it was read: it had {mapped} bytes");
+                    super::damaged(path, now, cause)
+                }
+                None => {
+                    let cause = "the system could not read the file here: its disk or server \
+                                 failed, or it was shorter for a while or is gone";
+                    super::damaged(path, offset as u64, cause)
+                }
+            });
         }
         let _ = path;
         Ok(())
@@ -100,4 +111,54 @@ pub(crate) fn slice(bytes: &[u8], offset: u64, length: u64) -> Option<&[u8]> {
     let offset = usize::try_from(offset).ok()?;
     let end = offset.checked_add(usize::try_from(length).ok()?)?;
     bytes.get(offset..end)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::*;
+
+    #[test]
+    fn a_page_that_cannot_be_had_takes_no_other_with_it_and_no_false_cause() {
+        // Of 64 KiB, as large as pages get.
+        const PAGE: usize = 65536;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, vec![7; 4 * PAGE]).unwrap();
+        let map = Map::open(&path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_len(PAGE as u64).unwrap();
+        let byte = |at: usize| std::hint::black_box(map.as_ref())[at];
+        assert!(map.check(&path).is_ok(), "nothing was read yet");
+        assert_eq!(byte(2 * PAGE), 0);
+        let error = map.check(&path).unwrap_err().to_string();
+        assert!(error.contains("became shorter") && error.contains("byte 65536"), "{error}");
+        // The page comes back, as after an error of the disk that passes: the file is as long as it was.
+        file.write_all_at(&vec![9; 3 * PAGE], PAGE as u64).unwrap();
+        assert_eq!((byte(PAGE), byte(3 * PAGE)), (9, 9), "pages around have their bytes");
+        assert_eq!(byte(2 * PAGE), 0, "the page that was read as zeros stays so");
+        let error = map.check(&path).unwrap_err().to_string();
+        assert!(!error.contains("became shorter") && error.contains("byte 131072"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(map.check(&path).is_err());
+    }
+
+    #[test]
+    fn a_large_file_that_is_gone_is_read_as_zeros_in_few_pieces() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let length = 64 << 20;
+        File::create(&path).unwrap().set_len(length).unwrap();
+        let map = Map::open(&path).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(0).unwrap();
+        // Every other page, so that no two neighbours become one piece.
+        for at in (0..length as usize).step_by(8192) {
+            assert_eq!(std::hint::black_box(map.as_ref())[at], 0);
+        }
+        let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
+        let ours = path.to_str().unwrap();
+        let pieces = maps.lines().filter(|line| line.ends_with(ours)).count();
+        assert!((2..=1030).contains(&pieces), "{pieces}");
+    }
 }
