@@ -142,6 +142,17 @@ impl Lane {
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
 
+    /// The first coefficient of the present block, with the right to those of all blocks: a store
+    /// may reach the block after.
+    ///
+    /// # Safety
+    /// The block must be in the array.
+    #[inline(always)]
+    unsafe fn block_ptr(&mut self) -> *mut i16 {
+        // SAFETY: the caller's promise.
+        unsafe { self.blocks.as_mut_ptr().add(self.block).cast() }
+    }
+
     /// Notes a block's span and goes to the next block. None where a run left
     /// the block.
     #[inline(always)]
@@ -213,7 +224,6 @@ unsafe fn one<const STORE: bool>(
     let mut position = lane.position;
     while lane.block < lane.count {
         let (dc, ac) = tables[lane.block];
-        let to = lane.blocks[lane.block].0.as_mut_ptr();
         if position == 0 {
             // SAFETY: as above.
             unsafe { bits.refill() };
@@ -225,6 +235,9 @@ unsafe fn one<const STORE: bool>(
             lane.blocks[lane.block].0[0] = value;
             position = 1;
         }
+        // After the block was written by its name, which would end the pointer's right to it.
+        // SAFETY: the block is below the count, and the array has one more than the most.
+        let to = unsafe { lane.block_ptr() };
         'block: loop {
             // SAFETY: as above.
             unsafe { bits.refill() };
@@ -287,7 +300,8 @@ impl<'a> Hot<'a> {
         data: *const u8,
         tables: &[Tables<'a>; MAX_BATCH],
     ) -> Option<Hot<'a>> {
-        let to = lane.blocks[lane.block].0.as_mut_ptr();
+        // SAFETY: the batch is not done, so the block is below the count.
+        let to = unsafe { lane.block_ptr() };
         let table = tables[lane.block].1;
         let mut hot = Hot { buffer: 0, at: lane.at, position: lane.position, to, table };
         if hot.position == 0 {
@@ -325,7 +339,7 @@ impl<'a> Hot<'a> {
     ) -> Option<()> {
         // SAFETY: a batch has at most MAX_BATCH blocks, and both arrays as many.
         let (dc, ac) = unsafe {
-            self.to = lane.blocks.as_mut_ptr().add(lane.block).cast();
+            self.to = lane.block_ptr();
             *tables.get_unchecked(lane.block)
         };
         self.table = ac;
