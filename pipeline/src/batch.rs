@@ -32,9 +32,9 @@ pub struct BatchSpec {
 }
 
 impl BatchSpec {
-    /// Elements of one view of one image.
+    /// Elements of one view of one image; `usize::MAX` for more than that.
     pub fn view_len(&self) -> usize {
-        self.height * self.width * 3
+        self.height.saturating_mul(self.width).saturating_mul(3)
     }
 
     /// Bytes of an element.
@@ -46,9 +46,11 @@ impl BatchSpec {
         }
     }
 
-    /// Bytes of a full batch.
+    /// Bytes of a full batch; `usize::MAX`, which no buffer has, for more than that.
     pub fn bytes(&self) -> usize {
-        self.views * self.size * self.view_len() * self.element_bytes()
+        [self.size, self.view_len(), self.element_bytes()]
+            .into_iter()
+            .fold(self.views, usize::saturating_mul)
     }
 }
 
@@ -369,6 +371,16 @@ mod tests {
         assert!(free.is_empty());
         drop(batches);
         assert_eq!(free.len(), 1);
+    }
+
+    #[test]
+    fn a_shape_beyond_all_memory_has_no_small_size() {
+        // The low 64 bits of 2 * 2^62 * 45 * 4 are 0.
+        let huge = BatchSpec { size: 1 << 62, ..spec(1) };
+        assert_eq!(huge.bytes(), usize::MAX);
+        let huge = BatchSpec { height: 1 << 63, width: 2, ..spec(1) };
+        assert_eq!((huge.view_len(), huge.bytes()), (usize::MAX, usize::MAX));
+        assert_eq!(spec(3).bytes(), 2 * 3 * 3 * 5 * 3 * 4);
     }
 
     #[test]

@@ -121,7 +121,7 @@ impl LoaderConfig {
 pub struct Position {
     /// The epoch, from 0.
     pub epoch: u64,
-    /// The batch within the epoch, from 0.
+    /// The batch within the epoch, from 0; as many as the epoch has, once it is over.
     pub batch: u64,
 }
 
@@ -157,6 +157,9 @@ pub struct Loader {
 /// Buffers beyond which more prefetching no longer helps: one with the consumer,
 /// one ready, two being filled.
 const MOST_BUFFERS: usize = 4;
+
+/// More threads than this are a slip of the pen; their stacks alone would take gigabytes.
+const MOST_THREADS: usize = 4096;
 
 /// Bytes beyond which fetching further ahead no longer helps: a second of a fast network.
 const MOST_AHEAD: u64 = 512 << 20;
@@ -195,6 +198,16 @@ impl Loader {
                  or pack it anew with `shard pack` for random access"
             ));
         }
+        if config.threads > MOST_THREADS {
+            return usage(format!(
+                "{} threads are more than {MOST_THREADS}, the most that a loader takes",
+                config.threads
+            ));
+        }
+        if !(0.0..=1.0).contains(&config.max_bad) {
+            return usage(format!("max_bad is a share, 0 to 1; found {}", config.max_bad));
+        }
+        config.views.iter().try_for_each(ViewConfig::validate)?;
         if config.finish == Finish::Consumer
             && (config.dtype, config.layout) != (DType::U8, Layout::Nhwc)
         {
@@ -270,11 +283,19 @@ impl Loader {
     }
 
     /// Starts the threads; the first batch is that of `from`, the last one ends
-    /// epoch `epochs - 1`.
+    /// epoch `epochs - 1`. A position behind the last batch of an epoch is the start of the next.
     ///
     /// # Errors
-    /// [`Error::Io`] when the system gives no thread.
+    /// [`Error::Usage`] when the epoch of `from` has fewer batches than that; [`Error::Io`] when the
+    /// system gives no thread.
     pub fn start(&self, from: Position, epochs: u64) -> Result<BatchStream> {
+        let batches = self.batches_per_epoch();
+        if from.batch > batches {
+            return Err(Error::Usage(format!(
+                "there is no batch {} to go on from: an epoch of this set has {batches}",
+                from.batch
+            )));
+        }
         BatchStream::start(self, from, epochs)
     }
 }

@@ -257,7 +257,12 @@ fn dropping_a_stream_early_ends_its_threads() {
 fn what_cannot_be_met_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
-    let cases: [(LoaderConfig, &str); 7] = [
+    let view = |change: fn(&mut ViewConfig)| {
+        let mut config = config(4);
+        change(config.views.last_mut().unwrap());
+        config
+    };
+    let cases: [(LoaderConfig, &str); 15] = [
         (config(50), "larger than the data set"),
         (config(0), "batch of 0"),
         (LoaderConfig { rank: 2, world: 2, ..config(4) }, "rank 2 of 2"),
@@ -265,11 +270,39 @@ fn what_cannot_be_met_is_said_in_one_line() {
         (LoaderConfig { budget_bytes: 1000, ..config(4) }, "byte budget"),
         (LoaderConfig { views: vec![], ..config(4) }, "at least one view"),
         (LoaderConfig { layout: Layout::Nchw, ..config(4).unfinished() }, "8-bit NHWC"),
+        (LoaderConfig { threads: usize::MAX / 4 + 1, ..config(4) }, "threads"),
+        (LoaderConfig { max_bad: f64::NAN, ..config(4) }, "max_bad"),
+        (LoaderConfig { budget_bytes: u64::MAX, drop_last: false, ..config(1 << 53) }, "budget"),
+        (view(|view| view.random_resized_crop = None), "a view is made by"),
+        (
+            LoaderConfig { views: vec![ViewConfig::eval(0, 0)], ..config(4) },
+            "resize.size must be 1 to",
+        ),
+        (
+            view(|view| view.random_resized_crop.as_mut().unwrap().ratio = [2.0, 0.5]),
+            "random_resized_crop.ratio",
+        ),
+        (view(|view| view.gaussian_blur.sigma = [f64::NAN; 2]), "gaussian_blur.sigma"),
+        (view(|view| view.random_grayscale.p = 2.0), "random_grayscale.p"),
     ];
     for (config, expected) in cases {
         let message = Loader::new(Arc::clone(&set), config).err().unwrap().to_string();
         assert!(message.contains(expected) && !message.contains('\n'), "{message}");
     }
+}
+
+#[test]
+fn a_position_is_one_of_the_epoch_or_its_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    let whole = run(&set, config(10), Position::default(), 2);
+    let end = Position { epoch: 0, batch: 4 };
+    assert_eq!(run(&set, config(10), end, 2), whole[4..]);
+    let loader = Loader::new(set, config(10)).unwrap();
+    let Err(Error::Usage(text)) = loader.start(Position { epoch: 0, batch: 5 }, 2) else {
+        panic!("there are four batches");
+    };
+    assert!(text.contains("no batch 5") && text.contains("has 4"), "{text}");
 }
 
 #[test]
