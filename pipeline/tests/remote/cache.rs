@@ -221,3 +221,97 @@ fn a_killed_download_leaves_nothing_that_is_read_and_no_lock() {
     warm(&set, cache.path(), 3);
     assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), data.local("tar", Shuffle::Global));
 }
+
+#[test]
+fn an_object_that_nothing_tells_from_another_is_not_cached_but_with_a_manifest() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    server.misbehave(|_, _| Fault::NoEtag);
+    let cache = tempfile::tempdir().unwrap();
+    let options = cached(cache.path(), 1 << 30);
+    let url = server.url(&packed("tar"));
+    for &shuffle in &ORDERS {
+        let set = open(&url, &options).unwrap();
+        assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("tar", shuffle), "{shuffle:?}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    assert_eq!(bytes(cache.path()), 0);
+    let path = data.folder.path().join("tar/shard-000000.tar");
+    let manifest = server.url("tar/shard.manifest.json");
+    // A manifest's checksums tell.
+    let set = open(&manifest, &options).unwrap();
+    warm(&set, cache.path(), 3);
+    assert_eq!(run(&set, Shuffle::None, 1).unwrap(), data.local("tar", Shuffle::None));
+    drop(set);
+    // An object that is not the manifest's is read, but not kept.
+    for entry in std::fs::read_dir(cache.path()).unwrap() {
+        let _ = std::fs::remove_file(entry.unwrap().path());
+    }
+    let mut shard = std::fs::read(&path).unwrap();
+    *shard.last_mut().unwrap() ^= 1;
+    std::fs::write(&path, &shard).unwrap();
+    let set = open(&manifest, &options).unwrap();
+    let start = Instant::now();
+    while entries(cache.path()).len() < 2 || start.elapsed() < Duration::from_millis(500) {
+        let _ = run(&set, Shuffle::None, 1);
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", entries(cache.path()));
+    }
+    assert_eq!(entries(cache.path()).len(), 2, "all but the one that is another");
+}
+
+#[test]
+fn an_entry_that_is_damaged_is_read_past_and_replaced() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let cache = tempfile::tempdir().unwrap();
+    let url = server.url(&packed("zst"));
+    let options = cached(cache.path(), 1 << 30);
+    warm(&open(&url, &options).unwrap(), cache.path(), 3);
+    let entry = entries(cache.path()).remove(1);
+    let good = std::fs::read(&entry).unwrap();
+    // The number of frames in the seek table's footer.
+    let mut bad = good.clone();
+    let footer = bad.len() - 9;
+    bad[footer] ^= 0x55;
+    std::fs::write(&entry, &bad).unwrap();
+    let set = open(&url, &options).unwrap();
+    let want = data.local("zst", Shuffle::Global);
+    assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), want);
+    warm(&set, cache.path(), 3);
+    assert!(std::fs::read(&entry).unwrap() == good);
+}
+
+#[test]
+fn a_process_that_stands_still_with_its_lock_keeps_nobody_waiting() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let cache = tempfile::tempdir().unwrap();
+    let url = server.url("stream/part-{000000..000002}.tar.zst");
+    let mut options = cached(cache.path(), 1 << 30);
+    warm_streams(&open(&url, &options).unwrap(), cache.path());
+    let entry = entries(cache.path()).remove(0);
+    std::fs::remove_file(&entry).unwrap();
+    let name = entry.file_name().unwrap().to_string_lossy().into_owned();
+    let lock = std::fs::File::create(cache.path().join(format!("locks/{name}.lock"))).unwrap();
+    lock.lock().unwrap();
+    std::fs::write(cache.path().join(format!(".{name}.abc.part")), "some").unwrap();
+    options.remote.timeout = Duration::from_millis(1500);
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let set = open(&url, &options).unwrap();
+        let _ = sender.send(run(&set, Shuffle::None, 2));
+    });
+    let seen = done.recv_timeout(Duration::from_secs(40)).expect("it waits for the lock");
+    assert_eq!(seen.unwrap(), data.local("stream", Shuffle::None));
+    assert!(!entry.exists());
+    drop(lock);
+}
+
+/// As `warm`, of shards that can only be streamed.
+fn warm_streams(set: &Arc<ShardSet>, cache: &Path) {
+    let start = Instant::now();
+    while entries(cache).len() < 3 {
+        run(set, Shuffle::None, 2).unwrap();
+        assert!(start.elapsed() < Duration::from_secs(60), "{:?}", entries(cache));
+    }
+}

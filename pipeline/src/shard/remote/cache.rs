@@ -14,6 +14,9 @@ use super::fetch::Identity;
 use crate::shard::atomic::PART;
 use crate::{Error, Result};
 
+/// A part that nobody wrote to for so long is a dead process's, where no lock can tell.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
 /// Subfolder of the locks.
 const LOCKS: &str = "locks";
 /// An entry that was used so lately is in use: processes touch what they read every few seconds.
@@ -24,12 +27,15 @@ const IN_USE: Duration = Duration::from_secs(60);
 pub(crate) struct Cache {
     folder: PathBuf,
     limit: u64,
+    /// [`File::try_lock`], but for tests of file systems without locks.
+    try_lock: fn(&File) -> Result<(), TryLockError>,
 }
 
 /// The right to download an entry; ends with the process, however that ends.
 pub(super) struct Lock {
     path: PathBuf,
-    _file: Option<File>,
+    /// `None` where the file system knows no locks, so that others may be at the entry, too.
+    file: Option<File>,
 }
 
 impl Drop for Lock {
@@ -40,14 +46,18 @@ impl Drop for Lock {
     }
 }
 
-/// The name of the entry of an object in a state.
-pub(super) fn entry_name(url: &str, identity: &Identity) -> String {
-    let modified = identity.modified.to_string();
-    let state = format!("{} {}", identity.size, identity.etag.as_ref().unwrap_or(&modified));
+/// The name of the entry of an object in a state: by its ETag, or its time of modification, or the
+/// checksum that a manifest gives it. `None` where there is none of them: an object that was
+/// replaced by one of the same size would be read from the cache for ever.
+pub(super) fn entry_name(url: &str, identity: &Identity, checksum: Option<&str>) -> Option<String> {
+    let modified = (identity.modified != 0).then(|| identity.modified.to_string());
+    let told = identity.etag.as_deref().or(modified.as_deref()).or(checksum)?;
+    let state = format!("{} {told}", identity.size);
     let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let name: String = super::url::file_name(url).chars().map(plain).collect();
     let name = &name[name.len().saturating_sub(100)..];
-    format!("{:016x}-{:016x}-{name}", xxh3_64(url.as_bytes()), xxh3_64(state.as_bytes()))
+    let (object, state) = (xxh3_64(url.as_bytes()), xxh3_64(state.as_bytes()));
+    Some(format!("{object:016x}-{state:016x}-{name}"))
 }
 
 impl Cache {
@@ -56,13 +66,23 @@ impl Cache {
     /// # Errors
     /// [`Error::Io`] when it cannot be made or read.
     pub fn open(folder: &Path, limit: u64) -> Result<Cache> {
+        Cache::open_with(folder, limit, File::try_lock)
+    }
+
+    fn open_with(
+        folder: &Path,
+        limit: u64,
+        try_lock: fn(&File) -> Result<(), TryLockError>,
+    ) -> Result<Cache> {
         let locks = folder.join(LOCKS);
         std::fs::create_dir_all(&locks).map_err(|e| Error::io(&locks, e))?;
-        let cache = Cache { folder: folder.to_owned(), limit };
-        for file in cache.files()? {
-            let Some(entry) = part_of(&file.path) else { continue };
-            if cache.lock(&entry)?.is_some() {
-                let _ = std::fs::remove_file(&file.path);
+        let cache = Cache { folder: folder.to_owned(), limit, try_lock };
+        let now = SystemTime::now();
+        for part in cache.files()? {
+            let Some(entry) = part_of(&part.path) else { continue };
+            let old = now.duration_since(part.used).is_ok_and(|since| since > ABANDONED);
+            if cache.lock(&entry)?.is_some_and(|lock| lock.file.is_some() || old) {
+                let _ = std::fs::remove_file(&part.path);
             }
         }
         Ok(cache)
@@ -88,11 +108,11 @@ impl Cache {
     pub fn lock(&self, name: &str) -> Result<Option<Lock>> {
         let path = self.folder.join(LOCKS).join(format!("{name}.lock"));
         let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Lock { path, _file: Some(file) })),
+        match (self.try_lock)(&file) {
+            Ok(()) => Ok(Some(Lock { path, file: Some(file) })),
             Err(TryLockError::WouldBlock) => Ok(None),
             // A file system without locks: two downloads of one shard do no harm.
-            Err(TryLockError::Error(_)) => Ok(Some(Lock { path, _file: None })),
+            Err(TryLockError::Error(_)) => Ok(Some(Lock { path, file: None })),
         }
     }
 
@@ -150,6 +170,14 @@ impl Cache {
         if let Ok(file) = File::options().append(true).open(path) {
             let _ = file.set_modified(SystemTime::now());
         }
+    }
+
+    /// The part of entry `name` that was written to last, and when; it has its whole length from
+    /// the start.
+    pub fn progress(&self, name: &str) -> Option<(PathBuf, SystemTime)> {
+        let parts = self.files().ok()?.into_iter();
+        let parts = parts.filter(|file| part_of(&file.path).is_some_and(|entry| entry == name));
+        parts.max_by_key(|part| part.used).map(|part| (part.path, part.used))
     }
 
     /// Removes the entries of other states of the object that entry `name` holds.
@@ -275,11 +303,52 @@ mod tests {
     }
 
     #[test]
+    fn without_locks_only_parts_that_nobody_writes_to_are_cleared_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let [alive, dead] = [".a.x1.part", ".b.x2.part"].map(|name| folder.path().join(name));
+        for (path, age) in [(&alive, Duration::from_secs(60)), (&dead, 2 * ABANDONED)] {
+            std::fs::write(path, "1").unwrap();
+            let file = File::options().append(true).open(path).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        }
+        let none = |_: &File| Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()));
+        let cache = Cache::open_with(folder.path(), 100, none).unwrap();
+        assert!(alive.exists() && !dead.exists());
+        let (path, when) = cache.progress("a").unwrap();
+        assert_eq!(path, alive);
+        std::fs::write(&alive, "2").unwrap();
+        assert!(cache.progress("a").unwrap().1 > when && cache.progress("b").is_none());
+    }
+
+    #[test]
+    fn an_object_has_an_entry_only_where_something_tells_its_states_apart() {
+        let state = |etag: Option<&str>, modified| Identity {
+            size: 4,
+            etag: etag.map(str::to_owned),
+            modified,
+        };
+        let name = |state: &Identity, checksum| entry_name("http://h/a.tar", state, checksum);
+        assert_eq!(name(&state(None, 0), None), None);
+        let mut names: Vec<_> = [
+            name(&state(Some("x"), 0), None),
+            name(&state(None, 7), None),
+            name(&state(None, 8), None),
+            name(&state(None, 0), Some("xxh3:1")),
+            name(&state(None, 0), Some("xxh3:2")),
+        ]
+        .map(Option::unwrap)
+        .to_vec();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), 5);
+    }
+
+    #[test]
     fn another_state_of_an_object_is_another_entry() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path(), 100).unwrap();
         let state = |size, etag: &str| Identity { size, etag: Some(etag.into()), modified: 0 };
-        let name = |url, state: &Identity| entry_name(url, state);
+        let name = |url, state: &Identity| entry_name(url, state, None).unwrap();
         let (was, is) =
             (name("s3://b/a.tar", &state(4, "x")), name("s3://b/a.tar", &state(4, "y")));
         let other = name("s3://c/a.tar", &state(4, "x"));

@@ -3,15 +3,17 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
+use xxhash_rust::xxh3::Xxh3;
 
 use super::Remote;
 use super::cache::Cache;
 use super::object::RemoteShard;
 use super::reader::Reader;
 use crate::Result;
+use crate::shard::damaged;
 
 /// Downloads at a time.
 const THREADS: usize = 2;
@@ -19,6 +21,8 @@ const THREADS: usize = 2;
 const REPORT: Duration = Duration::from_secs(3);
 /// Between two looks at a lock that another process holds.
 const LOOK: Duration = Duration::from_millis(100);
+/// Looks at the lock for each at how far that process is, which reads the folder.
+const LOOKS: u32 = 10;
 
 /// Reads that somebody waits for at this moment: downloads make way for them.
 static HURRIED: AtomicUsize = AtomicUsize::new(0);
@@ -88,18 +92,22 @@ fn one(weak: &Weak<RemoteShard>, cache: &Cache, remote: &Weak<Remote>) {
     }
 }
 
-/// False when there is no room, or nobody wants the shard any more.
+/// False when there is no room, nobody wants the shard any more, it cannot be cached, or the process
+/// that is at it stands still.
 fn download(
     shard: Arc<RemoteShard>,
     weak: &Weak<RemoteShard>,
     cache: &Cache,
     remote: &Weak<Remote>,
 ) -> Result<bool> {
-    let (entry, identity) = (shard.entry()?, shard.identity()?.clone());
+    let Some(entry) = shard.entry()? else { return Ok(false) };
+    let (identity, checksum) = (shard.identity()?.clone(), shard.checksum());
     let target = shard.target.clone();
     let gentle = shard.remote.gentle.load(Ordering::Relaxed);
     // While it waits and loads, the set may be dropped.
     drop(shard);
+    let (mut progress, mut since) = (None, Instant::now());
+    let mut looks = 0;
     let _lock = loop {
         if let Some(lock) = cache.lock(&entry)? {
             break lock;
@@ -107,6 +115,20 @@ fn download(
         if weak.strong_count() == 0 {
             return Ok(false);
         }
+        // A process that was stopped keeps its lock.
+        if looks % LOOKS == 0 {
+            let now = cache.progress(&entry);
+            if now != progress {
+                (progress, since) = (now, Instant::now());
+            } else if since.elapsed() > target.options.timeout {
+                tracing::warn!(
+                    "{}: read past the cache: another process has begun to download it and stands still",
+                    target.path.display()
+                );
+                return Ok(false);
+            }
+        }
+        looks += 1;
         std::thread::sleep(LOOK);
     };
     let found = cache.find(&entry, Some(identity.size));
@@ -118,18 +140,27 @@ fn download(
                 return Ok(false);
             };
             let mut reader = Reader::open(&target, &identity)?;
+            let mut hash = Xxh3::new();
             loop {
                 let piece = reader.next_piece()?;
                 if piece.is_empty() {
                     break;
                 }
                 part.write(&piece)?;
+                hash.update(&piece);
                 if weak.strong_count() == 0 {
                     return Ok(false);
                 }
                 if HURRIED.load(Ordering::Relaxed) > 0 {
                     std::thread::sleep(Duration::from_millis(10));
                 }
+            }
+            let found = hash.digest();
+            if let Some(known) = checksum.filter(|&known| known != found) {
+                let cause = format!(
+                    "the object's checksum is xxh3:{found:016x}, the manifest says xxh3:{known:016x}"
+                );
+                return Err(damaged(&target.path, 0, cause));
             }
             let path = part.finish()?;
             cache.forget_stale(&entry);

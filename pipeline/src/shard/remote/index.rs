@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 
-use super::cache::{Cache, entry_name};
+use super::cache::Cache;
 use super::fetch;
 use super::object::RemoteShard;
 use super::reader::Reader;
@@ -128,20 +128,20 @@ impl RemoteShard {
         Ok((self.identity()?.size, self.fingerprint()?))
     }
 
-    fn index_name(&self) -> Result<String> {
-        let entry = entry_name(&self.target.url(), self.identity()?);
-        Ok(index_path(entry.as_ref()).to_string_lossy().into_owned())
+    fn index_name(&self) -> Result<Option<String>> {
+        let name = |entry: String| index_path(entry.as_ref()).to_string_lossy().into_owned();
+        Ok(self.entry()?.map(name))
     }
 
     fn cached_index(&self) -> Result<Option<PathBuf>> {
         let Some(cache) = &self.remote.cache else { return Ok(None) };
-        Ok(cache.find(&self.index_name()?, None))
+        Ok(self.index_name()?.and_then(|name| cache.find(&name, None)))
     }
 
     /// Puts an index into the cache, where there is one with room.
     fn keep_index(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
         let Some(cache) = &self.remote.cache else { return Ok(None) };
-        let name = self.index_name()?;
+        let Some(name) = self.index_name()? else { return Ok(None) };
         // Without the lock another process would take the part for one of a dead process.
         let Some(_lock) = cache.lock(&name)? else { return Ok(None) };
         let Some(mut part) = cache.begin(&name, bytes.len() as u64, true)? else {

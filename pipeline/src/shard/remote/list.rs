@@ -1,5 +1,6 @@
 //! Folders, globs and manifests behind URLs, as `pattern` has them on disk.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use super::fetch::{self, Identity};
@@ -72,9 +73,10 @@ impl Lister {
                 found.extend(self.manifest(object)?);
             }
         }
+        let listed: HashMap<&Path, &Identity> =
+            objects.iter().map(|(url, identity)| (Path::new(url), identity)).collect();
         for (shard, _) in &mut found {
-            let listed = objects.iter().find(|(url, _)| Path::new(url) == shard.path);
-            shard.listed = listed.map(|(_, identity)| identity.clone());
+            shard.listed = listed.get(&*shard.path).map(|&identity| identity.clone());
         }
         if found.is_empty() {
             found = shards(objects);

@@ -60,6 +60,8 @@ pub(crate) struct Remote {
     /// Whether entries of the cache that are in use are left there: an order that comes back to
     /// every shard at once would put out what it needs next.
     gentle: AtomicBool,
+    /// Whether it was said that an object cannot be cached.
+    uncached: AtomicBool,
 }
 
 impl Remote {
@@ -74,6 +76,7 @@ impl Remote {
             shards: Mutex::default(),
             downloads: OnceLock::new(),
             gentle: AtomicBool::new(false),
+            uncached: AtomicBool::new(false),
         }))
     }
 

@@ -15,13 +15,13 @@ use super::net::{given_up, is_given_up, wait, waited_since};
 use super::reader::Reader;
 use super::store::Target;
 use super::{Remote, download};
-use crate::Result;
 use crate::shard::access::Data;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign};
 use crate::shard::manifest::ManifestShard;
 use crate::shard::map::Map;
 use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
+use crate::{Error, Result};
 
 /// Bytes that are read from the front and the end of a shard to know its form.
 const ENDS: u64 = 4096;
@@ -80,9 +80,13 @@ impl RemoteShard {
         known: Option<ManifestShard>,
         listed: Option<Identity>,
     ) -> Result<RemoteShard> {
+        let target = remote.stores.target(url)?;
+        if let (Some(known), Some(listed)) = (&known, &listed) {
+            agree(known, listed, &target)?;
+        }
         Ok(RemoteShard {
             remote: Arc::clone(remote),
-            target: remote.stores.target(url)?,
+            target,
             index: remote.stores.target(&format!("{url}.idx"))?,
             known,
             identity: listed.map_or_else(OnceLock::new, |listed| OnceLock::from((listed, None))),
@@ -100,13 +104,8 @@ impl RemoteShard {
             return Ok(identity);
         }
         let (head, identity) = self.now(fetch::range(&self.target, 0..ENDS, None))?;
-        if let Some(known) = self.known.as_ref().filter(|known| known.bytes != identity.size) {
-            let cause = format!(
-                "the manifest says {} bytes, the object has {}: pack anew, or name the shards \
-                 without the manifest",
-                known.bytes, identity.size
-            );
-            return Err(damaged(&self.target.path, identity.size, cause));
+        if let Some(known) = &self.known {
+            agree(known, &identity, &self.target)?;
         }
         Ok(&self.identity.get_or_init(|| (identity, Some(head))).0)
     }
@@ -188,10 +187,20 @@ impl RemoteShard {
             return Ok(None);
         }
         drop(slot);
-        let identity = self.identity()?;
-        let found = cache.find(&entry_name(&self.target.url(), identity), Some(identity.size));
+        let size = self.identity()?.size;
+        let found = self.entry()?.and_then(|entry| cache.find(&entry, Some(size)));
         if let Some(path) = found {
-            return self.adopt(path).map(Some);
+            match self.adopt(path.clone()) {
+                Ok(data) => return Ok(Some(data)),
+                // Another process put it out of the cache since it was found.
+                Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    tracing::warn!("not read from the cache ({}): {error}", path.display());
+                    if matches!(error, Error::Shard { .. }) {
+                        let _ = std::fs::remove_file(&path);
+                    }
+                }
+            }
         }
         slot = self.slot();
         slot.looked = true;
@@ -212,9 +221,25 @@ impl RemoteShard {
         Ok(data)
     }
 
-    /// The entry's name.
-    pub(super) fn entry(&self) -> Result<String> {
-        Ok(entry_name(&self.target.url(), self.identity()?))
+    /// The entry's name; `None` for an object that cannot be cached.
+    pub(super) fn entry(&self) -> Result<Option<String>> {
+        let checksum = self.known.as_ref().map(|known| &*known.checksum);
+        let entry = entry_name(&self.target.url(), self.identity()?, checksum);
+        if entry.is_none() && !self.remote.uncached.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                "{}: not cached: the server gives neither an ETag nor a time of modification, so \
+                 that nobody would notice when the object changes; naming the shards' manifest \
+                 (`shard pack` writes one) would help",
+                self.target.path.display()
+            );
+        }
+        Ok(entry)
+    }
+
+    /// XXH3-64 of all bytes, where a manifest tells it.
+    pub(super) fn checksum(&self) -> Option<u64> {
+        let digits = self.known.as_ref()?.checksum.strip_prefix("xxh3:")?;
+        u64::from_str_radix(digits, 16).ok()
     }
 
     pub(super) fn slot(&self) -> MutexGuard<'_, Slot> {
@@ -233,6 +258,11 @@ impl RemoteShard {
     pub fn want_cached(self: &Arc<Self>) {
         let Some(cache) = &self.remote.cache else { return };
         let mut slot = self.slot();
+        // What is not known yet the download finds out.
+        let asked = self.identity.get().is_some();
+        if asked && !matches!(self.entry(), Ok(Some(_))) {
+            return;
+        }
         let later = slot.later.is_some_and(|later| Instant::now() < later);
         if slot.data.is_none() && !slot.queued && !later {
             slot.queued = true;
@@ -322,6 +352,19 @@ impl RemoteShard {
     }
 }
 
+/// Checks the object's size against what a manifest says.
+fn agree(known: &ManifestShard, is: &Identity, target: &Target) -> Result<()> {
+    if known.bytes == is.size {
+        return Ok(());
+    }
+    let cause = format!(
+        "the manifest says {} bytes, the object has {}: pack anew, or name the shards without the \
+         manifest",
+        known.bytes, is.size
+    );
+    Err(damaged(&target.path, is.size, cause))
+}
+
 /// A shard opened to be read in order.
 pub(crate) enum Opened {
     Cached(Arc<Data>),
@@ -333,5 +376,32 @@ impl Layout {
     /// Whether samples can be read in any order.
     pub fn seekable(&self) -> bool {
         !self.compressed || self.table.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::{Limits, RemoteOptions};
+
+    #[test]
+    fn a_listed_object_of_another_size_than_the_manifests_is_refused_at_once() {
+        let remote = Remote::new(&RemoteOptions::default(), &Limits::default()).unwrap();
+        let known = ManifestShard {
+            name: "a.tar".into(),
+            samples: 1,
+            bytes: 10,
+            checksum: "xxh3:00000000000000ff".into(),
+            seekable: true,
+        };
+        let of = |size| {
+            let listed = Identity { size, etag: None, modified: 0 };
+            RemoteShard::new(&remote, "http://localhost/a.tar", Some(known.clone()), Some(listed))
+        };
+        let shard = of(10).unwrap();
+        assert_eq!(shard.checksum(), Some(255));
+        assert!(shard.entry().unwrap().is_some(), "the checksum tells its state");
+        let error = of(11).err().unwrap().to_string();
+        assert!(error.contains("manifest says 10 bytes, the object has 11"), "{error}");
     }
 }
