@@ -26,7 +26,9 @@ fn fingerprint(shard: &[u8]) -> u64 {
 
 fn mend(index: &mut [u8]) {
     let long = |bytes: &[u8], at: usize| {
-        bytes.get(at..at + 8).map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize)
+        bytes
+            .get(at..at + 8)
+            .map(|b| u64::from_le_bytes(b.try_into().expect("eight bytes")) as usize)
     };
     if index.len() < 64 {
         return;
@@ -38,7 +40,9 @@ fn mend(index: &mut [u8]) {
     let sections = usize::from(index[12]).min((index.len() - 64) / 32);
     for row in 0..sections {
         let at = 64 + 32 * row;
-        let (Some(start), Some(bytes)) = (long(index, at + 8), long(index, at + 16)) else { return };
+        let (Some(start), Some(bytes)) = (long(index, at + 8), long(index, at + 16)) else {
+            return;
+        };
         let end = start.saturating_add(bytes);
         if let Some(section) = index.get(start..end) {
             let hash = xxh3_64(section);

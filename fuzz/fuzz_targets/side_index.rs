@@ -31,7 +31,8 @@ fuzz_target!(|data: &[u8]| {
     let (decoder, out) = &mut *KEPT.lock().expect("no panic before");
     for part in [1, 2, 4] {
         let (left, top) = (width - width.div_ceil(part), height - height.div_ceil(part));
-        let region = Region { left, top, width: width.div_ceil(part), height: height.div_ceil(part) };
+        let region =
+            Region { left, top, width: width.div_ceil(part), height: height.div_ceil(part) };
         let _ = decoder.decode_region_into(&jpeg, region, Some(&index), out);
     }
 });

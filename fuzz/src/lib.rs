@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::sync::LazyLock;
 
+use bt_pipeline::Image;
 use bt_pipeline::augment::Crop;
 use bt_pipeline::decode::{DecodeOptions, Decoder};
 use bt_pipeline::shard::{Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet};
-use bt_pipeline::Image;
 
 /// A folder of this process, in memory where the system has one.
 pub static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
