@@ -8,6 +8,7 @@ import functools
 import gc
 import http.server
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -118,6 +119,25 @@ class LoaderTest(unittest.TestCase):
         self.assert_same(self.batches(loader, 1), whole[3:4])
         with self.assertRaisesRegex(ValueError, "seed 6"):
             loader.load_state_dict({**state, "seed": 6})
+
+    def test_a_state_of_another_order_is_refused(self):
+        state = self.loader().state_dict()
+        for settings, named in [
+            ({"shuffle": "none"}, "shuffle global, this loader has none"),
+            ({"shuffle": "window"}, "shuffle global, this loader has window"),
+            ({"drop_last": False}, "drop_last True"),
+            ({"batch_size": 8}, "batch_size 16"),
+        ]:
+            with self.assertRaisesRegex(ValueError, named):
+                self.loader(resume=state, **settings)
+        with self.assertRaisesRegex(ValueError, "does not tell its shuffle"):
+            self.loader(resume={key: value for key, value in state.items() if key != "shuffle"})
+        # A window is compared where it is used; JSON makes a list of it.
+        window = json.loads(json.dumps(self.loader(shuffle="window", window=(2, 30)).state_dict()))
+        self.loader(shuffle="window", window=(2, 30), resume=window)
+        with self.assertRaisesRegex(ValueError, r"window \[2, 30\]"):
+            self.loader(shuffle="window", window=(2, 31), resume=window)
+        self.loader(window=(3, 7), resume=state)
 
     def test_ranks_share_each_batch(self):
         whole = self.batches(self.loader(), 2)

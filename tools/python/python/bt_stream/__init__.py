@@ -116,7 +116,10 @@ class Loader:
             shuffle=shuffle, window=tuple(window), layout=layout, dtype=dtype, drop_last=drop_last, rank=rank,
             world=world, budget_mb=budget_mb, on_bad=on_bad, max_bad=max_bad, cache=cache, cache_size=cache_size)
         self._labels = labels
-        self._identity = {"seed": seed, "batch_size": batch_size, "samples": self._native.samples}
+        # What the order rests on, as JSON gives it back. Not rank and world: a position is one of all ranks.
+        self._identity = {
+            "seed": seed, "batch_size": batch_size, "samples": self._native.samples, "shuffle": shuffle,
+            "window": list(window) if shuffle == "window" else None, "drop_last": bool(drop_last)}
         self._next = (0, 0)
         self._stream = None
         if resume is not None:
@@ -175,11 +178,15 @@ class Loader:
         Raises
         ------
         ValueError
-            When it was taken of another order: another seed, batch size or number of samples.
+            When it was taken of another order: another seed, batch size, number of samples, shuffle, window or
+            drop_last; or when it does not tell.
         """
         for key, own in self._identity.items():
-            if state[key] != own:
-                raise ValueError(f"the state is of {key} {state[key]}, this loader has {own}")
+            if key not in state:
+                raise ValueError(f"the state does not tell its {key}, this loader has {own}")
+            theirs = list(state[key]) if isinstance(state[key], tuple) else state[key]
+            if theirs != own:
+                raise ValueError(f"the state is of {key} {theirs}, this loader has {own}")
         self._go_to(state["epoch"], state["batch"])
 
     def stats(self) -> dict:
