@@ -1,5 +1,6 @@
 //! The threads: one feeder that walks the order, workers that fill batches, and
-//! the stream that hands them over in order. No other file spawns threads.
+//! the stream that hands them over in order. No other file spawns threads that
+//! fill batches; `shard/remote` has some that fetch, `shard/pool` some that pack.
 //!
 //! ```text
 //! feeder --(tasks, bounded)--> workers --(finished batches)--> BatchStream

@@ -9,8 +9,9 @@ use std::time::{Duration, Instant};
 
 use crate::trace::{Lane, Trace};
 
-/// A stage of the flow that is timed. `Feed`, `Work` and `Step` are waits: for
-/// a free buffer, for a task, for a finished batch.
+/// A stage of the flow that is timed. `Network`, `FeedWait`, `WorkWait` and
+/// `BatchWait` are waits: for a server, for a free buffer, for a task, for a
+/// finished batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
     /// Shard to encoded bytes.
@@ -271,7 +272,8 @@ impl Snapshot {
 
     /// The stage that limits when the stream ran for `wall`: the consumer
     /// (`"step"`) unless it waited for more than a twentieth of the time, else
-    /// the loader's busiest stage.
+    /// that on which the loader's threads spent most: `"read"`, `"network"`,
+    /// `"decode"` or `"augment"`.
     pub fn limit(&self, wall: Duration) -> &'static str {
         if self.batch_wait.as_secs_f64() < 0.05 * wall.as_secs_f64() {
             return "step";
