@@ -15,7 +15,10 @@ pub(crate) const PART: &str = ".part";
 
 /// A file on its way.
 pub(crate) struct AtomicFile {
+    /// What messages call it.
     target: PathBuf,
+    /// The name it is given.
+    place: PathBuf,
     writer: BufWriter<NamedTempFile>,
     hash: Xxh3,
     written: u64,
@@ -24,8 +27,12 @@ pub(crate) struct AtomicFile {
 impl AtomicFile {
     /// Begins a file that will be called `target`; its folder must exist.
     pub fn create(target: &Path) -> Result<Self> {
-        let folder =
-            target.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        AtomicFile::staged(target, target)
+    }
+
+    /// As `create`, but the file is given the name `place` for now; messages speak of `target`.
+    pub fn staged(target: &Path, place: &Path) -> Result<Self> {
+        let folder = place.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let name = target.file_name().unwrap_or_default().to_string_lossy();
         let prefix = format!(".{name}.");
         let mut builder = tempfile::Builder::new();
@@ -34,8 +41,12 @@ impl AtomicFile {
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let temp = builder.tempfile_in(folder).map_err(|e| Error::io(target, plain(e)))?;
+        // Tells it from what was left by a process that was killed; where the system has no
+        // locks, such files stay.
+        let _ = temp.as_file().try_lock();
         let writer = BufWriter::with_capacity(1 << 20, temp);
-        Ok(AtomicFile { target: target.to_owned(), writer, hash: Xxh3::new(), written: 0 })
+        let (target, place) = (target.to_owned(), place.to_owned());
+        Ok(AtomicFile { target, place, writer, hash: Xxh3::new(), written: 0 })
     }
 
     /// Appends bytes.
@@ -67,7 +78,7 @@ impl AtomicFile {
         self.flushed()?.sync_all().map_err(|e| Error::io(&self.target, e))?;
         let failed = |e| Error::io(&self.target, e);
         let temp = self.writer.into_inner().map_err(|e| failed(plain(e.into_error())))?;
-        temp.persist(&self.target).map_err(|e| failed(e.error))?;
+        temp.persist(&self.place).map_err(|e| failed(e.error))?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
 //! - `remote` (feature `remote`), `remote_options`, `union`: shards behind URLs.
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
-//! - `pack`, `pool`, `segment`, `writer`, `atomic`: packing in parallel, written in order.
+//! - `pack`, `pool`, `segment`, `writer`, `staging`, `atomic`: packing in parallel, written in order.
 //! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets.
 
 mod access;
@@ -42,6 +42,7 @@ mod segment;
 mod select;
 mod set;
 mod source;
+mod staging;
 mod stream;
 mod tar;
 mod tar_write;

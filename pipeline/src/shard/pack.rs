@@ -100,8 +100,9 @@ pub struct Packed {
 }
 
 /// Packs `source` into `folder`. `origin` says in the manifest where it came
-/// from. Every file is written under a temporary name and renamed, the
-/// manifest last: a set with a manifest is whole.
+/// from. Every file is written under a temporary name; when all of them are whole
+/// they are renamed, the manifest last: a set with a manifest is whole. A set that
+/// is replaced stays as it is until then, so that it may be the source itself.
 ///
 /// # Errors
 /// [`Error::Usage`] for options that cannot be met; [`Error::Io`] when a file cannot be

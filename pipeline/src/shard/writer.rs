@@ -1,13 +1,14 @@
 //! Shard files, their indexes and the manifest, written from segments in
-//! order. Every file gets its name only when it is whole.
+//! order. The files get their names when all of them are whole.
 
 use std::path::{Path, PathBuf};
 
-use super::atomic::{AtomicFile, PART, sync_folder};
+use super::atomic::AtomicFile;
 use super::index::{IndexBuilder, fingerprint, index_path};
-use super::manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
+use super::manifest::{ClassCount, Manifest, ManifestShard};
 use super::map::Map;
 use super::segment::{Segment, SegmentBuilder};
+use super::staging::{Staging, manifest_name};
 use super::zst::seek_table;
 use crate::{Error, Result};
 
@@ -27,26 +28,6 @@ impl Layout {
         let kind = if self.zstd.is_some() { "tar.zst" } else { "tar" };
         format!("{}-{number:06}.{kind}", self.prefix)
     }
-
-    /// Where the manifest goes.
-    pub fn manifest_path(&self) -> PathBuf {
-        self.folder.join(format!("{}.{MANIFEST_SUFFIX}", self.prefix))
-    }
-
-    /// Files in the folder that belong to a set of this prefix: shards, indexes, manifest, leftovers.
-    fn existing(&self) -> Result<Vec<PathBuf>> {
-        let belongs = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            let rest = name.strip_prefix('.').unwrap_or(&name).strip_prefix(&self.prefix);
-            let shard = rest.and_then(|rest| rest.strip_prefix('-')).is_some_and(|rest| {
-                let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-                digits == 6 && rest[digits..].starts_with(".tar")
-            });
-            let manifest = rest.is_some_and(|rest| rest.starts_with(".manifest.json"));
-            (shard || manifest) && (!name.starts_with('.') || name.ends_with(PART))
-        };
-        Ok(super::pattern::files_in(&self.folder)?.into_iter().filter(belongs).collect())
-    }
 }
 
 struct OpenShard {
@@ -63,6 +44,8 @@ pub(crate) struct SetWriter {
     layout: Layout,
     end: Segment,
     open: Option<OpenShard>,
+    /// Behind the open file, which lies in it.
+    staging: Staging,
     shards: Vec<ManifestShard>,
     counts: Vec<u64>,
     /// Bytes in finished files.
@@ -70,27 +53,20 @@ pub(crate) struct SetWriter {
 }
 
 impl SetWriter {
-    /// Begins a set in `layout.folder`, which is made if need be.
+    /// Begins a set in `layout.folder`, which is made if need be. A set that it replaces stays
+    /// until `finish`.
     ///
     /// # Errors
-    /// [`Error::Usage`] when a set of that prefix is there and `overwrite` is not set.
+    /// Those of [`Staging::begin`].
     pub fn new(layout: Layout, overwrite: bool) -> Result<Self> {
         std::fs::create_dir_all(&layout.folder).map_err(|e| Error::io(&layout.folder, e))?;
-        for path in layout.existing()? {
-            let leftover = path.to_string_lossy().ends_with(PART);
-            if !overwrite && !leftover {
-                return Err(Error::Usage(format!(
-                    "{} exists: choose another folder or prefix, or say `--overwrite`",
-                    path.display()
-                )));
-            }
-            std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-        }
+        let staging = Staging::begin(&layout.folder, &layout.prefix, overwrite)?;
         let end = SegmentBuilder::end(layout.zstd)?;
         Ok(SetWriter {
             layout,
             end,
             open: None,
+            staging,
             shards: Vec::new(),
             counts: Vec::new(),
             finished_bytes: 0,
@@ -134,7 +110,7 @@ impl SetWriter {
             return Err(Error::Usage("more than 1,000,000 shards: let them be larger".to_owned()));
         }
         let name = self.layout.shard_name(number);
-        let file = AtomicFile::create(&self.layout.folder.join(&name))?;
+        let file = self.staging.create(&name)?;
         Ok(OpenShard {
             name,
             file,
@@ -144,7 +120,7 @@ impl SetWriter {
         })
     }
 
-    /// Ends the open shard and gives it its name, then its index.
+    /// Ends the open shard and its index.
     pub fn finish_shard(&mut self) -> Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         open.append(&self.end)?;
@@ -152,6 +128,7 @@ impl SetWriter {
             open.file.write(&seek_table(&open.frames))?;
         }
         let path = self.layout.folder.join(&open.name);
+        let index_name = index_path(Path::new(&open.name)).to_string_lossy().into_owned();
         let map = Map::of(open.file.flushed()?).map_err(|e| Error::io(&path, e))?;
         let index = open.index.finish(open.file.written(), fingerprint(map.as_ref()));
         drop(map);
@@ -164,7 +141,7 @@ impl SetWriter {
         });
         self.finished_bytes += open.file.written();
         open.file.commit()?;
-        AtomicFile::write_all(&index_path(&path), &index)
+        self.staging.write_all(&index_name, &index)
     }
 
     /// Bytes written so far, in all shards.
@@ -172,7 +149,7 @@ impl SetWriter {
         self.finished_bytes + self.open.as_ref().map_or(0, |open| open.file.written())
     }
 
-    /// Ends the set with its manifest, which tells that it is whole.
+    /// Ends the set with its manifest, which tells that it is whole, and puts it in place.
     pub fn finish(
         mut self,
         classes: &[String],
@@ -185,9 +162,10 @@ impl SetWriter {
             samples: self.counts.get(label).copied().unwrap_or(0),
         };
         let manifest = Manifest::new(self.shards, (0..count).map(class).collect(), made);
-        let path = self.layout.manifest_path();
-        AtomicFile::write_all(&path, manifest.to_json().as_bytes())?;
-        sync_folder(folder_of(&path))?;
+        let name = manifest_name(&self.layout.prefix);
+        self.staging.write_all(&name, manifest.to_json().as_bytes())?;
+        let shards = manifest.shards.iter().map(|shard| shard.name.as_str());
+        let path = self.staging.publish(shards, &name)?;
         Ok((path, manifest))
     }
 }
@@ -200,8 +178,4 @@ impl OpenShard {
         self.tar_bytes += segment.tar_bytes;
         Ok(())
     }
-}
-
-fn folder_of(path: &Path) -> &Path {
-    path.parent().unwrap_or(Path::new("."))
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{
     FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
-    ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_shards, pack,
-    raw_header, unpack, verify,
+    ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_path, index_shards,
+    pack, raw_header, unpack, verify,
 };
 use bt_pipeline::{Error, Loader, LoaderConfig, Position, Result};
 use proptest::prelude::*;
@@ -179,6 +179,51 @@ fn a_set_is_replaced_only_when_asked_and_then_altogether() {
     packed(&Memory::some(5), folder.path(), &PackOptions { prefix: "shard-b".into(), ..many })
         .unwrap();
     assert_eq!(open(folder.path()).len(), 10);
+}
+
+#[test]
+fn a_pack_that_fails_leaves_the_set_that_it_was_to_replace() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = PackOptions { samples_per_shard: Some(10), ..PackOptions::default() };
+    packed(&Memory::some(50), folder.path(), &options).unwrap();
+    let before = files(folder.path());
+    let again = PackOptions { overwrite: true, threads: 1, ..options };
+    // Four shards are written when the bad image comes.
+    let mut bad = Memory::some(60);
+    bad.samples[45].2 = b"no image".to_vec();
+    assert!(packed(&bad, folder.path(), &again).is_err());
+    assert!(files(folder.path()) == before, "another source");
+    // The same from the set itself, of which an image is damaged.
+    let shard = folder.path().join("shard-000004.tar");
+    let mut bytes = std::fs::read(&shard).unwrap();
+    let at = bytes.windows(2).rposition(|two| two == b"P6").unwrap();
+    bytes[at] = b'?';
+    std::fs::write(&shard, &bytes).unwrap();
+    std::fs::remove_file(index_path(&shard)).unwrap();
+    let before = files(folder.path());
+    let source = || {
+        let name = folder.path().to_string_lossy().into_owned();
+        ShardSource::open(&name, folder.path(), &OpenOptions::default()).unwrap()
+    };
+    assert!(packed(&source(), folder.path(), &again).is_err());
+    assert!(files(folder.path()) == before, "the set itself");
+    // And one that does not fail, in other shards, two at a time.
+    let other = PackOptions {
+        samples_per_shard: Some(30),
+        zstd: Some(1),
+        on_bad: OnBad::Skip,
+        threads: 2,
+        ..again
+    };
+    let done = packed(&source(), folder.path(), &other).unwrap();
+    assert_eq!((done.manifest.samples, done.skipped.len()), (49, 1));
+    let set = open(folder.path());
+    let expected = Memory::some(50).samples;
+    assert_eq!(contents(&set), expected[..49]);
+    let names: Vec<_> = files(folder.path()).into_keys().collect();
+    let shards = ["shard-000000.tar.zst", "shard-000000.tar.zst.idx"];
+    let more = ["shard-000001.tar.zst", "shard-000001.tar.zst.idx", "shard.manifest.json"];
+    assert_eq!(names, [&shards[..], &more].concat());
 }
 
 #[test]

@@ -43,7 +43,8 @@ pub struct Division {
     /// Write .tar.zst that can be read at random, with this level of zstd (1 to 22) [default level: 3]
     #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", allow_negative_numbers = true)]
     pub zstd: Option<i32>,
-    /// Replace a set of the same prefix
+    /// Replace a set of the same prefix, which may be the source. It stays until the new one is
+    /// whole, so that the disk has to hold both
     #[arg(long)]
     pub overwrite: bool,
     /// Threads; 0 for one per core. The files have the same bytes for any number

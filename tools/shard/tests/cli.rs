@@ -201,29 +201,54 @@ fn ended_by(signal: &str, mut child: Child) -> Option<i32> {
     ended
 }
 
+/// Every file of a folder that is not hidden, with its bytes.
+#[cfg(unix)]
+fn shown(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let shown = names(folder).into_iter().filter(|name| !name.starts_with('.'));
+    shown.map(|name| (name.clone(), std::fs::read(folder.join(name)).unwrap())).collect()
+}
+
 #[cfg(unix)]
 #[test]
-fn a_run_that_is_killed_leaves_no_shard_that_looks_whole() {
+fn a_run_that_is_killed_leaves_the_set_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
-    let (tree, shards) = (tree(folder.path(), 300), folder.path().join("shards"));
+    let (tree, shards) = (tree(folder.path(), 900), folder.path().join("shards"));
     let (tree, to) = (tree.to_str().unwrap(), shards.to_str().unwrap());
-    let args = ["pack", tree, to, "--max-side", "39", "--samples-per-shard", "20", "--overwrite"];
-    for (signal, number) in [("-KILL", 9), ("-TERM", 15)] {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_shard")).args(args).spawn().unwrap();
-        while !(shards.is_dir() && names(&shards).len() > 2) {
+    // Much to do, so that it is at work when the signal comes.
+    let work = ["--max-side", "39", "--zstd", "19", "--samples-per-shard", "20"];
+    let args = [&["pack", tree, to, "--overwrite"], &work[..]].concat();
+    let hidden = || -> Vec<PathBuf> {
+        let all = if shards.is_dir() { names(&shards) } else { Vec::new() };
+        all.iter().filter(|name| name.starts_with('.')).map(|name| shards.join(name)).collect()
+    };
+    // First there is no set, then one of other shards.
+    for (round, (signal, number)) in [("-KILL", 9), ("-TERM", 15), ("-KILL", 9)].iter().enumerate()
+    {
+        let before = if shards.is_dir() { shown(&shards) } else { Vec::new() };
+        let left = hidden();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_shard")).args(&args).spawn().unwrap();
+        // Until two shards with their indexes wait for the others.
+        let writes = |staged: &PathBuf| !left.contains(staged) && names(staged).len() > 4;
+        while !hidden().iter().any(writes) {
             assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
         }
-        assert_eq!(ended_by(signal, child), Some(number));
-        for name in names(&shards).iter().filter(|name| name.ends_with(".tar")) {
-            let path = shards.join(name);
-            assert_eq!(ok(&["ls", path.to_str().unwrap()]).lines().count(), 20, "{name}");
-            assert!(ok(&["verify", path.to_str().unwrap()]).contains("no damage"), "{name}");
+        if round == 2 {
+            let pid = child.id().to_string();
+            assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+            let refused = err(&shard(&args));
+            assert!(refused.contains("another pack"), "{refused}");
+        }
+        assert_eq!(ended_by(signal, child), Some(*number));
+        assert!(shown(&shards) == before, "{:?}", names(&shards));
+        assert_eq!(hidden().len(), 1, "what the run before left is gone");
+        if before.is_empty() {
+            ok(&["pack", tree, to, "--samples-per-shard", "100"]);
         }
     }
     // The next run clears up.
     ok(&args);
-    assert!(!names(&shards).iter().any(|name| name.ends_with(".part")));
-    assert_eq!(ok(&["ls", to]).lines().count(), 300);
+    assert_eq!(hidden(), Vec::<PathBuf>::new());
+    assert_eq!(ok(&["ls", to]).lines().count(), 900);
 
     // The same shards again and again: enough to verify for a while.
     let again = [to; 300].join(" ");

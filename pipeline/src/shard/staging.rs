@@ -1,0 +1,274 @@
+//! Where a set is written before it gets its names: a folder of its own inside
+//! the set's, so that what is there stays whole until all of the new set is. Under
+//! the writer.
+//!
+//! The folder is called `.PREFIX.XXXXXX.part` and holds a file that its pack keeps
+//! locked. One that nobody has locked was left by a pack that was killed.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use super::atomic::{AtomicFile, PART, sync_folder};
+use super::index::index_path;
+use super::manifest::MANIFEST_SUFFIX;
+use super::pattern::files_in;
+use crate::{Error, Result};
+
+/// The file that a running pack keeps locked.
+const LOCK: &str = "lock";
+
+/// The files of a set on their way.
+pub(crate) struct Staging {
+    folder: PathBuf,
+    prefix: String,
+    /// Removed with all that is left in it.
+    staged: TempDir,
+    /// Locked until the files are in place.
+    _lock: File,
+}
+
+impl Staging {
+    /// Begins a set called `prefix` in `folder`, which must exist. What packs of this prefix left
+    /// that were killed is removed; the set that is there is not touched.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when a set of that prefix is there and `overwrite` is not set, and when
+    /// another pack is writing one.
+    pub fn begin(folder: &Path, prefix: &str, overwrite: bool) -> Result<Staging> {
+        if let Some(path) = existing(folder, prefix)?.first().filter(|_| !overwrite) {
+            return Err(Error::Usage(format!(
+                "{} exists: choose another folder or prefix, or say `--overwrite`",
+                path.display()
+            )));
+        }
+        let failed = |e| Error::io(folder, e);
+        let named = format!(".{prefix}.");
+        let staged = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
+        let staged = staged.map_err(failed)?;
+        let lock = File::create_new(staged.path().join(LOCK)).map_err(failed)?;
+        // Where the system has no locks nobody takes one away either: see `is_left`.
+        let _ = lock.try_lock();
+        // Only now, so that of two packs that begin at once neither overlooks the other.
+        for path in leftovers(folder, prefix)? {
+            if path == staged.path() {
+                continue;
+            }
+            match is_left(&path) {
+                Some(true) if path.is_dir() => std::fs::remove_dir_all(&path).map_err(failed)?,
+                Some(true) => std::fs::remove_file(&path).map_err(failed)?,
+                Some(false) if path.is_dir() => {
+                    return Err(Error::Usage(format!(
+                        "{}: another pack is writing a set `{prefix}` into this folder",
+                        folder.display()
+                    )));
+                }
+                _ => {}
+            }
+        }
+        Ok(Staging { folder: folder.to_owned(), prefix: prefix.to_owned(), staged, _lock: lock })
+    }
+
+    /// Begins the file that will be called `name`.
+    pub fn create(&self, name: &str) -> Result<AtomicFile> {
+        AtomicFile::staged(&self.folder.join(name), &self.place(name))
+    }
+
+    /// A whole small file.
+    pub fn write_all(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let mut file = self.create(name)?;
+        file.write(bytes)?;
+        file.commit()
+    }
+
+    /// Where a file waits: under a name that no pattern takes for a shard's.
+    fn place(&self, name: &str) -> PathBuf {
+        self.staged.path().join(format!("{name}{PART}"))
+    }
+
+    /// Puts the set in place of the one that is there: `shards` with their indexes, the file
+    /// `manifest` last. Between the old manifest's end and the new one there are only renames.
+    pub fn publish<'a>(
+        self,
+        shards: impl Iterator<Item = &'a str>,
+        manifest: &str,
+    ) -> Result<PathBuf> {
+        let mut names = Vec::new();
+        for shard in shards {
+            names.push(shard.to_owned());
+            names.push(index_path(Path::new(shard)).to_string_lossy().into_owned());
+        }
+        names.push(manifest.to_owned());
+        // What no file can replace, before anything is lost.
+        if let Some(name) = names.iter().find(|name| self.folder.join(name).is_dir()) {
+            let path = self.folder.join(name);
+            return Err(Error::Usage(format!("{} is a folder", path.display())));
+        }
+        let target = self.folder.join(manifest);
+        match std::fs::remove_file(&target) {
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::io(&target, e));
+            }
+            _ => sync_folder(&self.folder)?,
+        }
+        for name in &names {
+            if name == manifest {
+                sync_folder(&self.folder)?;
+            }
+            let to = self.folder.join(name);
+            std::fs::rename(self.place(name), &to).map_err(|e| Error::io(&to, e))?;
+        }
+        sync_folder(&self.folder)?;
+        // Of a set that was larger, or compressed otherwise.
+        for path in existing(&self.folder, &self.prefix)? {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            if !names.iter().any(|new| *new == name) {
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+        Ok(target)
+    }
+}
+
+/// What a set's manifest is called.
+pub(crate) fn manifest_name(prefix: &str) -> String {
+    format!("{prefix}.{MANIFEST_SUFFIX}")
+}
+
+/// Shards, indexes and manifest of the set `prefix` in a folder.
+fn existing(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+    let mut files = files_in(folder)?;
+    files.retain(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        belongs(&name, prefix)
+    });
+    Ok(files)
+}
+
+fn belongs(name: &str, prefix: &str) -> bool {
+    let numbered = |rest: &str| {
+        let (digits, kind) = rest.split_at_checked(6)?;
+        let kind = kind.strip_suffix(".idx").unwrap_or(kind);
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        (is_number && matches!(kind, ".tar" | ".tar.zst")).then_some(())
+    };
+    name == manifest_name(prefix)
+        || name
+            .strip_prefix(prefix)
+            .and_then(|rest| rest.strip_prefix('-'))
+            .and_then(numbered)
+            .is_some()
+}
+
+/// Temporary files and folders of the set `prefix`: `.NAME.XXXXXX.part`.
+fn leftovers(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+    let failed = |e| Error::io(folder, e);
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let target = name
+            .strip_prefix('.')
+            .and_then(|name| name.strip_suffix(PART)?.rsplit_once('.'))
+            .map(|(target, _)| target);
+        if target.is_some_and(|target| match path.is_dir() {
+            true => target == prefix,
+            false => belongs(target, prefix),
+        }) {
+            found.push(path.clone());
+        }
+    }
+    Ok(found)
+}
+
+/// Whether nobody writes a temporary file or folder any more; `None` where that cannot be known.
+fn is_left(path: &Path) -> Option<bool> {
+    let lock = if path.is_dir() { path.join(LOCK) } else { path.to_owned() };
+    match File::options().write(true).open(lock).ok()?.try_lock() {
+        Ok(()) => Some(true),
+        Err(TryLockError::WouldBlock) => Some(false),
+        Err(TryLockError::Error(_)) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.map(|name| name.to_string_lossy().into_owned()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn the_files_of_a_set_are_told_from_those_beside_them() {
+        for (name, is) in [
+            ("a-000000.tar", true),
+            ("a-000012.tar.zst", true),
+            ("a-000012.tar.zst.idx", true),
+            ("a.manifest.json", true),
+            ("a-000000.tar.bak", false),
+            ("a-00000.tar", false),
+            ("a-0000000.tar", false),
+            ("a-b-000000.tar", false),
+            ("a-00000ü.tar", false),
+            ("a.manifest.json.old", false),
+            ("b.manifest.json", false),
+            ("manifest.json", false),
+        ] {
+            assert_eq!(belongs(name, "a"), is, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_a_killed_pack_left_goes_and_what_a_running_one_writes_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        for name in [".a-000000.tar.idx.abc.part", ".b-000000.tar.abc.part"] {
+            std::fs::write(folder.join(name), b"half").unwrap();
+        }
+        std::fs::create_dir(folder.join(".a.xyz.part")).unwrap();
+        std::fs::write(folder.join(".a.xyz.part").join(LOCK), b"").unwrap();
+        // `shard index` at work.
+        let mut running = AtomicFile::create(&folder.join("a-000001.tar.idx")).unwrap();
+        let first = Staging::begin(folder, "a", false).unwrap();
+        let left = names(folder);
+        assert_eq!(left.len(), 3, "{left:?}");
+        assert!(left.contains(&".b-000000.tar.abc.part".to_owned()), "{left:?}");
+        running.write(b"whole").unwrap();
+        running.commit().unwrap();
+        std::fs::remove_file(folder.join("a-000001.tar.idx")).unwrap();
+
+        first.write_all("a-000000.tar", b"new").unwrap();
+        assert!(matches!(Staging::begin(folder, "a", true), Err(Error::Usage(_))));
+        assert!(Staging::begin(folder, "a.b", true).is_ok(), "another set");
+        first.write_all("a-000000.tar.idx", b"new").unwrap();
+        first.write_all("a.manifest.json", b"new").unwrap();
+        first.publish(["a-000000.tar"].into_iter(), "a.manifest.json").unwrap();
+        let set = ["a-000000.tar", "a-000000.tar.idx", "a.manifest.json"];
+        assert_eq!(names(folder), [&[".b-000000.tar.abc.part"], &set[..]].concat());
+        assert!(Staging::begin(folder, "a", false).is_err());
+    }
+
+    #[test]
+    fn a_set_that_cannot_be_put_in_place_leaves_the_old_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let old = ["a-000000.tar", "a-000000.tar.idx", "a.manifest.json"];
+        old.iter().for_each(|name| std::fs::write(folder.join(name), b"old").unwrap());
+        std::fs::create_dir(folder.join("a-000001.tar")).unwrap();
+        let staging = Staging::begin(folder, "a", true).unwrap();
+        let new = ["a-000000.tar", "a-000001.tar"];
+        for name in new.iter().chain(&["a-000000.tar.idx", "a-000001.tar.idx", old[2]]) {
+            staging.write_all(name, b"new").unwrap();
+        }
+        assert!(staging.publish(new.into_iter(), old[2]).is_err());
+        for name in old {
+            assert_eq!(std::fs::read(folder.join(name)).unwrap(), b"old", "{name}");
+        }
+        assert_eq!(names(folder).len(), 4);
+    }
+}
