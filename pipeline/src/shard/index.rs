@@ -277,6 +277,18 @@ impl Head {
             index_bytes: long(bytes, 48),
         })
     }
+
+    /// The largest label + 1, which others make tables of.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] when it is over the limit; `path` is the index's.
+    pub fn checked_classes(&self, path: &Path, limits: &Limits) -> Result<u32> {
+        if self.classes <= limits.label.saturating_add(1) {
+            return Ok(self.classes);
+        }
+        let (label, limit) = (self.classes - 1, limits.label);
+        Err(damaged(path, 40, format!("label {label} is over the limit of {limit}")))
+    }
 }
 
 #[derive(Debug)]
@@ -337,6 +349,7 @@ impl ShardIndex {
             let cause = format!("an index of {bytes} bytes is over the limit of {limit}");
             return Err(damaged(path, 0, cause));
         }
+        head.checked_classes(path, limits)?;
         if head.index_bytes != bytes.len() as u64 {
             return Err(bad(
                 48,
@@ -447,7 +460,8 @@ impl ShardIndex {
     /// Entry and key of the `i`-th sample of the shard.
     ///
     /// # Errors
-    /// [`Error::Shard`] when the key lies outside the keys or is not UTF-8.
+    /// [`Error::Shard`] when the key lies outside the keys or is not UTF-8, or the label is
+    /// beyond the index's classes.
     ///
     /// # Panics
     /// When `i >= len()`.
@@ -459,6 +473,12 @@ impl ShardIndex {
         let key = key.ok_or_else(|| {
             damaged(&self.path, self.keys.start as u64, format!("sample {i} has no proper key"))
         })?;
+        if let Some(label) = entry.label.filter(|&label| label >= self.head.classes) {
+            let at = (self.entries.start + i * ENTRY + 40) as u64;
+            let classes = self.head.classes;
+            let cause = format!("sample `{key}` has label {label}, the index {classes} classes");
+            return Err(damaged(&self.path, at, cause));
+        }
         Ok((entry, key))
     }
 

@@ -75,6 +75,9 @@ pub use stream::{OwnedSample, ShardStream};
 pub use unpack::{Tree, Unpacked, unpack};
 pub use verify::{Damage, VerifyReport, verify};
 
+/// The largest label that is written.
+const MAX_LABEL: u32 = (1 << 24) - 1;
+
 /// Limits on what a shard may claim, checked before anything is allocated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
@@ -109,7 +112,7 @@ impl Default for Limits {
             frame_bytes: 256 << 20,
             zstd_window_log: 27,
             index_bytes: 4 << 30,
-            label: (1 << 24) - 1,
+            label: MAX_LABEL,
         }
     }
 }

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::ReadScratch;
 use super::manifest::Manifest;
 use super::pool::in_order;
 use super::recode::Recode;
@@ -14,6 +13,7 @@ use super::segment::{Segment, SegmentBuilder};
 use super::select::{Selection, select};
 use super::source::{Loaded, Source};
 use super::writer::{Layout, SetWriter};
+use super::{MAX_LABEL, ReadScratch};
 use crate::decode::Decoder;
 use crate::{Error, Result};
 
@@ -117,6 +117,11 @@ pub fn pack(
 ) -> Result<Packed> {
     check(options)?;
     let labels = (0..source.len()).map(|i| source.label(i)).collect::<Result<Vec<_>>>()?;
+    // The manifest counts the samples of each class up to the largest label.
+    if let Some(i) = labels.iter().position(|label| label.is_some_and(|n| n > MAX_LABEL)) {
+        let (name, label) = (source.name(i), labels[i].unwrap_or_default());
+        return Err(Error::Usage(format!("{name}: label {label}, expected 0 to {MAX_LABEL}")));
+    }
     let order = select(&labels, &options.selection)?;
     if order.is_empty() {
         return Err(Error::Usage(format!("{origin}: the selection leaves no samples")));

@@ -277,12 +277,14 @@ impl ShardSet {
     /// The number of classes: of names, or the largest label + 1.
     ///
     /// # Errors
-    /// Those of opening an index.
+    /// Those of opening an index; [`Error::Shard`] for one whose largest label is over the limit.
     pub fn num_classes(&self) -> Result<usize> {
         let mut classes = self.classes.len();
         if classes == 0 {
             for shard in 0..self.infos.len() {
-                if let Some(known) = self.remote(shard).and_then(|remote| remote.classes()) {
+                if let Some(head) = self.remote(shard).and_then(|remote| remote.head()) {
+                    let path = index_path(&self.infos[shard].path);
+                    let known = head.checked_classes(&path, &self.options.limits)?;
                     classes = classes.max(known as usize);
                     continue;
                 }

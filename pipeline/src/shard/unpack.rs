@@ -59,8 +59,8 @@ pub fn unpack(
         )));
     }
     let classes = match tree {
-        Tree::Folders => class_folders(&set)?,
-        Tree::Members => Vec::new(),
+        Tree::Folders => Some(ClassFolders::of(&set)?),
+        Tree::Members => None,
     };
     let mut writer =
         Writer { folder, taken: HashSet::new(), made: HashSet::new(), done: Unpacked::default() };
@@ -76,11 +76,11 @@ pub fn unpack(
                 continue;
             }
             group.check(&shard.path)?;
-            match tree {
-                Tree::Folders => {
-                    writer.image(&group, &classes, &stem, &shard.path, &options.limits)?
+            match &classes {
+                Some(classes) => {
+                    writer.image(&group, classes, &stem, &shard.path, &options.limits)?
                 }
-                Tree::Members => writer.members(&group, &stem, &shard.path)?,
+                None => writer.members(&group, &stem, &shard.path)?,
             }
             writer.done.samples += 1;
             let (done, total) = (writer.done.samples, set.len() as u64);
@@ -90,20 +90,33 @@ pub fn unpack(
     Ok(writer.done)
 }
 
-/// The folder of each class; the last one is for samples without a label.
-fn class_folders(set: &ShardSet) -> Result<Vec<String>> {
-    let (names, count) = (set.classes(), set.num_classes()?);
-    let width = count.saturating_sub(1).to_string().len();
-    let sorted = names.windows(2).all(|pair| pair[0] < pair[1]);
-    let mut folders: Vec<String> = (0..count)
-        .map(|label| match names.get(label).map(|name| component(name)) {
-            Some(name) if sorted => name,
+/// What the folders of the classes are called.
+struct ClassFolders<'a> {
+    names: &'a [String],
+    /// Whether the names are in the order of the numbers.
+    sorted: bool,
+    count: usize,
+}
+
+impl<'a> ClassFolders<'a> {
+    fn of(set: &'a ShardSet) -> Result<Self> {
+        let (names, count) = (set.classes(), set.num_classes()?);
+        let sorted = names.windows(2).all(|pair| pair[0] < pair[1]);
+        Ok(ClassFolders { names, sorted, count })
+    }
+
+    /// The folder of a label's samples, or of those without; `None` beyond the classes.
+    fn folder(&self, label: Option<u32>) -> Option<String> {
+        let Some(label) = label.map(|label| label as usize) else {
+            return Some(if self.count == 0 { String::new() } else { "unlabelled".to_owned() });
+        };
+        let width = self.count.saturating_sub(1).to_string().len();
+        (label < self.count).then(|| match self.names.get(label).map(|name| component(name)) {
+            Some(name) if self.sorted => name,
             Some(name) => format!("{label:0width$}_{name}"),
             None => format!("{label:0width$}"),
         })
-        .collect();
-    folders.push(if count == 0 { String::new() } else { "unlabelled".to_owned() });
-    Ok(folders)
+    }
 }
 
 /// A name that is one harmless path component.
@@ -130,25 +143,23 @@ impl Writer<'_> {
     fn image(
         &mut self,
         group: &Group,
-        classes: &[String],
+        classes: &ClassFolders<'_>,
         stem: &str,
         shard: &Path,
         limits: &Limits,
     ) -> Result<()> {
         let Some(part) = group.image().map(|image| &group.parts()[image]) else { return Ok(()) };
-        let label = group.label(shard, limits)?.map_or(classes.len() - 1, |label| label as usize);
-        let class = classes.get(label).ok_or_else(|| {
-            super::damaged(
-                shard,
-                group.start,
-                format!("label {label} is beyond the set's {} classes", classes.len() - 1),
-            )
+        let label = group.label(shard, limits)?;
+        let class = classes.folder(label).ok_or_else(|| {
+            let (label, count) = (label.unwrap_or_default(), classes.count);
+            let cause = format!("label {label} is beyond the set's {count} classes");
+            super::damaged(shard, group.start, cause)
         })?;
         let (data, format) = restored(&group.key, part, shard)?;
         let extension = format.extension().unwrap_or_else(|| last(&part.extension));
         let name = component(group.key.rsplit('/').next().unwrap_or(""));
-        let wanted = Path::new(class).join(format!("{name}.{extension}"));
-        let second = Path::new(class).join(format!("{stem}_{name}.{extension}"));
+        let wanted = Path::new(&class).join(format!("{name}.{extension}"));
+        let second = Path::new(&class).join(format!("{stem}_{name}.{extension}"));
         self.write(wanted, second, &data)
     }
 

@@ -4,7 +4,8 @@ use std::path::Path;
 
 use bt_pipeline::Result;
 use bt_pipeline::shard::{
-    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, index_path, index_shards, scan,
+    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, index_path, index_shards,
+    scan, unpack,
 };
 
 /// A header as the `tar` crate writes it, and its data.
@@ -210,6 +211,61 @@ fn every_truncation_and_any_flipped_byte_is_survived() {
             }
         }
         std::fs::remove_file(index_path(&path)).unwrap();
+    }
+}
+
+/// Changes the label of sample 0 in an index, and the number of its classes, and mends its checksums.
+fn relabelled(index: &[u8], label: u32, classes: u32) -> Vec<u8> {
+    let mut index = index.to_vec();
+    let entries = u64::from_le_bytes(index[72..80].try_into().unwrap()) as usize;
+    let length = u64::from_le_bytes(index[80..88].try_into().unwrap()) as usize;
+    index[entries + 40..entries + 44].copy_from_slice(&label.to_le_bytes());
+    index[40..44].copy_from_slice(&classes.to_le_bytes());
+    let hash = xxhash_rust::xxh3::xxh3_64(&index[entries..entries + length]);
+    index[88..96].copy_from_slice(&hash.to_le_bytes());
+    let table = 64 + 32 * usize::from(index[12]);
+    let hash = xxhash_rust::xxh3::xxh3_64(&[&index[..56], &index[64..table]].concat());
+    index[56..64].copy_from_slice(&hash.to_le_bytes());
+    index
+}
+
+#[test]
+fn labels_in_an_index_are_within_the_limit_and_its_classes() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("a.tar");
+    std::fs::write(&tar, good()).unwrap();
+    let index = scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes;
+    let pattern = tar.to_string_lossy().into_owned();
+    let options = OpenOptions::default();
+    // Label, classes, whether the index opens, whether the sample can be read.
+    for (label, classes, opens, reads) in [
+        (3, 5, true, true),
+        (4, 5, true, true),
+        (5, 5, true, false),
+        (0x3000_0000, 5, true, false),
+        ((1 << 24) - 1, 1 << 24, true, true),
+        (1 << 24, (1 << 24) + 1, false, false),
+        (0x3000_0000, 0x3000_0001, false, false),
+        (3, u32::MAX, false, false),
+    ] {
+        std::fs::write(index_path(&tar), relabelled(&index, label, classes)).unwrap();
+        let set = ShardSet::open(&pattern, &options).unwrap();
+        let what = format!("label {label}, {classes} classes");
+        assert_eq!(set.num_classes().is_ok(), opens, "{what}");
+        let read = set.read(0, &mut ReadScratch::new()).map(|sample| sample.label);
+        assert_eq!(read.is_ok(), reads, "{what}");
+        assert_eq!(set.label(0).is_ok(), reads, "{what}");
+        if let Err(error) = read {
+            let text = error.to_string();
+            assert!(text.contains("a.tar.idx") && text.contains("label"), "{what}: {text}");
+        }
+        assert_eq!(set.label(1).is_ok(), opens, "{what}");
+        // None of this takes memory for classes that are not there.
+        let out = folder.path().join("out");
+        let unpacked =
+            unpack(&pattern, &out, Tree::Folders, &options, &mut |_| {}).map(|done| done.samples);
+        assert_eq!(unpacked.ok(), opens.then_some(2), "{what}");
+        let _ = std::fs::remove_dir_all(out);
     }
 }
 

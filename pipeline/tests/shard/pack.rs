@@ -378,6 +378,10 @@ fn options_that_cannot_be_met_are_refused() {
     bad(|o| o.zstd = Some(99));
     bad(|o| o.selection.fraction = Some(2.0));
     bad(|o| o.selection.limit = Some(0));
+    let mut large = Memory::some(3);
+    large.samples[1].1 = Some(1 << 24);
+    let error = packed(&large, folder.path(), &PackOptions::default()).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("d/00001"), "{error}");
 }
 
 /// Makes 1,000,000 samples in 1,000 shards first, which takes a minute or two:

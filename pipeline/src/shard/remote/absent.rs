@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::access::ReadScratch;
-use super::index::ShardIndex;
+use super::index::{Head, ShardIndex};
 use super::map::Map;
 use super::pattern::Found;
 use super::tar::AnyTar;
@@ -82,7 +82,7 @@ impl RemoteShard {
         match *self {}
     }
 
-    pub fn classes(&self) -> Option<u32> {
+    pub fn head(&self) -> Option<&Head> {
         match *self {}
     }
 

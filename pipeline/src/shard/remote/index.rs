@@ -33,9 +33,9 @@ impl RemoteShard {
         Ok(self.head.get_or_init(|| head).as_ref())
     }
 
-    /// The largest label + 1, where the index was asked already.
-    pub fn classes(&self) -> Option<u32> {
-        self.head.get()?.as_ref().map(|head| head.classes)
+    /// The header of the index beside the shard, where it was asked for already.
+    pub fn head(&self) -> Option<&Head> {
+        self.head.get()?.as_ref()
     }
 
     /// As `index::fingerprint`, from five short reads.
