@@ -30,6 +30,8 @@ pub struct Indexed {
     pub unreadable: u64,
     /// Whether the archive ends as it should.
     pub ended: bool,
+    /// Where bytes that are not zero follow the end of the archive; they are not read.
+    pub trailing: Option<u64>,
     /// Whether the shard allows random access.
     pub seekable: bool,
 }
@@ -91,7 +93,8 @@ fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<On
         )));
     }
     let map = Map::open(path)?;
-    let Scanned { index, bytes, without_image, ended } = scan_map(&map, path, Depth::Full, limits)?;
+    let Scanned { index, bytes, without_image, ended, trailing } =
+        scan_map(&map, path, Depth::Full, limits)?;
     AtomicFile::write_all(&index_path(path), &bytes)?;
     let (mut unreadable, mut labels) = (0, vec![0; index.head().classes as usize]);
     for i in 0..index.len() {
@@ -116,7 +119,14 @@ fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<On
         },
         seekable,
     };
-    let report =
-        Indexed { shard: path.to_owned(), samples, without_image, unreadable, ended, seekable };
+    let report = Indexed {
+        shard: path.to_owned(),
+        samples,
+        without_image,
+        unreadable,
+        ended,
+        trailing,
+        seekable,
+    };
     Ok((report, shard, labels))
 }

@@ -35,6 +35,9 @@ pub struct Scanned {
     pub without_image: u32,
     /// Whether the archive ends with the end-of-archive marker, as it should.
     pub ended: bool,
+    /// Where bytes stand behind the end of the archive that are not zero: those of another archive,
+    /// or of this one when its end is damage. They are not read.
+    pub trailing: Option<u64>,
 }
 
 /// Scans the shard at `path`. With [`Depth::Headers`] a sample that cannot be used (two members of
@@ -101,11 +104,13 @@ fn scan_tar(
             None => builder.skip(),
         }
     }
+    let mut tar = groups.into_tar();
+    let trailing = tar.drain()?;
     let (length, fingerprint) = belongs()?;
     let bytes = builder.finish(length, fingerprint);
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?.with_faults(faults);
     let without_image = index.head().skipped;
-    Ok(Scanned { index, bytes, without_image, ended: groups.tar().ended })
+    Ok(Scanned { index, bytes, without_image, ended: tar.ended, trailing })
 }
 
 /// The side index of an image, where it is a JPEG that can have one.

@@ -461,7 +461,9 @@ impl ShardSet {
             index.belongs_to(&info.path, self.data(shard)?.map.as_ref())?;
             index
         } else {
-            scan_map(&self.data(shard)?.map, &info.path, Depth::Headers, limits)?.index
+            let scanned = scan_map(&self.data(shard)?.map, &info.path, Depth::Headers, limits)?;
+            warn_of(&scanned, &info.path);
+            scanned.index
         };
         if index.len() != info.samples {
             let cause = format!(
@@ -480,6 +482,9 @@ fn warn_of(scanned: &Scanned, path: &Path) {
     let path = path.display();
     if !scanned.ended {
         tracing::warn!("{path}: no end-of-archive marker; the shard may have been cut short");
+    }
+    if let Some(at) = scanned.trailing {
+        tracing::warn!("{path}: more follows the end of the archive, at byte {at}; it is not read");
     }
     if scanned.without_image > 0 {
         let count = scanned.without_image;

@@ -115,7 +115,7 @@ pub(crate) struct Tar<S> {
     padding: u64,
     members: u64,
     global: Extended,
-    /// Whether the end-of-archive marker was met.
+    /// Whether the end-of-archive marker was met, all of it.
     pub ended: bool,
 }
 
@@ -149,7 +149,7 @@ impl<S: Source> Tar<S> {
     }
 
     /// The next regular file; `None` at the end of the archive, which is the
-    /// marker of zero blocks or, as other readers have it, the end of the file.
+    /// marker of two zero blocks or, as other readers have it, the end of the file.
     pub fn next_member(&mut self) -> Result<Option<Member>> {
         let mut local = Extended::default();
         let mut first = None;
@@ -252,11 +252,23 @@ impl<S: Source> Tar<S> {
         Ok(())
     }
 
-    /// Reads to the end of the source, so that what checks itself at its end
-    /// (zstd) does; the length of the whole.
-    pub fn drain(mut self) -> Result<u64> {
-        self.at += self.source.skip(u64::MAX).map_err(|e| self.failed(e))?;
-        Ok(self.at + if self.ended { BLOCK } else { 0 })
+    /// Reads what follows the end of the archive to the end of the source, which is then the
+    /// position, so that what checks itself at its end (zstd) does. Where the first byte stands
+    /// that is not zero: archives are padded with zeros.
+    pub fn drain(&mut self) -> Result<Option<u64>> {
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            let count = self.source.fill(&mut buffer).map_err(|e| self.failed(e))?;
+            let found = buffer[..count].iter().position(|&byte| byte != 0);
+            let found = found.map(|place| self.at + place as u64);
+            self.at += count as u64;
+            if found.is_some() {
+                self.at += self.source.skip(u64::MAX).map_err(|e| self.failed(e))?;
+            }
+            if found.is_some() || count < buffer.len() {
+                return Ok(found);
+            }
+        }
     }
 
     /// Notes that `size` bytes of data and their padding follow.
@@ -300,8 +312,8 @@ impl<S: Source> Tar<S> {
                 format!("the tar ends inside a header, after {filled} of 512 bytes"),
             ));
         }
-        if block.iter().all(|&byte| byte == 0) {
-            self.ended = true;
+        if is_zero(&block) {
+            self.end(&mut block)?;
             return Ok(None);
         }
         let stored = number(&block[148..156]);
@@ -317,6 +329,21 @@ impl<S: Source> Tar<S> {
         }
         self.at += BLOCK;
         Ok(Some(block))
+    }
+
+    /// The rest of the end-of-archive marker, of which one block was read. One alone ends an archive
+    /// only with the file: other readers (Python's) take any zero block for the end, and would
+    /// pass over what follows without a word.
+    fn end(&mut self, block: &mut [u8; 512]) -> Result<()> {
+        let lone_at = self.at;
+        let filled = self.source.fill(block).map_err(|e| self.failed(e))?;
+        if !is_zero(&block[..filled]) {
+            let cause = "a lone block of zeros where a tar header should be: damaged";
+            return Err(damaged(&self.path, lone_at, cause));
+        }
+        self.at += BLOCK + filled as u64;
+        self.ended = filled == block.len();
+        Ok(())
     }
 
     /// The data of a header that describes the next member.
@@ -419,10 +446,14 @@ fn number(field: &[u8]) -> Option<u64> {
     })
 }
 
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.iter().all(|&byte| byte == 0)
+}
+
 /// Whether a block is a header, by its checksum.
 pub(crate) fn is_header(block: &[u8; 512]) -> bool {
     let stored = number(&block[148..156]);
-    block.iter().any(|&byte| byte != 0) && stored == Some(checksums(block).0)
+    !is_zero(block) && stored == Some(checksums(block).0)
 }
 
 /// The sum of a header's bytes, its checksum field counted as spaces: as

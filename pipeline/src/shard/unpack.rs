@@ -42,7 +42,8 @@ pub struct Unpacked {
 ///
 /// # Errors
 /// [`Error::Usage`] when the folder is not empty; those of [`ShardSet::open`]; the
-/// first damage; [`Error::Io`] when a file cannot be written.
+/// first damage, which a shard with other than the expected number of samples has, too;
+/// [`Error::Io`] when a file cannot be written.
 pub fn unpack(
     pattern: &str,
     folder: &Path,
@@ -67,7 +68,7 @@ pub fn unpack(
     for (number, shard) in set.shards().iter().enumerate() {
         let stem = shard.path.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or("shard").to_owned();
-        let (tar, _map) = set.tar(number)?;
+        let (tar, map) = set.tar(number)?;
         let keep = if tree == Tree::Members { Keep::All } else { Keep::Images };
         let mut groups = Groups::new(tar, keep);
         let mut group = Group::default();
@@ -85,6 +86,14 @@ pub fn unpack(
             writer.done.samples += 1;
             let (done, total) = (writer.done.samples, set.len() as u64);
             progress(Progress { done, total, bytes: writer.done.bytes });
+        }
+        if let Some(map) = map {
+            map.check(&shard.path)?;
+        }
+        let found = writer.done.samples - shard.first_sample as u64;
+        if found != shard.samples as u64 {
+            let cause = format!("{found} samples, but {} were expected", shard.samples);
+            return Err(super::damaged(&shard.path, groups.tar().position(), cause));
         }
     }
     Ok(writer.done)

@@ -231,7 +231,12 @@ fn verify_end(
         let cause = "no end-of-archive marker: the shard may have been cut short";
         examined.note(super::damaged(examined.path, groups.tar().position(), cause));
     }
-    let length = groups.into_tar().drain()?;
+    let mut tar = groups.into_tar();
+    if let Some(at) = tar.drain()? {
+        let cause = "more follows the end of the archive, which no reader sees";
+        examined.note(super::damaged(examined.path, at, cause));
+    }
+    let length = tar.position();
     map.check(examined.path)?;
     if is_zstd(map.as_ref())
         && let Some(table) = SeekTable::parse(map.as_ref(), examined.path, limits)?

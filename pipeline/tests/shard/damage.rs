@@ -5,7 +5,7 @@ use std::path::Path;
 use bt_pipeline::Result;
 use bt_pipeline::shard::{
     Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, index_path, index_shards,
-    scan, unpack,
+    scan, unpack, verify,
 };
 
 /// A header as the `tar` crate writes it, and its data.
@@ -212,6 +212,86 @@ fn every_truncation_and_any_flipped_byte_is_survived() {
         }
         std::fs::remove_file(index_path(&path)).unwrap();
     }
+}
+
+/// What `verify` says of a shard: offsets and causes.
+fn verified(path: &Path) -> Vec<(u64, String)> {
+    let pattern = path.to_string_lossy();
+    let report = verify(&pattern, &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+    report.damage.into_iter().map(|damage| (damage.offset, damage.cause)).collect()
+}
+
+#[test]
+fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = |keys: &[&str]| -> Vec<u8> {
+        let image = bt_pipeline::shard::raw_header(1, 1);
+        let image = [&image[..], b"rgb"].concat();
+        keys.iter().flat_map(|key| plain(&format!("{key}.ppm"), &image)).collect()
+    };
+    let (ab, cd, end) = (samples(&["a", "b"]), samples(&["c", "d"]), vec![0; 1024]);
+    let ab_end = ab.len() as u64;
+    // Blocks, the samples that are read or none for an error, where bytes are that are not, what
+    // verification says.
+    type Case<'a> = (&'a [&'a [u8]], Option<usize>, Option<u64>, Option<(u64, &'a str)>);
+    let zero = &end[..512];
+    let cases: [Case<'_>; 9] = [
+        (&[&ab, &end], Some(2), None, None),
+        (&[&ab, &end, &end, zero, &end[..100]], Some(2), None, None),
+        (&[&ab], Some(2), None, Some((ab_end, "no end-of-archive marker"))),
+        (&[&ab, zero], Some(2), None, Some((ab_end + 512, "no end-of-archive marker"))),
+        (&[&ab, zero, &zero[..9]], Some(2), None, Some((ab_end + 521, "no end-of-archive"))),
+        (&[&ab, zero, &cd, &end], None, None, Some((ab_end, "a lone block of zeros"))),
+        (&[&ab, zero, b"x"], None, None, Some((ab_end, "a lone block of zeros"))),
+        (&[&ab, &end, &cd, &end], Some(2), Some(ab_end + 1024), Some((ab_end + 1024, "more"))),
+        (&[&ab, &end, zero, b"\0x"], Some(2), Some(ab_end + 1537), Some((ab_end + 1537, "more"))),
+    ];
+    for (number, (blocks, read, trailing, damage)) in cases.into_iter().enumerate() {
+        for name in ["a.tar", "a.tar.zst"] {
+            let (path, mut bytes) = (folder.path().join(name), blocks.concat());
+            if name.ends_with("zst") {
+                bytes = zstd::encode_all(&bytes[..], 1).unwrap();
+            }
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(read_all(&path, Limits::default()).ok(), read, "{number} {name}");
+            let found = scan(&path, Depth::Full, &Limits::default()).map(|found| found.trailing);
+            assert_eq!(found.ok(), read.map(|_| trailing), "{number} {name}");
+            let said = verified(&path);
+            assert_eq!(said.len(), usize::from(damage.is_some()), "{number} {name}: {said:?}");
+            if let (Some((at, cause)), Some((found, text))) = (damage, said.first()) {
+                assert!(*found == at && text.starts_with(cause), "{number} {name}: {said:?}");
+            }
+            let pattern = path.to_string_lossy();
+            let reports = index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {});
+            let told = reports.ok().map(|reports| reports[0].trailing);
+            assert_eq!(told, read.map(|_| trailing), "{number} {name}");
+            let _ = std::fs::remove_file(index_path(&path));
+        }
+    }
+}
+
+#[test]
+fn unpacking_fails_where_a_shard_has_fewer_samples_than_its_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    // So large that the index still belongs to it: damage between what its fingerprint looks at.
+    let image = [&bt_pipeline::shard::raw_header(20, 20)[..], &[7; 1200]].concat();
+    let mut tar: Vec<u8> = (0..20).flat_map(|i| plain(&format!("{i:02}.ppm"), &image)).collect();
+    tar.extend([0; 1024]);
+    std::fs::write(&path, &tar).unwrap();
+    let pattern = path.to_string_lossy().into_owned();
+    index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let unpacked = |to: &str| {
+        let out = folder.path().join(to);
+        unpack(&pattern, &out, Tree::Members, &OpenOptions::default(), &mut |_| {})
+    };
+    assert_eq!(unpacked("whole").unwrap().samples, 20);
+    let at = 8 * 2048;
+    tar[at..at + 1024].fill(0);
+    std::fs::write(&path, &tar).unwrap();
+    let error = unpacked("torn").unwrap_err().to_string();
+    assert!(error.contains("8 samples, but 20 were expected"), "{error}");
+    assert!(error.contains("a.tar") && error.contains("17408"), "{error}");
 }
 
 /// Changes the label of sample 0 in an index, and the number of its classes, and mends its checksums.

@@ -55,6 +55,9 @@ pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
         if !shard.ended {
             remarks.push("no end-of-archive marker: cut short?".to_owned());
         }
+        if let Some(at) = shard.trailing {
+            remarks.push(format!("more follows the end of the archive, at byte {at}, unread"));
+        }
         if !shard.seekable {
             remarks.push("no seek table: can be read in order only".to_owned());
         }
