@@ -191,7 +191,7 @@ mod tests {
 
     type Rows = Vec<(String, Option<u32>)>;
 
-    fn read(name: &str, text: &str) -> Result<(Rows, Vec<String>)> {
+    fn read(name: &str, text: impl AsRef<[u8]>) -> Result<(Rows, Vec<String>)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
@@ -216,8 +216,19 @@ mod tests {
         ] {
             assert_eq!(read(name, text).unwrap(), expected, "{text}");
         }
-        for bad in ["a,1\nb,cat\n", "a,-2\n", "a,99999999999\n", ",1\n", "a,1\n\"b\u{fffd}"] {
-            assert!(read("l.csv", bad).is_err() || bad.contains('\u{fffd}'), "{bad}");
+        for bad in ["a,1\nb,cat\n", "a,-2\n", "a,99999999999\n", ",1\n"] {
+            assert!(
+                matches!(read("l.csv", bad), Err(Error::Shard { .. } | Error::Usage(_))),
+                "{bad}"
+            );
         }
+        // Names that are not UTF-8 are refused with the line's place; those that are, whatever they
+        // look like, are read.
+        let Err(Error::Shard { offset, cause, .. }) = read("l.csv", b"a,1\nb\xFF,2\n") else {
+            panic!("read")
+        };
+        assert!(offset == 4 && cause.contains("UTF-8"), "{offset}: {cause}");
+        let strange = ("b\u{fffd}".to_owned(), Some(2));
+        assert_eq!(read("l.csv", "b\u{fffd},2\n").unwrap().0, [strange]);
     }
 }
