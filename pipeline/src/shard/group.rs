@@ -166,6 +166,11 @@ impl<S: Source> Groups<S> {
         &self.tar
     }
 
+    /// Whether the end of the archive was met.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
     /// Gives the tar back, at what follows the last member read.
     pub fn into_tar(self) -> Tar<S> {
         self.tar

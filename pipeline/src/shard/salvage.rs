@@ -1,9 +1,11 @@
 //! What can be saved of damaged shards: every sample that is still whole, in a
 //! clean set beside the damaged one, which is only read.
 //!
-//! A shard is walked as `verify` walks it, but after damage the walk goes on at
-//! the next header whose checksum is right. What comes out are tars of whole
+//! A shard is walked through twice: `walk` finds where samples are and where damage
+//! is, then each sample is read and examined. What comes out are tars of whole
 //! samples in a temporary folder, which `pack` then makes a set of.
+
+mod walk;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -11,32 +13,35 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::group::{Group, Groups, Keep};
-use super::index::{ShardIndex, index_path};
-use super::map::Map;
+use super::index::{Entry, ShardIndex, index_path};
+use super::map::{Map, slice};
 use super::pack::{PackOptions, Packed, Progress, pack, threads};
 use super::pattern::resolve;
 use super::pool::in_order;
 use super::scan::{Depth, entry_of};
 use super::source::ShardSource;
-use super::tar::{SliceSource, Tar, is_header};
+use super::tar::{SliceSource, Tar};
 use super::zst::{SeekTable, is_zstd};
 use super::{Damage, Limits, OpenOptions, sniff};
 use crate::decode::Decoder;
 use crate::{Error, Image, Result};
+use walk::{Step, Stretch, walk};
 
 /// A set saved from a damaged one.
 #[derive(Debug)]
 pub struct Salvaged {
     /// The clean set.
     pub packed: Packed,
-    /// What is not in it, and why.
+    /// The damage that was met, and each sample that is not in the set, by its key where it is known.
     pub lost: Vec<Damage>,
 }
 
 /// Packs every sample of the set that is whole into `out`. Whole are samples all
 /// of whose members are there, whose label is a number, whose image can be
-/// decoded and agrees with its checksum, where an intact index has one. Shards
-/// become `.tar.zst` when one of the damaged ones was.
+/// decoded, and which agree with the index where there is an intact one. A sample
+/// beside damage, which may have taken members of it, has all of them if the index
+/// says so, or if it has its label and those that the shard's other samples have.
+/// Shards become `.tar.zst` when one of the damaged ones was.
 ///
 /// # Errors
 /// [`Error::Usage`] when nothing is found or nothing can be saved; [`Error::Io`].
@@ -117,7 +122,7 @@ fn save_shard(
             return Ok(saved);
         }
     };
-    let checksums = checksums_of(shard, &file, limits);
+    let known = Known::of(shard, &file, limits);
     saved.compressed = is_zstd(file.as_ref());
     let tar = match saved.compressed {
         true => expand(shard, &file, to, limits, &mut saved)?,
@@ -125,15 +130,36 @@ fn save_shard(
     };
     let failed = |error| Error::io(to, error);
     let mut out: Option<BufWriter<File>> = None;
-    let mut walk = Walk { shard, tar: tar.as_ref(), limits, at: 0 };
+    let walked = walk(shard, tar.as_ref(), limits);
     let mut group = Group::default();
-    while let Some(step) = walk.next_into(&mut group) {
-        if let Err(error) = step.and_then(|()| examine(&group, shard, limits, &checksums, tools)) {
-            saved.note(shard, &error);
+    // The keys that were met, and whether a sample of that key was lost.
+    let (mut met, mut confirmed) = (HashMap::new(), known.belongs);
+    for step in &walked.steps {
+        let stretch = match step {
+            Step::Fault(error) => {
+                saved.note(shard, error);
+                continue;
+            }
+            Step::Sample(stretch) => stretch,
+        };
+        let beside = stretch.beside.as_ref().filter(|beside| !walked.is_complete(beside));
+        let lost = beside.map(|beside| match (beside.torn, beside.before) {
+            (true, _) => "damage is within it",
+            (_, true) => "damage before it may have taken members of it",
+            (_, false) => "damage behind it may have taken members of it",
+        });
+        let whole = load(stretch, tar.as_ref(), shard, limits, &mut group)
+            .and_then(|()| examine(&group, shard, limits, &known, lost, tools));
+        let before = met.insert(group.key.clone(), whole.is_err());
+        if let Err(error) = whole {
+            // Of the parts of one sample on both sides of damage the first is named.
+            if before != Some(true) || stretch.beside.is_none() {
+                saved.note_of(&group, shard, &error);
+            }
             continue;
         }
-        let blocks = usize::try_from(group.start).ok().zip(usize::try_from(group.end).ok());
-        let Some(blocks) = blocks.and_then(|(start, end)| tar.as_ref().get(start..end)) else {
+        confirmed |= !known.of_key(&group.key).is_empty();
+        let Some(blocks) = slice(tar.as_ref(), stretch.start, stretch.end - stretch.start) else {
             continue;
         };
         let out = match &mut out {
@@ -143,6 +169,10 @@ fn save_shard(
         out.write_all(blocks).map_err(failed)?;
     }
     tar.check(shard).unwrap_or_else(|error| saved.note(shard, &error));
+    // Of another shard's index, if it is that, nothing is missing here.
+    if confirmed {
+        saved.missing(shard, &known, &met);
+    }
     if let Some(mut out) = out {
         out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(failed)?;
     }
@@ -158,24 +188,105 @@ impl Saved {
         };
         self.lost.push(Damage { shard: shard.to_owned(), key, offset, cause });
     }
+
+    /// As `note`, of something that is known to be the fault of one sample.
+    fn note_of(&mut self, group: &Group, shard: &Path, error: &Error) {
+        self.note(shard, error);
+        if let Some(damage) = self.lost.last_mut() {
+            damage.key = Some(group.key.clone());
+        }
+    }
+
+    /// Notes the samples of the index whose keys were not met.
+    fn missing(&mut self, shard: &Path, known: &Known, met: &HashMap<String, bool>) {
+        let missing = known.entries.iter().filter(|(key, _)| !met.contains_key(*key));
+        let mut missing: Vec<_> = missing
+            .flat_map(|(key, all)| all.iter().map(move |entry| (entry.start, key)))
+            .collect();
+        missing.sort();
+        self.lost.extend(missing.into_iter().map(|(offset, key)| Damage {
+            shard: shard.to_owned(),
+            key: Some(key.clone()),
+            offset,
+            cause: "it is in the index, and was not found".to_owned(),
+        }));
+    }
 }
 
-/// Key to checksum, from an index that belongs to the shard; else nothing.
-fn checksums_of(shard: &Path, file: &Map, limits: &Limits) -> HashMap<String, u64> {
-    let index = ShardIndex::open(&index_path(shard), limits);
-    let Ok(index) = index.and_then(|i| i.belongs_to(shard, file.as_ref()).map(|()| i)) else {
-        return HashMap::new();
-    };
-    let entries = (0..index.len()).filter_map(|i| index.get(i).ok());
-    entries.map(|(entry, key)| (key.to_owned(), entry.checksum)).collect()
+/// What an intact index says of a shard's samples.
+#[derive(Default)]
+struct Known {
+    /// By key, which a damaged shard may have twice.
+    entries: HashMap<String, Vec<Entry>>,
+    /// Whether the index was made for just these bytes, so that it is right where they differ.
+    belongs: bool,
 }
 
-/// Whether a sample is whole.
+impl Known {
+    fn of(shard: &Path, file: &Map, limits: &Limits) -> Known {
+        let Ok(index) = ShardIndex::open(&index_path(shard), limits) else {
+            return Known::default();
+        };
+        let mut entries: HashMap<String, Vec<Entry>> = HashMap::new();
+        for (entry, key) in (0..index.len()).filter_map(|i| index.get(i).ok()) {
+            entries.entry(key.to_owned()).or_default().push(entry);
+        }
+        Known { entries, belongs: index.belongs_to(shard, file.as_ref()).is_ok() }
+    }
+
+    fn of_key(&self, key: &str) -> &[Entry] {
+        self.entries.get(key).map_or(&[], Vec::as_slice)
+    }
+
+    /// Whether a sample that was found is, image, label and members, one of the index's. It may
+    /// stand elsewhere in the shard: bytes before it may be missing.
+    fn confirms(&self, key: &str, found: &Entry) -> bool {
+        self.of_key(key).iter().any(|known| {
+            let same = known.checksum != 0 && known.checksum == found.checksum;
+            same && (known.label, known.span) == (found.label, found.span)
+        })
+    }
+
+    /// What contradicts the index, where that can be relied on.
+    fn contradiction(&self, key: &str, found: &Entry) -> Option<String> {
+        let known = self.of_key(key);
+        if !self.belongs || known.is_empty() {
+            return None;
+        }
+        let mut same = known.iter().filter(|e| e.checksum == 0 || e.checksum == found.checksum);
+        let Some(first) = same.next() else {
+            return Some("the image does not match its checksum in the index".to_owned());
+        };
+        if first.label == found.label || same.any(|known| known.label == found.label) {
+            return None;
+        }
+        let text = |label: Option<u32>| label.map_or("none".to_owned(), |label| label.to_string());
+        let (label, known) = (text(found.label), text(first.label));
+        Some(format!("its label is {label}, the index says {known}"))
+    }
+}
+
+/// Reads the sample of a stretch, all of it.
+fn load(
+    stretch: &Stretch,
+    tar: &[u8],
+    shard: &Path,
+    limits: &Limits,
+    group: &mut Group,
+) -> Result<()> {
+    let end = stretch.end.min(tar.len() as u64);
+    let blocks = slice(tar, stretch.start, end.saturating_sub(stretch.start)).unwrap_or(&[]);
+    let tar = Tar::new(SliceSource::new(blocks), shard, stretch.start, *limits);
+    Groups::new(tar, Keep::All).next_into(group).map(drop)
+}
+
+/// Whether a sample is whole; `lost` is why it may not be, unless an index tells otherwise.
 fn examine(
     group: &Group,
     shard: &Path,
     limits: &Limits,
-    checksums: &HashMap<String, u64>,
+    known: &Known,
+    lost: Option<&str>,
     (decoder, pixels): &mut (Decoder, Image),
 ) -> Result<()> {
     let bad = |offset: u64, cause: String| Error::Sample {
@@ -184,68 +295,21 @@ fn examine(
         offset,
         cause,
     };
-    let Some(entry) = entry_of(group, Depth::Full, shard, limits)? else {
+    let entry = entry_of(group, Depth::Full, shard, limits)?;
+    let confirmed = entry.is_some_and(|entry| known.confirms(&group.key, &entry));
+    if let Some(cause) = lost.filter(|_| !confirmed) {
+        return Err(bad(group.start, cause.to_owned()));
+    }
+    let Some(entry) = entry else {
         return Err(bad(group.start, "without an image".to_owned()));
     };
-    let known = checksums.get(&group.key).copied().unwrap_or(0);
-    if known != 0 && known != entry.checksum {
-        let cause = "the image does not match its checksum in the index".to_owned();
+    if let Some(cause) = known.contradiction(&group.key, &entry) {
         return Err(bad(entry.offset, cause));
     }
     let image = group.image().map_or(&[][..], |image| &group.parts()[image].data);
     decoder
         .decode_into(sniff(image), image, pixels)
         .map_err(|error| bad(entry.offset, error.to_string()))
-}
-
-/// Goes through the samples of a tar and over its damage.
-struct Walk<'a> {
-    shard: &'a Path,
-    tar: &'a [u8],
-    limits: &'a Limits,
-    /// Where the next sample, or the search for it, begins.
-    at: u64,
-}
-
-impl Walk<'_> {
-    /// The next sample, or what was wrong on the way to it; None at the end.
-    fn next_into(&mut self, group: &mut Group) -> Option<Result<()>> {
-        let from = self.next_header()?;
-        let rest = &self.tar[usize::try_from(from).ok()?..];
-        let tar = Tar::new(SliceSource::new(rest), self.shard, from, *self.limits);
-        let mut groups = Groups::new(tar, Keep::All);
-        match groups.next_into(group) {
-            Ok(true) => {
-                self.at = group.end.max(from + 512);
-                Some(Ok(()))
-            }
-            Ok(false) => None,
-            Err(error) => {
-                // Headers before the damage have been read; what they head is lost.
-                let damage = match &error {
-                    Error::Shard { offset, .. } => *offset,
-                    _ => 0,
-                };
-                self.at = damage.max(from + 512);
-                Some(Err(error))
-            }
-        }
-    }
-
-    /// Where the next header stands: at `at`, or wherever one is found after it,
-    /// for bytes may be missing.
-    fn next_header(&self) -> Option<u64> {
-        let start = usize::try_from(self.at).ok()?;
-        let block = |at: usize| self.tar.get(at..)?.first_chunk::<512>();
-        if block(start).is_some_and(is_header) {
-            return Some(self.at);
-        }
-        // The magic of ustar and GNU tar, 257 bytes into a header.
-        let magic = self.tar.get(start + 257..)?.windows(5);
-        let mut found = magic.enumerate().filter(|(_, bytes)| bytes == b"ustar");
-        let at = found.find(|(at, _)| block(start + at).is_some_and(is_header));
-        at.map(|(at, _)| (start + at) as u64)
-    }
 }
 
 /// Decompresses what can be decompressed: frame by frame where there is a seek

@@ -162,8 +162,7 @@ impl<S: Source> Tar<S> {
                 damaged(&self.path, header_at, "the size in the tar header is not a number")
             })?;
             let type_flag = block[156];
-            let carries_data = !matches!(type_flag, b'1'..=b'6');
-            self.expect(if carries_data { size } else { 0 }, header_at)?;
+            self.expect(if carries_data(type_flag) { size } else { 0 }, header_at)?;
             match type_flag {
                 b'L' => local.path = Some(self.long_name()?),
                 b'K' => {}
@@ -202,7 +201,7 @@ impl<S: Source> Tar<S> {
         let header_at = self.at - BLOCK;
         let said = std::mem::take(local);
         let size = match said.size.or(self.global.size) {
-            Some(real) if !matches!(type_flag, b'1'..=b'6') => {
+            Some(real) if carries_data(type_flag) => {
                 self.expect(real, header_at)?;
                 real
             }
@@ -243,11 +242,12 @@ impl<S: Source> Tar<S> {
             let filled = out.len();
             out.resize(filled + left.min(1 << 20), 0);
             let count = self.source.fill(&mut out[filled..]).map_err(|e| self.failed(e))?;
-            if count < out.len() - filled {
-                return Err(self.cut_short(left as u64));
-            }
+            let wanted = out.len() - filled;
             (self.at, self.unread, left) =
                 (self.at + count as u64, self.unread - count as u64, left - count);
+            if count < wanted {
+                return Err(self.cut_short(left as u64));
+            }
         }
         Ok(())
     }
@@ -290,10 +290,10 @@ impl<S: Source> Tar<S> {
             (std::mem::take(&mut self.unread), std::mem::take(&mut self.padding));
         for (count, forgiven) in [(unread, false), (padding, true)] {
             let skipped = self.source.skip(count).map_err(|e| self.failed(e))?;
+            self.at += skipped;
             if skipped < count && !forgiven {
                 return Err(self.cut_short(count - skipped));
             }
-            self.at += skipped;
         }
         Ok(())
     }
@@ -454,6 +454,18 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
 pub(crate) fn is_header(block: &[u8; 512]) -> bool {
     let stored = number(&block[148..156]);
     !is_zero(block) && stored == Some(checksums(block).0)
+}
+
+/// From a header to the next, by its own size field.
+pub(crate) fn span(block: &[u8; 512]) -> Option<u64> {
+    let size = number(&block[124..136])?;
+    let size = if carries_data(block[156]) { size } else { 0 };
+    size.checked_next_multiple_of(BLOCK)?.checked_add(BLOCK)
+}
+
+/// Whether data follow a header of this type, as they do not for links, devices and folders.
+fn carries_data(type_flag: u8) -> bool {
+    !matches!(type_flag, b'1'..=b'6')
 }
 
 /// The sum of a header's bytes, its checksum field counted as spaces: as

@@ -25,6 +25,8 @@ pub fn config(batch_size: usize) -> LoaderConfig {
 #[derive(Clone, Copy, PartialEq)]
 pub enum Coding {
     Tar,
+    /// The label before the image, as programs have it that write members by name.
+    LabelFirst,
     /// One zstd frame without a seek table: readable only in order.
     Stream,
 }
@@ -42,14 +44,20 @@ pub fn write_shards(folder: &Path, counts: &[u64], coding: Coding, break_at: &[u
             if break_at.contains(&sample) {
                 png.truncate(png.len() / 2);
             }
-            append(&mut tar, &format!("{sample:06}.png"), &png);
-            append(&mut tar, &format!("{sample:06}.cls"), label.to_string().as_bytes());
+            let label = label.to_string();
+            let mut members = [("png", &png[..]), ("cls", label.as_bytes())];
+            if coding == Coding::LabelFirst {
+                members.reverse();
+            }
+            for (extension, data) in members {
+                append(&mut tar, &format!("{sample:06}.{extension}"), data);
+            }
         }
         next += count;
         let bytes = tar.into_inner().unwrap();
         let name = format!("part-{number:06}.tar");
         match coding {
-            Coding::Tar => std::fs::write(folder.join(name), bytes).unwrap(),
+            Coding::Tar | Coding::LabelFirst => std::fs::write(folder.join(name), bytes).unwrap(),
             Coding::Stream => {
                 let frame = zstd::encode_all(&bytes[..], 1).unwrap();
                 std::fs::write(folder.join(name + ".zst"), frame).unwrap();

@@ -4,3 +4,4 @@ mod damage;
 mod interop;
 mod pack;
 mod read;
+mod salvage;
