@@ -26,10 +26,17 @@ pub(crate) fn split_name(path: &str) -> Option<(&str, String)> {
     (dot > base).then(|| (&path[..dot], path[dot + 1..].to_lowercase()))
 }
 
+/// Bytes of buffers that a [`Group`] keeps from sample to sample. More was an exception.
+const HELD_BYTES: usize = 16 << 20;
+
+/// Whether an extension names an image by itself.
+fn is_plain_image(extension: &str) -> bool {
+    IMAGE_EXTENSIONS.contains(&extension)
+}
+
 /// Whether an extension names an image; of `left.jpg` the last part counts.
 pub(crate) fn is_image(extension: &str) -> bool {
-    let last = extension.rsplit('.').next().unwrap_or(extension);
-    IMAGE_EXTENSIONS.contains(&last)
+    is_plain_image(extension.rsplit('.').next().unwrap_or(extension))
 }
 
 /// Which members' data a reader wants in memory.
@@ -37,7 +44,7 @@ pub(crate) fn is_image(extension: &str) -> bool {
 pub(crate) enum Keep {
     /// Only labels: enough for an index without checksums.
     Labels,
-    /// Labels and images.
+    /// Labels, and the image that [`Group::image`] chooses.
     Images,
     /// Everything.
     All,
@@ -85,11 +92,10 @@ impl Group {
     /// Where in [`Group::parts`] the image is: the first member with a plain image
     /// extension, or else the first with one like `left.png`.
     pub fn image(&self) -> Option<usize> {
-        let plain = |part: &Part| IMAGE_EXTENSIONS.contains(&part.extension.as_str());
         let parts = self.parts();
         parts
             .iter()
-            .position(plain)
+            .position(|part| is_plain_image(&part.extension))
             .or_else(|| parts.iter().position(|part| is_image(&part.extension)))
     }
 
@@ -133,6 +139,30 @@ impl Group {
         self.key.clear();
         self.key.push_str(key);
         (self.start, self.used, self.fault) = (start, 0, None);
+        if self.parts.iter().map(|part| part.data.capacity()).sum::<usize>() > HELD_BYTES {
+            self.parts.clear();
+        }
+    }
+
+    /// Whether a member that comes next would be the image; the one that it takes the place of is
+    /// let go.
+    fn chooses(&mut self, extension: &str) -> bool {
+        match self.image() {
+            None => is_image(extension),
+            Some(old) => {
+                let better =
+                    is_plain_image(extension) && !is_plain_image(&self.parts[old].extension);
+                if better {
+                    self.parts[old].data = Vec::new();
+                }
+                better
+            }
+        }
+    }
+
+    /// Bytes of its members that are in memory.
+    fn held(&self) -> u64 {
+        self.parts().iter().map(|part| part.data.len() as u64).sum()
     }
 
     fn push(&mut self) -> &mut Part {
@@ -197,9 +227,17 @@ impl<S: Source> Groups<S> {
             self.check(group, &extension, member.offset)?;
             let keep = match self.keep {
                 Keep::Labels => extension == "cls",
-                Keep::Images => extension == "cls" || is_image(&extension),
+                Keep::Images => extension == "cls" || group.chooses(&extension),
                 Keep::All => true,
             };
+            let limit = self.tar.limits().sample_bytes;
+            if keep && group.held().saturating_add(member.size) > limit {
+                let cause = format!(
+                    "sample `{}` has more than {limit} bytes to be read (limit)",
+                    group.key
+                );
+                return Err(damaged(self.tar.path(), member.offset, cause));
+            }
             group.end = member.end();
             let part = group.push();
             (part.extension, part.offset, part.length) = (extension, member.offset, member.size);
@@ -226,7 +264,54 @@ impl<S: Source> Groups<S> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tar::SliceSource;
+    use super::super::tar_write::append_member;
     use super::*;
+
+    fn read(keep: Keep, limits: Limits, members: &[&str]) -> Result<Vec<usize>> {
+        let mut bytes = Vec::new();
+        members.iter().for_each(|name| append_member(&mut bytes, name, &[7; 1000]));
+        let tar = Tar::new(SliceSource::new(&bytes), Path::new("x"), 0, limits);
+        let mut group = Group::default();
+        assert!(Groups::new(tar, keep).next_into(&mut group)?);
+        Ok(group.parts().iter().map(|part| part.data.len()).collect())
+    }
+
+    #[test]
+    fn of_several_images_the_one_that_is_used_is_kept() {
+        let members = ["a.left.png", "a.right.png", "a.cls", "a.json", "a.jpg", "a.png"];
+        let read = |keep, members| read(keep, Limits::default(), members).unwrap();
+        assert_eq!(read(Keep::Images, &members), [0, 0, 1000, 0, 1000, 0]);
+        assert_eq!(read(Keep::Images, &members[..4]), [1000, 0, 1000, 0]);
+        assert_eq!(read(Keep::Labels, &members), [0, 0, 1000, 0, 0, 0]);
+        assert_eq!(read(Keep::All, &members), [1000; 6]);
+    }
+
+    #[test]
+    fn a_sample_is_read_only_within_its_limit() {
+        let members = ["a.left.png", "a.jpg", "a.cls", "a.png", "a.json"];
+        let read =
+            |keep, sample_bytes| read(keep, Limits { sample_bytes, ..Limits::default() }, &members);
+        for (keep, bytes) in [(Keep::Labels, 1000), (Keep::Images, 2000), (Keep::All, 5000)] {
+            assert!(read(keep, bytes).is_ok(), "{keep:?}");
+            let Err(Error::Shard { cause, .. }) = read(keep, bytes - 1) else {
+                panic!("{keep:?}: read")
+            };
+            assert!(cause.contains("sample `a`") && cause.contains("limit"), "{cause}");
+        }
+    }
+
+    #[test]
+    fn buffers_of_large_samples_are_let_go() {
+        let mut group = Group::default();
+        group.begin("a", 0);
+        for _ in 0..3 {
+            group.push().data.resize(HELD_BYTES / 2, 1);
+        }
+        group.begin("b", 0);
+        let held = || group.parts.iter().map(|part| part.data.capacity()).sum::<usize>();
+        assert_eq!(held(), 0);
+    }
 
     #[test]
     fn names_split_as_webdataset_splits_them() {

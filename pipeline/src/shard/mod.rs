@@ -91,6 +91,10 @@ pub struct Limits {
     pub members_per_sample: usize,
     /// Bytes of a member's name, and of one extended header. Default 64 KiB.
     pub name_bytes: u64,
+    /// Bytes of one sample's members that are read into memory together. Default 1 GiB.
+    pub sample_bytes: u64,
+    /// Decompressed bytes of a shard that is expanded into a temporary file. Default 64 GiB.
+    pub shard_bytes: u64,
     /// Decompressed bytes of one frame of a seekable shard. Default 256 MiB.
     pub frame_bytes: u64,
     /// Base-2 logarithm of the largest window that a zstd stream may ask
@@ -109,6 +113,8 @@ impl Default for Limits {
             members: 64_000_000,
             members_per_sample: 256,
             name_bytes: 64 << 10,
+            sample_bytes: 1 << 30,
+            shard_bytes: 64 << 30,
             frame_bytes: 256 << 20,
             zstd_window_log: 27,
             index_bytes: 4 << 30,

@@ -313,13 +313,19 @@ fn examine(
 }
 
 /// Decompresses what can be decompressed: frame by frame where there is a seek
-/// table, zeros in place of a damaged frame; else up to the damage.
+/// table, zeros in place of a damaged frame; else up to the damage. No more than
+/// `Limits::shard_bytes`.
 fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Saved) -> Result<Map> {
     let failed = |error| Error::io(to, error);
     let mut plain = BufWriter::new(
         tempfile::tempfile_in(to.parent().unwrap_or(Path::new("."))).map_err(failed)?,
     );
     let bytes = file.as_ref();
+    let limit = limits.shard_bytes;
+    let too_long = || {
+        let cause = format!("more than {limit} bytes when decompressed (limit)");
+        super::damaged(shard, limit, cause)
+    };
     let table = SeekTable::parse(bytes, shard, limits).unwrap_or_else(|error| {
         saved.note(shard, &error);
         None
@@ -329,6 +335,10 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
         let mut frame = Vec::new();
         for number in 0..table.len() {
             let frames = number..number + 1;
+            if table.end(number) > limit {
+                saved.note(shard, &too_long());
+                break;
+            }
             if let Err(error) = table.decompress(bytes, 0, shard, frames, &mut context, &mut frame)
             {
                 saved.note(shard, &error);
@@ -340,10 +350,18 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
         let mut decoder = zstd::stream::read::Decoder::with_buffer(bytes).map_err(failed)?;
         decoder.window_log_max(limits.zstd_window_log).map_err(failed)?;
         let mut buffer = vec![0; 1 << 16];
+        let mut written = 0;
         loop {
             match decoder.read(&mut buffer) {
                 Ok(0) => break,
-                Ok(count) => plain.write_all(&buffer[..count]).map_err(failed)?,
+                Ok(count) => {
+                    written += count as u64;
+                    if written > limit {
+                        saved.note(shard, &too_long());
+                        break;
+                    }
+                    plain.write_all(&buffer[..count]).map_err(failed)?;
+                }
                 Err(error) => {
                     let cause = format!("cannot be decompressed further: {error}");
                     saved.note(shard, &super::damaged(shard, 0, cause));

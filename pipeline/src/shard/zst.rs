@@ -150,6 +150,11 @@ impl SeekTable {
         self.decompressed[frame]
     }
 
+    /// Where frame `frame` ends, decompressed.
+    pub fn end(&self, frame: usize) -> u64 {
+        self.decompressed[frame + 1]
+    }
+
     /// The bytes of the file that hold `frames`: offset and length.
     pub fn file_range(&self, frames: &std::ops::Range<usize>) -> (u64, u64) {
         let start = self.compressed[frames.start];

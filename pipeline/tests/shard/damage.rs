@@ -4,8 +4,8 @@ use std::path::Path;
 
 use bt_pipeline::Result;
 use bt_pipeline::shard::{
-    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, index_path, index_shards,
-    scan, unpack, verify,
+    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, ShardSource, Tree, index_path,
+    index_shards, salvage, scan, unpack, verify,
 };
 
 /// A header as the `tar` crate writes it, and its data.
@@ -137,6 +137,7 @@ fn damaged_tars_give_an_error_that_names_the_shard() {
         ("too many members", good(), small(|l| l.members = 3), "limit"),
         ("too many members of a sample", good(), small(|l| l.members_per_sample = 1), "limit"),
         ("a member over the limit", good(), small(|l| l.member_bytes = 699), "limit"),
+        ("a sample over the limit", good(), small(|l| l.sample_bytes = 700), "limit"),
     ];
     let folder = tempfile::tempdir().unwrap();
     for (what, bytes, limits, expected) in cases {
@@ -163,11 +164,7 @@ fn every_truncation_and_any_flipped_byte_is_survived() {
     let tar = folder.path().join("a.tar");
     std::fs::write(&tar, good()).unwrap();
     let shards = folder.path().join("s");
-    let source = bt_pipeline::shard::ShardSource::open(
-        &tar.to_string_lossy(),
-        folder.path(),
-        &OpenOptions::default(),
-    );
+    let source = ShardSource::open(&tar.to_string_lossy(), folder.path(), &OpenOptions::default());
     let options = bt_pipeline::shard::PackOptions {
         zstd: Some(1),
         on_bad: bt_pipeline::shard::OnBad::Skip,
@@ -268,6 +265,32 @@ fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
             let _ = std::fs::remove_file(index_path(&path));
         }
     }
+}
+
+#[test]
+fn what_is_expanded_on_disk_has_a_limit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar.zst");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    let members = ["a", "b"].map(|key| plain(&format!("{key}.ppm"), &image)).concat();
+    let tar = [&members[..], &[0; 1024]].concat();
+    // 100 MB of zeros that take a few KB, behind two samples.
+    let bomb = zstd::encode_all(&[&tar[..], &vec![0; 100 << 20]].concat()[..], 1).unwrap();
+    std::fs::write(&path, &bomb).unwrap();
+    let pattern = path.to_string_lossy().into_owned();
+    let options = |shard_bytes| OpenOptions {
+        limits: Limits { shard_bytes, ..Limits::default() },
+        ..OpenOptions::default()
+    };
+    let open = |limit| ShardSource::open(&pattern, folder.path(), &options(limit)).map(drop);
+    assert!(open(200 << 20).is_ok());
+    let text = open(1 << 20).unwrap_err().to_string();
+    assert!(text.contains("a.tar.zst") && text.contains("1048576 bytes"), "{text}");
+    // A repair saves what is within the limit, and says so.
+    let out = folder.path().join("out");
+    let saved = salvage(&pattern, &out, &options(1 << 20), 1, &mut |_| {}).unwrap();
+    assert_eq!(saved.packed.manifest.samples, 2);
+    assert!(saved.lost.iter().any(|lost| lost.cause.contains("1048576 bytes")), "{saved:?}");
 }
 
 #[test]

@@ -45,14 +45,21 @@ fn expand(bytes: impl Read, shard: &Path, temporary: &Path, options: &OpenOption
     let mut plain = tempfile::tempfile_in(temporary).map_err(|e| Error::io(temporary, e))?;
     let mut decoder = zstd::stream::read::Decoder::new(bytes).map_err(|e| Error::io(shard, e))?;
     decoder.window_log_max(window_log).map_err(|e| Error::io(shard, e))?;
-    std::io::copy(&mut decoder, &mut plain).map_err(|e| match e.downcast::<Error>() {
-        Ok(error) => error,
-        // The decompressor's own errors carry no number of the system's.
-        Err(e) if e.raw_os_error().is_none() => {
-            damaged(shard, 0, format!("cannot be decompressed: {e}"))
-        }
-        Err(e) => Error::io(temporary, e),
-    })?;
+    let limit = options.limits.shard_bytes;
+    let mut within = decoder.take(limit.saturating_add(1));
+    let copied =
+        std::io::copy(&mut within, &mut plain).map_err(|e| match e.downcast::<Error>() {
+            Ok(error) => error,
+            // The decompressor's own errors carry no number of the system's.
+            Err(e) if e.raw_os_error().is_none() => {
+                damaged(shard, 0, format!("cannot be decompressed: {e}"))
+            }
+            Err(e) => Error::io(temporary, e),
+        })?;
+    if copied > limit {
+        let cause = format!("more than {limit} bytes when decompressed (limit)");
+        return Err(damaged(shard, limit, cause));
+    }
     plain.seek(SeekFrom::Start(0)).map_err(|e| Error::io(temporary, e))?;
     Map::of(&plain).map_err(|e| Error::io(temporary, e))
 }
@@ -67,7 +74,9 @@ impl Source for ShardSource {
     }
 
     fn bytes(&self, i: usize) -> Result<u64> {
-        Ok(self.set.meta(i)?.length)
+        // All of the sample: its other members travel along.
+        let (_, entry, _) = self.set.entry(i)?;
+        Ok(entry.span.max(entry.length).into())
     }
 
     fn name(&self, i: usize) -> String {
@@ -99,12 +108,14 @@ impl Source for ShardSource {
         group.swap_data(image, &mut into.image);
         into.label = entry.label;
         into.extras.clear();
-        let others = group
-            .parts()
-            .iter()
-            .enumerate()
-            .filter(|(i, part)| *i != image && part.extension != "cls");
-        into.extras.extend(others.map(|(_, part)| (part.extension.clone(), part.data.clone())));
+        for other in (0..group.parts().len()).filter(|&other| other != image) {
+            let extension = group.parts()[other].extension.clone();
+            if extension != "cls" {
+                let mut data = Vec::new();
+                group.swap_data(other, &mut data);
+                into.extras.push((extension, data));
+            }
+        }
         into.key = group.key;
         self.set.check(self.set.shard_of(i))
     }
