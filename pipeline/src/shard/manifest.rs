@@ -113,7 +113,7 @@ impl Manifest {
     }
 
     fn check(&self) -> Result<(), String> {
-        let mut samples = 0u64;
+        let (mut samples, mut bytes, mut labelled) = (0u64, 0u64, 0u64);
         for shard in &self.shards {
             let plain =
                 Path::new(&shard.name).file_name().is_some_and(|name| name == shard.name.as_str());
@@ -121,9 +121,22 @@ impl Manifest {
                 return Err(format!("shard name {:?} is not a plain file name", shard.name));
             }
             samples = samples.checked_add(shard.samples).ok_or("too many samples")?;
+            bytes = bytes.checked_add(shard.bytes).ok_or("too many bytes")?;
+        }
+        for class in &self.classes {
+            labelled = labelled.checked_add(class.samples).ok_or("too many samples")?;
         }
         if samples != self.samples {
             return Err(format!("{} samples in all, but {samples} in its shards", self.samples));
+        }
+        if bytes != self.bytes {
+            return Err(format!("{} bytes in all, but {bytes} in its shards", self.bytes));
+        }
+        if labelled.checked_add(self.unlabelled) != Some(samples) {
+            let unlabelled = self.unlabelled;
+            return Err(format!(
+                "{labelled} samples in its classes and {unlabelled} without a label, but {samples} in all"
+            ));
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(crate) struct Resolved {
     pub shards: Vec<Found>,
     /// Of the manifests, where all shards come from manifests that agree.
     pub classes: Vec<String>,
+    /// The manifests of files that were read, each once.
+    pub manifests: Vec<(PathBuf, Manifest)>,
 }
 
 /// Finds the shards of `pattern`, all of them files; see [`super::ShardSet::open`].
@@ -55,9 +57,15 @@ pub(crate) fn resolve_anywhere(
     limits: &Limits,
     options: &RemoteOptions,
 ) -> Result<Resolved> {
-    let manifests = HashMap::new();
-    let mut finder =
-        Finder { use_manifest, limits, manifests, classes: None, options, lister: None };
+    let mut finder = Finder {
+        use_manifest,
+        limits,
+        manifests: HashMap::new(),
+        read: Vec::new(),
+        classes: None,
+        options,
+        lister: None,
+    };
     let mut shards = Vec::new();
     for part in parts(pattern) {
         finder.part(part, &mut shards)?;
@@ -65,7 +73,8 @@ pub(crate) fn resolve_anywhere(
     if shards.is_empty() {
         return Err(Error::Usage(format!("no shards match `{}`", pattern.trim())));
     }
-    Ok(Resolved { shards, classes: finder.classes.unwrap_or_default() })
+    let (classes, manifests) = (finder.classes.unwrap_or_default(), finder.read);
+    Ok(Resolved { shards, classes, manifests })
 }
 
 /// The members of a union. Whitespace separates, except in what names
@@ -102,6 +111,8 @@ struct Finder<'a> {
     limits: &'a Limits,
     /// What manifests say, by folder and shard name.
     manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, Vec<String>)>>,
+    /// All of them.
+    read: Vec<(PathBuf, Manifest)>,
     /// `None` before the first shard.
     classes: Option<Vec<String>>,
     options: &'a RemoteOptions,
@@ -220,6 +231,7 @@ impl Finder<'_> {
     fn manifest(&mut self, path: &Path, manifest: Manifest, out: &mut Vec<Found>) -> Result<()> {
         let folder = path.parent().unwrap_or(Path::new(""));
         let names = manifest.class_names();
+        self.keep(path, &manifest);
         for shard in manifest.shards {
             self.agree(&names);
             let path = folder.join(&shard.name);
@@ -238,8 +250,11 @@ impl Finder<'_> {
             path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if !self.manifests.contains_key(folder) {
             let mut known = HashMap::new();
-            for (_, manifest) in Manifest::all_in(folder, self.limits)? {
+            // As the shards are named: without a folder where they have none.
+            let named = path.parent().unwrap_or(Path::new(""));
+            for (file, manifest) in Manifest::all_in(folder, self.limits)? {
                 let names = manifest.class_names();
+                self.keep(&named.join(file.file_name().unwrap_or_default()), &manifest);
                 known.extend(
                     manifest
                         .shards
@@ -256,6 +271,12 @@ impl Finder<'_> {
         self.agree(&names);
         out.push(Found { known, ..Found::at(path) });
         Ok(())
+    }
+
+    fn keep(&mut self, path: &Path, manifest: &Manifest) {
+        if !self.read.iter().any(|(known, _)| known == path) {
+            self.read.push((path.to_owned(), manifest.clone()));
+        }
     }
 
     /// Keeps the class names only as long as every shard has the same.

@@ -1,6 +1,7 @@
 //! Looks at every byte of a set and tells what is wrong with it, without
 //! stopping at the first fault.
 
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -8,9 +9,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, ShardIndex, index_path};
+use super::manifest::Manifest;
 use super::map::Map;
 use super::pack::{Progress, threads};
-use super::pattern::{Found, resolve};
+use super::pattern::{Found, Resolved, resolve};
 use super::pool::in_order;
 use super::scan::{Depth, entry_of, open_tar};
 use super::tar::Source;
@@ -50,8 +52,9 @@ pub struct VerifyReport {
     pub damage: Vec<Damage>,
 }
 
-/// Verifies the shards of `pattern`: archives, checksums of files and images, indexes, and, with
-/// `decode`, that every image can be decoded. `workers` threads, 0 for one per core.
+/// Verifies the shards of `pattern`: archives, checksums of files and images, indexes, what
+/// manifests say of shards that are all among them, and, with `decode`, that every image can be
+/// decoded. `workers` threads, 0 for one per core.
 ///
 /// # Errors
 /// [`Error::Usage`] when nothing matches, [`Error::Io`] when a folder cannot be
@@ -63,7 +66,9 @@ pub fn verify(
     workers: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport> {
-    let found = resolve(pattern, options.use_manifest, &options.limits)?.shards;
+    let Resolved { shards: found, manifests, .. } =
+        resolve(pattern, options.use_manifest, &options.limits)?;
+    let mut counts = HashMap::new();
     let mut report = VerifyReport { shards: found.len(), ..VerifyReport::default() };
     let total = found.len() as u64;
     in_order(
@@ -71,7 +76,8 @@ pub fn verify(
         found.len(),
         || decode.then(Scratch::default),
         |scratch, shard| verify_shard(&found[shard], &options.limits, scratch),
-        |done, shard: VerifyReport| {
+        |done, (shard, labels): (VerifyReport, Option<Labels>)| {
+            counts.insert(found[done].path.as_path(), labels);
             report.samples += shard.samples;
             report.bytes += shard.bytes;
             report.indexed += shard.indexed;
@@ -81,7 +87,44 @@ pub fn verify(
             Ok(())
         },
     )?;
+    for (path, manifest) in &manifests {
+        let cause = miscounted(path, manifest, &counts);
+        report.damage.extend(cause.map(|cause| Damage {
+            shard: path.clone(),
+            key: None,
+            offset: 0,
+            cause: format!("manifest: {cause}"),
+        }));
+    }
     Ok(report)
+}
+
+/// How many samples have each label, or none.
+type Labels = BTreeMap<Option<u32>, u64>;
+
+/// What a manifest says of its classes that its shards do not, if all of them were counted.
+fn miscounted(
+    path: &Path,
+    manifest: &Manifest,
+    counts: &HashMap<&Path, Option<Labels>>,
+) -> Option<String> {
+    let folder = path.parent().unwrap_or(Path::new(""));
+    let mut found = Labels::new();
+    for shard in &manifest.shards {
+        let labels = counts.get(folder.join(&shard.name).as_path())?.as_ref()?;
+        labels.iter().for_each(|(label, count)| *found.entry(*label).or_default() += count);
+    }
+    let classes =
+        manifest.classes.iter().zip(0..).map(|(class, label)| (Some(label), class.samples));
+    let said: Labels = classes.chain([(None, manifest.unlabelled)]).collect();
+    let counts_of = |label: &Option<u32>| {
+        let count = |labels: &Labels| labels.get(label).copied().unwrap_or(0);
+        (count(&found), count(&said))
+    };
+    let mut labels = said.keys().chain(found.keys()).map(|label| (label, counts_of(label)));
+    let (label, (is, was)) = labels.find(|(_, (is, was))| is != was)?;
+    let of = label.map_or("without a label".to_owned(), |label| format!("of class {label}"));
+    Some(format!("{was} samples {of}, but its shards have {is}"))
 }
 
 /// What a thread decodes with.
@@ -95,6 +138,9 @@ struct Scratch {
 struct Examined<'a> {
     path: &'a Path,
     report: VerifyReport,
+    labels: Labels,
+    /// Whether all samples could be counted.
+    counted: bool,
 }
 
 impl Examined<'_> {
@@ -114,13 +160,23 @@ impl Examined<'_> {
     }
 }
 
-fn verify_shard(found: &Found, limits: &Limits, scratch: &mut Option<Scratch>) -> VerifyReport {
-    let mut examined = Examined { path: &found.path, report: VerifyReport::default() };
+/// What is wrong with a shard, and the labels of its samples where all of them could be read.
+fn verify_shard(
+    found: &Found,
+    limits: &Limits,
+    scratch: &mut Option<Scratch>,
+) -> (VerifyReport, Option<Labels>) {
+    let mut examined = Examined {
+        path: &found.path,
+        report: VerifyReport::default(),
+        labels: Labels::new(),
+        counted: true,
+    };
     let map = match Map::open(&found.path) {
         Ok(map) => map,
         Err(error) => {
             examined.note(error);
-            return examined.report;
+            return (examined.report, None);
         }
     };
     let bytes = map.as_ref();
@@ -139,6 +195,7 @@ fn verify_shard(found: &Found, limits: &Limits, scratch: &mut Option<Scratch>) -
     }
     let index = open_index(&mut examined, bytes, limits);
     if let Err(error) = verify_samples(&mut examined, &map, index.as_ref(), limits, scratch) {
+        examined.counted = false;
         examined.note(error);
     }
     if let Some(known) = &found.known
@@ -148,7 +205,7 @@ fn verify_shard(found: &Found, limits: &Limits, scratch: &mut Option<Scratch>) -
             format!("{} samples, the manifest says {}", examined.report.samples, known.samples);
         examined.note(super::damaged(&found.path, 0, cause));
     }
-    examined.report
+    (examined.report, examined.counted.then_some(examined.labels))
 }
 
 fn open_index(examined: &mut Examined<'_>, shard: &[u8], limits: &Limits) -> Option<ShardIndex> {
@@ -186,6 +243,7 @@ fn verify_samples(
                 continue;
             }
             Err(error) => {
+                examined.counted = false;
                 examined.note(error);
                 number += 1;
                 continue;
@@ -197,7 +255,6 @@ fn verify_samples(
         {
             examined.sample(&group, cause);
         }
-        let image = group.image().map(|image| group.parts()[image].data.as_slice()).unwrap_or(&[]);
         let readable = match scratch {
             Some(s) => s.decoder.decode_into(sniff(image), image, &mut s.image),
             None => Ok(()),
@@ -212,12 +269,34 @@ fn verify_samples(
         }
         number += 1;
         examined.report.samples += 1;
+        *examined.labels.entry(entry.label).or_default() += 1;
+    }
+    if let Some(index) = index {
+        verify_head(examined, index, groups.tar().position());
     }
     if let Some(index) = index.filter(|index| index.len() != number) {
         let cause = format!("{number} samples, the index says {}", index.len());
         examined.note(super::damaged(examined.path, groups.tar().position(), cause));
     }
     verify_end(examined, groups, map, limits)
+}
+
+/// What the index's header says of all samples; `end` is where they end.
+fn verify_head(examined: &mut Examined<'_>, index: &ShardIndex, end: u64) {
+    let head = index.head();
+    let largest = examined.labels.last_key_value().and_then(|(label, _)| *label);
+    let classes = largest.map_or(0, |label| label.saturating_add(1));
+    let fields = [
+        ("classes", u64::from(classes), u64::from(head.classes)),
+        ("samples without an image", examined.report.without_image, head.skipped.into()),
+    ];
+    // A sample that cannot be read may have had the largest label.
+    for (what, found, said) in fields {
+        if examined.counted && found != said {
+            let cause = format!("{found} {what}, the index says {said}");
+            examined.note(super::damaged(examined.path, end, cause));
+        }
+    }
 }
 
 /// The end-of-archive marker, what follows it, and the seek table.
@@ -267,9 +346,16 @@ fn differs(
     if index.side_index(number).is_some_and(|side| !SideIndex::describes(side, image)) {
         return Ok(Some("its side index does not describe the image".to_owned()));
     }
+    // 0 is what an index says that does not know.
+    let known = |indexed: u32, found: u32| if indexed == 0 { 0 } else { u64::from(found) };
     let fields = [
         ("offset", entry.offset, found.offset),
         ("length", entry.length.into(), found.length.into()),
+        ("start", entry.start, found.start),
+        ("span", entry.span.into(), found.span.into()),
+        ("format", entry.format as u64, found.format as u64),
+        ("width", entry.width.into(), known(entry.width, found.width)),
+        ("height", entry.height.into(), known(entry.height, found.height)),
         ("label", entry.label.map_or(u64::MAX, u64::from), found.label.map_or(u64::MAX, u64::from)),
         ("checksum", entry.checksum, if entry.checksum == 0 { 0 } else { found.checksum }),
     ];

@@ -5,8 +5,10 @@ use std::path::Path;
 use bt_pipeline::Result;
 use bt_pipeline::shard::{
     Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, ShardSource, Tree, index_path,
-    index_shards, salvage, scan, unpack, verify,
+    index_shards, salvage, scan, unpack,
 };
+
+use super::verify::{changed_entry, changed_index};
 
 /// A header as the `tar` crate writes it, and its data.
 fn member(name: &str, data: &[u8], change: impl Fn(&mut tar::Header)) -> Vec<u8> {
@@ -21,7 +23,7 @@ fn member(name: &str, data: &[u8], change: impl Fn(&mut tar::Header)) -> Vec<u8>
     bytes
 }
 
-fn plain(name: &str, data: &[u8]) -> Vec<u8> {
+pub fn plain(name: &str, data: &[u8]) -> Vec<u8> {
     member(name, data, |_| {})
 }
 
@@ -37,7 +39,7 @@ fn good() -> Vec<u8> {
 }
 
 /// Opens the file and reads everything in it, in order and at random.
-fn read_all(path: &Path, limits: Limits) -> Result<usize> {
+pub fn read_all(path: &Path, limits: Limits) -> Result<usize> {
     let set = ShardSet::open(
         &path.to_string_lossy(),
         &OpenOptions { limits, verify: true, ..Default::default() },
@@ -211,62 +213,6 @@ fn every_truncation_and_any_flipped_byte_is_survived() {
     }
 }
 
-/// What `verify` says of a shard: offsets and causes.
-fn verified(path: &Path) -> Vec<(u64, String)> {
-    let pattern = path.to_string_lossy();
-    let report = verify(&pattern, &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
-    report.damage.into_iter().map(|damage| (damage.offset, damage.cause)).collect()
-}
-
-#[test]
-fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
-    let folder = tempfile::tempdir().unwrap();
-    let samples = |keys: &[&str]| -> Vec<u8> {
-        let image = bt_pipeline::shard::raw_header(1, 1);
-        let image = [&image[..], b"rgb"].concat();
-        keys.iter().flat_map(|key| plain(&format!("{key}.ppm"), &image)).collect()
-    };
-    let (ab, cd, end) = (samples(&["a", "b"]), samples(&["c", "d"]), vec![0; 1024]);
-    let ab_end = ab.len() as u64;
-    // Blocks, the samples that are read or none for an error, where bytes are that are not, what
-    // verification says.
-    type Case<'a> = (&'a [&'a [u8]], Option<usize>, Option<u64>, Option<(u64, &'a str)>);
-    let zero = &end[..512];
-    let cases: [Case<'_>; 9] = [
-        (&[&ab, &end], Some(2), None, None),
-        (&[&ab, &end, &end, zero, &end[..100]], Some(2), None, None),
-        (&[&ab], Some(2), None, Some((ab_end, "no end-of-archive marker"))),
-        (&[&ab, zero], Some(2), None, Some((ab_end + 512, "no end-of-archive marker"))),
-        (&[&ab, zero, &zero[..9]], Some(2), None, Some((ab_end + 521, "no end-of-archive"))),
-        (&[&ab, zero, &cd, &end], None, None, Some((ab_end, "a lone block of zeros"))),
-        (&[&ab, zero, b"x"], None, None, Some((ab_end, "a lone block of zeros"))),
-        (&[&ab, &end, &cd, &end], Some(2), Some(ab_end + 1024), Some((ab_end + 1024, "more"))),
-        (&[&ab, &end, zero, b"\0x"], Some(2), Some(ab_end + 1537), Some((ab_end + 1537, "more"))),
-    ];
-    for (number, (blocks, read, trailing, damage)) in cases.into_iter().enumerate() {
-        for name in ["a.tar", "a.tar.zst"] {
-            let (path, mut bytes) = (folder.path().join(name), blocks.concat());
-            if name.ends_with("zst") {
-                bytes = zstd::encode_all(&bytes[..], 1).unwrap();
-            }
-            std::fs::write(&path, bytes).unwrap();
-            assert_eq!(read_all(&path, Limits::default()).ok(), read, "{number} {name}");
-            let found = scan(&path, Depth::Full, &Limits::default()).map(|found| found.trailing);
-            assert_eq!(found.ok(), read.map(|_| trailing), "{number} {name}");
-            let said = verified(&path);
-            assert_eq!(said.len(), usize::from(damage.is_some()), "{number} {name}: {said:?}");
-            if let (Some((at, cause)), Some((found, text))) = (damage, said.first()) {
-                assert!(*found == at && text.starts_with(cause), "{number} {name}: {said:?}");
-            }
-            let pattern = path.to_string_lossy();
-            let reports = index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {});
-            let told = reports.ok().map(|reports| reports[0].trailing);
-            assert_eq!(told, read.map(|_| trailing), "{number} {name}");
-            let _ = std::fs::remove_file(index_path(&path));
-        }
-    }
-}
-
 #[test]
 fn what_is_expanded_on_disk_has_a_limit() {
     let folder = tempfile::tempdir().unwrap();
@@ -293,43 +239,10 @@ fn what_is_expanded_on_disk_has_a_limit() {
     assert!(saved.lost.iter().any(|lost| lost.cause.contains("1048576 bytes")), "{saved:?}");
 }
 
-#[test]
-fn unpacking_fails_where_a_shard_has_fewer_samples_than_its_index() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("a.tar");
-    // So large that the index still belongs to it: damage between what its fingerprint looks at.
-    let image = [&bt_pipeline::shard::raw_header(20, 20)[..], &[7; 1200]].concat();
-    let mut tar: Vec<u8> = (0..20).flat_map(|i| plain(&format!("{i:02}.ppm"), &image)).collect();
-    tar.extend([0; 1024]);
-    std::fs::write(&path, &tar).unwrap();
-    let pattern = path.to_string_lossy().into_owned();
-    index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
-    let unpacked = |to: &str| {
-        let out = folder.path().join(to);
-        unpack(&pattern, &out, Tree::Members, &OpenOptions::default(), &mut |_| {})
-    };
-    assert_eq!(unpacked("whole").unwrap().samples, 20);
-    let at = 8 * 2048;
-    tar[at..at + 1024].fill(0);
-    std::fs::write(&path, &tar).unwrap();
-    let error = unpacked("torn").unwrap_err().to_string();
-    assert!(error.contains("8 samples, but 20 were expected"), "{error}");
-    assert!(error.contains("a.tar") && error.contains("17408"), "{error}");
-}
-
-/// Changes the label of sample 0 in an index, and the number of its classes, and mends its checksums.
+/// Changes the label of sample 0 in an index, and the number of its classes.
 fn relabelled(index: &[u8], label: u32, classes: u32) -> Vec<u8> {
-    let mut index = index.to_vec();
-    let entries = u64::from_le_bytes(index[72..80].try_into().unwrap()) as usize;
-    let length = u64::from_le_bytes(index[80..88].try_into().unwrap()) as usize;
-    index[entries + 40..entries + 44].copy_from_slice(&label.to_le_bytes());
-    index[40..44].copy_from_slice(&classes.to_le_bytes());
-    let hash = xxhash_rust::xxh3::xxh3_64(&index[entries..entries + length]);
-    index[88..96].copy_from_slice(&hash.to_le_bytes());
-    let table = 64 + 32 * usize::from(index[12]);
-    let hash = xxhash_rust::xxh3::xxh3_64(&[&index[..56], &index[64..table]].concat());
-    index[56..64].copy_from_slice(&hash.to_le_bytes());
-    index
+    let index = changed_entry(index, 40, &label.to_le_bytes());
+    changed_index(&index, 40, &classes.to_le_bytes())
 }
 
 #[test]
@@ -399,8 +312,10 @@ fn a_manifest_that_contradicts_itself_or_its_shards_is_refused() {
         std::fs::write(&manifest, text.replace(from, to)).unwrap();
         assert!(open().is_err(), "{to}");
     }
-    // Both counts changed: only the index can tell.
-    std::fs::write(&manifest, text.replace("\"samples\": 2", "\"samples\": 3")).unwrap();
+    // All counts changed: only the index can tell.
+    let more = text.replace("\"samples\": 2", "\"samples\": 3");
+    let more = more.replace("\"unlabelled\": 0", "\"unlabelled\": 1");
+    std::fs::write(&manifest, more).unwrap();
     assert!(open().unwrap_err().to_string().contains("expected"));
     // JSON of another program in the folder is passed over.
     std::fs::write(&manifest, "{\"name\": \"web app\"}").unwrap();

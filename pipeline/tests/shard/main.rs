@@ -5,3 +5,4 @@ mod interop;
 mod pack;
 mod read;
 mod salvage;
+mod verify;

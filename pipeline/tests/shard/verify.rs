@@ -1,0 +1,219 @@
+//! What verification finds: the ends of archives, every field of an index, the counts of a manifest.
+
+use std::path::Path;
+
+use bt_pipeline::shard::{
+    Depth, Limits, OpenOptions, ShardSet, Tree, index_path, index_shards, scan, unpack, verify,
+};
+use serde_json::Value;
+
+use super::damage::{plain, read_all};
+
+/// What `verify` says of a shard: offsets and causes.
+fn verified(path: &Path) -> Vec<(u64, String)> {
+    let pattern = path.to_string_lossy();
+    let report = verify(&pattern, &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+    report.damage.into_iter().map(|damage| (damage.offset, damage.cause)).collect()
+}
+
+#[test]
+fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let samples = |keys: &[&str]| -> Vec<u8> {
+        let image = bt_pipeline::shard::raw_header(1, 1);
+        let image = [&image[..], b"rgb"].concat();
+        keys.iter().flat_map(|key| plain(&format!("{key}.ppm"), &image)).collect()
+    };
+    let (ab, cd, end) = (samples(&["a", "b"]), samples(&["c", "d"]), vec![0; 1024]);
+    let ab_end = ab.len() as u64;
+    // Blocks, the samples that are read or none for an error, where bytes are that are not, what
+    // verification says.
+    type Case<'a> = (&'a [&'a [u8]], Option<usize>, Option<u64>, Option<(u64, &'a str)>);
+    let zero = &end[..512];
+    let cases: [Case<'_>; 9] = [
+        (&[&ab, &end], Some(2), None, None),
+        (&[&ab, &end, &end, zero, &end[..100]], Some(2), None, None),
+        (&[&ab], Some(2), None, Some((ab_end, "no end-of-archive marker"))),
+        (&[&ab, zero], Some(2), None, Some((ab_end + 512, "no end-of-archive marker"))),
+        (&[&ab, zero, &zero[..9]], Some(2), None, Some((ab_end + 521, "no end-of-archive"))),
+        (&[&ab, zero, &cd, &end], None, None, Some((ab_end, "a lone block of zeros"))),
+        (&[&ab, zero, b"x"], None, None, Some((ab_end, "a lone block of zeros"))),
+        (&[&ab, &end, &cd, &end], Some(2), Some(ab_end + 1024), Some((ab_end + 1024, "more"))),
+        (&[&ab, &end, zero, b"\0x"], Some(2), Some(ab_end + 1537), Some((ab_end + 1537, "more"))),
+    ];
+    for (number, (blocks, read, trailing, damage)) in cases.into_iter().enumerate() {
+        for name in ["a.tar", "a.tar.zst"] {
+            let (path, mut bytes) = (folder.path().join(name), blocks.concat());
+            if name.ends_with("zst") {
+                bytes = zstd::encode_all(&bytes[..], 1).unwrap();
+            }
+            std::fs::write(&path, bytes).unwrap();
+            assert_eq!(read_all(&path, Limits::default()).ok(), read, "{number} {name}");
+            let found = scan(&path, Depth::Full, &Limits::default()).map(|found| found.trailing);
+            assert_eq!(found.ok(), read.map(|_| trailing), "{number} {name}");
+            let said = verified(&path);
+            assert_eq!(said.len(), usize::from(damage.is_some()), "{number} {name}: {said:?}");
+            if let (Some((at, cause)), Some((found, text))) = (damage, said.first()) {
+                assert!(*found == at && text.starts_with(cause), "{number} {name}: {said:?}");
+            }
+            let pattern = path.to_string_lossy();
+            let reports = index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {});
+            let told = reports.ok().map(|reports| reports[0].trailing);
+            assert_eq!(told, read.map(|_| trailing), "{number} {name}");
+            let _ = std::fs::remove_file(index_path(&path));
+        }
+    }
+}
+
+#[test]
+fn unpacking_fails_where_a_shard_has_fewer_samples_than_its_index() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    // So large that the index still belongs to it: damage between what its fingerprint looks at.
+    let image = [&bt_pipeline::shard::raw_header(20, 20)[..], &[7; 1200]].concat();
+    let mut tar: Vec<u8> = (0..20).flat_map(|i| plain(&format!("{i:02}.ppm"), &image)).collect();
+    tar.extend([0; 1024]);
+    std::fs::write(&path, &tar).unwrap();
+    let pattern = path.to_string_lossy().into_owned();
+    index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let unpacked = |to: &str| {
+        let out = folder.path().join(to);
+        unpack(&pattern, &out, Tree::Members, &OpenOptions::default(), &mut |_| {})
+    };
+    assert_eq!(unpacked("whole").unwrap().samples, 20);
+    let at = 8 * 2048;
+    tar[at..at + 1024].fill(0);
+    std::fs::write(&path, &tar).unwrap();
+    let error = unpacked("torn").unwrap_err().to_string();
+    assert!(error.contains("8 samples, but 20 were expected"), "{error}");
+    assert!(error.contains("a.tar") && error.contains("17408"), "{error}");
+}
+
+/// Changes bytes of the entry of sample 0 in an index.
+pub fn changed_entry(index: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let entries = u64::from_le_bytes(index[72..80].try_into().unwrap()) as usize;
+    changed_index(index, entries + at, bytes)
+}
+
+/// Changes bytes of an index and mends its checksums.
+pub fn changed_index(index: &[u8], at: usize, bytes: &[u8]) -> Vec<u8> {
+    let mut index = index.to_vec();
+    index[at..at + bytes.len()].copy_from_slice(bytes);
+    let entries = u64::from_le_bytes(index[72..80].try_into().unwrap()) as usize;
+    let length = u64::from_le_bytes(index[80..88].try_into().unwrap()) as usize;
+    let hash = xxhash_rust::xxh3::xxh3_64(&index[entries..entries + length]);
+    index[88..96].copy_from_slice(&hash.to_le_bytes());
+    let table = 64 + 32 * usize::from(index[12]);
+    let hash = xxhash_rust::xxh3::xxh3_64(&[&index[..56], &index[64..table]].concat());
+    index[56..64].copy_from_slice(&hash.to_le_bytes());
+    index
+}
+
+#[test]
+fn verification_compares_all_that_an_index_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("a.tar");
+    let image = [&bt_pipeline::shard::raw_header(2, 2)[..], b"rgbrgbrgbrgb"].concat();
+    let members = [plain("a.ppm", &image), plain("a.cls", b"3"), plain("b.txt", b"no image")];
+    std::fs::write(&tar, [&members.concat()[..], &[0; 1024]].concat()).unwrap();
+    let index = scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes;
+    let written = |bytes: &[u8]| {
+        std::fs::write(index_path(&tar), bytes).unwrap();
+        verified(&tar).into_iter().map(|(_, cause)| cause).collect::<Vec<_>>()
+    };
+    assert_eq!(written(&index), Vec::<String>::new());
+    for (at, size, name) in [
+        (0, 8, "offset"),
+        (8, 8, "start"),
+        (16, 4, "length"),
+        (20, 4, "span"),
+        (24, 8, "checksum"),
+        (40, 4, "label"),
+        (44, 4, "width"),
+        (48, 4, "height"),
+        (52, 1, "format"),
+    ] {
+        let entries = u64::from_le_bytes(index[72..80].try_into().unwrap()) as usize;
+        let mut field = index[entries + at..entries + at + size].to_vec();
+        field[0] ^= 1;
+        let found = written(&changed_entry(&index, at, &field));
+        assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");
+        // Of these, 0 says that it is not known.
+        if ["checksum", "width", "height"].contains(&name) {
+            let unknown = changed_entry(&index, at, &vec![0; size]);
+            assert_eq!(written(&unknown), Vec::<String>::new(), "{name}");
+        }
+    }
+    for (at, value, name) in [(40, 9u32, "classes"), (44, 0, "without an image")] {
+        let found = written(&changed_index(&index, at, &value.to_le_bytes()));
+        assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");
+    }
+}
+
+#[test]
+fn a_manifest_whose_counts_are_wrong_is_refused_or_found_by_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("manifest.json");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    for (name, labels) in [("a.tar", [Some("0"), Some("2")]), ("b.tar", [None, Some("2")])] {
+        let mut tar = Vec::new();
+        for (number, label) in labels.into_iter().enumerate() {
+            tar.extend(plain(&format!("{number}.ppm"), &image));
+            tar.extend(
+                label.map_or(vec![], |label| plain(&format!("{number}.cls"), label.as_bytes())),
+            );
+        }
+        std::fs::write(folder.path().join(name), [&tar[..], &[0; 1024]].concat()).unwrap();
+    }
+    let pattern = folder.path().to_string_lossy().into_owned();
+    index_shards(&pattern, Some(&manifest), &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    let json: Value = serde_json::from_str(&text).unwrap();
+    let options = OpenOptions::default();
+    let check = |change: &dyn Fn(&mut Value), pattern: &str| {
+        let mut json = json.clone();
+        change(&mut json);
+        std::fs::write(&manifest, json.to_string()).unwrap();
+        let opened = ShardSet::open(pattern, &options).is_ok();
+        let report = verify(pattern, &options, false, 1, &mut |_| {});
+        (opened, report.map(|report| report.damage).map_err(|error| error.to_string()))
+    };
+    let clean = (true, Ok(Vec::new()));
+    assert_eq!(check(&|_| {}, &pattern), clean);
+    // Sums that are wrong in themselves.
+    type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
+    let cases: [Case<'_>; 4] = [
+        (&|json| json["bytes"] = 1.into(), "bytes in all"),
+        (&|json| json["unlabelled"] = 0.into(), "without a label"),
+        (&|json| json["classes"][0]["samples"] = 2.into(), "in its classes"),
+        (&|json| json["classes"][0]["samples"] = u64::MAX.into(), "too many samples"),
+    ];
+    for (change, expected) in cases {
+        let (opened, report) = check(change, &pattern);
+        let text = report.unwrap_err();
+        assert!(!opened && text.contains("manifest.json") && text.contains(expected), "{text}");
+    }
+    // Those that only the samples tell, whatever names the shards.
+    let swap = |json: &mut Value, a: i32, b: i32, unlabelled: i32| {
+        json["classes"][0]["samples"] = a.into();
+        json["classes"][1]["samples"] = b.into();
+        json["unlabelled"] = unlabelled.into();
+    };
+    let all =
+        [pattern.clone(), format!("{pattern}/*.tar"), manifest.to_string_lossy().into_owned()];
+    for pattern in &all {
+        for (a, b, unlabelled, expected) in [
+            (0, 1, 1, "0 samples of class 0, but its shards have 1"),
+            (1, 1, 0, "0 samples without a label, but its shards have 1"),
+        ] {
+            let (opened, report) = check(&|json| swap(json, a, b, unlabelled), pattern);
+            let damage = report.unwrap();
+            assert!(opened && damage.len() == 1, "{pattern}: {damage:?}");
+            assert!(damage[0].shard.ends_with("manifest.json"), "{damage:?}");
+            assert!(damage[0].cause.contains(expected), "{damage:?}");
+        }
+        assert_eq!(check(&|_| {}, pattern), clean);
+    }
+    // Of a part of its shards a manifest's sums say nothing.
+    assert_eq!(check(&|json| swap(json, 0, 1, 1), &format!("{pattern}/a.tar")), clean);
+}
