@@ -5,6 +5,7 @@
 //! is, then each sample is read and examined. What comes out are tars of whole
 //! samples in a temporary folder, which `pack` then makes a set of.
 
+mod known;
 mod walk;
 
 use std::collections::HashMap;
@@ -13,7 +14,6 @@ use std::io::{BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::group::{Group, Groups, Keep};
-use super::index::{Entry, ShardIndex, index_path};
 use super::map::{Map, slice};
 use super::pack::{PackOptions, Packed, Progress, pack, threads};
 use super::pattern::resolve;
@@ -21,10 +21,12 @@ use super::pool::in_order;
 use super::scan::{Depth, entry_of};
 use super::source::ShardSource;
 use super::tar::{SliceSource, Tar};
+use super::tar_write::append_member;
 use super::zst::{SeekTable, is_zstd};
-use super::{Damage, Limits, OpenOptions, sniff};
+use super::{Damage, Limits, OpenOptions, damaged, sniff};
 use crate::decode::Decoder;
 use crate::{Error, Image, Result};
+use known::Known;
 use walk::{Step, Stretch, walk};
 
 /// A set saved from a damaged one.
@@ -132,6 +134,8 @@ fn save_shard(
     let mut out: Option<BufWriter<File>> = None;
     let walked = walk(shard, tar.as_ref(), limits);
     let mut group = Group::default();
+    // What is written next, and the key of what was written last.
+    let (mut blocks, mut last) = (Vec::new(), String::new());
     // The keys that were met, and whether a sample of that key was lost.
     let (mut met, mut confirmed) = (HashMap::new(), known.belongs);
     for step in &walked.steps {
@@ -149,7 +153,8 @@ fn save_shard(
             (_, false) => "damage behind it may have taken members of it",
         });
         let whole = load(stretch, tar.as_ref(), shard, limits, &mut group)
-            .and_then(|()| examine(&group, shard, limits, &known, lost, tools));
+            .and_then(|()| examine(&group, shard, limits, &known, lost, tools))
+            .and_then(|()| apart(&group, &last, shard, limits));
         let before = met.insert(group.key.clone(), whole.is_err());
         if let Err(error) = whole {
             // Of the parts of one sample on both sides of damage the first is named.
@@ -159,14 +164,17 @@ fn save_shard(
             continue;
         }
         confirmed |= !known.of_key(&group.key).is_empty();
-        let Some(blocks) = slice(tar.as_ref(), stretch.start, stretch.end - stretch.start) else {
-            continue;
-        };
+        blocks.clear();
+        for part in group.parts() {
+            let name = format!("{}.{}", group.key, part.extension);
+            append_member(&mut blocks, &name, &part.data);
+        }
+        last.clone_from(&group.key);
         let out = match &mut out {
             Some(out) => out,
             none => none.insert(BufWriter::new(File::create(to).map_err(failed)?)),
         };
-        out.write_all(blocks).map_err(failed)?;
+        out.write_all(&blocks).map_err(failed)?;
     }
     tar.check(shard).unwrap_or_else(|error| saved.note(shard, &error));
     // Of another shard's index, if it is that, nothing is missing here.
@@ -213,59 +221,6 @@ impl Saved {
     }
 }
 
-/// What an intact index says of a shard's samples.
-#[derive(Default)]
-struct Known {
-    /// By key, which a damaged shard may have twice.
-    entries: HashMap<String, Vec<Entry>>,
-    /// Whether the index was made for just these bytes, so that it is right where they differ.
-    belongs: bool,
-}
-
-impl Known {
-    fn of(shard: &Path, file: &Map, limits: &Limits) -> Known {
-        let Ok(index) = ShardIndex::open(&index_path(shard), limits) else {
-            return Known::default();
-        };
-        let mut entries: HashMap<String, Vec<Entry>> = HashMap::new();
-        for (entry, key) in (0..index.len()).filter_map(|i| index.get(i).ok()) {
-            entries.entry(key.to_owned()).or_default().push(entry);
-        }
-        Known { entries, belongs: index.belongs_to(shard, file.as_ref()).is_ok() }
-    }
-
-    fn of_key(&self, key: &str) -> &[Entry] {
-        self.entries.get(key).map_or(&[], Vec::as_slice)
-    }
-
-    /// Whether a sample that was found is, image, label and members, one of the index's. It may
-    /// stand elsewhere in the shard: bytes before it may be missing.
-    fn confirms(&self, key: &str, found: &Entry) -> bool {
-        self.of_key(key).iter().any(|known| {
-            let same = known.checksum != 0 && known.checksum == found.checksum;
-            same && (known.label, known.span) == (found.label, found.span)
-        })
-    }
-
-    /// What contradicts the index, where that can be relied on.
-    fn contradiction(&self, key: &str, found: &Entry) -> Option<String> {
-        let known = self.of_key(key);
-        if !self.belongs || known.is_empty() {
-            return None;
-        }
-        let mut same = known.iter().filter(|e| e.checksum == 0 || e.checksum == found.checksum);
-        let Some(first) = same.next() else {
-            return Some("the image does not match its checksum in the index".to_owned());
-        };
-        if first.label == found.label || same.any(|known| known.label == found.label) {
-            return None;
-        }
-        let text = |label: Option<u32>| label.map_or("none".to_owned(), |label| label.to_string());
-        let (label, known) = (text(found.label), text(first.label));
-        Some(format!("its label is {label}, the index says {known}"))
-    }
-}
-
 /// Reads the sample of a stretch, all of it.
 fn load(
     stretch: &Stretch,
@@ -277,7 +232,27 @@ fn load(
     let end = stretch.end.min(tar.len() as u64);
     let blocks = slice(tar, stretch.start, end.saturating_sub(stretch.start)).unwrap_or(&[]);
     let tar = Tar::new(SliceSource::new(blocks), shard, stretch.start, *limits);
-    Groups::new(tar, Keep::All).next_into(group).map(drop)
+    Groups::new(tar, Keep::All).next_into(group)?;
+    if (group.start, group.end) == (stretch.start, stretch.end) {
+        return Ok(());
+    }
+    let cause = "its names depend on a global header elsewhere";
+    Err(damaged(shard, stretch.start, cause))
+}
+
+/// Whether a sample is still one when it is written behind that of key `last`, with names as
+/// `append_member` writes them.
+fn apart(group: &Group, last: &str, shard: &Path, limits: &Limits) -> Result<()> {
+    let longest = group.parts().iter().map(|part| part.extension.len()).max().unwrap_or(0);
+    let cause = if group.key == last {
+        "what lay between it and another sample of its key is lost"
+    } else if (group.key.len() + longest) as u64 + 32 > limits.name_bytes {
+        "its name is too long"
+    } else {
+        return Ok(());
+    };
+    let (path, key, offset) = (shard.to_owned(), group.key.clone(), group.start);
+    Err(Error::Sample { path, key, offset, cause: cause.to_owned() })
 }
 
 /// Whether a sample is whole; `lost` is why it may not be, unless an index tells otherwise.
@@ -306,6 +281,10 @@ fn examine(
     if let Some(cause) = known.contradiction(&group.key, &entry) {
         return Err(bad(entry.offset, cause));
     }
+    if entry.width == 0 {
+        let cause = "not an image of a known format, or its header is damaged".to_owned();
+        return Err(bad(entry.offset, cause));
+    }
     let image = group.image().map_or(&[][..], |image| &group.parts()[image].data);
     decoder
         .decode_into(sniff(image), image, pixels)
@@ -324,7 +303,7 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
     let limit = limits.shard_bytes;
     let too_long = || {
         let cause = format!("more than {limit} bytes when decompressed (limit)");
-        super::damaged(shard, limit, cause)
+        damaged(shard, limit, cause)
     };
     let table = SeekTable::parse(bytes, shard, limits).unwrap_or_else(|error| {
         saved.note(shard, &error);
@@ -364,7 +343,7 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
                 }
                 Err(error) => {
                     let cause = format!("cannot be decompressed further: {error}");
-                    saved.note(shard, &super::damaged(shard, 0, cause));
+                    saved.note(shard, &damaged(shard, 0, cause));
                     break;
                 }
             }

@@ -157,6 +157,10 @@ impl Walk<'_> {
                     if found {
                         self.walked.sample(&group, before, behind);
                     }
+                    if rest.is_none() && !groups.tar().ended {
+                        let cause = "no end-of-archive marker: the shard may have been cut short";
+                        self.fault(groups.tar().position(), cause);
+                    }
                     let at = rest?;
                     self.fault(at, "more follows where the archive seems to end");
                     let damage = Some(Damage { at, behind_sample: found });
