@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bt_pipeline::Image;
 use bt_pipeline::augment::Crop;
 use bt_pipeline::decode::{DecodeOptions, Decoder};
-use bt_pipeline::shard::{Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet};
+use bt_pipeline::shard::{
+    Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, salvage, unpack, verify,
+};
 
 /// A folder of this process, in memory where the system has one.
 pub static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
@@ -22,6 +25,8 @@ pub fn options() -> OpenOptions {
     let limits = Limits {
         member_bytes: 1 << 20,
         members: 10_000,
+        sample_bytes: 1 << 22,
+        shard_bytes: 1 << 24,
         frame_bytes: 1 << 22,
         zstd_window_log: 22,
         index_bytes: 1 << 22,
@@ -30,13 +35,23 @@ pub fn options() -> OpenOptions {
     OpenOptions { limits, ..OpenOptions::default() }
 }
 
+/// Repairing takes a hundred times as long as reading: files, threads.
+const REPAIRED: u64 = 16;
+
+/// The hash of what was written last, the input.
+static LAST: AtomicU64 = AtomicU64::new(0);
+
 /// So many samples are read, of a set at random and of each shard in order.
 const SAMPLES: usize = 8;
 
 /// Opens what is called `name` in [`FOLDER`], reads its first samples at random and each shard's
-/// in order, and decodes what is small.
+/// in order, and decodes what is small. One input of [`REPAIRED`], by its hash, is verified and
+/// unpacked, too, and what is whole in it saved, which is packing as well.
 pub fn use_all(name: &str) {
     let pattern = FOLDER.join(name);
+    if LAST.load(Ordering::Relaxed).is_multiple_of(REPAIRED) {
+        repair(&pattern.to_string_lossy());
+    }
     let Ok(set) = ShardSet::open(&pattern.to_string_lossy(), &options()) else { return };
     let limits = DecodeOptions { max_pixels: 1 << 16, ..DecodeOptions::default() };
     let (mut decoder, mut image, mut scratch) =
@@ -66,7 +81,25 @@ pub fn use_all(name: &str) {
     }
 }
 
+/// What `shard verify`, `shard verify --repair` and `shard unpack` do.
+fn repair(pattern: &str) {
+    let (options, out) = (options(), FOLDER.join("out"));
+    let nothing = &mut |_| {};
+    let _ = verify(pattern, &options, false, 1, nothing);
+    for tree in [Tree::Folders, Tree::Members] {
+        let _ = std::fs::remove_dir_all(&out);
+        let _ = unpack(pattern, &out, tree, &options, nothing);
+    }
+    let _ = std::fs::remove_dir_all(&out);
+    if salvage(pattern, &out, &options, 1, nothing).is_ok() {
+        let report = verify(&out.to_string_lossy(), &options, false, 1, nothing);
+        let damage = report.expect("a set that was saved").damage;
+        assert!(damage.is_empty(), "{damage:?}");
+    }
+}
+
 /// Writes a file of [`FOLDER`].
 pub fn put(name: &str, bytes: &[u8]) {
+    LAST.store(xxhash_rust::xxh3::xxh3_64(bytes), Ordering::Relaxed);
     std::fs::write(FOLDER.join(name), bytes).expect("memory for a file");
 }
