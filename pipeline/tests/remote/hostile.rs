@@ -93,6 +93,15 @@ fn a_manifest_that_lies_about_a_shard_is_an_error() {
     let (was, is) = (format!("\"bytes\": {bytes},"), format!("\"bytes\": {},", bytes + 1));
     assert!(text.contains(&was));
     std::fs::write(&path, text.replacen(&was, &is, 1)).unwrap();
+    let error = open(&server.url("tar/shard.manifest.json"), &impatient()).unwrap_err().to_string();
+    assert!(error.contains("in all"), "{error}");
+    // A lie that is the same in both places.
+    let manifest: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let all = manifest["bytes"].as_u64().unwrap();
+    let (sum, lie) = (format!("\"bytes\": {all}"), format!("\"bytes\": {}", all + 1));
+    let text = text.replacen(&was, &is, 1);
+    assert!(text.contains(&sum));
+    std::fs::write(&path, text.replacen(&sum, &lie, 1)).unwrap();
     let set = open(&server.url("tar/shard.manifest.json"), &impatient()).unwrap();
     let error = run(&set, Shuffle::None, 1).unwrap_err().to_string();
     assert!(error.contains("the manifest says"), "{error}");
