@@ -64,9 +64,10 @@ fn turn(r: i16, g: i16, b: i16, shift: i16) -> (i16, i16, i16) {
 fn rgb(hue: i16, saturation: i16, value: i16) -> (i16, i16, i16) {
     let at = 6 * hue;
     let (value, reach) = (f32::from(value), f32::from(value) * f32::from(saturation));
+    let rounded = value + 0.5;
     let channel = |k: i16| {
         let away = reach * f32::from(k.max(0).min(255));
-        whole(value - away * (1.0 / 65025.0) + 0.5)
+        whole(rounded - away * (1.0 / 65025.0))
     };
     (
         channel((at - 255).min(1275 - at)),

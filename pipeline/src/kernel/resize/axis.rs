@@ -7,6 +7,16 @@ use crate::kernel::level::multiversion;
 /// others sum to more than one, so that 15 bits would not fit.
 pub(super) const WEIGHT_BITS: u32 = 14;
 
+/// Fractional bits of a fine weight; Pillow's have as many.
+pub(super) const FINE_BITS: u32 = 22;
+
+/// Two fine weights: `256 * high + low`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FinePair {
+    pub high: [i16; 2],
+    pub low: [i16; 2],
+}
+
 /// Output pixels whose weights are computed together, so that sums over the taps stay
 /// in their lanes.
 const LANES: usize = 16;
@@ -81,8 +91,9 @@ pub(super) struct Axis {
     flip: bool,
     /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
-    /// `taps` weights of each output pixel before they are rounded, where they were asked for.
-    fine: Vec<f32>,
+    /// Weights with [`FINE_BITS`], where they were asked for: two taps a pair, zeros after each output
+    /// pixel's own.
+    fine: Vec<FinePair>,
 }
 
 /// Where the windows of [`LANES`] output pixels lie.
@@ -165,7 +176,15 @@ impl Axis {
             let sums = weigh(&mut self.exact, &windows, |offset| at(offset * inverse));
             if asked.fine {
                 for (lane, sum) in sums.iter().enumerate().take(count) {
-                    self.fine.extend(self.exact.iter().map(|weights| weights[lane] / sum));
+                    let scale = (1u32 << FINE_BITS) as f32 / sum;
+                    let of = |taps: &[f32; LANES]| (taps[lane] * scale).round_ties_even() as i32;
+                    self.fine.extend(self.exact.chunks(2).map(|two| {
+                        let two = [of(&two[0]), two.get(1).map_or(0, of)];
+                        FinePair {
+                            high: two.map(|w| (w >> 8) as i16),
+                            low: two.map(|w| (w & 255) as i16),
+                        }
+                    }));
                 }
             }
             let weights = &mut self.weights[group * self.taps..][..count * self.taps];
@@ -209,9 +228,11 @@ impl Axis {
         bytemuck::cast_slice(&self.weights[index * self.taps..][..self.taps])
     }
 
-    /// The weights of output pixel `index` in single precision.
-    pub fn fine(&self, index: usize) -> &[f32] {
-        &self.fine[index * self.taps..][..self.lengths[index] as usize]
+    /// The weights of output pixel `index` with [`FINE_BITS`], two taps a pair, and how many taps there are.
+    pub fn fine(&self, index: usize) -> (&[FinePair], usize) {
+        let pairs = self.taps.div_ceil(2);
+        let taps = self.lengths[index] as usize;
+        (&self.fine[index * pairs..][..taps.div_ceil(2)], taps)
     }
 
     /// The first and one past the last input pixel that any output draws from.

@@ -191,10 +191,10 @@ impl Resize {
         let rows = self.block_rows.min(geometry.out_y.2 - self.done);
         self.band.reset(end - first, rows);
         for (row, out) in self.band.pixels_hwc.chunks_exact_mut(3 * (end - first)).enumerate() {
-            let (y, weights) =
+            let (y, (weights, taps)) =
                 (self.vertical.start(self.done + row), self.vertical.fine(self.done + row));
             let from = &image.pixels_hwc[3 * ((top + y) * image.width + left + first)..];
-            band::vertical(level, from, 3 * image.width, weights, out);
+            band::vertical(level, from, (taps, 3 * image.width), weights, out);
         }
         let row_len = self.row_len();
         let block = Block::new(&self.band, (0, rows), (0, end - first), &mut self.tail);

@@ -24,10 +24,46 @@ impl Vector for Avx2 {
     }
 
     // SAFETY (all below): the trait's callers know that the CPU has AVX2, and
-    // that pointers have 32 (`store_lane`: 16, `splat_pair`: 4) bytes behind them.
+    // that pointers have 32 (`store_lane`, `load_bytes`, `store_bytes`: 16, `splat_pair`: 4) bytes behind them.
     #[inline(always)]
     unsafe fn load(from: *const i16) -> Self {
         Avx2(unsafe { _mm256_loadu_si256(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        Avx2(unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8) {
+        unsafe {
+            let lanes = _mm256_packus_epi16(self.0, self.0);
+            let bytes = _mm256_permute4x64_epi64::<0b10_00>(lanes);
+            _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(bytes));
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair_products(self, other: Self) -> Self {
+        Avx2(unsafe { _mm256_madd_epi16(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn splat32(value: i32) -> Self {
+        Avx2(unsafe { _mm256_set1_epi32(value) })
+    }
+    #[inline(always)]
+    unsafe fn add32(self, other: Self) -> Self {
+        Avx2(unsafe { _mm256_add_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn shl32<const N: u32>(self) -> Self {
+        Avx2(unsafe { _mm256_sll_epi32(self.0, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn sar32<const N: u32>(self) -> Self {
+        Avx2(unsafe { _mm256_sra_epi32(self.0, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn narrow(self, other: Self) -> Self {
+        Avx2(unsafe { _mm256_packs_epi32(self.0, other.0) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut i16) {

@@ -26,10 +26,45 @@ impl Vector for Avx512 {
     }
 
     // SAFETY (all below): the trait's callers know that the CPU has AVX-512 BW, and
-    // that pointers have 64 (`store_lane`: 16, `splat_pair`: 4) bytes behind them.
+    // that pointers have 64 (`load_bytes`, `store_bytes`: 32, `store_lane`: 16, `splat_pair`: 4) bytes behind them.
     #[inline(always)]
     unsafe fn load(from: *const i16) -> Self {
         Avx512(unsafe { _mm512_loadu_si512(from.cast()) })
+    }
+    #[inline(always)]
+    unsafe fn load_bytes(from: *const u8) -> Self {
+        Avx512(unsafe { _mm512_cvtepu8_epi16(_mm256_loadu_si256(from.cast())) })
+    }
+    #[inline(always)]
+    unsafe fn store_bytes(self, to: *mut u8) {
+        unsafe {
+            let positive = _mm512_max_epi16(self.0, _mm512_setzero_si512());
+            _mm256_storeu_si256(to.cast(), _mm512_cvtusepi16_epi8(positive));
+        }
+    }
+    #[inline(always)]
+    unsafe fn pair_products(self, other: Self) -> Self {
+        Avx512(unsafe { _mm512_madd_epi16(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn splat32(value: i32) -> Self {
+        Avx512(unsafe { _mm512_set1_epi32(value) })
+    }
+    #[inline(always)]
+    unsafe fn add32(self, other: Self) -> Self {
+        Avx512(unsafe { _mm512_add_epi32(self.0, other.0) })
+    }
+    #[inline(always)]
+    unsafe fn shl32<const N: u32>(self) -> Self {
+        Avx512(unsafe { _mm512_sll_epi32(self.0, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn sar32<const N: u32>(self) -> Self {
+        Avx512(unsafe { _mm512_sra_epi32(self.0, _mm_cvtsi32_si128(N as i32)) })
+    }
+    #[inline(always)]
+    unsafe fn narrow(self, other: Self) -> Self {
+        Avx512(unsafe { _mm512_packs_epi32(self.0, other.0) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut i16) {

@@ -23,8 +23,12 @@ pub trait Vector: Copy {
     unsafe fn load_pairs(rows: &[&[u8]], row: usize, at: usize) -> Self;
     /// An unaligned load.
     unsafe fn load(from: *const i16) -> Self;
+    /// As many bytes, unaligned, each an element.
+    unsafe fn load_bytes(from: *const u8) -> Self;
     /// An unaligned store.
     unsafe fn store(self, to: *mut i16);
+    /// Stores the elements as bytes, those beyond 0..=255 as the nearer of the two.
+    unsafe fn store_bytes(self, to: *mut u8);
     /// Stores lane `lane`, eight elements.
     unsafe fn store_lane(self, lane: usize, to: *mut i16);
     /// All elements the same.
@@ -35,6 +39,18 @@ pub trait Vector: Copy {
     unsafe fn add(self, other: Self) -> Self;
     /// Rounded high part of the product, `pmulhrsw`.
     unsafe fn mulhrs(self, other: Self) -> Self;
+    /// Sums of the products of neighbours, 32 bits each, `pmaddwd`.
+    unsafe fn pair_products(self, other: Self) -> Self;
+    /// All 32-bit elements the same.
+    unsafe fn splat32(value: i32) -> Self;
+    /// Sum of 32-bit elements, wrapping.
+    unsafe fn add32(self, other: Self) -> Self;
+    /// Shift left of 32-bit elements.
+    unsafe fn shl32<const N: u32>(self) -> Self;
+    /// Shift right of 32-bit elements, with their sign.
+    unsafe fn sar32<const N: u32>(self) -> Self;
+    /// 32-bit elements of two vectors to 16 bits, in the order that `zip16` takes apart.
+    unsafe fn narrow(self, other: Self) -> Self;
     /// Clamps to 0..=`most`.
     unsafe fn clamp(self, most: Self) -> Self;
     /// Shift left.
