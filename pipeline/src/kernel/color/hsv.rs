@@ -8,7 +8,7 @@
 //!
 //! Back again, with H = 6 hue in 0..=1530, a channel is M - M s K / 65025, rounded, where K is 0 in the
 //! two sixths where it is the largest, 255 where it is the smallest, and goes from one to the other
-//! between. These are whole numbers below 2^24, so that single precision rounds them as Pillow does.
+//! between. M s K is a whole number below 2^24, so that single precision rounds it as Pillow does.
 //!
 //! Against a turn in floating point ([`super::turn_hue`]) saturated colours end up to 11 levels away:
 //! the paper's code turns hues this way, torchvision's for tensors the other.
@@ -34,7 +34,7 @@ fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
     let largest = r.max(g).max(b);
     let smallest = r.min(g).min(b);
     let middle = r + g + b - largest - smallest;
-    let chroma = f32::from((largest - smallest).max(1));
+    let chroma = f32::from(largest - smallest);
     // Which sixth, and whether the hue falls in it: the quotient of the smallest channel is one.
     let (base, falls) = if largest == r {
         (0i16, smallest == b)
@@ -43,14 +43,15 @@ fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
     } else {
         (4, smallest == g)
     };
-    let x = f32::from(largest - middle) / chroma;
-    let sixths = if falls { f32::from(base + 1) - x } else { f32::from(base - 1) + x };
+    let x = f32::from(largest - middle) / chroma.max(1.0);
+    let end = f32::from(base + if falls { 1 } else { -1 });
+    let sixths = if falls { end - x } else { end + x };
     // A sixth as it is rounded, without a division: what is left is divided once more.
     let turns = sixths * (1.0 / 6.0);
     let left = (sixths - 4.0 * turns) - 2.0 * turns;
     let turns = turns + left * (1.0 / 6.0);
     let turns = turns + if turns < 0.0 { 1.0 } else { 0.0 };
-    let saturation = 255.0 * f32::from(largest - smallest) / f32::from(largest.max(1));
+    let saturation = 255.0 * chroma / f32::from(largest).max(1.0);
     (whole(turns * 255.0), whole(saturation), largest)
 }
 
@@ -63,17 +64,22 @@ fn turn(r: i16, g: i16, b: i16, shift: i16) -> (i16, i16, i16) {
 #[inline(always)]
 fn rgb(hue: i16, saturation: i16, value: i16) -> (i16, i16, i16) {
     let at = 6 * hue;
-    let (value, reach) = (f32::from(value), f32::from(value) * f32::from(saturation));
-    let rounded = value + 0.5;
+    let clamp = |k: i16| k.max(0).min(255);
+    let k_r = clamp((at - 255).min(1275 - at));
+    let k_g = clamp((255 - at).max(at - 765));
+    let k_b = clamp((765 - at).max(at - 1275));
+    // One of them is 0, another 255, and only the third wants more than 16 bits.
+    let k = k_r + k_g + k_b - 255;
+    let away = f32::from(value) * f32::from(saturation) * f32::from(k);
+    let between = whole(f32::from(value) + 0.5 - away * (1.0 / 65025.0));
+    // value (255 - saturation) / 255, rounded: exact below 65,536.
+    let product = value as u16 * (255 - saturation) as u16 + 128;
+    let least = ((product + (product >> 8)) >> 8) as i16;
     let channel = |k: i16| {
-        let away = reach * f32::from(k.max(0).min(255));
-        whole(rounded - away * (1.0 / 65025.0))
+        let other = if k == 255 { least } else { between };
+        if k == 0 { value } else { other }
     };
-    (
-        channel((at - 255).min(1275 - at)),
-        channel((255 - at).max(at - 765)),
-        channel((765 - at).max(at - 1275)),
-    )
+    (channel(k_r), channel(k_g), channel(k_b))
 }
 
 #[cfg(test)]
