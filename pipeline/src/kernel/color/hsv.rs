@@ -64,7 +64,7 @@ fn turn(r: i16, g: i16, b: i16, shift: i16) -> (i16, i16, i16) {
 #[inline(always)]
 fn rgb(hue: i16, saturation: i16, value: i16) -> (i16, i16, i16) {
     let at = 6 * hue;
-    let clamp = |k: i16| k.max(0).min(255);
+    let clamp = |k: i16| k.clamp(0, 255);
     let k_r = clamp((at - 255).min(1275 - at));
     let k_g = clamp((255 - at).max(at - 765));
     let k_b = clamp((765 - at).max(at - 1275));

@@ -33,7 +33,7 @@ fn gray_of(r: i16, g: i16, b: i16) -> i16 {
 /// within 0..=255.
 #[inline(always)]
 fn blend(from: i16, to: i16, factor: f32) -> i16 {
-    whole(f32::from(from) + factor * f32::from(to - from)).max(0).min(255)
+    whole(f32::from(from) + factor * f32::from(to - from)).clamp(0, 255)
 }
 
 /// `value` without its fraction.
