@@ -11,7 +11,7 @@
 //! - [`probe`]: the linear classifier on stored features.
 //! - [`online`]: a linear classifier that learns beside the training.
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
-//! - [`classify`]: cross-entropy and ranks, for both.
+//! - `classify`: cross-entropy and ranks, for both.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 

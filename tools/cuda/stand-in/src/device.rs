@@ -293,7 +293,9 @@ impl Device {
     pub fn synchronize_event(&mut self, event: usize) -> Result<(), Refusal> {
         let moment = self.events.get(&event).ok_or(Refusal::Handle)?.clone();
         match moment {
-            Some(moment) if !moment.passed.load(Ordering::Relaxed) => self.synchronize(moment.stream),
+            Some(moment) if !moment.passed.load(Ordering::Relaxed) => {
+                self.synchronize(moment.stream)
+            }
             _ => Ok(()),
         }
     }
