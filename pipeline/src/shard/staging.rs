@@ -52,7 +52,8 @@ impl Staging {
         let _ = lock.try_lock();
         // Only now, so that of two packs that begin at once neither overlooks the other.
         for path in leftovers(folder, prefix)? {
-            if path == staged.path() {
+            // By name: a temporary folder's path is absolute, `folder` need not be.
+            if path.file_name() == staged.path().file_name() {
                 continue;
             }
             match is_left(&path) {

@@ -7,7 +7,7 @@ use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{
     FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
     ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_path, index_shards,
-    pack, raw_header, unpack, verify,
+    pack, raw_header, salvage, unpack, verify,
 };
 use bt_pipeline::{Error, Loader, LoaderConfig, Position, Result};
 use proptest::prelude::*;
@@ -179,6 +179,24 @@ fn a_set_is_replaced_only_when_asked_and_then_altogether() {
     packed(&Memory::some(5), folder.path(), &PackOptions { prefix: "shard-b".into(), ..many })
         .unwrap();
     assert_eq!(open(folder.path()).len(), 10);
+}
+
+#[test]
+fn a_set_is_packed_and_repaired_into_relative_folders() {
+    let here = std::env::current_dir().unwrap();
+    let own = tempfile::tempdir_in(&here).unwrap();
+    let folder = own.path().strip_prefix(&here).unwrap();
+    assert!(folder.is_relative());
+    let options = PackOptions { overwrite: true, ..PackOptions::default() };
+    let (set, repaired) = (folder.join("set"), folder.join("repaired"));
+    std::fs::create_dir(&set).unwrap();
+    for count in [9, 5] {
+        packed(&Memory::some(count), &set, &options).unwrap();
+        assert_eq!(open(&set).len(), count as usize);
+    }
+    let pattern = set.to_string_lossy().into_owned();
+    salvage(&pattern, &repaired, &OpenOptions::default(), 2, &mut |_| ()).unwrap();
+    assert_eq!(contents(&open(&repaired)), contents(&open(&set)));
 }
 
 #[test]
