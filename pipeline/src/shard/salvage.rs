@@ -60,6 +60,7 @@ pub fn salvage(
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let temporary = tempfile::Builder::new().prefix(".salvage-").tempdir_in(out);
     let temporary = temporary.map_err(|e| Error::io(out, e))?;
+    let classes = found.classes;
     let shards: Vec<PathBuf> = found.shards.into_iter().map(|shard| shard.path).collect();
     let total = shards.len() as u64;
     let (mut lost, mut compressed) = (Vec::new(), false);
@@ -84,6 +85,8 @@ pub fn salvage(
         let cause = lost.first().map_or_else(|| error.to_string(), |damage| damage.cause.clone());
         Error::Usage(format!("{pattern}: no sample can be saved: {cause}"))
     })?;
+    // Shards hold numbers; what they are called is in the manifest of the damaged set, if anywhere.
+    let source = source.named(classes);
     let packing = PackOptions {
         prefix: prefix(&shards),
         zstd: compressed.then_some(3),

@@ -197,6 +197,13 @@ fn a_set_is_packed_and_repaired_into_relative_folders() {
     let pattern = set.to_string_lossy().into_owned();
     salvage(&pattern, &repaired, &OpenOptions::default(), 2, &mut |_| ()).unwrap();
     assert_eq!(contents(&open(&repaired)), contents(&open(&set)));
+    // Labels keep their names.
+    let named =
+        Memory { classes: ["ant", "bee", "cat"].map(str::to_owned).into(), ..Memory::some(6) };
+    packed(&named, &set, &options).unwrap();
+    let again = folder.join("again");
+    salvage(&pattern, &again, &OpenOptions::default(), 2, &mut |_| ()).unwrap();
+    assert_eq!(open(&again).classes(), ["ant", "bee", "cat"]);
 }
 
 #[test]

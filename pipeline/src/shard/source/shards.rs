@@ -15,6 +15,7 @@ use crate::{Error, Result};
 /// The images of a shard set.
 pub struct ShardSource {
     set: ShardSet,
+    classes: Vec<String>,
     limits: Limits,
 }
 
@@ -34,7 +35,13 @@ impl ShardSource {
                 set.replace_data(shard, map)?;
             }
         }
-        Ok(ShardSource { set, limits: options.limits })
+        let classes = set.classes().to_vec();
+        Ok(ShardSource { set, classes, limits: options.limits })
+    }
+
+    /// The same with names of its classes from elsewhere.
+    pub(crate) fn named(self, classes: Vec<String>) -> ShardSource {
+        ShardSource { classes, ..self }
     }
 }
 
@@ -90,7 +97,7 @@ impl Source for ShardSource {
     }
 
     fn classes(&self) -> &[String] {
-        self.set.classes()
+        &self.classes
     }
 
     fn load(&self, i: usize, scratch: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
