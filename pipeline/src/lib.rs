@@ -43,7 +43,7 @@ mod worker;
 pub use batch::{Batch, BatchSpec};
 pub use error::{Error, Result};
 pub use image_rgb::Image;
-pub use loader::{Finish, Loader, LoaderConfig, OnBad, Position};
+pub use loader::{Finish, Loader, LoaderConfig, MOST_THREADS, OnBad, Position};
 pub use order::Shuffle;
 pub use run::BatchStream;
 pub use shard::ShardSet;

@@ -159,7 +159,7 @@ pub struct Loader {
 const MOST_BUFFERS: usize = 4;
 
 /// More threads than this are a slip of the pen; their stacks alone would take gigabytes.
-const MOST_THREADS: usize = 4096;
+pub const MOST_THREADS: usize = 4096;
 
 /// Bytes beyond which fetching further ahead no longer helps: a second of a fast network.
 const MOST_AHEAD: u64 = 512 << 20;

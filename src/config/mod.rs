@@ -24,11 +24,11 @@ pub use augment::{AugmentConfig, AugmentDevice};
 pub use data::{DataConfig, ShuffleKind};
 pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
 pub(crate) use set::{put, set};
-pub use train::{OnNan, TrainConfig};
+pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
-/// Most threads of either kind: more than any machine has cores.
-const MOST_THREADS: usize = 1024;
+/// Most threads of either kind, as many as a loader takes.
+const MOST_THREADS: usize = bt_pipeline::MOST_THREADS;
 /// Most of `data.budget_mb`: a terabyte.
 const MOST_MB: u64 = 1 << 20;
 
@@ -159,7 +159,7 @@ impl RunConfig {
         if !self.eval.online_lr.is_finite() || self.eval.online_lr <= 0.0 {
             bail!("configuration: `eval.online_lr` must be greater than 0");
         }
-        crate::train::named_device(&self.train).context("configuration")?;
+        self.train.named_device().context("configuration")?;
         if self.data.budget_mb > MOST_MB {
             bail!("configuration: `data.budget_mb` is at most {MOST_MB}");
         }

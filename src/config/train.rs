@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,5 +75,38 @@ impl Default for TrainConfig {
             on_nan: OnNan::Stop,
             diagnose_every: 100,
         }
+    }
+}
+
+/// What `train.device` can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Named {
+    /// The first CUDA device, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// A CUDA device.
+    Cuda(usize),
+}
+
+impl TrainConfig {
+    /// What `train.device` says.
+    ///
+    /// # Errors
+    /// A name that is not known; bfloat16 on the CPU.
+    pub fn named_device(&self) -> Result<Named> {
+        let named = match self.device.as_str() {
+            "cpu" => Named::Cpu,
+            "auto" => Named::Auto,
+            "cuda" => Named::Cuda(0),
+            name => match name.strip_prefix("cuda:").map(str::parse) {
+                Some(Ok(number)) => Named::Cuda(number),
+                _ => bail!("train.device: `{name}` is none of `auto`, `cpu`, `cuda`, `cuda:N`"),
+            },
+        };
+        if named == Named::Cpu && self.precision == Precision::Bf16 {
+            bail!("train.precision = \"bf16\" wants a CUDA device; the CPU computes in f32");
+        }
+        Ok(named)
     }
 }

@@ -1,6 +1,24 @@
 //! What the classifiers share: the cross-entropy's gradient, and how right a row of logits is.
 
+use anyhow::{Result, ensure};
+
 use super::Accuracy;
+
+/// Classes of a linear classifier at most: ImageNet-21k has 21,841.
+const MOST_CLASSES: usize = 1 << 17;
+
+/// Whether labels below `classes` can be classes, before memory is taken for each.
+///
+/// # Errors
+/// A label that is a number of something else.
+pub(super) fn check_classes(classes: usize) -> Result<()> {
+    ensure!(
+        classes <= MOST_CLASSES,
+        "labels go up to {}; a linear classifier takes {MOST_CLASSES} classes",
+        classes - 1
+    );
+    Ok(())
+}
 
 /// Turns logits into probabilities minus the one-hot label (the gradient), and returns the
 /// cross-entropy.

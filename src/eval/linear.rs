@@ -22,9 +22,6 @@ use crate::nn::{Linear, Workspace, storage};
 use crate::optim::{Optimizer, Sgd, SgdConfig};
 use crate::train::images_of;
 
-/// Classes of a linear classifier at most: ImageNet-21k has 21,841.
-pub(super) const MOST_CLASSES: usize = 1 << 17;
-
 /// Momentum of SGD.
 const MOMENTUM: f64 = 0.9;
 
@@ -204,11 +201,7 @@ impl Head {
     /// # Errors
     /// More classes than there are anywhere: a label that is a number of something else.
     pub fn new(dim: usize, classes: usize, device: &Device) -> Result<Self> {
-        ensure!(
-            classes <= MOST_CLASSES,
-            "labels go up to {}; a linear classifier takes {MOST_CLASSES} classes",
-            classes - 1
-        );
+        classify::check_classes(classes)?;
         let linear = Linear::new("probe", dim, classes, true, device)?;
         let velocity = [storage::zeros((classes, dim), device)?, storage::zeros(classes, device)?];
         Ok(Self { linear, velocity, ws: Workspace::new(device)? })

@@ -12,7 +12,6 @@ use rayon::prelude::*;
 use super::Features;
 use super::classify;
 use super::lbfgs;
-use super::linear::MOST_CLASSES;
 use crate::loss::matmul::{Mat, matmul_serial};
 
 /// Parts that a pass over the features is cut into, and rows of a part that are
@@ -77,10 +76,7 @@ impl Probe {
         if train.classes() < 2 {
             bail!("a probe needs at least two classes, the training set has {}", train.classes());
         }
-        if train.classes() > MOST_CLASSES {
-            let largest = train.classes() - 1;
-            bail!("labels go up to {largest}; a linear classifier takes {MOST_CLASSES} classes");
-        }
+        classify::check_classes(train.classes())?;
         let decay = choose_decay(train, config)?;
         let mut probe = Probe::untrained(train);
         probe.descend(train, decay, config.max_iterations);

@@ -158,7 +158,7 @@ impl Learner {
         images: &Tensor,
         lap: &mut dyn FnMut(&'static str),
     ) -> Result<(LossOutput, Option<String>)> {
-        self.part_by_part(images, lap, None)
+        self.gradients_with(images, lap, None)
     }
 
     /// [`Learner::gradients`]; `meanwhile` is called once where a device computes beside it, when
@@ -172,10 +172,10 @@ impl Learner {
         lap: &mut dyn FnMut(&'static str),
         meanwhile: &mut dyn FnMut(),
     ) -> Result<(LossOutput, Option<String>)> {
-        self.part_by_part(images, lap, Some(meanwhile))
+        self.gradients_with(images, lap, Some(meanwhile))
     }
 
-    fn part_by_part(
+    fn gradients_with(
         &mut self,
         images: &Tensor,
         lap: &mut dyn FnMut(&'static str),

@@ -3,39 +3,8 @@
 use anyhow::{Result, bail};
 use candle_core::Device;
 
-use crate::config::TrainConfig;
+use crate::config::{Named, TrainConfig};
 use crate::nn::{Engine, EngineOptions, Precision};
-
-/// What `train.device` can say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Named {
-    /// The first CUDA device, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A CUDA device.
-    Cuda(usize),
-}
-
-/// What `train.device` says.
-///
-/// # Errors
-/// A name that is not known; bfloat16 on the CPU.
-pub fn named_device(config: &TrainConfig) -> Result<Named> {
-    let named = match config.device.as_str() {
-        "cpu" => Named::Cpu,
-        "auto" => Named::Auto,
-        "cuda" => Named::Cuda(0),
-        name => match name.strip_prefix("cuda:").map(str::parse) {
-            Some(Ok(number)) => Named::Cuda(number),
-            _ => bail!("train.device: `{name}` is none of `auto`, `cpu`, `cuda`, `cuda:N`"),
-        },
-    };
-    if named == Named::Cpu && config.precision == Precision::Bf16 {
-        bail!("train.precision = \"bf16\" wants a CUDA device; the CPU computes in f32");
-    }
-    Ok(named)
-}
 
 /// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device where this
 /// build and machine have one, else the CPU.
@@ -48,7 +17,7 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
         deterministic: config.deterministic,
         graphs: config.cuda_graph,
     };
-    let number = match named_device(config)? {
+    let number = match config.named_device()? {
         Named::Auto => cuda_is_here().then_some(0),
         Named::Cpu => None,
         Named::Cuda(number) => Some(number),

@@ -21,7 +21,7 @@ use crate::signals::Stop;
 use clock::Clock;
 use run::Run;
 
-pub use device::{Named, device, evaluation_device, named_device};
+pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
 pub use refuse::{BAD_BATCHES_FILE, Diverged};
 pub use summary::{SUMMARY_FILE, Summary};

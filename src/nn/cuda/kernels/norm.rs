@@ -133,6 +133,9 @@ fn finish(
 
 /// Bytes that tell for each element of activations whether a ReLU let it through: a bit each, where
 /// the kernels go over `spans` by vectors, else a byte.
+///
+/// # Errors
+/// More channels than a grid holds.
 pub fn mask_len(s: NormShape, spans: &[Span]) -> Result<usize> {
     Ok(s.rows * s.channels / Tiling::new(s.channels, spans)?.vector)
 }
