@@ -79,6 +79,45 @@ fn a_region_is_the_crop_of_the_whole() {
     }
 }
 
+/// A picture of many blocks: smooth on the left, noise on the right.
+fn large_jpeg(quality: u8) -> Vec<u8> {
+    let mut rng = Rng::keyed(8, 0, 0, 0);
+    let picture = image::RgbImage::from_fn(500, 390, |x, y| {
+        let noise = rng.below(1 + u64::from(x) / 2) as u32;
+        image::Rgb([x / 2 + noise / 8, y / 2 + noise / 4, noise].map(|v| v.min(255) as u8))
+    });
+    let mut bytes = Vec::new();
+    let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, quality);
+    picture.write_with_encoder(encoder).unwrap();
+    bytes
+}
+
+#[test]
+fn regions_of_large_pictures_are_the_same_with_and_without_an_index() {
+    let mut rng = Rng::keyed(9, 0, 0, 0);
+    let small = fixtures();
+    let (mut whole, mut out) = (Image::default(), Image::default());
+    for simd in Simd::all() {
+        let mut decoder = JpegDecoder::with_simd(simd);
+        for (number, quality) in [100, 90, 40, 100].into_iter().enumerate() {
+            let bytes = large_jpeg(quality);
+            let jpeg = Jpeg::parse(&bytes).unwrap();
+            let index = SideIndex::build_with_spacing(&bytes, 4).unwrap();
+            let full = Region { left: 0, top: 0, width: jpeg.width(), height: jpeg.height() };
+            decoder.decode_region_into(&jpeg, full, Some(&index), &mut whole).unwrap();
+            assert!(decoder.used_index());
+            for _ in 0..20 {
+                // Tables of its own, in between.
+                let (_, other, _) = &small[number];
+                decoder.decode_into(&Jpeg::parse(other).unwrap(), &mut out).unwrap();
+                let region = random_region(&mut rng, whole.width, whole.height);
+                decoder.decode_region_into(&jpeg, region, None, &mut out).unwrap();
+                assert!(out == crop(&whole, region), "quality {quality}, {region:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn regions_outside_and_limits_are_errors() {
     let (_, bytes, _) = fixtures().pop().unwrap();

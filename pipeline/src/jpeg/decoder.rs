@@ -16,6 +16,7 @@ use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
 use super::scans;
 use super::simd::Simd;
+use super::solo::{SoloTable, WORTHWHILE};
 use crate::Image;
 
 /// A reusable decoder: the tables and buffers of one thread.
@@ -26,6 +27,7 @@ pub struct JpegDecoder {
     max_pixels: u64,
     dc: [Box<Table>; 4],
     ac: [Box<Table>; 4],
+    solo: [Box<SoloTable>; 4],
     streams: [Stream; 2],
     runs: Runs,
     plan: Plan,
@@ -52,6 +54,7 @@ impl JpegDecoder {
             max_pixels: 1 << 28,
             dc: std::array::from_fn(|_| Table::new(Class::Dc)),
             ac: std::array::from_fn(|_| Table::new(Class::Ac)),
+            solo: std::array::from_fn(|_| SoloTable::new()),
             streams: [Stream::new(), Stream::new()],
             runs: Runs::default(),
             plan: Plan::default(),
@@ -164,9 +167,21 @@ impl JpegDecoder {
         grid: Grid,
         out: &mut Image,
     ) -> Result<(), JpegError> {
+        let mut scan = Scan::new(jpeg, grid, &self.dc, &self.ac);
+        if let [run] = &self.runs.runs[..]
+            && run.count * grid.blocks >= WORTHWHILE
+        {
+            let wanted = self.plan.rows.len() * self.plan.columns.len();
+            let skips = run.count.saturating_sub(wanted) * grid.blocks >= WORTHWHILE;
+            for component in jpeg.components() {
+                let number = usize::from(component.ac_table);
+                self.solo[number].set(self.simd, &self.ac[number], skips);
+            }
+            scan = scan.with_solo(&self.ac, &self.solo, skips);
+        }
         let mut pass = Pass {
             simd: self.simd,
-            scan: Scan::new(jpeg, grid, &self.dc, &self.ac),
+            scan,
             data: &self.runs.data,
             runs: &self.runs.runs,
             raster: Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out),

@@ -13,7 +13,7 @@
 use super::bits::{Bits, load_be};
 use super::error::JpegError;
 use super::header::ZIGZAG;
-use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table, extend};
+use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table};
 use super::idct::Block;
 use super::simd::Simd;
 
@@ -54,16 +54,16 @@ pub(crate) struct Lane {
     /// For each block, the zig-zag position after its last coefficient.
     pub spans: [u8; MAX_BATCH],
     /// Blocks of the batch, and the one being decoded.
-    count: usize,
-    block: usize,
+    pub(super) count: usize,
+    pub(super) block: usize,
     /// Zig-zag position of the next coefficient; 0 between blocks.
-    position: u32,
+    pub(super) position: u32,
 }
 
 /// Marks a path as seldom taken.
 #[cold]
 #[inline]
-fn cold() {}
+pub(super) fn cold() {}
 
 impl Lane {
     pub fn new() -> Lane {
@@ -148,7 +148,7 @@ impl Lane {
     /// # Safety
     /// The block must be in the array.
     #[inline(always)]
-    unsafe fn block_ptr(&mut self) -> *mut i16 {
+    pub(super) unsafe fn block_ptr(&mut self) -> *mut i16 {
         // SAFETY: the caller's promise.
         unsafe { self.blocks.as_mut_ptr().add(self.block).cast() }
     }
@@ -156,7 +156,7 @@ impl Lane {
     /// Notes a block's span and goes to the next block. None where a run left
     /// the block.
     #[inline(always)]
-    fn end_block(&mut self, position: u32) -> Option<()> {
+    pub(super) fn end_block(&mut self, position: u32) -> Option<()> {
         // 64: the last coefficient was coded; from 128: end of block; between: a
         // run that leaves the block.
         if position > 64 && position < 128 {
@@ -170,27 +170,13 @@ impl Lane {
 
 /// Looks up a DC difference: (bits, value). Needs [`MAX_SYMBOL_BITS`] bits.
 #[inline(always)]
-fn dc_symbol(table: &Table, buffer: u64) -> Option<(u32, i16)> {
+pub(super) fn dc_symbol(table: &Table, buffer: u64) -> Option<(u32, i16)> {
     let entry = table.lut[(buffer >> (64 - LOOKUP_BITS)) as usize];
     if entry & SLOW == 0 {
         return Some((entry & 63, (entry >> 16) as i16));
     }
-    let (length, _, value) = slow_symbol(table, entry, buffer)?;
+    let (length, _, value) = table.beyond(entry, buffer)?;
     Some((length, value as i16))
-}
-
-/// A symbol beyond the look-up: (bits, advance, value). Needs
-/// [`MAX_SYMBOL_BITS`] bits.
-#[inline(always)]
-fn slow_symbol(table: &Table, entry: u32, buffer: u64) -> Option<(u32, u32, i32)> {
-    if entry == SLOW {
-        cold();
-        return table.slow(buffer);
-    }
-    // Only the value reaches beyond; its size is not 0.
-    let (length, advance, size) = (entry & 63, entry >> 8 & 0xFF, entry >> 16);
-    let bits = (buffer << length >> (64 - size)) as u32;
-    Some((length + size, advance, extend(bits, size)))
 }
 
 /// Stores a coefficient after an advance to `position`.
@@ -199,7 +185,7 @@ fn slow_symbol(table: &Table, entry: u32, buffer: u64) -> Option<(u32, u32, i32)
 /// `to` must point to a block followed by another; before the advance, of at
 /// most 128, `position` must have been in 1..64.
 #[inline(always)]
-unsafe fn store(to: *mut i16, position: u32, value: i16) {
+pub(super) unsafe fn store(to: *mut i16, position: u32, value: i16) {
     // SAFETY: `PLACE` has an entry for the position, none is beyond 64, and the
     // caller's promise.
     unsafe {
@@ -247,7 +233,7 @@ unsafe fn one<const STORE: bool>(
                     cold();
                     // SAFETY: as above.
                     unsafe { bits.refill() };
-                    let (length, advance, value) = slow_symbol(ac, entry, bits.buffer)?;
+                    let (length, advance, value) = ac.beyond(entry, bits.buffer)?;
                     bits.consume(length);
                     position += advance;
                     if STORE {
@@ -378,7 +364,7 @@ unsafe fn two(
             if entry & SLOW != 0 {
                 cold();
                 $hot.refill(data);
-                let (length, advance, value) = slow_symbol($hot.table, entry, $hot.buffer)?;
+                let (length, advance, value) = $hot.table.beyond(entry, $hot.buffer)?;
                 $hot.at += length as usize;
                 $hot.position += advance;
                 store($hot.to, $hot.position, value as i16);

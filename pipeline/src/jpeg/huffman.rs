@@ -50,6 +50,8 @@ pub(crate) struct Table {
     /// The DHT bytes this was made from; the next image often has the same.
     counts: [u8; 16],
     total: usize,
+    /// Counts the changes, from 1.
+    version: u64,
 }
 
 /// What a symbol means: (advance, size of the value), None if no encoder of
@@ -82,6 +84,7 @@ impl Table {
             class,
             counts: [0; 16],
             total: 0,
+            version: 1,
         })
     }
 
@@ -96,6 +99,7 @@ impl Table {
             return Ok(());
         }
         self.total = 0;
+        self.version += 1;
         if total > 256 {
             return Err(JpegError::Corrupt("more than 256 Huffman codes"));
         }
@@ -141,6 +145,35 @@ impl Table {
         }
     }
 
+    /// Which codes these are, of all that this table had: 1 or more.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// The next symbol of a [`Class::Ac`] table: (bits, advance, value), None where there is no valid
+    /// code. `top` holds the next bits, highest first, at least [`MAX_SYMBOL_BITS`] of them.
+    #[inline(always)]
+    pub fn coefficient(&self, top: u64) -> Option<(u32, u32, i32)> {
+        let entry = self.lut[(top >> (64 - LOOKUP_BITS)) as usize];
+        if entry & SLOW == 0 {
+            return Some((entry & 63, entry >> 8 & 0xFF, entry as i32 >> 16));
+        }
+        self.beyond(entry, top)
+    }
+
+    /// The symbol of a slow `entry` of the look-up: (bits, advance, value), None where there is no valid
+    /// code. `top` as for [`Table::slow`].
+    #[inline(always)]
+    pub fn beyond(&self, entry: u32, top: u64) -> Option<(u32, u32, i32)> {
+        if entry == SLOW {
+            return self.slow(top);
+        }
+        // Only the value reaches beyond; its size is not 0.
+        let (length, advance, size) = (entry & 63, entry >> 8 & 0xFF, entry >> 16);
+        let bits = (top << length >> (64 - size)) as u32;
+        Some((length + size, advance, extend(bits, size)))
+    }
+
     /// The next symbol of a [`Class::Plain`] table, with the bits it takes. `top`
     /// holds the next bits, highest first, at least 16 of them.
     #[inline(always)]
@@ -152,23 +185,17 @@ impl Table {
         self.slow(top).map(|(bits, symbol, _)| (bits, symbol as u8))
     }
 
-    /// One symbol the long way: `top` holds the next bits, highest first, at
+    /// One symbol whose code is longer than the look-up: `top` holds the next bits, highest first, at
     /// least [`MAX_SYMBOL_BITS`] of them. Gives (bits, advance, value), None
     /// where there is no valid code.
     #[cold]
     #[inline(never)]
     pub fn slow(&self, top: u64) -> Option<(u32, u32, i32)> {
-        let entry = self.lut[(top >> (64 - LOOKUP_BITS)) as usize];
-        let (length, advance, size) = if entry != SLOW {
-            (entry & 63, entry >> 8 & 0xFF, entry >> 16)
-        } else {
-            let next16 = (top >> 48) as u32;
-            let length = (LOOKUP_BITS + 1..=16).find(|&l| next16 < self.limit[l as usize])?;
-            let at = (next16 >> (16 - length)) as i32 + self.offset[length as usize];
-            let symbol = *self.symbols.get(usize::try_from(at).ok()?)?;
-            let (advance, size) = meaning(self.class, symbol)?;
-            (length, advance, size)
-        };
+        let next16 = (top >> 48) as u32;
+        let length = (LOOKUP_BITS + 1..=16).find(|&l| next16 < self.limit[l as usize])?;
+        let at = (next16 >> (16 - length)) as i32 + self.offset[length as usize];
+        let symbol = *self.symbols.get(usize::try_from(at).ok()?)?;
+        let (advance, size) = meaning(self.class, symbol)?;
         let bits = if size == 0 { 0 } else { (top << length >> (64 - size)) as u32 };
         Some((length + size, advance, extend(bits, size)))
     }
@@ -194,20 +221,10 @@ mod tests {
                 let bits = pattern & ((1 << size) - 1);
                 let top = code << (64 - length) | bits << (64 - length - size);
                 let value = extend(bits as u32, size);
-                let entry = table.lut[(top >> (64 - LOOKUP_BITS)) as usize];
-                assert_eq!(table.slow_or_fast(entry, top), Some((length + size, advance, value)));
+                assert_eq!(table.coefficient(top), Some((length + size, advance, value)));
             }
         }
-        assert_eq!(table.slow(u64::MAX), None);
-    }
-
-    impl Table {
-        fn slow_or_fast(&self, entry: u32, top: u64) -> Option<(u32, u32, i32)> {
-            if entry & SLOW != 0 {
-                return self.slow(top);
-            }
-            Some((entry & 63, entry >> 8 & 0xFF, i32::from((entry >> 16) as i16)))
-        }
+        assert_eq!(table.coefficient(u64::MAX), None);
     }
 
     #[test]

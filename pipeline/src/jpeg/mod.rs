@@ -43,6 +43,7 @@ mod raster;
 mod runs;
 mod scans;
 mod simd;
+mod solo;
 mod unstuff;
 mod upsample;
 

@@ -9,6 +9,7 @@ use super::plan::Grid;
 use super::raster::Raster;
 use super::runs::Run;
 use super::simd::Simd;
+use super::solo::{SoloTable, SoloTables};
 
 /// Blocks of a batch, about: enough that its end costs little, few enough that
 /// two batches, their tables and their rows of samples stay in 32 KiB.
@@ -59,6 +60,10 @@ pub(crate) struct Scan<'a> {
     pub grid: Grid,
     /// Tables of the blocks.
     pub tables: [Tables<'a>; MAX_BATCH],
+    /// The same, with the tables of a stream alone where they were made.
+    solo: Option<[SoloTables<'a>; MAX_BATCH]>,
+    /// Whether these can pass over blocks.
+    skips: bool,
     /// Components of the blocks.
     pub components: [u8; MAX_BATCH],
     rows: [BlockRow; 10],
@@ -74,7 +79,8 @@ impl<'a> Scan<'a> {
     ) -> Scan<'a> {
         let tables: [Tables<'a>; MAX_BATCH] = [(&dc[0], &ac[0]); MAX_BATCH];
         let (components, rows) = ([0; MAX_BATCH], [BlockRow::default(); 10]);
-        let mut scan = Scan { grid, tables, components, rows, row_count: 0 };
+        let mut scan =
+            Scan { grid, tables, solo: None, skips: false, components, rows, row_count: 0 };
         let mut block = 0;
         for &c in &jpeg.scan_order[..jpeg.components().len()] {
             let component = &jpeg.components()[usize::from(c)];
@@ -100,6 +106,21 @@ impl<'a> Scan<'a> {
             scan.components[at] = scan.components[at - block];
         }
         scan
+    }
+
+    /// Takes the tables of a stream alone, made of those of [`Scan::new`].
+    pub fn with_solo(
+        mut self,
+        ac: &'a [Box<Table>; 4],
+        solo: &'a [Box<SoloTable>; 4],
+        skips: bool,
+    ) -> Scan<'a> {
+        self.skips = skips;
+        self.solo = Some(self.tables.map(|(dc, of)| {
+            let number = ac.iter().position(|table| std::ptr::eq(&**table, of)).unwrap_or(0);
+            (dc, of, &*solo[number])
+        }));
+        self
     }
 
     /// The rows of blocks of a batch.
@@ -163,10 +184,14 @@ impl Pass<'_> {
         while live {
             // SAFETY: as above.
             unsafe {
-                if last.batch.wanted {
-                    last.lane.decode::<true>(self.simd, self.data, &self.scan.tables)?;
-                } else {
-                    last.lane.decode::<false>(self.simd, self.data, &self.scan.tables)?;
+                let (simd, data, lane) = (self.simd, self.data, &mut last.lane);
+                match (&self.scan.solo, last.batch.wanted) {
+                    (Some(tables), true) => lane.decode_solo::<true>(simd, data, tables)?,
+                    (Some(tables), false) if self.scan.skips => {
+                        lane.decode_solo::<false>(simd, data, tables)?;
+                    }
+                    (None, true) => lane.decode::<true>(simd, data, &self.scan.tables)?,
+                    (_, false) => lane.decode::<false>(simd, data, &self.scan.tables)?,
                 }
             }
             live = self.end_batch(last, &mut next_run)?;
