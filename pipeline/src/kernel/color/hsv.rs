@@ -2,9 +2,9 @@
 //!
 //! With M and m the largest and smallest channel and C = M - m, Pillow's hue is h / 6 turns, where h
 //! is the number of a sixth plus or minus x = (M - middle channel) / C, in single precision; hue and
-//! saturation C / M are then cut to whole 255ths. Cutting asks for the very same rounding: h, h / 6
-//! and 255 (h / 6) are computed as floats here, and every colour's hue is found to be Pillow's, whose
-//! own steps are partly in double precision (the tests go through all of them).
+//! saturation C / M are then cut to whole 255ths. Cutting asks for the very same rounding where 42.5 h is
+//! whole but for it: h is computed as Pillow's float, and with the factors below every colour's hue is
+//! found to be Pillow's, whose next steps are in double precision (the tests go through all of them).
 //!
 //! Back again, with H = 6 hue in 0..=1530, a channel is M - M s K / 65025, rounded, where K is 0 in the
 //! two sixths where it is the largest, 255 where it is the smallest, and goes from one to the other
@@ -28,6 +28,9 @@ fn hue_inner(row: &mut Row<'_>, shift: i16) {
     }
 }
 
+/// The number after 42.5: 255ths of a turn in a sixth.
+const BLUE: f32 = f32::from_bits(42.5f32.to_bits() + 1);
+
 /// Pillow's hue and saturation, and the largest channel.
 #[inline(always)]
 fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
@@ -43,16 +46,17 @@ fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
     } else {
         (4, smallest == g)
     };
-    let x = f32::from(largest - middle) / chroma.max(1.0);
-    let end = f32::from(base + if falls { 1 } else { -1 });
-    let sixths = if falls { end - x } else { end + x };
-    // A sixth as it is rounded, without a division: what is left is divided once more.
-    let turns = sixths * (1.0 / 6.0);
-    let left = (sixths - 4.0 * turns) - 2.0 * turns;
-    let turns = turns + left * (1.0 / 6.0);
-    let turns = turns + if turns < 0.0 { 1.0 } else { 0.0 };
+    let away = largest - middle;
+    let end = base + if falls { 1 } else { -1 };
+    let turned = f32::from(if falls { -away } else { away }) / chroma.max(1.0);
+    let sixths = f32::from(end) + turned;
+    // In 255ths, 42.5 a sixth. Of blue's sixths, from 3 to 5, only the difference to 4 keeps its last bits.
+    let blue = base == 4;
+    let (middle, scale) = if blue { (4.0, BLUE) } else { (0.0, 42.5) };
+    let part = whole(((sixths - middle) * scale).floor());
+    let hue = part + if blue { 170 } else { (part >> 8) & 255 };
     let saturation = 255.0 * chroma / f32::from(largest).max(1.0);
-    (whole(turns * 255.0), whole(saturation), largest)
+    (hue, whole(saturation), largest)
 }
 
 #[inline(always)]
