@@ -10,7 +10,7 @@ use super::output::{Layout, ViewOut};
 use super::params::{Jitter, JitterOp, ViewParams, Window};
 use crate::kernel::blur::Blur;
 use crate::kernel::resize::{Filter, Geometry, Resize};
-use crate::kernel::store::{Affine, Store};
+use crate::kernel::store::{Affine, Store, prefetch};
 use crate::kernel::{Level, MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
 use crate::{Error, Image, Result};
 
@@ -96,6 +96,11 @@ impl ColorPlan {
     }
 }
 
+/// Rows between the one that is written and the one that is fetched. A batch is larger than the caches, and
+/// rows come microseconds apart, in three planes far from each other: no prefetcher of the CPU sees a
+/// pattern in that, and stores that wait for their lines hold up all that follows.
+const AHEAD: usize = 2;
+
 /// The rows' destination.
 struct Sink<'a, T> {
     out: &'a mut [T],
@@ -115,14 +120,19 @@ impl<T: Store> Sink<'_, T> {
         let (width, height) = (self.width, self.height);
         match self.layout {
             Layout::Nhwc => {
-                let out = &mut self.out[y * width * 3..][..width * 3];
+                let mut rows = self.out[y * width * 3..].chunks_exact_mut(width * 3);
+                let out = rows.next().expect("a view has as many rows");
                 T::interleaved(level, &row, &self.affine, out);
+                prefetch(rows.nth(AHEAD - 1).unwrap_or_default());
             }
             Layout::Nchw => {
                 for (channel, values) in [&*row.r, &*row.g, &*row.b].into_iter().enumerate() {
-                    let out = &mut self.out[(channel * height + y) * width..][..width];
+                    let plane = &mut self.out[channel * height * width..][..height * width];
+                    let mut rows = plane.chunks_exact_mut(width).skip(y);
+                    let out = rows.next().expect("a view has as many rows");
                     let Affine { scale, offset } = self.affine;
                     T::plane(level, values, scale[channel], offset[channel], out);
+                    prefetch(rows.nth(AHEAD - 1).unwrap_or_default());
                 }
             }
         }
