@@ -28,8 +28,8 @@ use super::huffman::{END_OF_BLOCK, LOOKUP_BITS, SLOW, Table};
 use super::idct::Block;
 use super::simd::Simd;
 
-/// Blocks from which on the tables are worth making.
-pub(crate) const WORTHWHILE: usize = 1000;
+/// Blocks from which on the tables are worth making. A fuzzer's pictures are small.
+pub(crate) const WORTHWHILE: usize = if cfg!(fuzzing) { 1 } else { 1000 };
 
 const ENTRIES: usize = 1 << LOOKUP_BITS;
 /// A pair's advance at the end of a block: from position 1 on to 64 or beyond.
