@@ -94,7 +94,7 @@ fn fill_pairs_inner(lut: &[u32; ENTRIES], pairs: &mut [u32; ENTRIES]) {
         // A first value of 0 tells an end of block that is alone.
         let both =
             second & SLOW == 0 && narrow(value2) && bits + bits2 <= LOOKUP_BITS && value != 0;
-        let run = if advance == END_OF_BLOCK { 0 } else { advance - 1 };
+        let run = if advance == END_OF_BLOCK { 0 } else { advance.wrapping_sub(1) };
         let alone = if advance == END_OF_BLOCK { LAST } else { advance };
         let after = if advance2 == END_OF_BLOCK { LAST } else { advance + advance2 };
         let (low, high) = (value as u32 & 0xFF, value2 as u32 & 0xFF);
@@ -113,7 +113,7 @@ fn fill_skips_inner(lut: &[u32; ENTRIES], skips: &mut [u32; ENTRIES]) {
         // A value's size is that of its magnitude; a slow entry tells it.
         let size = 32 - value.unsigned_abs().leading_zeros();
         let fast = bits | (bits.wrapping_sub(size) & 15) << 8 | advance << 16;
-        let slow = (bits + value as u32) | bits << 8 | advance << 16;
+        let slow = bits.wrapping_add(value as u32) | bits << 8 | advance << 16;
         let known = if entry & SLOW == 0 { fast } else { slow };
         *to = if entry == SLOW { 0 } else { known };
     }
