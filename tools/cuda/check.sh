@@ -13,8 +13,10 @@
 #   compile    ResNet-50's beside torch.compile's
 #   train      loader and step together
 #   profile    where the step's time goes, call by call, ours and PyTorch's
-#   cifar      training for real, for TRAIN_SECONDS at most; the same command resumes it
-#   twice      an epoch of it, twice, with train.deterministic: the same losses
+#   cifar      training for real, for TRAIN_SECONDS at most, and a linear probe; the same command resumes it.
+#              CIFAR_CONFIG names the configuration, or several to be trained beside each other, lightly's by
+#              default; CIFAR_EPOCHS epochs in place of the configuration's
+#   twice      an epoch of the first, twice, with train.deterministic: the same losses
 set -uo pipefail
 bin=${1:?folder of binaries}
 shards=${2:?JPEG shards}
@@ -85,13 +87,13 @@ profile() {
     run torch-profile-resnet50 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet50[@]}" --profile
     run torch-profile-resnet18 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet18[@]}" --profile
 }
-train_cifar=("$bin/bt-stream" train --config "${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml}"
-    --data "$cifar/train" --set data.val="'$cifar/test'" "${bf16[@]}")
+configs=(${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml})
+train_cifar=("$bin/bt-stream" train --data "$cifar/train" --set data.val="'$cifar/test'" "${bf16[@]}")
 twice() {
     for nth in 1 2; do
         rm -rf "$out/twice-$nth"
-        run "twice-$nth" "${train_cifar[@]}" --dir "$out/twice-$nth" --set train.epochs=1 \
-            --set eval.knn_every=0 --set train.deterministic=true
+        run "twice-$nth" "${train_cifar[@]}" --config "${configs[0]}" --dir "$out/twice-$nth" \
+            --set train.epochs=1 --set eval.knn_every=0 --set train.deterministic=true
     done
     run twice python3 -c "
 import json, sys
@@ -101,10 +103,20 @@ print(len(losses[0]), 'lines, the last losses', *(run[-1] for run in losses))
 sys.exit(losses[0] != losses[1])" "$out/twice-1" "$out/twice-2"
 }
 cifar() {
-    local resume=() seconds=${TRAIN_SECONDS:?seconds of training}
-    [ -d "$out/cifar10/checkpoints" ] && resume=(--resume)
-    LIMIT=$seconds run cifar10 timeout --signal=INT "$((seconds - 20))" "${train_cifar[@]}" \
-        --dir "$out/cifar10" "${resume[@]}"
+    local seconds=${TRAIN_SECONDS:?seconds of training} config name options
+    for config in "${configs[@]}"; do
+        name=$(basename "$config" .toml)
+        options=(--config "$config" --dir "$out/$name")
+        [ -n "${CIFAR_EPOCHS:-}" ] && options+=(--set "train.epochs=$CIFAR_EPOCHS")
+        [ -d "$out/$name/checkpoints" ] && options+=(--resume)
+        LIMIT=$seconds run "$name" timeout --signal=INT "$((seconds - 20))" "${train_cifar[@]}" \
+            "${options[@]}" &
+    done
+    wait
+    for config in "${configs[@]}"; do
+        name=$(basename "$config" .toml)
+        run "$name-probe" "$bin/bt-stream" probe "$out/$name" --no-untrained
+    done
 }
 for stage in ${stages:-tests step compile train}; do
     declare -F "$stage" >/dev/null || { echo "no stage $stage" && exit 2; }
