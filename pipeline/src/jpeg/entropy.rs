@@ -18,7 +18,7 @@ use super::idct::Block;
 use super::simd::Simd;
 
 /// The most blocks of one batch; an MCU has at most 10.
-pub(crate) const MAX_BATCH: usize = 16;
+pub(crate) const MAX_BATCH: usize = 24;
 
 /// Bytes that must be readable after the end of the coded data: what a whole
 /// batch can take, and the bit reader's look-ahead. Ends are only checked

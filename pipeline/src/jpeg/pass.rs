@@ -11,9 +11,10 @@ use super::runs::Run;
 use super::simd::Simd;
 use super::solo::{SoloTable, SoloTables};
 
-/// Blocks of a batch, about: enough that its end costs little, few enough that
-/// two batches, their tables and their rows of samples stay in 32 KiB.
-const BATCH_BLOCKS: usize = 12;
+/// Blocks of a batch, about: enough that its end costs little and that four MCUs' chroma fill the
+/// vectors of the transform, few enough that two batches, their tables and their rows of samples stay
+/// in 32 KiB.
+const BATCH_BLOCKS: usize = 24;
 
 /// Consecutive MCUs of one row that are decoded at once.
 #[derive(Clone, Copy, Default)]
