@@ -87,7 +87,8 @@ profile() {
     run torch-profile-resnet50 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet50[@]}" --profile
     run torch-profile-resnet18 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet18[@]}" --profile
 }
-configs=(${CIFAR_CONFIG:-$here/configs/cifar10-lightly.toml})
+configs=("$here/configs/cifar10-lightly.toml")
+[ -z "${CIFAR_CONFIG:-}" ] || read -ra configs <<<"$CIFAR_CONFIG"
 train_cifar=("$bin/bt-stream" train --data "$cifar/train" --set data.val="'$cifar/test'" "${bf16[@]}")
 twice() {
     for nth in 1 2; do

@@ -167,7 +167,7 @@ def time_ours(args, extra):
 
 def files(source, folder):
     """Paths of the images: of a folder of folders, or unpacked from shards into `folder`."""
-    shards = sorted(glob.glob(os.path.join(source, "*.tar*"))) if os.path.isdir(source) else [source]
+    shards = sorted(glob.glob(os.path.join(source, "*.tar*") if os.path.isdir(source) else source))
     shards = [path for path in shards if path.endswith((".tar", ".tar.zst"))]
     for path in shards:
         command = ["zstd", "-dcq", path] if path.endswith(".zst") else ["cat", path]

@@ -101,6 +101,13 @@ impl ColorPlan {
 /// pattern in that, and stores that wait for their lines hold up all that follows.
 const AHEAD: usize = 2;
 
+/// Row `y` of rows of `len` elements, and the one [`AHEAD`] of it, empty behind the last.
+fn rows<T>(all: &mut [T], len: usize, y: usize) -> (&mut [T], &mut [T]) {
+    let mut rows = all.chunks_exact_mut(len).skip(y);
+    let row = rows.next().expect("a view has as many rows");
+    (row, rows.nth(AHEAD - 1).unwrap_or_default())
+}
+
 /// The rows' destination.
 struct Sink<'a, T> {
     out: &'a mut [T],
@@ -120,19 +127,17 @@ impl<T: Store> Sink<'_, T> {
         let (width, height) = (self.width, self.height);
         match self.layout {
             Layout::Nhwc => {
-                let mut rows = self.out[y * width * 3..].chunks_exact_mut(width * 3);
-                let out = rows.next().expect("a view has as many rows");
+                let (out, later) = rows(self.out, width * 3, y);
                 T::interleaved(level, &row, &self.affine, out);
-                prefetch(rows.nth(AHEAD - 1).unwrap_or_default());
+                prefetch(later);
             }
             Layout::Nchw => {
                 for (channel, values) in [&*row.r, &*row.g, &*row.b].into_iter().enumerate() {
                     let plane = &mut self.out[channel * height * width..][..height * width];
-                    let mut rows = plane.chunks_exact_mut(width).skip(y);
-                    let out = rows.next().expect("a view has as many rows");
+                    let (out, later) = rows(plane, width, y);
                     let Affine { scale, offset } = self.affine;
                     T::plane(level, values, scale[channel], offset[channel], out);
-                    prefetch(rows.nth(AHEAD - 1).unwrap_or_default());
+                    prefetch(later);
                 }
             }
         }

@@ -177,7 +177,7 @@ impl JpegDecoder {
                 let number = usize::from(component.ac_table);
                 self.solo[number].set(self.simd, &self.ac[number], skips);
             }
-            scan = scan.with_solo(&self.ac, &self.solo, skips);
+            scan = scan.with_solo(&self.solo, skips);
         }
         let mut pass = Pass {
             simd: self.simd,

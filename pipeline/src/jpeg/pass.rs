@@ -61,7 +61,9 @@ pub(crate) struct Scan<'a> {
     pub grid: Grid,
     /// Tables of the blocks.
     pub tables: [Tables<'a>; MAX_BATCH],
-    /// The same, with the tables of a stream alone where they were made.
+    /// Numbers of their AC tables.
+    ac: [u8; MAX_BATCH],
+    /// The same tables, with the tables of a stream alone where they were made.
     solo: Option<[SoloTables<'a>; MAX_BATCH]>,
     /// Whether these can pass over blocks.
     skips: bool,
@@ -80,8 +82,9 @@ impl<'a> Scan<'a> {
     ) -> Scan<'a> {
         let tables: [Tables<'a>; MAX_BATCH] = [(&dc[0], &ac[0]); MAX_BATCH];
         let (components, rows) = ([0; MAX_BATCH], [BlockRow::default(); 10]);
+        let (ac_numbers, solo, skips) = ([0; MAX_BATCH], None, false);
         let mut scan =
-            Scan { grid, tables, solo: None, skips: false, components, rows, row_count: 0 };
+            Scan { grid, tables, ac: ac_numbers, solo, skips, components, rows, row_count: 0 };
         let mut block = 0;
         for &c in &jpeg.scan_order[..jpeg.components().len()] {
             let component = &jpeg.components()[usize::from(c)];
@@ -97,6 +100,7 @@ impl<'a> Scan<'a> {
                 scan.row_count += 1;
                 for _ in 0..h {
                     scan.tables[block] = (&dc[d], &ac[a]);
+                    scan.ac[block] = component.ac_table;
                     scan.components[block] = c;
                     block += 1;
                 }
@@ -104,22 +108,19 @@ impl<'a> Scan<'a> {
         }
         for at in block..MAX_BATCH {
             scan.tables[at] = scan.tables[at - block];
+            scan.ac[at] = scan.ac[at - block];
             scan.components[at] = scan.components[at - block];
         }
         scan
     }
 
-    /// Takes the tables of a stream alone, made of those of [`Scan::new`].
-    pub fn with_solo(
-        mut self,
-        ac: &'a [Box<Table>; 4],
-        solo: &'a [Box<SoloTable>; 4],
-        skips: bool,
-    ) -> Scan<'a> {
+    /// Takes the tables of a stream alone, made of the AC tables of [`Scan::new`]; `skips` tells whether
+    /// they can pass over blocks.
+    pub fn with_solo(mut self, solo: &'a [Box<SoloTable>; 4], skips: bool) -> Scan<'a> {
         self.skips = skips;
-        self.solo = Some(self.tables.map(|(dc, of)| {
-            let number = ac.iter().position(|table| std::ptr::eq(&**table, of)).unwrap_or(0);
-            (dc, of, &*solo[number])
+        self.solo = Some(std::array::from_fn(|at| {
+            let (dc, ac) = self.tables[at];
+            (dc, ac, &*solo[usize::from(self.ac[at])])
         }));
         self
     }

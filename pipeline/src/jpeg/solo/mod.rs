@@ -137,7 +137,7 @@ unsafe fn stored(
                 match pair.end(position) {
                     End::Pair(position) => return Some(position),
                     End::First(position) => {
-                        let at = bits.position(data) - (pair.bits()) as usize;
+                        let at = bits.position(data) - pair.bits() as usize;
                         // SAFETY: what lies before was loaded before.
                         *bits = unsafe { Bits::new(data, at) };
                         bits.consume(ac.coefficient(bits.buffer)?.0);

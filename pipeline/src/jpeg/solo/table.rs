@@ -19,6 +19,7 @@ use crate::jpeg::simd::Simd;
 const ENTRIES: usize = 1 << LOOKUP_BITS;
 /// A pair's advance at the end of a block: from position 1 on to 64 or beyond.
 const LAST: u32 = 63;
+
 /// AC codes, several at a step; see the module's text.
 #[repr(C, align(64))]
 #[derive(Clone)]
@@ -68,6 +69,7 @@ fn shifted(next: usize, bits: u32) -> usize {
     ((next as u32) << (bits & 31)) as usize & (ENTRIES - 1)
 }
 
+/// Makes `pairs` of [`Table::lut`]; portable.
 #[inline(always)]
 fn fill_pairs_inner(lut: &[u32; ENTRIES], pairs: &mut [u32; ENTRIES]) {
     // Without branches, for gathers: an entry costs a few instructions.
@@ -92,6 +94,7 @@ fn fill_pairs_inner(lut: &[u32; ENTRIES], pairs: &mut [u32; ENTRIES]) {
     }
 }
 
+/// Makes `skips` of [`Table::lut`]: one symbol, two of these, two of those; portable.
 #[inline(always)]
 fn fill_skips_inner(lut: &[u32; ENTRIES], skips: &mut [u32; ENTRIES]) {
     let mut one = [0; ENTRIES];

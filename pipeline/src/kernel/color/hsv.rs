@@ -52,8 +52,8 @@ fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
     let sixths = f32::from(end) + turned;
     // In 255ths, 42.5 a sixth. Of blue's sixths, from 3 to 5, only the difference to 4 keeps its last bits.
     let blue = base == 4;
-    let (middle, scale) = if blue { (4.0, BLUE) } else { (0.0, 42.5) };
-    let part = whole(((sixths - middle) * scale).floor());
+    let (from, scale) = if blue { (4.0, BLUE) } else { (0.0, 42.5) };
+    let part = whole(((sixths - from) * scale).floor());
     let hue = part + if blue { 170 } else { (part >> 8) & 255 };
     let saturation = 255.0 * chroma / f32::from(largest).max(1.0);
     (hue, whole(saturation), largest)
