@@ -9,6 +9,9 @@
 //!     probe.safetensors       the online linear probe; absent for runs without one
 //!     state.json              step, position, configuration, checksums of the above
 //! ```
+//!
+//! `aside-0000000320` is such a folder, too, that no run goes on from by itself: the state before a step whose numbers were
+//! not finite, or one later than what [`set_aside_after`] was asked to go on from.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -32,6 +35,10 @@ const METHOD: &str = "method.safetensors";
 const PROBE: &str = "probe.safetensors";
 const STATE: &str = "state.json";
 const TEMPORARY: &str = ".tmp-";
+/// What the names of checkpoints begin with.
+const PREFIX: &str = "step-";
+/// What the names of those begin with that no run goes on from by itself.
+const ASIDE: &str = "aside-";
 
 /// What `state.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -46,6 +53,9 @@ pub struct State {
     pub position: Position,
     /// Samples of the training set, which the position is relative to.
     pub samples: u64,
+    /// What [`fingerprint`] says of the training set; empty where it cannot tell, and in checkpoints of earlier versions.
+    #[serde(default)]
+    pub fingerprint: String,
     /// The effective configuration.
     pub config: RunConfig,
     /// Name -> length and checksum of the other files.
@@ -74,6 +84,7 @@ impl State {
             step,
             position,
             samples,
+            fingerprint: String::new(),
             config: config.clone(),
             files: BTreeMap::new(),
             checksum: "0".repeat(DIGITS),
@@ -182,15 +193,51 @@ pub struct Tensors {
 ///
 /// # Errors
 /// When it cannot be written; older checkpoints are then untouched.
-pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Result<PathBuf> {
+pub fn save(run: &Path, state: State, tensors: Tensors, keep: usize) -> Result<PathBuf> {
     let folder = run.join(FOLDER);
-    let target = folder.join(format!("step-{:010}", state.step));
+    let target = write(&folder, PREFIX, state, tensors)?;
+    prune(&folder, &target, keep)?;
+    Ok(target)
+}
+
+/// Saves a state that no run goes on from by itself and that takes no checkpoint's place.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn save_aside(run: &Path, state: State, tensors: Tensors) -> Result<PathBuf> {
+    write(&run.join(FOLDER), ASIDE, state, tensors)
+}
+
+/// Sets the checkpoints after `step` aside, so that a run that goes on from there is not taken up at them later.
+///
+/// # Errors
+/// When one cannot be renamed.
+pub fn set_aside_after(run: &Path, step: u64) -> Result<()> {
+    let folder = run.join(FOLDER);
+    for path in list(&folder) {
+        let number = name_of(&path)[PREFIX.len()..].to_owned();
+        if number.parse::<u64>().is_ok_and(|its| its > step) {
+            let aside = folder.join(format!("{ASIDE}{number}"));
+            let rename = || -> std::io::Result<()> {
+                if aside.exists() {
+                    fs::remove_dir_all(&aside)?;
+                }
+                fs::rename(&path, &aside)
+            };
+            rename().with_context(|| format!("cannot set {} aside", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn write(folder: &Path, prefix: &str, mut state: State, tensors: Tensors) -> Result<PathBuf> {
+    let target = folder.join(format!("{prefix}{:010}", state.step));
     let write = || -> Result<()> {
-        fs::create_dir_all(&folder)?;
+        fs::create_dir_all(folder)?;
         let temporary = tempfile::Builder::new()
             .prefix(TEMPORARY)
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777))
-            .tempdir_in(&folder)?;
+            .tempdir_in(folder)?;
         let Tensors { weights, optimizer, method, probe } = tensors;
         let files = [(WEIGHTS, weights), (OPTIMIZER, optimizer), (METHOD, method), (PROBE, probe)];
         for (name, tensors) in files {
@@ -200,7 +247,10 @@ pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Resu
             let sum = write_tensors(&temporary.path().join(name), tensors)?;
             state.files.insert(name.into(), sum);
         }
-        crate::files::write_atomically(&temporary.path().join(STATE), &state.to_json()?)?;
+        let text = state.to_json()?;
+        // JSON has no infinity: what could not be read back must not take a good checkpoint's place.
+        serde_json::from_slice::<State>(&text).context("the state cannot be read back")?;
+        crate::files::write_atomically(&temporary.path().join(STATE), &text)?;
         sync_folder(temporary.path())?;
         if target.exists() {
             fs::remove_dir_all(&target)?;
@@ -208,10 +258,9 @@ pub fn save(run: &Path, mut state: State, tensors: Tensors, keep: usize) -> Resu
         fs::rename(temporary.path(), &target)?;
         // The folder has its final name; there is nothing left to remove.
         let _ = temporary.keep();
-        Ok(sync_folder(&folder)?)
+        Ok(sync_folder(folder)?)
     };
     write().with_context(|| format!("cannot write the checkpoint {}", target.display()))?;
-    prune(&folder, &target, keep)?;
     Ok(target)
 }
 
@@ -295,7 +344,7 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut paths: Vec<PathBuf> = entries
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| name_of(path).starts_with("step-"))
+        .filter(|path| name_of(path).starts_with(PREFIX))
         .collect();
     paths.sort();
     paths
@@ -394,6 +443,36 @@ mod tests {
         let own = saved(run.path(), 950, 1);
         assert_eq!(list(&run.path().join(FOLDER)), [own, damaged]);
         assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 950);
+    }
+
+    #[test]
+    fn what_is_set_aside_is_read_when_it_is_asked_for_and_never_by_itself() {
+        let run = tempfile::tempdir().unwrap();
+        for step in [1, 2, 30] {
+            saved(run.path(), step, 9);
+        }
+        set_aside_after(run.path(), 1).unwrap();
+        // One of an earlier attempt stands there already.
+        saved(run.path(), 2, 9);
+        set_aside_after(run.path(), 1).unwrap();
+        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
+        let aside = run.path().join(FOLDER).join("aside-0000000030");
+        assert_eq!(find(&aside).unwrap().state.step, 30);
+        // They take nobody's place, and nobody takes theirs.
+        saved(run.path(), 5, 1);
+        assert_eq!(list(&run.path().join(FOLDER)).len(), 1);
+        assert!(aside.exists());
+    }
+
+    #[test]
+    fn a_state_that_cannot_be_read_back_is_not_saved() {
+        let run = tempfile::tempdir().unwrap();
+        saved(run.path(), 1, 1);
+        let mut config = RunConfig::default();
+        config.eval.temperature = f64::INFINITY;
+        let state = State::new(2, Position::default(), 10, &config);
+        assert!(save(run.path(), state, Tensors::default(), 1).is_err());
+        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The command line: subcommands with their flags and help.
 
+use bt_pipeline::Error;
 use clap::{Parser, Subcommand};
 
 use crate::commands;
@@ -26,7 +27,7 @@ checkpoint.";
 pub fn exit_code(error: &anyhow::Error) -> u8 {
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
         interrupted.exit_code()
-    } else if error.is::<Misconfigured>() {
+    } else if error.is::<Misconfigured>() || matches!(error.downcast_ref(), Some(Error::Usage(_))) {
         2
     } else if error.is::<Diverged>() {
         3

@@ -12,18 +12,26 @@ use anyhow::{Context, Result};
 /// # Errors
 /// When the folder cannot be written; the previous file is then intact.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |_, mut file| Ok(file.write_all(bytes)?))
+}
+
+/// Replaces `path` by what `fill` writes, given a temporary file's path and the file itself.
+///
+/// # Errors
+/// Those of `fill`, or when the folder cannot be written; the previous file is then intact.
+pub fn replace(path: &Path, fill: impl FnOnce(&Path, &File) -> Result<()>) -> Result<()> {
     let folder = parent(path);
-    let write = || -> std::io::Result<()> {
+    let write = || -> Result<()> {
         let mut builder = tempfile::Builder::new();
         builder.prefix(".tmp-");
         // Readable as any other new file; tempfile's default is for secrets.
         #[cfg(unix)]
         builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(folder)?;
-        file.write_all(bytes)?;
+        let file = builder.tempfile_in(folder)?;
+        fill(file.path(), file.as_file())?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
-        sync_folder(folder)
+        Ok(sync_folder(folder)?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -151,5 +159,12 @@ mod tests {
         std::fs::write(taken.join("inside"), "x").unwrap();
         assert!(write_atomically(&taken, b"third").is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        // What fills it fails half-way.
+        let half = replace(&path, |_, mut file| {
+            file.write_all(b"ha")?;
+            anyhow::bail!("no more")
+        });
+        assert!(half.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"second");
     }
 }

@@ -9,8 +9,9 @@
 //!
 //! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM.
 
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -46,6 +47,8 @@ pub struct Stop {
     signal: Arc<AtomicUsize>,
     /// Work that has something to save.
     holds: Arc<AtomicUsize>,
+    /// A folder that does not outlive the process.
+    temporary: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl Stop {
@@ -91,8 +94,18 @@ impl Stop {
             std::thread::sleep(LAST_WORDS);
         }
         if let Some(interrupted) = self.interrupted() {
+            let mut temporary = self.temporary.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(folder) = temporary.take() {
+                // What cannot be removed is the system's to clean, as any temporary folder.
+                let _ = std::fs::remove_dir_all(folder);
+            }
             std::process::exit(interrupted.exit_code().into());
         }
+    }
+
+    /// Removes `folder` when a signal ends the process: no destructor runs then.
+    pub fn remove_at_exit(&self, folder: &Path) {
+        *self.temporary.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.to_owned());
     }
 
     /// Raises it without a signal: after the step in progress.

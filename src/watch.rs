@@ -94,6 +94,12 @@ impl Folder {
         Ok(())
     }
 
+    /// The lines of the process that writes: each begins to count its seconds anew.
+    fn present(&self) -> &[Line] {
+        let fell = self.lines.windows(2).rposition(|two| two[1].seconds < two[0].seconds);
+        &self.lines[fell.map_or(0, |at| at + 1)..]
+    }
+
     fn last<T>(&self, value: impl FnMut(&Line) -> Option<T>) -> Option<T> {
         self.lines.iter().rev().find_map(value)
     }
@@ -107,8 +113,9 @@ impl Folder {
             None => {
                 let quiet = self.grown.and_then(|then| now.duration_since(then).ok());
                 let quiet = quiet.unwrap_or(Duration::ZERO).as_secs_f64();
-                let span = self.last(|line| Some(line.seconds)).unwrap_or(0.0);
-                let usual = span / self.lines.len() as f64;
+                let present = self.present();
+                let span = present.last().map_or(0.0, |line| line.seconds);
+                let usual = span / present.len() as f64;
                 match quiet > (PATIENCE * usual).max(60.0) {
                     true => format!("silent for {}", duration(quiet)),
                     false => "running".into(),
@@ -171,9 +178,10 @@ impl Folder {
 
     /// The time to the end at the speed so far.
     fn left(&self, ratio: f64) -> String {
-        let first = self.lines.first().map_or(0.0, |line| line.epoch);
-        let last = self.lines.last().map_or((0.0, 0.0), |line| (line.epoch, line.seconds));
-        let rate = (last.0 - first) / last.1;
+        let at = |line: Option<&Line>| line.map_or((0.0, 0.0), |line| (line.epoch, line.seconds));
+        let present = self.present();
+        let (first, last) = (at(present.first()), at(present.last()));
+        let rate = (last.0 - first.0) / (last.1 - first.1);
         match self.summary.is_none() && ratio < 1.0 && rate.is_finite() && rate > 0.0 {
             true => {
                 format!(", {} left", duration((self.config.train.epochs as f64 - last.0) / rate))
@@ -324,6 +332,21 @@ mod tests {
         std::fs::write(dir.path().join(METRICS_FILE), line(5, 90.0)).unwrap();
         folder.poll().unwrap();
         assert!(shown(&folder, now).contains("step 5"));
+
+        // A process that goes on counts its seconds anew: what it did before it is no measure of its speed.
+        std::fs::remove_file(dir.path().join(SUMMARY_FILE)).unwrap();
+        let slow = |step: u64, seconds: f64| {
+            let line = Line { step, epoch: step as f64 / 10.0, seconds, ..Line::default() };
+            serde_json::to_string(&line).unwrap() + "\n"
+        };
+        let lines = slow(10, 1000.0) + &slow(20, 2000.0) + &slow(21, 90.0);
+        std::fs::write(dir.path().join(METRICS_FILE), &lines).unwrap();
+        folder.poll().unwrap();
+        assert!(shown(&folder, now + Duration::from_secs(400)).contains("running"));
+        append(dir.path(), &slow(22, 190.0));
+        folder.poll().unwrap();
+        let page = shown(&folder, now);
+        assert!(page.contains("step 22, 30 min 00 s left"), "{page}");
 
         // Resumed, and grown beyond what was read, between two looks: another file.
         let fresh = dir.path().join("fresh");

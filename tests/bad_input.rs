@@ -104,6 +104,40 @@ fn a_checkpoint_of_another_architecture() {
     says(&line, &["--resume"]);
 }
 
+#[test]
+fn what_the_command_line_has_wrong_is_exit_code_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    let data = format!("data.train={shards:?}");
+    let study = dir.path().join("study.toml");
+    std::fs::write(&study, "title = \"x\"\nseed = [0]\n").unwrap();
+    let study = study.to_str().unwrap();
+    let run = run.to_str().unwrap();
+    let cases: &[&[&str]] = &[
+        &["study", study],
+        &["study", "nowhere.toml"],
+        &["train", "--dir", run],
+        &["train", "--resume"],
+        &["train", "--dir", run, "--set", &data, "--batch-size", "97"],
+        &["config", "--set", "views.b.random_resized_crop.size=64"],
+        &["config", "--set", "eval.temperature=inf"],
+        &["config", "--explain", "nokey"],
+        &["linear", run, "--labels", "2"],
+        &["linear", run, "--lr", "nan"],
+        &["probe", run, "--held-out", "2"],
+        &["knn", run, "--k", "0"],
+        &["embed", run, "shards", "out.txt"],
+    ];
+    for case in cases {
+        let output = bt_stream().args(*case).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{case:?}: {said}");
+    }
+    // What is not there is another matter.
+    let output = bt_stream().args(["knn", run]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+}
+
 /// Runs `command` with a limit on file sizes, whose excess is an error of the
 /// write, as a full disk is.
 fn with_file_limit(command: &Command, kib: u32) -> Command {
@@ -120,14 +154,15 @@ fn a_disk_that_is_full_when_a_checkpoint_is_written() {
     let line = complaint(&mut with_file_limit(&tiny_run(&shards, &run), 64));
     says(&line, &["checkpoint", "step-"]);
     assert!(leftovers(&run.join("checkpoints")).is_empty());
-    // With `warn` the run goes on; the last checkpoint fails too, and is said.
+    // With `warn` the run goes on to its end; that the last one fails, too, is a failure then.
     let warned = dir.path().join("warned");
     let mut command = tiny_run(&shards, &warned);
     command.args(["--set", "checkpoint.on_error=warn", "--epochs", "1"]);
     let output = with_file_limit(&command, 64).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}");
+    assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("warning: cannot write the checkpoint"), "{said}");
+    assert_eq!(bt_stream::metrics::read(&warned).unwrap().last().unwrap().step, 6);
 }
 
 /// Shards that are packed: an index beside each, frames with a seek table.

@@ -178,3 +178,58 @@ fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
     let few: Vec<Score> = serde_json::from_str(&text).unwrap();
     assert!(few[0].linear.is_some());
 }
+
+#[test]
+fn training_goes_on_when_it_cannot_be_evaluated_and_says_at_once_what_never_could() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    // Of the test set more is damaged than may be.
+    let torn = write_tar(&dir.path().join("torn"), 40, |_, label| (vec![0; 9], label.to_string()));
+    let every = ["--set", "eval.knn_every=1", "--set", "train.epochs=2"];
+    let output = tiny_run(&shards, &run).arg("--val").arg(&torn).args(every).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(said.matches("warning: no kNN accuracy").count(), 2, "{said}");
+
+    // A set without labels can never be evaluated.
+    let bare = dir.path().join("bare");
+    std::fs::create_dir_all(&bare).unwrap();
+    let mut tar = tar::Builder::new(std::fs::File::create(bare.join("a.tar")).unwrap());
+    for number in 0..20 {
+        let spec = Spec { images: 20, side: 16, classes: 4, ..Spec::default() };
+        let image = synth::encode_png(&synth::draw(&spec, number).0).unwrap();
+        let mut header = tar::Header::new_gnu();
+        header.set_size(image.len() as u64);
+        tar.append_data(&mut header, format!("{number}.png"), &image[..]).unwrap();
+    }
+    tar.into_inner().unwrap();
+    for (data, val, named) in [(&bare, &shards, "data.train"), (&shards, &bare, "data.val")] {
+        let other = dir.path().join("other");
+        let output = tiny_run(data, &other).arg("--val").arg(val).args(every).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && !other.join("metrics.jsonl").exists(), "{said}");
+        assert!(said.contains(named) && said.contains("no sample has a label"), "{said}");
+    }
+}
+
+#[test]
+fn the_authors_protocol_learns_from_every_label_in_each_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    printed(tiny_run(&shards, &run).args(["--epochs", "1", "--set", "data.shuffle='none'"]));
+    let linear = |batch: &str| -> Vec<u8> {
+        let mut command = bt_stream();
+        command.arg("linear").arg(&run).arg("--test").arg(&shards).arg("--no-untrained");
+        command.args(["--epochs", "1", "--batch-size", batch]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stderr
+    };
+    // 96 labels in batches of 90: of an epoch that left six out the share would be in ninetieths. All have weights of
+    // nearly zero then, so that the share is that of the classes.
+    let said = String::from_utf8(linear("90")).unwrap();
+    let share: f64 =
+        said.split("right ").nth(1).unwrap().split('%').next().unwrap().parse().unwrap();
+    let right = share * 96.0 / 100.0;
+    assert!((right - right.round()).abs() < 0.06, "{said}");
+}

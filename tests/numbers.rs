@@ -30,9 +30,25 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
     let samples = batch["samples"].as_array().unwrap();
     assert_eq!(samples.len(), 16);
     assert!(samples.iter().all(|sample| sample["key"].as_str().unwrap().len() == 6));
-    // The state before the step is there and can be read.
-    let newest = bt_stream::checkpoint::list(&dir.join("checkpoints")).pop().unwrap();
-    assert!(newest.ends_with("step-0000000001"), "{newest:?}");
+    // The state before the step is there and can be read, where no run goes on from by itself.
+    let aside = dir.join("checkpoints/aside-0000000001");
+    assert!(said.contains("aside-0000000001"), "{said}");
+    assert_eq!(bt_stream::checkpoint::find(&aside).unwrap().state.step, 1);
+    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).is_empty());
+}
+
+#[test]
+fn a_ruined_state_takes_no_good_checkpoints_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let keep = ["--set", "checkpoint.keep=1", "--set", "train.epochs=1"];
+    assert!(tiny_run(&shards, &dir).args(keep).output().unwrap().status.success());
+    let ruin = ["--resume", "--epochs", "4", "--set", "optim.lr_weights=1e37"];
+    let output = tiny_run(&shards, &dir).args(keep).args(ruin).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    let left = bt_stream::checkpoint::list(&dir.join("checkpoints"));
+    let [good] = &left[..] else { panic!("{left:?}") };
+    assert!(good.ends_with("step-0000000006"), "{good:?}");
 }
 
 #[test]

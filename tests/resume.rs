@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSource, pack};
 use bt_pipeline::synth::{self, Spec};
 use bt_stream::checkpoint;
 use bt_stream::config::RunConfig;
@@ -137,22 +138,88 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
 fn a_run_is_continued_by_one_process_with_the_objective_and_order_it_was_begun_with() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
-    let said = |more: &[&str]| {
-        let mut command = tiny_run(&shards, &dir);
+    let said = |shards: &Path, more: &[&str]| {
+        let mut command = tiny_run(shards, &dir);
         let output = command.arg("--resume").args(more).output().unwrap();
         (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
     };
     let first = tiny_run(&shards, &dir).args(["--set", "train.epochs=1"]).output().unwrap();
     assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
-    for other in ["method='infonce'", "data.shuffle='none'"] {
-        let (done, text) = said(&["--set", "train.epochs=2", "--set", other]);
-        assert!(!done && text.contains("resume with those"), "{other}: {text}");
+    for other in ["method='infonce'", "data.shuffle='none'", "optim.optimizer='sgd'"] {
+        let (done, text) = said(&shards, &["--set", "train.epochs=2", "--set", other]);
+        assert!(!done && text.contains("resume with th"), "{other}: {text}");
     }
+    // As many samples, of other labels.
+    let others = write_tar(&folder.path().join("others"), 96, |sample, label| {
+        let spec = Spec { images: 96, side: 16, classes: 4, ..Spec::default() };
+        (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), (3 - label).to_string())
+    });
+    let (done, text) = said(&others, &["--set", "train.epochs=2"]);
+    assert!(!done && text.contains("other training samples"), "{text}");
+    // The same ones in another place, cut into shards otherwise.
+    let moved = folder.path().join("moved");
+    repack(&shards, &moved);
+    let (done, text) = said(&moved, &["--set", "train.epochs=2"]);
+    assert!(done, "{text}");
     let lock = std::fs::File::create(dir.join(".lock")).unwrap();
     lock.lock().unwrap();
-    let (done, text) = said(&["--set", "train.epochs=2"]);
+    let (done, text) = said(&others, &["--set", "train.epochs=2"]);
     assert!(!done && text.contains("another process"), "{text}");
     drop(lock);
-    let (done, text) = said(&["--set", "train.epochs=2"]);
+    let (done, text) = said(&moved, &["--set", "train.epochs=2"]);
     assert!(done, "{text}");
+}
+
+fn repack(shards: &Path, out: &Path) {
+    let limits = OpenOptions::default();
+    let source = ShardSource::open(&shards.to_string_lossy(), out, &limits).unwrap();
+    let options = PackOptions { samples_per_shard: Some(20), ..PackOptions::default() };
+    pack(&source, out, "moved", &options, &mut |_| ()).unwrap();
+    assert!(std::fs::read_dir(out).unwrap().count() > 4, "one shard again");
+}
+
+#[test]
+fn a_run_goes_on_from_an_earlier_checkpoint_and_sets_the_later_ones_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let other = folder.path().join("other");
+    let keep = ["--set", "checkpoint.keep=9", "--epochs", "2"];
+    for dir in [&dir, &other] {
+        assert!(tiny_run(&shards, dir).args(keep).output().unwrap().status.success());
+    }
+    let whole = newest_weights(&dir);
+    let checkpoints = dir.join(checkpoint::FOLDER);
+    let earlier = checkpoints.join("step-0000000004");
+    // Its own configuration and folder are found by its name.
+    let mut command = common::bt_stream();
+    command.arg("train").arg("--resume-from").arg(&earlier);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(newest_weights(&dir) == whole, "the same steps again");
+    let names: Vec<String> = std::fs::read_dir(&checkpoints)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+        .collect();
+    assert!(names.contains(&"aside-0000000008".to_owned()), "{names:?}");
+    // Another run's is refused.
+    let foreign = other.join(checkpoint::FOLDER).join("step-0000000004");
+    let mut command = common::bt_stream();
+    command.arg("train").arg("--dir").arg(&dir).arg("--resume-from").arg(foreign);
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("no checkpoint of the run in"), "{said}");
+}
+
+#[test]
+fn a_finished_run_that_is_asked_for_fewer_epochs_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(tiny_run(&shards, &dir).args(["--epochs", "2"]).output().unwrap().status.success());
+    let read =
+        || ["config.toml", "summary.json"].map(|name| std::fs::read(dir.join(name)).unwrap());
+    let before = read();
+    let again = tiny_run(&shards, &dir).args(["--resume", "--epochs", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && said.contains("has all its steps already"), "{said}");
+    assert!(read() == before);
 }

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use bt_pipeline::synth::{self, Spec};
 use bt_stream::checkpoint;
-use common::{bt_stream, newest_weights, tiny_run, tiny_shards};
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards, write_tar};
 
 /// Longest that a command may go on after a signal; the README promises it.
 const TIME: Duration = Duration::from_secs(2);
@@ -167,4 +168,63 @@ fn evaluations_and_studies_end_in_time() {
         assert_eq!(exit_code(status), 143, "{name}");
         assert!(time < TIME, "{name}: {time:?}");
     }
+}
+
+#[test]
+fn an_evaluation_that_a_signal_ends_is_done_when_the_run_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    // Queries that take many seconds.
+    let queries = write_tar(&folder.path().join("queries"), 960, |sample, label| {
+        let spec = Spec { images: 960, side: 16, classes: 4, ..Spec::default() };
+        (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), label.to_string())
+    });
+    let run = || {
+        let mut command = tiny_run(&shards, &dir);
+        command.arg("--val").arg(&queries);
+        for setting in ["train.epochs=1", "eval.knn_every=1", "train.batch_size=48"] {
+            command.args(["--set", setting]);
+        }
+        command
+    };
+    let wide = ["--set", "views.both.random_resized_crop.size=160", "--set", "eval.batch_size=8"];
+    let mut child = start(run().args(wide));
+    wait_for(&mut child, || {
+        checkpoints(&dir).pop().is_some_and(|newest| newest.ends_with("step-0000000002"))
+    });
+    std::thread::sleep(Duration::from_millis(200));
+    let (status, time) = ended_by(&["-TERM"], child);
+    assert_eq!(exit_code(status), 143);
+    assert!(time < TIME, "{time:?}");
+    let accuracies =
+        || bt_stream::metrics::read(&dir).unwrap().iter().filter_map(|line| line.knn).count();
+    assert_eq!(accuracies(), 0);
+    let summary = || bt_stream::train::Summary::read(&dir).unwrap();
+    assert!(summary().interrupted);
+    // With small views, not to take as long.
+    assert!(start(run().arg("--resume")).wait().unwrap().success());
+    assert_eq!((accuracies(), summary().interrupted), (1, false));
+    // There is nothing left to do.
+    assert!(start(run().arg("--resume")).wait().unwrap().success());
+    assert_eq!(accuracies(), 1);
+}
+
+#[test]
+fn the_selected_labels_leave_nothing_behind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(start(tiny_run(&shards, &dir).args(["--epochs", "1"])).wait().unwrap().success());
+    let temporary = folder.path().join("tmp");
+    std::fs::create_dir(&temporary).unwrap();
+    let mut command = bt_stream();
+    command.arg("linear").arg(&dir).arg("--test").arg(&shards).env("TMPDIR", &temporary);
+    command.args(["--labels", "0.5", "--epochs", "100000"]);
+    let mut child = start(&mut command);
+    let entries = || std::fs::read_dir(&temporary).unwrap().count();
+    wait_for(&mut child, || entries() > 0);
+    std::thread::sleep(Duration::from_millis(300));
+    let (status, time) = ended_by(&["-TERM"], child);
+    assert_eq!(exit_code(status), 143);
+    assert!(time < TIME, "{time:?}");
+    assert_eq!(entries(), 0);
 }

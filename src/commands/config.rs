@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use super::ConfigSource;
+use crate::config::Misconfigured;
 use crate::reference::{Entry, entries, markdown, nearest};
 
 /// Arguments of `bt-stream config`.
@@ -42,10 +43,9 @@ pub fn run(args: ConfigArgs) -> Result<()> {
     let all = entries(&config)?;
     let found: Vec<&Entry> = all.iter().filter(|entry| entry.is_under(&asked)).collect();
     if found.is_empty() {
-        match nearest(&all, &asked) {
-            Some(near) => bail!("there is no key `{asked}`; did you mean `{near}`?"),
-            None => bail!("there is no key `{asked}`"),
-        }
+        let near = nearest(&all, &asked).map(|near| format!("; did you mean `{near}`?"));
+        let near = near.unwrap_or_default();
+        bail!(Misconfigured(format!("there is no key `{asked}`{near}")));
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&found)?);

@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use bt_pipeline::ShardSet;
 use candle_core::{Device, Tensor};
 use clap::Args;
 
 use crate::checkpoint;
+use crate::config::Misconfigured;
 use crate::eval::compare::progress;
 use crate::eval::encode::{features, open};
 use crate::eval::{Features, npy};
@@ -41,7 +42,8 @@ pub struct EmbedArgs {
 pub fn run(args: EmbedArgs) -> Result<()> {
     let extension = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default().to_owned();
     if !["safetensors", "npy"].contains(&extension.as_str()) {
-        bail!("{}: the name must end in .safetensors or .npy", args.out.display());
+        let out = args.out.display();
+        bail!(Misconfigured(format!("{out}: the name must end in .safetensors or .npy")));
     }
     let checkpoint = checkpoint::find(&args.checkpoint)?;
     let config = &checkpoint.state.config;
@@ -58,7 +60,7 @@ pub fn run(args: EmbedArgs) -> Result<()> {
         write_safetensors(&rows, &args.out)?;
     }
     let keys = args.out.with_extension("keys.txt");
-    write_keys(&rows, &set, &keys).with_context(|| keys.display().to_string())?;
+    write_keys(&rows, &set, &keys)?;
     let (count, dim) = (rows.len(), rows.dim());
     if args.json {
         let line =
@@ -82,29 +84,30 @@ fn write_safetensors(rows: &Features, out: &Path) -> Result<()> {
         ("features", Tensor::from_slice(rows.values(), shape, &Device::Cpu)?),
         ("labels", Tensor::from_vec(labels(rows), rows.len(), &Device::Cpu)?),
     ]);
-    candle_core::safetensors::save(&tensors, out).with_context(|| out.display().to_string())
+    crate::files::replace(out, |path, _| Ok(candle_core::safetensors::save(&tensors, path)?))
 }
 
 fn write_npy(rows: &Features, out: &Path) -> Result<()> {
-    let write = |path: &Path, f: &dyn Fn(&mut BufWriter<File>) -> std::io::Result<()>| {
-        let mut file = BufWriter::new(File::create(path)?);
-        f(&mut file)?;
-        file.flush()
-    };
-    write(out, &|file| npy::write_f32(file, &[rows.len(), rows.dim()], rows.values()))
-        .with_context(|| out.display().to_string())?;
-    let beside = out.with_extension("labels.npy");
-    write(&beside, &|file| npy::write_i64(file, &labels(rows)))
-        .with_context(|| beside.display().to_string())
+    written(out, |file| Ok(npy::write_f32(file, &[rows.len(), rows.dim()], rows.values())?))?;
+    written(&out.with_extension("labels.npy"), |file| Ok(npy::write_i64(file, &labels(rows))?))
 }
 
 fn write_keys(rows: &Features, set: &ShardSet, out: &Path) -> Result<()> {
-    let mut file = BufWriter::new(File::create(out)?);
-    for sample in rows.samples() {
-        writeln!(file, "{}", set.meta(*sample as usize)?.key)?;
-    }
-    file.flush()?;
-    Ok(())
+    written(out, |file| {
+        for sample in rows.samples() {
+            writeln!(file, "{}", set.meta(*sample as usize)?.key)?;
+        }
+        Ok(())
+    })
+}
+
+/// Replaces the file at `out` by what `write` writes.
+fn written(out: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
+    crate::files::replace(out, |_, file| {
+        let mut file = BufWriter::new(file);
+        write(&mut file)?;
+        Ok(file.flush()?)
+    })
 }
 
 #[cfg(test)]

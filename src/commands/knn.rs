@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use super::{count, positive};
 use crate::checkpoint;
 use crate::config::EvalConfig;
 use crate::eval::KnnConfig;
@@ -17,10 +18,10 @@ pub struct KnnArgs {
     #[command(flatten)]
     what: Evaluated,
     /// Neighbours that vote [default: the run's eval.k]
-    #[arg(long)]
+    #[arg(long, value_parser = count)]
     k: Option<usize>,
     /// Temperature t of the votes' weights exp(similarity / t) [default: the run's eval.temperature]
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     temperature: Option<f64>,
 }
 

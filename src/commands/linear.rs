@@ -7,6 +7,7 @@ use anyhow::Result;
 use bt_pipeline::ShardSet;
 use clap::Args;
 
+use super::{count, not_negative, positive, share};
 use crate::eval::compare::{Source, table};
 use crate::eval::linear::{LinearConfig, evaluate, few_labels};
 use crate::model::TwinNet;
@@ -25,25 +26,25 @@ pub struct LinearArgs {
     #[arg(long, value_name = "SHARDS")]
     test: Option<String>,
     /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     labels: f64,
     /// Train the backbone too, with a rate of its own
     #[arg(long)]
     finetune: bool,
     /// Passes over the training images [default: 100; fine-tuning: 20]
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     epochs: Option<u64>,
     /// Images of a step
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 256, value_parser = count)]
     batch_size: usize,
     /// Learning rate of the classifier [default: 0.3; fine-tuning: 0.5]
-    #[arg(long)]
+    #[arg(long, value_parser = positive)]
     lr: Option<f64>,
     /// Learning rate of the backbone
-    #[arg(long, default_value_t = 0.005)]
+    #[arg(long, default_value_t = 0.005, value_parser = positive)]
     lr_backbone: f64,
     /// Weight decay [default: 1e-6; fine-tuning: 0]
-    #[arg(long)]
+    #[arg(long, value_parser = not_negative)]
     weight_decay: Option<f64>,
     /// Decides labels, order, views and the classifier's first weights
     #[arg(long, default_value_t = 0)]
@@ -83,8 +84,10 @@ pub fn run(args: LinearArgs) -> Result<()> {
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
     let device = crate::train::evaluation_device(&config.train)?;
-    // The selected samples are packed into a folder of their own, gone at the end.
+    // The selected samples are packed into a folder of their own, gone at the end, a signal's too.
     let folder = tempfile::tempdir()?;
+    let stop = crate::signals::Stop::on_signals()?;
+    stop.remove_at_exit(folder.path());
     let train: Arc<ShardSet> = match args.labels == 1.0 {
         true => Arc::clone(&source.train),
         false => {

@@ -117,6 +117,43 @@ impl TraceArgs {
     }
 }
 
+/// A share of a whole, above 0 and at most 1.
+pub(crate) fn share(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0 && value <= 1.0, "must be greater than 0 and at most 1")
+}
+
+/// A part of a whole, at least 0 and below 1.
+pub(crate) fn part(text: &str) -> Result<f64, String> {
+    number(text, |value| (0.0..1.0).contains(&value), "must be at least 0 and below 1")
+}
+
+/// A number above 0.
+pub(crate) fn positive(text: &str) -> Result<f64, String> {
+    number(text, |value| value > 0.0, "must be greater than 0")
+}
+
+/// A number of at least 0.
+pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
+    number(text, |value| value >= 0.0, "must be at least 0")
+}
+
+fn number(text: &str, fits: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && fits(value) => Ok(value),
+        Ok(_) => Err(what.to_owned()),
+        Err(_) => Err("is no number".to_owned()),
+    }
+}
+
+/// A count above 0.
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    match text.parse::<usize>() {
+        Ok(0) => Err("must be at least 1".to_owned()),
+        Ok(count) => Ok(count),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
 /// `key=value` for [`ConfigSource::load`] when the flag was given.
 pub fn flag(key: &str, value: &Option<impl std::fmt::Display>) -> Option<String> {
     value.as_ref().map(|value| format!("{key}={value}"))

@@ -4,6 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::knn::Evaluated;
+use super::{count, not_negative, part, share};
 use crate::eval::ProbeConfig;
 use crate::eval::compare::Kind;
 
@@ -13,16 +14,16 @@ pub struct ProbeArgs {
     #[command(flatten)]
     what: Evaluated,
     /// Weight decays to choose from, by accuracy on held-out training data
-    #[arg(long, value_delimiter = ',', default_value = "0.1,0.01,0.001,0.0001")]
+    #[arg(long, value_delimiter = ',', default_value = "0.1,0.01,0.001,0.0001", value_parser = not_negative)]
     decays: Vec<f64>,
     /// Share of the training data that is held out for this choice
-    #[arg(long, default_value_t = 0.2)]
+    #[arg(long, default_value_t = 0.2, value_parser = part)]
     held_out: f64,
     /// Most L-BFGS iterations of a fit
-    #[arg(long, default_value_t = 150)]
+    #[arg(long, default_value_t = 150, value_parser = count)]
     iterations: usize,
     /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     labels: f64,
     /// Decides what is held out, and which labels are used
     #[arg(long, default_value_t = 0)]

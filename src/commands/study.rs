@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
+use crate::config::Misconfigured;
 use crate::study::{Options, Study, first_step, result_of, run as run_study};
 
 /// Arguments of `bt-stream study`.
@@ -44,7 +45,8 @@ pub struct StudyArgs {
 pub fn run(args: StudyArgs) -> Result<()> {
     let stem = args.study.file_stem().unwrap_or_default();
     let dir = args.dir.unwrap_or_else(|| PathBuf::from("runs/studies").join(stem));
-    let study = Study::load(&args.study, &dir, &args.set)?;
+    let study = Study::load(&args.study, &dir, &args.set)
+        .map_err(|error| Misconfigured(format!("{error:#}")))?;
     if args.list {
         for cell in &study.cells {
             let (name, folder) = (&study.rows[cell.row].name, &cell.config.train.dir);
@@ -57,7 +59,7 @@ pub fn run(args: StudyArgs) -> Result<()> {
     }
     if let Some(batch) = args.first_step {
         if batch < 2 {
-            bail!("--first-step wants a batch of at least 2");
+            bail!(Misconfigured("--first-step wants a batch of at least 2".into()));
         }
         for (number, row) in study.rows.iter().enumerate() {
             let Some(cell) = study.cells.iter().find(|cell| cell.row == number) else { continue };

@@ -1,14 +1,14 @@
 //! `bt-stream train`
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{CacheArgs, ConfigSource, TraceArgs, flag};
-use crate::config::CONFIG_FILE;
-use crate::train::{Watch, train_watched};
+use crate::config::{CONFIG_FILE, Misconfigured};
+use crate::train::{From, Watch, train_watched};
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -49,6 +49,9 @@ pub struct TrainArgs {
     /// Continue the run in its folder from the newest checkpoint
     #[arg(long)]
     resume: bool,
+    /// Continue the run from this checkpoint in its folder; later ones are renamed to aside-*
+    #[arg(long, value_name = "CHECKPOINT", conflicts_with = "resume")]
+    resume_from: Option<PathBuf>,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -61,12 +64,19 @@ pub struct TrainArgs {
 pub fn run(args: TrainArgs) -> Result<()> {
     let quoted = |text: &str| format!("{text:?}");
     let quoted_path = |path: &PathBuf| quoted(&path.to_string_lossy());
-    let dir = args.dir.as_ref().map(quoted_path);
     let mut source = args.source.clone();
-    if args.resume && source.config.is_none() {
+    let from = match &args.resume_from {
+        Some(path) => From::Checkpoint(path.clone()),
+        None if args.resume => From::Newest,
+        None => From::Start,
+    };
+    // RUN/checkpoints/step-N names its run, too.
+    let run = args.resume_from.as_ref().and_then(|path| path.parent()?.parent());
+    let folder = args.dir.clone().or(run.map(Path::to_owned));
+    if !matches!(from, From::Start) && source.config.is_none() {
         // The run's own configuration is the one to go on with.
-        let Some(dir) = &args.dir else {
-            bail!("--resume needs --dir (the run's folder) or --config");
+        let Some(dir) = &folder else {
+            bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));
         };
         let saved = dir.join(CONFIG_FILE);
         if saved.exists() {
@@ -79,7 +89,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         cache_size,
         flag("data.train", &args.data.as_deref().map(quoted)),
         flag("data.val", &args.val.as_deref().map(quoted)),
-        flag("train.dir", &dir),
+        flag("train.dir", &folder.as_ref().map(quoted_path)),
         flag("train.epochs", &args.epochs),
         flag("train.batch_size", &args.batch_size),
         flag("train.seed", &args.seed),
@@ -93,7 +103,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin()?;
     let watch = Watch { metrics: args.metrics, trace: trace.clone() };
-    let outcome = train_watched(&config, args.resume, &stop, &watch);
+    let outcome = train_watched(&config, &from, &stop, &watch);
     args.trace.write(trace.as_ref())?;
     let summary = outcome?;
     if args.json {

@@ -143,8 +143,8 @@ impl RunConfig {
         if self.train.batch_size < 2 {
             bail!("configuration: `train.batch_size` must be at least 2: C needs a batch");
         }
-        if self.eval.temperature.is_nan() || self.eval.temperature <= 0.0 {
-            bail!("configuration: `eval.temperature` must be positive");
+        if !self.eval.temperature.is_finite() || self.eval.temperature <= 0.0 {
+            bail!("configuration: `eval.temperature` must be positive and finite");
         }
         if !(0.0..=1.0).contains(&self.data.max_bad) {
             bail!("configuration: `data.max_bad` is a share, from 0 to 1");
@@ -166,7 +166,17 @@ impl RunConfig {
         self.data.check_remote()?;
         self.model.check().context("configuration")?;
         self.optim.validate().context("configuration")?;
-        self.views.views().context("configuration")?;
+        let views = self.views.views().context("configuration")?;
+        if let Some(other) = views.iter().find(|view| view.out_size() != views[0].out_size()) {
+            let (one, other) = (views[0].out_size(), other.out_size());
+            bail!(
+                "configuration: both views must have one size: {} x {} and {} x {} were asked for",
+                one.0,
+                one.1,
+                other.0,
+                other.1
+            );
+        }
         self.objective().context("configuration")?;
         Ok(())
     }
@@ -213,6 +223,7 @@ impl RunConfig {
             threads: self.data.threads,
             budget_bytes: self.data.budget_mb << 20,
             on_bad: self.data.on_bad,
+            on_bad_shard: self.data.on_bad_shard,
             max_bad: self.data.max_bad,
             decode: self.decode(),
             ..LoaderConfig::evaluation(self.views.eval_view()?, self.eval.batch_size)

@@ -39,8 +39,8 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write event files for TensorBoard into the run's folder.
     pub tensorboard: bool,
-    /// When the loss or a gradient is not finite: `stop` ends the run, `rewind` takes the step back
-    /// and goes on with the next batch, at most ten times in a row.
+    /// When the loss or a gradient is not finite the step is taken back: `stop` ends the run and sets the state before it
+    /// aside, `rewind` goes on with the next batch, at most ten times in a row.
     pub on_nan: OnNan,
     /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
     pub diagnose_every: u64,
@@ -50,7 +50,7 @@ pub struct TrainConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnNan {
-    /// End the run with a checkpoint of the state before the step.
+    /// End the run, the state before the step set aside.
     #[default]
     Stop,
     /// Take the step back and go on with the next batch.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack};
-use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet, Shuffle};
 use candle_core::{Device, Tensor};
 
 use super::encode::{features, same_classes};
@@ -121,15 +121,19 @@ pub fn evaluate(
     for epoch in 0..options.epochs {
         let done = epoch as f64 / options.epochs as f64;
         let share = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
-        let (mut right, mut batches) = (0.0, 0u64);
+        let (mut right, mut samples) = (0.0, 0);
         for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1)? {
             let batch = batch?;
             ensure!(
                 !batch.labels.contains(&Features::NO_LABEL),
                 "a sample of the training set has no label"
             );
+            if options.lr_backbone.is_some() && batch.size < 2 {
+                // A single sample has no variance for BatchNorm.
+                continue;
+            }
             let images = images_of(&batch, device)?;
-            right += match options.lr_backbone {
+            let share_right = match options.lr_backbone {
                 None => head.learn(&net.features(&images)?, &batch.labels, None)?,
                 Some(lr) => {
                     let features = net.features_train(&images)?;
@@ -141,9 +145,10 @@ pub fn evaluate(
                 }
             };
             head.step(options.lr * share, decay)?;
-            batches += 1;
+            right += share_right * batch.size as f64;
+            samples += batch.size;
         }
-        told(epoch + 1, right / batches.max(1) as f64);
+        told(epoch + 1, right / samples.max(1) as f64);
     }
     let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
     head.accuracy(&rows, &Device::Cpu)
@@ -160,11 +165,16 @@ fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> 
         view.gaussian_blur.p = 0.0;
         view.random_solarize.p = 0.0;
     }
-    let batch_size = options.batch_size.min(train.len());
-    Ok(Loader::new(
-        Arc::clone(train),
-        LoaderConfig { views, batch_size, seed: options.seed, ..config.loader()? },
-    )?)
+    let loader = LoaderConfig {
+        views,
+        batch_size: options.batch_size.min(train.len()),
+        seed: options.seed,
+        // The authors' loader: all labels in each epoch, whatever order the run was trained in.
+        drop_last: false,
+        shuffle: if train.seekable() { Shuffle::Global } else { config.loader()?.shuffle },
+        ..config.loader()?
+    };
+    Ok(Loader::new(Arc::clone(train), loader)?)
 }
 
 /// A share of each class of `pattern`'s samples, at least one of each, drawn by `seed` and packed

@@ -308,7 +308,8 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     optimizer.step(&mut learner.params(), rates.0, rates.1)?;
     learner.follow(0, 1000)?;
     if !out.loss.is_finite() {
-        bail!(Diverged { cause: format!("the loss is {}", out.loss), step: 1 });
+        let cause = format!("the loss is {}", out.loss);
+        bail!(Diverged { cause, step: 1, before: None });
     }
     Ok(out.loss)
 }

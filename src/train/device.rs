@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use candle_core::Device;
 
-use crate::config::{Named, TrainConfig};
+use crate::config::{Misconfigured, Named, TrainConfig};
 use crate::nn::{Engine, EngineOptions, Precision};
 
 /// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device where this
@@ -25,7 +25,9 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
     match number {
         Some(number) => Ok(Engine::open(number, options)?.device().clone()),
         None if config.precision == Precision::Bf16 => {
-            bail!("train.precision = \"bf16\" wants a CUDA device; the CPU computes in f32")
+            bail!(Misconfigured(
+                "train.precision = \"bf16\" wants a CUDA device; the CPU computes in f32".into()
+            ))
         }
         None => Ok(Device::Cpu),
     }

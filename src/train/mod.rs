@@ -10,6 +10,7 @@ mod save;
 mod summary;
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -35,27 +36,38 @@ pub struct Watch {
     pub trace: Option<Arc<Trace>>,
 }
 
+/// Where a run begins.
+#[derive(Clone, Debug)]
+pub enum From {
+    /// At its first step.
+    Start,
+    /// At the newest intact checkpoint of its folder, or at its first step where there is none.
+    Newest,
+    /// At this checkpoint of its folder; later ones are set aside.
+    Checkpoint(PathBuf),
+}
+
 /// As [`train_watched`], with nobody watching.
 ///
 /// # Errors
 /// As [`train_watched`].
 pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
-    train_watched(config, resume, stop, &Watch::default())
+    let from = if resume { From::Newest } else { From::Start };
+    train_watched(config, &from, stop, &Watch::default())
 }
 
-/// Trains as `config` says; with `resume` from the newest intact checkpoint of the
-/// run's folder. `stop` ends the run after the step in progress, or, when that takes
+/// Trains as `config` says, beginning at `from`. `stop` ends the run after the step in progress, or, when that takes
 /// too long, before it, with a checkpoint of the steps that were done.
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.
 pub fn train_watched(
     config: &RunConfig,
-    resume: bool,
+    from: &From,
     stop: &Stop,
     watch: &Watch,
 ) -> Result<Summary> {
-    let mut run = Run::prepare(config, resume, watch)?;
+    let mut run = Run::prepare(config, from, watch)?;
     run.learner.give_up_on(stop.overdue_flag());
     let mut stream = run.loader.start(run.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
@@ -63,6 +75,10 @@ pub fn train_watched(
     // From the first step on there is something to save.
     let _hold = stop.hold();
     let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
+    if run.begun_step > 0 && !evaluated(&config.train.dir, run.begun_step) {
+        // The process before was stopped in it.
+        run.evaluate(config, stop, &mut clock)?;
+    }
     let mut given_up = false;
     // The batch that is on its way to the device while the one before is computed.
     let mut ahead = None;
@@ -71,7 +87,15 @@ pub fn train_watched(
         Some(batch.map_err(anyhow::Error::from).and_then(|batch| intake.begin(batch)))
     };
     while let Some(fetched) = ahead.take().or_else(|| fetch(&mut run.intake)) {
-        let arriving = fetched?;
+        let arriving = match fetched {
+            Err(error) if run.step > run.begun_step => {
+                // The steps so far are good, and the data may be mended.
+                run.save(config)
+                    .unwrap_or_else(|cause| run.metrics.say(&format!("warning: {cause:#}")));
+                return Err(error);
+            }
+            fetched => fetched?,
+        };
         let batch = arriving.batch();
         clock.lap("wait for data");
         let begun = run.gradients(&arriving, &mut clock, |intake| ahead = fetch(intake));
@@ -105,7 +129,8 @@ pub fn train_watched(
             break;
         }
     }
-    let interrupted = given_up || ahead.is_some() || stream.remaining() > 0;
+    let more = given_up || ahead.is_some() || stream.remaining() > 0;
+    let interrupted = more || run.unevaluated;
     drop(ahead);
     if interrupted {
         run.metrics.say("stopping: a signal was received");
@@ -114,4 +139,10 @@ pub fn train_watched(
     let snapshot = stats.snapshot();
     drop(stream);
     run.finish(config, clock, snapshot, interrupted)
+}
+
+/// Whether the metrics in `dir` have an evaluation after `step`.
+fn evaluated(dir: &Path, step: u64) -> bool {
+    let lines = crate::metrics::read(dir).unwrap_or_default();
+    lines.iter().any(|line| line.step == step && line.knn.is_some())
 }

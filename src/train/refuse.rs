@@ -1,5 +1,7 @@
 //! Numbers that are not finite: the step is taken back, its batch noted.
 
+use std::path::PathBuf;
+
 use anyhow::{Result, bail};
 use bt_pipeline::Batch;
 
@@ -15,14 +17,20 @@ const MOST_REWINDS: u32 = 10;
 /// Numbers that are not finite ended the run: what a configuration leads to, not what went wrong.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "{cause} at step {step}; the newest checkpoint is of a good state, {BAD_BATCHES_FILE} has the batch: \
-     lower the learning rate, or go on without such batches with train.on_nan = \"rewind\""
+    "{cause} at step {step}; {BAD_BATCHES_FILE} has the batch{}. Lower the learning rate and go on from the newest \
+     checkpoint (--resume) or an earlier one (--resume-from), or pass over such batches with train.on_nan = \"rewind\"",
+    match .before {
+        Some(path) => format!(", {} the state before it, which may be far gone already", path.display()),
+        None => String::new(),
+    }
 )]
 pub struct Diverged {
     /// What was not finite.
     pub cause: String,
     /// The step, from 1.
     pub step: u64,
+    /// Where the state before it was saved; no run goes on from there by itself.
+    pub before: Option<PathBuf>,
 }
 
 impl Run {
@@ -30,7 +38,8 @@ impl Run {
     /// `train.on_nan = "rewind"` the run goes on with the next batch.
     ///
     /// # Errors
-    /// [`Diverged`], with a checkpoint of the state before the step.
+    /// [`Diverged`], with the state before the step set aside. It is finite and seldom good: weights grow for a while
+    /// before they overflow. So it takes no checkpoint's place, and `--resume` does not find it.
     pub(super) fn refuse(
         &mut self,
         config: &RunConfig,
@@ -53,12 +62,12 @@ impl Run {
         crate::files::append_line(&path, &line.to_string())?;
         self.rewinds += 1;
         if config.train.on_nan == OnNan::Stop || self.rewinds > MOST_REWINDS {
-            // A step so large that it left no number behind: the checkpoints before it are
-            // what is good.
-            if self.learner.bad_weight()?.is_none() {
-                self.save(config)?;
-            }
-            bail!(Diverged { cause, step });
+            // A step so large that it left no number behind is not worth a file.
+            let before = match self.learner.bad_weight()? {
+                None => Some(self.save_aside(config)?),
+                Some(_) => None,
+            };
+            bail!(Diverged { cause, step, before });
         }
         self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
         self.advance(batch);

@@ -1,7 +1,7 @@
 //! What a run holds between two steps, how it is prepared, and the gradients of a batch.
 
 use std::fs::{File, TryLockError};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -9,11 +9,11 @@ use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::Device;
 
 use super::clock::Clock;
-use super::save::restore;
+use super::save::{fingerprint, restore};
 use super::summary::SUMMARY_FILE;
-use super::{Arriving, Intake, Watch, device};
-use crate::checkpoint;
-use crate::config::{CONFIG_FILE, RunConfig};
+use super::{Arriving, From, Intake, Watch, device};
+use crate::checkpoint::{self, Checkpoint};
+use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::eval::encode::{open, same_classes};
 use crate::learner::Learner;
@@ -52,18 +52,23 @@ pub(super) struct Run {
     pub(super) pictured: Option<u64>,
     /// Batches passed over since the last step.
     pub(super) rewinds: u32,
+    /// Of the training set; see [`fingerprint`].
+    pub(super) fingerprint: String,
+    /// A signal ended an evaluation that was due.
+    pub(super) unevaluated: bool,
     /// Held for as long as the run writes to its folder.
     _lock: File,
 }
 
 impl Run {
-    pub(super) fn prepare(config: &RunConfig, resume: bool, watch: &Watch) -> Result<Self> {
+    pub(super) fn prepare(config: &RunConfig, from: &From, watch: &Watch) -> Result<Self> {
         let dir = &config.train.dir;
         let device = device(&config.train)?;
         if config.data.train.is_empty() {
-            bail!(
+            bail!(Misconfigured(
                 "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
-            );
+                    .into()
+            ));
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
         if config.eval.knn_every > 0 {
@@ -75,12 +80,14 @@ impl Run {
         if let Some(trace) = &watch.trace {
             loader = loader.traced(trace);
         }
-        let found = if resume {
-            checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?
-        } else {
-            None
+        let found = match from {
+            From::Start => None,
+            From::Newest => checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?,
+            From::Checkpoint(path) => Some(of_this_run(path, dir)?),
         };
-        if !resume && !checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty() {
+        if matches!(from, From::Start)
+            && !checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty()
+        {
             bail!(
                 "{} already holds a run: continue it with --resume, or choose another --dir",
                 dir.display()
@@ -93,12 +100,13 @@ impl Run {
             bail!("another process trains in {}", dir.display());
         }
         checkpoint::clean(dir)?;
+        let fingerprint = fingerprint(loader.set());
         let mut learner = Learner::new(config, &device)?;
         let mut optimizer = config.optim.build()?;
         let mut probe = match config.eval.online_probe {
             true => Some(OnlineProbe::new(
                 learner.net().feature_dim(),
-                loader.set().num_classes().context("eval.online_probe wants labels")?,
+                classes(loader.set(), "data.train, for eval.online_probe")?,
                 config.eval.online_lr,
                 &Device::Cpu,
             )?),
@@ -112,8 +120,18 @@ impl Run {
             started.with_context(|| format!("train.init: {} does not fit", init.display()))?;
         }
         if let Some(found) = &found {
-            (step, position) =
-                restore(found, config, &loader, &mut learner, &mut *optimizer, probe.as_mut())?;
+            (step, position) = restore(
+                found,
+                config,
+                &loader,
+                &fingerprint,
+                &mut learner,
+                &mut *optimizer,
+                probe.as_mut(),
+            )?;
+            if matches!(from, From::Checkpoint(_)) {
+                checkpoint::set_aside_after(dir, step)?;
+            }
         }
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
@@ -137,7 +155,10 @@ impl Run {
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
-        crate::files::write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
+        if step < steps || !dir.join(CONFIG_FILE).exists() {
+            let text = config.to_toml()?;
+            crate::files::write_atomically(&dir.join(CONFIG_FILE), text.as_bytes())?;
+        }
         Ok(Run {
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
             metrics,
@@ -156,6 +177,8 @@ impl Run {
             _server: server,
             pictured: None,
             rewinds: 0,
+            fingerprint,
+            unevaluated: false,
             _lock: lock,
         })
     }
@@ -184,6 +207,28 @@ impl Run {
     }
 }
 
+/// The checkpoint at `path`, which must be one of the run in `dir`.
+fn of_this_run(path: &Path, dir: &Path) -> Result<Checkpoint> {
+    let found = checkpoint::find(path)?;
+    let folder = found.path.parent().and_then(|folder| folder.canonicalize().ok());
+    if folder.is_none() || folder != dir.join(checkpoint::FOLDER).canonicalize().ok() {
+        bail!(
+            "{} is no checkpoint of the run in {}: another run's weights are taken by train.init",
+            found.path.display(),
+            dir.display()
+        );
+    }
+    Ok(found)
+}
+
+/// The number of classes that the samples of `set` have labels of.
+fn classes(set: &ShardSet, what: &str) -> Result<usize> {
+    match set.num_classes().with_context(|| what.to_owned())? {
+        0 => bail!("{what}: no sample has a label"),
+        classes => Ok(classes),
+    }
+}
+
 /// Whether the evaluation between epochs can be done: what would end the run hours later.
 fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     if config.data.val.is_empty() {
@@ -192,6 +237,8 @@ fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     let open = open(&config.data.val, "data.val", &config.open_options());
     let val = open.context("data.val, for eval.knn_every")?;
     same_classes(train, &val)?;
+    classes(train, "data.train, for eval.knn_every")?;
+    classes(&val, "data.val, for eval.knn_every")?;
     Loader::new(val, config.eval_loader()?).context("eval.batch_size")?;
     Ok(())
 }

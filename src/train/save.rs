@@ -1,9 +1,10 @@
 //! Checkpoints of a run, and back: when they are due, what they hold.
 
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use bt_pipeline::{Loader, Position};
+use bt_pipeline::{Loader, Position, ShardSet};
 
 use super::clock::Clock;
 use super::run::Run;
@@ -29,64 +30,132 @@ impl Run {
             _ => every.every_steps > 0 && self.step.is_multiple_of(every.every_steps),
         };
         if due {
-            self.save(config)?;
+            match self.save(config) {
+                Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
+                    self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
+                }
+                saved => saved?,
+            }
             clock.lap("checkpoint");
         }
-        let knn = config.eval.knn_every;
-        if batch == 0 && knn > 0 && epoch.is_multiple_of(knn) && !config.data.val.is_empty() {
-            let (given_up, begun) = (stop.overdue_flag(), Instant::now());
-            match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
-                Err(_) if stop.overdue() => {}
-                accuracy => self.metrics.knn(self.step, accuracy?, begun.elapsed())?,
-            }
-            clock.lap("evaluation");
+        self.evaluate(config, stop, clock)
+    }
+
+    /// Evaluates where it is time to. What goes wrong there, the disk of `data.val` say, is said and ends no training; a
+    /// signal that ends it leaves [`Run::unevaluated`].
+    pub(super) fn evaluate(
+        &mut self,
+        config: &RunConfig,
+        stop: &Stop,
+        clock: &mut Clock,
+    ) -> Result<()> {
+        if !self.evaluation_due(config) {
+            return Ok(());
         }
+        let (given_up, begun) = (stop.overdue_flag(), Instant::now());
+        match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
+            Err(_) if stop.overdue() => self.unevaluated = true,
+            Err(error) => self.metrics.say(&format!("warning: no kNN accuracy: {error:#}")),
+            Ok(accuracy) => self.metrics.knn(self.step, accuracy, begun.elapsed())?,
+        }
+        clock.lap("evaluation");
         Ok(())
     }
 
+    /// Whether an evaluation belongs to the end of the epoch that this is.
+    pub(super) fn evaluation_due(&self, config: &RunConfig) -> bool {
+        let (Position { epoch, batch }, every) = (self.position, config.eval.knn_every);
+        let due = batch == 0 && epoch > 0 && every > 0 && epoch.is_multiple_of(every);
+        due && !config.data.val.is_empty()
+    }
+
+    /// Saves what is not saved yet.
+    ///
+    /// # Errors
+    /// When it cannot be written, whatever `checkpoint.on_error` says.
     pub(super) fn save(&mut self, config: &RunConfig) -> Result<()> {
         if self.saved == Some(self.step) {
             return Ok(());
         }
+        let (state, tensors) = self.whole_state(config)?;
+        let keep = config.checkpoint.keep;
+        self.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;
+        self.saved = Some(self.step);
+        Ok(())
+    }
+
+    /// Saves the state where no run goes on from by itself.
+    pub(super) fn save_aside(&mut self, config: &RunConfig) -> Result<PathBuf> {
+        let (state, tensors) = self.whole_state(config)?;
+        checkpoint::save_aside(&config.train.dir, state, tensors)
+    }
+
+    fn whole_state(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
         let samples = self.loader.set().len() as u64;
-        let state = State::new(self.step, self.position, samples, config);
+        let mut state = State::new(self.step, self.position, samples, config);
+        state.fingerprint.clone_from(&self.fingerprint);
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
             optimizer: self.optimizer.state(),
             method: self.learner.state()?,
             probe: self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default(),
         };
-        let keep = config.checkpoint.keep;
-        match checkpoint::save(&config.train.dir, state, tensors, keep) {
-            Ok(path) => {
-                self.saved = Some(self.step);
-                self.checkpoint = path;
-            }
-            Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
-                self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
-            }
-            Err(error) => return Err(error),
-        }
-        Ok(())
+        Ok((state, tensors))
     }
 }
+
+/// Tells training sets of one size apart: a checksum over keys and labels of samples from all over `set`. Neither names nor
+/// sizes of shards are in it, so that a set may move, or be cut or compressed otherwise. Empty where a shard's index cannot be
+/// had.
+pub(super) fn fingerprint(set: &ShardSet) -> String {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let probed = set.len().min(FINGERPRINT_SAMPLES);
+    for i in 0..probed {
+        let Ok(meta) = set.meta(i * (set.len() - 1) / (probed - 1).max(1)) else {
+            return String::new();
+        };
+        hasher.update(&(meta.key.len() as u64).to_le_bytes());
+        hasher.update(meta.key.as_bytes());
+        hasher.update(&meta.label.map_or(u64::MAX, u64::from).to_le_bytes());
+    }
+    format!("{:016x}", hasher.digest())
+}
+
+/// Samples that [`fingerprint`] looks at: each may cost a request where shards are behind URLs.
+const FINGERPRINT_SAMPLES: usize = 32;
 
 /// Puts a checkpoint's state into the network and the optimizer.
 pub(super) fn restore(
     found: &Checkpoint,
     config: &RunConfig,
     loader: &Loader,
+    fingerprint: &str,
     learner: &mut Learner,
     optimizer: &mut dyn Optimizer,
     probe: Option<&mut OnlineProbe>,
 ) -> Result<(u64, Position)> {
-    let State { step, position, samples, config: saved, .. } = &found.state;
+    let State { step, position, samples, fingerprint: was, config: saved, .. } = &found.state;
     let here = loader.set().len() as u64;
     // Before the first step there is no order yet that could differ.
     if *step > 0 && *samples != here {
         bail!(
             "{} was made with {samples} training samples, the shards hold {here}: the order of \
              the samples would differ",
+            found.path.display()
+        );
+    }
+    if *step > 0 && !was.is_empty() && !fingerprint.is_empty() && was != fingerprint {
+        bail!(
+            "{} was made with other training samples, or with these in another order: resume with those, or begin another \
+             run with train.init",
+            found.path.display()
+        );
+    }
+    let (was, is) = (saved.optim.optimizer, config.optim.optimizer);
+    if *step > 0 && was != is {
+        bail!(
+            "{} was made with optim.optimizer = {was:?}, not {is:?}, whose moments are others: resume with that, or begin \
+             another run with train.init",
             found.path.display()
         );
     }

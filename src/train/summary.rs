@@ -46,6 +46,10 @@ impl Summary {
     pub fn read(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(dir.join(SUMMARY_FILE)).ok()?).ok()
     }
+
+    fn write(&self, dir: &Path) -> Result<()> {
+        crate::files::write_atomically(&dir.join(SUMMARY_FILE), &serde_json::to_vec_pretty(self)?)
+    }
 }
 
 impl Run {
@@ -60,11 +64,13 @@ impl Run {
         self.save(config)?;
         clock.lap("checkpoint");
         self.metrics.finish()?;
-        if self.step == self.schedule.steps && self.step == self.begun_step {
+        if self.step >= self.schedule.steps && self.step == self.begun_step {
             self.metrics.say("the run has all its steps already: raise train.epochs to go on");
-            // What the process that did them wrote about them stays.
+            // What the process that did them wrote about them stays; what it was stopped in is done now.
             if let Some(earlier) = Summary::read(&config.train.dir) {
-                return Ok(earlier);
+                let summary = Summary { interrupted, ..earlier };
+                summary.write(&config.train.dir)?;
+                return Ok(summary);
             }
         }
         let wall = clock.begun.elapsed();
@@ -98,8 +104,7 @@ impl Run {
             checkpoint: self.checkpoint,
             embeddings: self.embeddings,
         };
-        let text = serde_json::to_vec_pretty(&summary)?;
-        crate::files::write_atomically(&config.train.dir.join(SUMMARY_FILE), &text)?;
+        summary.write(&config.train.dir)?;
         Ok(summary)
     }
 }
