@@ -275,6 +275,8 @@ pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
     for path in list(&folder).into_iter().rev() {
         match open(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
+            // Nothing is damaged: an older one would be another run's result.
+            Err(error) if is_denied(&error) => return Err(error),
             Err(error) => {
                 warn(&format!("{error:#}; trying the checkpoint before it"));
                 last_error = Some(error);
@@ -300,6 +302,11 @@ pub fn find(path: &Path) -> Result<Checkpoint> {
     found.with_context(|| {
         format!("{} holds no checkpoint: expected a run's folder or a checkpoint's", path.display())
     })
+}
+
+fn is_denied(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
 }
 
 fn open(path: &Path) -> Result<Checkpoint> {
@@ -380,8 +387,7 @@ fn name_of(path: &Path) -> &str {
 
 fn write_tensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileSum> {
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-    candle_core::safetensors::save(&tensors, path)?;
-    File::open(path)?.sync_all()?;
+    crate::files::save_tensors(&tensors, path)?;
     Ok(sum_of(path)?)
 }
 

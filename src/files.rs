@@ -1,37 +1,61 @@
 //! Files that matter: written to a temporary name beside their place, synced,
 //! renamed, so that a reader sees the old file or the new one and never a half.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use candle_core::Tensor;
 
 /// Replaces `path` by `bytes`.
 ///
 /// # Errors
 /// When the folder cannot be written; the previous file is then intact.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    replace(path, |_, mut file| Ok(file.write_all(bytes)?))
+    replace(path, |mut file| Ok(file.write_all(bytes)?))
 }
 
-/// Replaces `path` by what `fill` writes, given a temporary file's path and the file itself.
+/// Replaces `path` by what `fill` writes.
 ///
 /// # Errors
 /// Those of `fill`, or when the folder cannot be written; the previous file is then intact.
-pub fn replace(path: &Path, fill: impl FnOnce(&Path, &File) -> Result<()>) -> Result<()> {
+pub fn replace(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()> {
     let folder = parent(path);
     let write = || -> Result<()> {
-        let mut builder = tempfile::Builder::new();
-        builder.prefix(".tmp-");
-        // Readable as any other new file; tempfile's default is for secrets.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let file = builder.tempfile_in(folder)?;
-        fill(file.path(), file.as_file())?;
+        let file = temporary(folder)?;
+        fill(file.as_file())?;
         file.as_file().sync_all()?;
         file.persist(path).map_err(|error| error.error)?;
         Ok(sync_folder(folder)?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A new file in `folder`, readable as any other new file; tempfile's default is for secrets.
+fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".tmp-");
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.tempfile_in(folder)
+}
+
+/// Replaces `path` by a safetensors file of `tensors`, on disk when this returns.
+///
+/// # Errors
+/// When it cannot be written; the previous file is then intact.
+pub fn save_tensors<K>(tensors: &HashMap<K, Tensor>, path: &Path) -> Result<()>
+where
+    K: AsRef<str> + Ord + std::fmt::Display + Eq + std::hash::Hash,
+{
+    let write = || -> Result<()> {
+        // By a temporary file of its own, for its owner alone.
+        candle_core::safetensors::save(tensors, path)?;
+        let usual = temporary(parent(path))?.as_file().metadata()?.permissions();
+        std::fs::set_permissions(path, usual)?;
+        Ok(File::open(path)?.sync_all()?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -159,8 +183,17 @@ mod tests {
         std::fs::write(taken.join("inside"), "x").unwrap();
         assert!(write_atomically(&taken, b"third").is_err());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
+        // Tensors are as readable as the rest.
+        let tensors = HashMap::from([(
+            "t",
+            Tensor::zeros(3, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap(),
+        )]);
+        save_tensors(&tensors, &dir.path().join("t.safetensors")).unwrap();
+        let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions();
+        assert_eq!(mode("t.safetensors"), mode("report.html"));
+        std::fs::remove_file(dir.path().join("t.safetensors")).unwrap();
         // What fills it fails half-way.
-        let half = replace(&path, |_, mut file| {
+        let half = replace(&path, |mut file| {
             file.write_all(b"ha")?;
             anyhow::bail!("no more")
         });

@@ -21,9 +21,22 @@ fn main() -> ExitCode {
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            let text: Vec<String> = format!("{error:#}").lines().map(str::to_owned).collect();
-            eprintln!("bt-stream: {}", text.join(" "));
+            eprintln!("bt-stream: {}", one_line(&error));
             ExitCode::from(exit_code(&error))
         }
     }
+}
+
+/// The error and its causes; those that the text before ends with already are not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut said = String::new();
+    for cause in error.chain() {
+        let text = cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ");
+        if said.is_empty() {
+            said = text;
+        } else if !said.ends_with(&text) {
+            said = format!("{said}: {text}");
+        }
+    }
+    said
 }

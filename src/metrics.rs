@@ -26,6 +26,9 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 /// File in the run's folder that lists the samples that were left out.
 pub const LEDGER_FILE: &str = "bad-samples.jsonl";
 
+/// Time between two lines that are printed where there is no terminal.
+const BETWEEN_LINES: Duration = Duration::from_secs(60);
+
 /// Eigenvalues of a spectrum that a line holds at most.
 const SPECTRUM: usize = 40;
 
@@ -96,6 +99,8 @@ pub struct Metrics {
     steps_per_epoch: u64,
     begun: Instant,
     last: (Instant, Snapshot),
+    /// When a line was last printed for a log.
+    told: Instant,
     sums: Sums,
     health: Option<Health>,
     events: Option<EventWriter>,
@@ -138,6 +143,7 @@ impl Metrics {
             steps_per_epoch,
             begun: Instant::now(),
             last: (Instant::now(), Snapshot::default()),
+            told: Instant::now(),
             sums: Sums::default(),
             health: None,
             events: None,
@@ -258,13 +264,19 @@ impl Metrics {
             online: (sums.online.1 > 0).then(|| sums.online.0 / sums.online.1 as f64),
             diagnostics: None,
         };
-        self.bar.set_message(format!(
+        let said = format!(
             "epoch {:>6.2}  loss {:>9.3}  {:>7.0} images/s  limit {limit}{}",
             line.epoch,
             line.loss.unwrap_or(f64::NAN),
             rate,
             if snapshot.bad > 0 { format!("  bad {}", snapshot.bad) } else { String::new() },
-        ));
+        );
+        if self.bar.is_hidden() && (step == self.steps || now - self.told >= BETWEEN_LINES) {
+            // A log of a run of days tells how it goes, too.
+            self.told = now;
+            eprintln!("step {step} of {}  {said}  rate {lr_weights:.2e}", self.steps);
+        }
+        self.bar.set_message(said);
         self.write(&line)?;
         self.last = (now, snapshot);
         Ok(())

@@ -245,7 +245,12 @@ impl Folder {
             out.push(facts.join(", "));
         }
         out.extend(self.last(|line| Some(line.diagnostics.as_ref()?.describe())));
-        out.extend(self.summary.iter().map(|summary| summary.advice.clone()));
+        out.extend(
+            self.summary
+                .iter()
+                .map(|summary| summary.advice.clone())
+                .filter(|advice| !advice.is_empty()),
+        );
         out
     }
 }

@@ -84,7 +84,7 @@ fn write_safetensors(rows: &Features, out: &Path) -> Result<()> {
         ("features", Tensor::from_slice(rows.values(), shape, &Device::Cpu)?),
         ("labels", Tensor::from_vec(labels(rows), rows.len(), &Device::Cpu)?),
     ]);
-    crate::files::replace(out, |path, _| Ok(candle_core::safetensors::save(&tensors, path)?))
+    crate::files::save_tensors(&tensors, out)
 }
 
 fn write_npy(rows: &Features, out: &Path) -> Result<()> {
@@ -103,7 +103,7 @@ fn write_keys(rows: &Features, set: &ShardSet, out: &Path) -> Result<()> {
 
 /// Replaces the file at `out` by what `write` writes.
 fn written(out: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
-    crate::files::replace(out, |_, file| {
+    crate::files::replace(out, |file| {
         let mut file = BufWriter::new(file);
         write(&mut file)?;
         Ok(file.flush()?)

@@ -17,13 +17,17 @@ use crate::train::device;
 /// Arguments of `bt-stream import`.
 #[derive(Args, Debug)]
 pub struct ImportArgs {
-    /// A ResNet-18, 34 or 50 in torchvision's or timm's names: .safetensors, or a state dict in .pth
+    /// A ResNet-18, 34 or 50 in torchvision's or timm's names: .safetensors, or a state dict in .pth, .ckpt or .pth.tar,
+    /// bare or as solo-learn, lightly, MoCo and others keep it
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The run's folder to make; `train --resume --dir DIR` goes on from it, all that takes a
     /// checkpoint takes it
     #[arg(value_name = "DIR")]
     dir: PathBuf,
+    /// What stands before the backbone's names, as in `--prefix module.encoder_q.` [default: found, where there is one]
+    #[arg(long, value_name = "TEXT")]
+    prefix: Option<String>,
     #[command(flatten)]
     source: ConfigSource,
     /// Print the network and its checkpoint as JSON
@@ -41,6 +45,7 @@ pub fn run(args: ImportArgs) -> Result<()> {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
     let tensors = import::read(&args.file)?;
+    let tensors = import::backbone(tensors, args.prefix.as_deref()).with_context(context)?;
     let mut config = args.source.load(&[])?;
     config.model = import::describe(&tensors, &config.model).with_context(context)?;
     config.train.dir = args.dir.clone();
@@ -56,6 +61,14 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let state = State::new(0, Position::default(), 0, &config);
     let path = checkpoint::save(&args.dir, state, tensors, config.checkpoint.keep)?;
     let model = &config.model;
+    let card = args.file.with_extension("json");
+    if args.source.config.is_none() && card.exists() {
+        eprintln!(
+            "note: {} tells the images it was trained on; `--config` takes the configuration of that run, for views and \
+             normalisation",
+            card.display()
+        );
+    }
     if args.json {
         println!("{}", serde_json::json!({ "model": model, "checkpoint": path }));
     } else {

@@ -41,7 +41,7 @@ pub struct LinearArgs {
     #[arg(long, value_parser = positive)]
     lr: Option<f64>,
     /// Learning rate of the backbone
-    #[arg(long, default_value_t = 0.005, value_parser = positive)]
+    #[arg(long, default_value_t = 0.005, value_parser = positive, requires = "finetune")]
     lr_backbone: f64,
     /// Weight decay [default: 1e-6; fine-tuning: 0]
     #[arg(long, value_parser = not_negative)]

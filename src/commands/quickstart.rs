@@ -312,12 +312,13 @@ fn headline(report: &mut Report, data: &Data, begun: Instant) {
 fn next(config: &RunConfig) -> Vec<(String, String)> {
     let saved = config.train.dir.join(CONFIG_FILE);
     vec![(
-        "Your own images (a folder with a subfolder for each class), with this configuration:"
+        "Your own images (a folder with a subfolder for each class), with this small configuration; README's \"Your own \
+         images\" has a larger one, evaluation and export:"
             .into(),
         format!(
             "cargo run --release -p shard -- pack path/to/images runs/own/data --prefix train\n\
              cargo run --release -- train --config {} --data runs/own/data --dir runs/own/run \
-             --set eval.knn_every=0",
+             --val '' --set eval.knn_every=0",
             saved.display()
         ),
     )]

@@ -116,7 +116,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
             summary.limit,
             summary.checkpoint.display()
         );
-        println!("{}", summary.advice);
+        if !summary.advice.is_empty() {
+            println!("{}", summary.advice);
+        }
         if !summary.embeddings.is_empty() {
             println!("{}", summary.embeddings);
         }

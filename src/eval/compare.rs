@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bt_pipeline::ShardSet;
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -47,7 +47,15 @@ impl Source {
         let checkpoint = checkpoint::find(path)?;
         let config = &checkpoint.state.config;
         let set = |given: Option<&str>, usual: &str, key: &str| {
-            open(given.unwrap_or(usual), key, &config.open_options())
+            let opened = open(given.unwrap_or(usual), key, &config.open_options());
+            match given {
+                None if !usual.is_empty() => opened.with_context(|| {
+                    format!(
+                        "{key}: the run's own are not here (its names go from where it was begun)"
+                    )
+                }),
+                _ => opened,
+            }
         };
         let train = set(train, &config.data.train, "name the training shards with --train")?;
         let test = set(test, &config.data.val, "name the test shards with --test")?;

@@ -1,4 +1,4 @@
-//! Weights that torchvision or timm saved, as a network of ours.
+//! Weights that torchvision, timm, or other programs for self-supervised learning saved, as a network of ours.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,20 +8,91 @@ use candle_core::{Device, Tensor};
 
 use crate::model::{Arch, ModelConfig, Stem};
 
-/// The tensors of a safetensors file, or of a file that `torch.save` wrote of a state dict (`.pth`,
-/// `.pt`, `.bin`).
+/// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.
+const WRAPPERS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
+
+/// The tensors of a safetensors file, or of one that `torch.save` wrote (`.pth`, `.pt`, `.bin`, `.ckpt`, `.tar`): a state
+/// dict, or a dict that has one under a usual name.
 ///
 /// # Errors
 /// A file that is neither.
 pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
+    let context = || format!("{}: expected the tensors of a state dict", path.display());
     let extension = path.extension().and_then(|extension| extension.to_str());
-    let read = match extension {
-        Some("pth" | "pt" | "bin") => {
-            candle_core::pickle::read_all(path).map(|tensors| tensors.into_iter().collect())
+    if !matches!(extension, Some("pth" | "pt" | "bin" | "ckpt" | "tar")) {
+        return candle_core::safetensors::load(path, &Device::Cpu).with_context(context);
+    }
+    let bare = candle_core::pickle::read_all(path);
+    if let Ok(tensors) = &bare
+        && tensors.iter().any(|(name, _)| name.ends_with(STEM))
+    {
+        return Ok(bare.with_context(context)?.into_iter().collect());
+    }
+    for wrapper in WRAPPERS {
+        match candle_core::pickle::read_all_with_key(path, Some(wrapper)) {
+            Ok(tensors) if !tensors.is_empty() => return Ok(tensors.into_iter().collect()),
+            _ => {}
         }
-        _ => candle_core::safetensors::load(path, &Device::Cpu),
+    }
+    Ok(bare.with_context(context)?.into_iter().collect())
+}
+
+/// The tensor that a backbone begins with.
+const STEM: &str = "conv1.weight";
+
+/// The backbone among `tensors`, under torchvision's names: those behind `prefix`, or, without one, behind the only prefix
+/// that a backbone stands behind (`backbone.`, `module.`, ...).
+///
+/// # Errors
+/// No backbone there; several, which the message names.
+pub fn backbone(
+    tensors: HashMap<String, Tensor>,
+    prefix: Option<&str>,
+) -> Result<HashMap<String, Tensor>> {
+    let is_one = |prefix: &str| {
+        [STEM, "bn1.weight", "layer1.0.conv1.weight"]
+            .iter()
+            .all(|name| tensors.contains_key(&format!("{prefix}{name}")))
     };
-    read.with_context(|| format!("{}: expected the tensors of a state dict", path.display()))
+    let mut found: Vec<String> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix(STEM))
+        .filter(|prefix| is_one(prefix))
+        .map(str::to_owned)
+        .collect();
+    found.sort();
+    let prefix = match (prefix, &found[..]) {
+        (Some(prefix), _) if is_one(prefix) => prefix.to_owned(),
+        (Some(prefix), []) => {
+            bail!("no backbone stands behind `{prefix}`, nor behind anything else")
+        }
+        (Some(prefix), found) => {
+            bail!("no backbone stands behind `{prefix}`; one does behind {}", quoted(found))
+        }
+        (None, [one]) => one.clone(),
+        // What it lacks is said by those who look for it.
+        (None, []) => return Ok(tensors),
+        (None, found) if found[0].is_empty() => String::new(),
+        (None, found) => bail!("backbones stand behind {}: name one with --prefix", quoted(found)),
+    };
+    if prefix.is_empty() {
+        return Ok(tensors);
+    }
+    let inside = |name: &str| {
+        name.strip_prefix(&prefix).filter(|name| is_backbones(name)).map(str::to_owned)
+    };
+    Ok(tensors.into_iter().filter_map(|(name, tensor)| Some((inside(&name)?, tensor))).collect())
+}
+
+fn quoted(names: &[String]) -> String {
+    names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+}
+
+/// Whether torchvision's backbone has such a tensor: not the projector that some put in the classifier's place.
+fn is_backbones(name: &str) -> bool {
+    ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
+        .iter()
+        .any(|part| name.starts_with(part))
 }
 
 /// The backbone that `tensors` belong to, from their names and shapes; all else from `base`.

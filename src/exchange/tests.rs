@@ -232,3 +232,33 @@ fn timm_gets_only_networks_that_it_has_under_their_name() {
     assert!(error.contains("width 2") && error.contains("--format"), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn a_backbone_is_found_behind_the_prefix_that_others_give_it() {
+    let mut net = trained(&model(Arch::ResNet18, Stem::Cifar, 8));
+    let bare: HashMap<String, Tensor> = net.backbone_state_dict().unwrap().into_iter().collect();
+    let behind = |prefixes: &[&str]| -> HashMap<String, Tensor> {
+        let mut all = HashMap::new();
+        for prefix in prefixes {
+            all.extend(bare.iter().map(|(name, t)| (format!("{prefix}{name}"), t.clone())));
+            let fc = Tensor::zeros((2, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
+            all.insert(format!("{prefix}fc.0.weight"), fc);
+        }
+        all
+    };
+    let names = |tensors: &HashMap<String, Tensor>| {
+        let mut names: Vec<String> = tensors.keys().cloned().collect();
+        names.sort();
+        names
+    };
+    let solo = import::backbone(behind(&["backbone."]), None).unwrap();
+    assert_eq!(names(&solo), names(&bare));
+    // MoCo has two of them.
+    let moco = ["module.encoder_q.", "module.encoder_k."];
+    let error = import::backbone(behind(&moco), None).unwrap_err().to_string();
+    assert!(error.contains("`module.encoder_k.`, `module.encoder_q.`"), "{error}");
+    let query = import::backbone(behind(&moco), Some(moco[0])).unwrap();
+    assert_eq!(names(&query), names(&bare));
+    let error = import::backbone(behind(&moco), Some("encoder.")).unwrap_err().to_string();
+    assert!(error.contains("no backbone stands behind `encoder.`"), "{error}");
+}

@@ -152,6 +152,40 @@ impl ModelConfig {
         self.width * 8 * self.arch.expansion()
     }
 
+    /// Values that a training pass keeps of one view of (height, width) until its backward pass, to within a quarter: the
+    /// output of each convolution and of the BatchNorm behind it.
+    pub fn activations(&self, (height, width): (usize, usize)) -> u64 {
+        let halved = |(h, w): (usize, usize)| (h.div_ceil(2), w.div_ceil(2));
+        let values = |channels: usize, (h, w): (usize, usize)| 2 * (channels * h * w) as u64;
+        let mut at = (height, width);
+        let mut all = 0;
+        if self.stem == Stem::Imagenet {
+            at = halved(at);
+            all += values(self.width, at);
+            at = halved(at);
+        } else {
+            all += values(self.width, at);
+        }
+        for (layer, blocks) in self.arch.blocks().into_iter().enumerate() {
+            let inner = self.width << layer;
+            let outer = inner * self.arch.expansion();
+            for block in 0..blocks {
+                let before = at;
+                if block == 0 && layer > 0 {
+                    at = halved(at);
+                }
+                all += match self.arch.bottleneck() {
+                    true => values(inner, before) + values(inner, at) + values(outer, at),
+                    false => 2 * values(inner, at),
+                };
+                if block == 0 && (layer > 0 || self.arch.bottleneck()) {
+                    all += values(outer, at);
+                }
+            }
+        }
+        all + self.projector.0.iter().map(|width| 2 * *width as u64).sum::<u64>()
+    }
+
     /// Whether such a network can be: what is made of it is allocated at once.
     ///
     /// # Errors

@@ -217,6 +217,12 @@ impl Engine {
     }
 }
 
+/// Lets [`Engine::peak_bytes`] begin anew where the kernel allows it, so that what came before is not counted.
+pub fn forget_resident_peak() {
+    // Linux's word for it; elsewhere the peak is the process's.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
 /// The process's largest resident size so far.
 fn resident_peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;

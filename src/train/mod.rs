@@ -3,6 +3,7 @@
 mod clock;
 mod device;
 mod intake;
+mod memory;
 mod observe;
 mod refuse;
 mod run;

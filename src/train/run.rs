@@ -9,9 +9,9 @@ use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::Device;
 
 use super::clock::Clock;
-use super::save::{fingerprint, restore};
+use super::save::{changed, fingerprint, restore};
 use super::summary::SUMMARY_FILE;
-use super::{Arriving, From, Intake, Watch, device};
+use super::{Arriving, From, Intake, Watch, device, memory};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::OnlineProbe;
@@ -71,9 +71,7 @@ impl Run {
             ));
         }
         let set = ShardSet::open(&config.data.train, &config.open_options())?;
-        if config.eval.knn_every > 0 {
-            check_evaluation(config, &set)?;
-        }
+        check_evaluation(config, &set)?;
         let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
         let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
         let mut loader = intake.with_memory(loader);
@@ -116,6 +114,7 @@ impl Run {
         let init = &config.train.init;
         if found.is_none() && !init.as_os_str().is_empty() {
             let tensors = crate::exchange::import::read(init).context("train.init")?;
+            let tensors = crate::exchange::import::backbone(tensors, None).context("train.init")?;
             let started = learner.start_from(&tensors);
             started.with_context(|| format!("train.init: {} does not fit", init.display()))?;
         }
@@ -154,6 +153,26 @@ impl Run {
         let metrics = metrics.shown(events, board.clone());
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
+        }
+        if let Some(found) = found.as_ref().filter(|_| 0 < step && step < steps) {
+            let changed = changed(&found.state.config, config)?;
+            if !changed.is_empty() {
+                metrics
+                    .say(&format!("warning: goes on with other settings: {}", changed.join(", ")));
+            }
+        }
+        if device.is_cpu() && step < steps {
+            let parameters = learner.params().iter().map(|param| param.len() as u64).sum();
+            let view = config.views.views()?[0].out_size();
+            if let Some(text) = memory::warning(config, view, parameters) {
+                metrics.say(&text);
+            }
+        }
+        if config.optim.warmup_epochs >= config.train.epochs as f64 {
+            metrics.say(&format!(
+                "warning: the rate never comes to its height: optim.warmup_epochs = {} of train.epochs = {}",
+                config.optim.warmup_epochs, config.train.epochs
+            ));
         }
         if step < steps || !dir.join(CONFIG_FILE).exists() {
             let text = config.to_toml()?;
@@ -231,8 +250,13 @@ fn classes(set: &ShardSet, what: &str) -> Result<usize> {
 
 /// Whether the evaluation between epochs can be done: what would end the run hours later.
 fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
-    if config.data.val.is_empty() {
+    if config.eval.knn_every == 0 {
         return Ok(());
+    }
+    if config.data.val.is_empty() {
+        bail!(Misconfigured(
+            "eval.knn_every wants data.val (--val): the shards that kNN predicts".into()
+        ));
     }
     let open = open(&config.data.val, "data.val", &config.open_options());
     let val = open.context("data.val, for eval.knn_every")?;

@@ -1,5 +1,6 @@
 //! Checkpoints of a run, and back: when they are due, what they hold.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -62,11 +63,11 @@ impl Run {
         Ok(())
     }
 
-    /// Whether an evaluation belongs to the end of the epoch that this is.
-    pub(super) fn evaluation_due(&self, config: &RunConfig) -> bool {
+    /// Whether an evaluation belongs to the end of the epoch that this is; to that of the last one it always does.
+    fn evaluation_due(&self, config: &RunConfig) -> bool {
         let (Position { epoch, batch }, every) = (self.position, config.eval.knn_every);
-        let due = batch == 0 && epoch > 0 && every > 0 && epoch.is_multiple_of(every);
-        due && !config.data.val.is_empty()
+        let due = epoch.is_multiple_of(every.max(1)) || epoch == config.train.epochs;
+        batch == 0 && epoch > 0 && every > 0 && due
     }
 
     /// Saves what is not saved yet.
@@ -101,6 +102,39 @@ impl Run {
             probe: self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default(),
         };
         Ok((state, tensors))
+    }
+}
+
+/// Keys that decide a run's result and that are not what they were, each with both values.
+pub(super) fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
+    let flat = |config: &RunConfig| -> Result<BTreeMap<String, String>> {
+        let mut all = BTreeMap::new();
+        flatten("", &toml::Value::try_from(config)?, &mut all);
+        Ok(all)
+    };
+    let (was, is) = (flat(saved)?, flat(now)?);
+    let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let shown = |of: &BTreeMap<String, String>, key: &str| {
+        of.get(key).cloned().unwrap_or_else(|| "the default".into())
+    };
+    let decides = |key: &&&String| {
+        ["method", "views", "model", "loss", "optim", "train.epochs", "train.precision"]
+            .iter()
+            .any(|part| key.as_str() == *part || key.starts_with(&format!("{part}.")))
+    };
+    let differs = keys.iter().filter(decides).filter(|key| was.get(**key) != is.get(**key));
+    Ok(differs.map(|key| format!("{key} {} -> {}", shown(&was, key), shown(&is, key))).collect())
+}
+
+fn flatten(name: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                flatten(&name, value, to);
+            }
+        }
+        value => drop(to.insert(name.to_owned(), value.to_string())),
     }
 }
 

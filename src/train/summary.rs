@@ -83,7 +83,10 @@ impl Run {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             seekable: self.loader.set().seekable(),
         };
-        let advice = observed.sentence(config);
+        let advice = match self.step > self.begun_step {
+            true => observed.sentence(config),
+            false => String::new(),
+        };
         let summary = Summary {
             steps: self.step,
             images: (self.step - self.begun_step) * config.train.batch_size as u64,

@@ -6,7 +6,7 @@ Barlow Twins loss, backward, optimizer. Synthetic images of unit variance. On th
 seconds of the whole process (all threads), medians over all steps of all rounds; PyTorch is timed
 in its default layout (NCHW) and in channels_last, and the ratio is given against either.
 
-    tools/peers/torch_step.py --ours "target/release/bt-stream bench step" \
+    tools/peers/torch_step.py --ours "cargo bench -q --bench step --" \
         --arch resnet18 --width 64 --stem cifar --size 32 --batch 64 --projector 512-512
 
 On a GPU (--device cuda) it times wall seconds under autocast to bfloat16 with channels_last, eager

@@ -155,6 +155,8 @@ pub(super) fn measure(
 ) -> Result<StepFigures> {
     let device = crate::train::device(&config.train)?;
     let engine = Engine::of(&device)?;
+    // Of several methods each has its own.
+    crate::nn::engine::forget_resident_peak();
     let images = random_images(&engine, batch, config)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.build()?;
