@@ -177,7 +177,13 @@ impl RunConfig {
                 other.1
             );
         }
-        self.objective().context("configuration")?;
+        let objective = self.objective().context("configuration")?;
+        if self.optim.constant_predictor && objective.needs().predictor.is_none() {
+            bail!(
+                "configuration: `optim.constant_predictor` is for methods with a predictor, and `{}` has none",
+                self.method.0
+            );
+        }
         Ok(())
     }
 

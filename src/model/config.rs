@@ -127,7 +127,7 @@ pub struct ModelConfig {
     pub projector: ProjectorWidths,
     /// Whether BatchNorm stands between the projector's layers; without it they have biases.
     pub projector_batch_norm: bool,
-    /// Whether BatchNorm (with scale and shift, without ReLU) ends the projector, as in SimSiam and
+    /// Whether BatchNorm (without scale and shift, without ReLU) ends the projector, as in SimSiam and
     /// MoCo v3. Barlow Twins normalises in its loss instead.
     pub projector_output_norm: bool,
 }

@@ -33,7 +33,7 @@ pub struct ProjectorLayers<'a> {
     pub widths: &'a [usize],
     /// BatchNorm between the layers; without it they have biases.
     pub batch_norm: bool,
-    /// BatchNorm behind the last layer.
+    /// BatchNorm behind the last layer, whose scale and shift stay 1 and 0 (`affine=False`).
     pub output_norm: bool,
     /// A bias in the last layer.
     pub output_bias: bool,
@@ -156,7 +156,7 @@ impl Projector {
             }
         }
         all.extend(self.last.iter_mut().flat_map(Linear::params));
-        all.extend(self.output_norm.iter_mut().flat_map(|n| [&mut n.weight, &mut n.bias]));
+        // The output's norm has none: its scale and shift are nobody's to move.
         all
     }
 

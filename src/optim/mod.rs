@@ -7,6 +7,7 @@
 //!
 //! - [`Lars`]: the authors' optimizer. [`Sgd`] and [`AdamW`]: PyTorch's.
 //! - [`Schedule`]: warm-up and cosine decay per step.
+//! - [`Split`]: a constant rate for the predictor beside the schedule.
 //! - `moments`: the tensors that optimizers keep from step to step, and their names on disk.
 //! - `on_device`: their steps where parameters are on a device that runs kernels.
 
@@ -25,6 +26,7 @@ mod moments;
 mod on_device;
 mod schedule;
 mod sgd;
+mod split;
 
 pub use adamw::{AdamW, AdamWConfig};
 pub(crate) use on_device::Table;
@@ -32,6 +34,7 @@ pub(crate) use on_device::Table;
 pub use lars::{Lars, LarsConfig};
 pub use schedule::{Schedule, warmup_cosine};
 pub use sgd::{Sgd, SgdConfig};
+pub use split::Split;
 
 /// Moves parameters against their gradients.
 pub trait Optimizer: Send {
@@ -102,6 +105,8 @@ pub struct OptimConfig {
     pub eta: f64,
     /// LARS: never raise a layer's rate above the learning rate (solo-learn's option).
     pub clip_lr: bool,
+    /// The predictor keeps the rates after warm-up from the first step to the last (SimSiam's `fix_pred_lr`).
+    pub constant_predictor: bool,
     /// AdamW: decay rates of the two moments.
     pub betas: [f64; 2],
     /// AdamW: added to the root of the second moment.
@@ -123,6 +128,7 @@ impl Default for OptimConfig {
             nesterov: false,
             eta: 0.001,
             clip_lr: false,
+            constant_predictor: false,
             betas: [0.9, 0.999],
             eps: 1e-8,
         }
@@ -192,6 +198,20 @@ impl OptimConfig {
                 Box::new(AdamW::new(AdamWConfig { weight_decay, decay_biases, betas, eps }))
             }
         })
+    }
+
+    /// The optimizer of a run whose steps take `batch_size` images, without state.
+    ///
+    /// # Errors
+    ///
+    /// An option out of range.
+    pub fn for_run(&self, batch_size: usize) -> anyhow::Result<Box<dyn Optimizer>> {
+        if !self.constant_predictor {
+            return self.build();
+        }
+        let Schedule { lr_weights, lr_biases, .. } = self.schedule(batch_size, 1, 1);
+        let rates = (lr_weights, lr_biases);
+        Ok(Box::new(Split::new(self.build()?, self.build()?, "predictor.", rates)))
     }
 
     /// The schedule of a run of `steps` steps, `steps_per_epoch` to the epoch.

@@ -251,3 +251,41 @@ fn state_that_does_not_fit_is_refused_by_name() {
     let error = sgd.load_state(&state).unwrap_err().to_string();
     assert!(error.contains("optimizer.exp_avg.x"), "{error}");
 }
+
+#[test]
+fn a_constant_rate_is_the_predictors_alone_and_goes_through_a_checkpoint() {
+    for base in kinds() {
+        let config = OptimConfig { constant_predictor: true, scale_lr: false, ..base.clone() };
+        let params = || -> Vec<Param> {
+            let mut all = two_params();
+            for (name, mut param) in
+                ["predictor.0.weight", "predictor.1.bias"].iter().zip(two_params())
+            {
+                param.name = (*name).into();
+                all.push(param);
+            }
+            all
+        };
+        // The plain optimizer at the scheduled rate, and at the constant one.
+        let run = |optimizer: &mut dyn Optimizer, rates: (f64, f64)| {
+            let mut all = params();
+            (0..2).for_each(|_| step_all(optimizer, &mut all, rates).unwrap());
+            all.iter().map(values).collect::<Vec<_>>()
+        };
+        let (low, peak) = ((1e-4, 1e-5), (config.lr_weights, config.lr_biases));
+        let slow = run(&mut *config.build().unwrap(), low);
+        let fast = run(&mut *config.build().unwrap(), peak);
+        let mut split = config.for_run(64).unwrap();
+        let both = run(&mut *split, low);
+        assert!(both[..2] == slow[..2] && both[2..] == fast[2..], "{:?}", config.optimizer);
+        assert_ne!(slow[2..], fast[2..]);
+
+        // Saved after two steps, and gone on with.
+        let state: HashMap<String, Tensor> =
+            split.state().into_iter().map(|(n, t)| (n, t.copy().unwrap())).collect();
+        assert_eq!(state.len(), split.state().len());
+        let mut resumed = config.for_run(64).unwrap();
+        resumed.load_state(&state).unwrap();
+        assert!(run(&mut *resumed, low) == run(&mut *split, low), "{:?}", config.optimizer);
+    }
+}

@@ -300,7 +300,7 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &Device::Cpu)?;
     let images = train::images_to(&images, &Engine::of(&device)?)?;
     let mut learner = Learner::new(config, &device)?;
-    let mut optimizer = config.optim.build()?;
+    let mut optimizer = config.optim.for_run(config.train.batch_size)?;
     learner.forward(&images)?;
     let mut out = learner.loss()?;
     learner.backward(&mut out)?;

@@ -100,7 +100,7 @@ impl Run {
         checkpoint::clean(dir)?;
         let fingerprint = fingerprint(loader.set());
         let mut learner = Learner::new(config, &device)?;
-        let mut optimizer = config.optim.build()?;
+        let mut optimizer = config.optim.for_run(config.train.batch_size)?;
         let mut probe = match config.eval.online_probe {
             true => Some(OnlineProbe::new(
                 learner.net().feature_dim(),

@@ -123,7 +123,7 @@ fn profile(config: &RunConfig, batch: usize, device: &Device, profiler: &Profile
     let engine = Engine::of(device)?;
     let images = random_images(&engine, batch, config)?;
     let mut learner = Learner::new(config, device)?;
-    let mut optimizer = config.optim.build()?;
+    let mut optimizer = config.optim.for_run(batch)?;
     // Algorithms are chosen and buffers made in the first.
     for _ in 0..3 {
         profiler.take();
@@ -159,7 +159,7 @@ pub(super) fn measure(
     crate::nn::engine::forget_resident_peak();
     let images = random_images(&engine, batch, config)?;
     let mut learner = Learner::new(config, &device)?;
-    let mut optimizer = config.optim.build()?;
+    let mut optimizer = config.optim.for_run(batch)?;
     let mut times: Vec<(&'static str, Vec<f64>, Vec<f64>)> = Vec::new();
     let (mut walls, mut loss) = (Vec::new(), f64::NAN);
     for step in 0..warmup + steps {

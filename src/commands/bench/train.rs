@@ -48,7 +48,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let epochs = 1 + ((args.warmup + args.steps) as u64).div_ceil(loader.batches_per_epoch());
     let mut stream = loader.start(Position::default(), epochs)?;
     let mut learner = Learner::new(&config, &device)?;
-    let mut optimizer = config.optim.build()?;
+    let mut optimizer = config.optim.for_run(config.train.batch_size)?;
     let mut waited = Duration::ZERO;
     let mut fetch = |intake: &mut Intake, waited: &mut Duration| -> Result<_> {
         let begun = Instant::now();
