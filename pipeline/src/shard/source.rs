@@ -60,6 +60,11 @@ pub trait Source: Sync {
     /// Names of the classes by number; empty where only numbers are known.
     fn classes(&self) -> &[String];
 
+    /// What a person may have meant to be in it and is not, a sentence each.
+    fn passed_over(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Reads image `i`.
     ///
     /// # Errors

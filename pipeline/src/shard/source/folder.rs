@@ -2,6 +2,7 @@
 //! classes sorted by name, files sorted within. A folder with images and
 //! no subfolders is a set without labels.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::{Keys, Loaded, Source, extension_of};
@@ -21,9 +22,16 @@ struct File {
 }
 
 /// The images of a folder.
+#[derive(Default)]
 pub struct FolderSource {
     files: Vec<File>,
     classes: Vec<String>,
+    /// Files that are no images by their names: how many of each extension.
+    others: BTreeMap<String, usize>,
+    /// Images beside the folders of classes.
+    unclassed: usize,
+    /// Classes without an image.
+    empty: Vec<String>,
 }
 
 impl FolderSource {
@@ -33,17 +41,22 @@ impl FolderSource {
     /// [`Error::Io`]; [`Error::Usage`] when there is no image.
     pub fn open(root: &Path) -> Result<FolderSource> {
         let (folders, files) = entries(root)?;
-        let mut source = FolderSource { files: Vec::new(), classes: Vec::new() };
+        let mut source = FolderSource::default();
         let mut keys = Keys::default();
-        if folders.is_empty() {
-            for file in files {
-                source.add(root, file, None, &mut keys)?;
+        for file in files {
+            match folders.is_empty() {
+                true => source.add(root, file, None, &mut keys)?,
+                false => source.unclassed += usize::from(is_image(&file)),
             }
         }
         for (label, folder) in folders.into_iter().enumerate() {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            source.classes.push(name);
+            let before = source.files.len();
             source.walk(root, &folder, label as u32, &mut keys, 0)?;
+            if source.files.len() == before {
+                source.empty.push(name.clone());
+            }
+            source.classes.push(name);
         }
         if source.files.is_empty() {
             let kinds = EXTENSIONS.join(", ");
@@ -86,13 +99,19 @@ impl FolderSource {
         label: Option<u32>,
         keys: &mut Keys,
     ) -> Result<()> {
-        if EXTENSIONS.contains(&extension_of(&path).as_str()) {
+        if !is_image(&path) {
+            *self.others.entry(extension_of(&path)).or_default() += 1;
+        } else {
             let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
             let key = keys.make(path.strip_prefix(root).unwrap_or(&path));
             self.files.push(File { path, key, label, bytes });
         }
         Ok(())
     }
+}
+
+fn is_image(path: &Path) -> bool {
+    EXTENSIONS.contains(&extension_of(path).as_str())
 }
 
 /// Folders and files in a folder, both by name; links are followed.
@@ -142,6 +161,34 @@ impl Source for FolderSource {
         &self.classes
     }
 
+    fn passed_over(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if !self.others.is_empty() {
+            let each: Vec<String> = self
+                .others
+                .iter()
+                .map(|(extension, files)| match extension.as_str() {
+                    "" => format!("{files} without an extension"),
+                    extension => format!("{files} .{extension}"),
+                })
+                .collect();
+            notes.push(format!(
+                "files that are not read as images: {} (those that are: {})",
+                each.join(", "),
+                EXTENSIONS.join(", ")
+            ));
+        }
+        if self.unclassed > 0 {
+            notes.push(format!("{} images that lie in no class's folder", self.unclassed));
+        }
+        if !self.empty.is_empty() {
+            let few = self.empty.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+            let more = if self.empty.len() > 5 { ", ..." } else { "" };
+            notes.push(format!("classes without an image, which have a number: {few}{more}"));
+        }
+        notes
+    }
+
     fn load(&self, i: usize, _: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
         let file = &self.files[i];
         into.key.clone_from(&file.key);
@@ -149,5 +196,30 @@ impl Source for FolderSource {
         into.extras.clear();
         into.image = std::fs::read(&file.path).map_err(|e| Error::io(&file.path, e))?;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_passed_over_is_said() {
+        let root = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, "x").unwrap();
+        };
+        ["a/1.jpg", "b/2.PNG"].into_iter().for_each(file);
+        assert!(FolderSource::open(root.path()).unwrap().passed_over().is_empty());
+        ["a/3.gif", "a/4.gif", "b/README", "5.jpg", ".hidden"].into_iter().for_each(file);
+        std::fs::create_dir(root.path().join("c")).unwrap();
+        let source = FolderSource::open(root.path()).unwrap();
+        assert_eq!((source.len(), source.classes().len()), (2, 3));
+        let notes = source.passed_over();
+        let expected = ["1 without an extension, 2 .gif", "1 images that lie in no", "number: c"];
+        assert_eq!(notes.len(), 3, "{notes:?}");
+        assert!(notes.iter().zip(expected).all(|(note, part)| note.contains(part)), "{notes:?}");
     }
 }

@@ -53,6 +53,9 @@ pub fn run_pack(
     options: &PackOptions,
     json: bool,
 ) -> anyhow::Result<ExitCode> {
+    for note in source.passed_over() {
+        eprintln!("warning: passed over: {note}");
+    }
     let bar = Bar::new("images");
     let packed = pack(source, out, origin, options, &mut |progress| bar.show(progress));
     drop(bar);
