@@ -7,12 +7,14 @@ import contextlib
 import functools
 import gc
 import http.server
+import io
 import itertools
 import json
 import os
 import pathlib
 import re
 import subprocess
+import tarfile
 import tempfile
 import threading
 import time
@@ -32,11 +34,13 @@ def cargo(*arguments):
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Files by HTTP, whole or in parts."""
+    """Files by HTTP, whole or in parts; 403 while the server refuses."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.server.refuses:
+            return self.send_error(403)
         path = self.translate_path(self.path)
         if not os.path.isfile(path):
             return self.send_error(404)
@@ -57,6 +61,11 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
     def log_message(self, *arguments):
         pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, request, client_address):
+        """Connections of a loader, or of a process, that ends are cut."""
 
 
 class LoaderTest(unittest.TestCase):
@@ -86,6 +95,16 @@ class LoaderTest(unittest.TestCase):
         while sum(path.stat().st_size for path in pathlib.Path(cache).glob("[!.]*.tar")) < self.bytes:
             self.assertLess(time.monotonic(), until, os.listdir(cache))
             time.sleep(0.05)
+
+    @contextlib.contextmanager
+    def served(self):
+        """A server of the shards, and their URL."""
+        handler = functools.partial(Ranges, directory=self.shards)
+        with Server(("127.0.0.1", 0), handler) as server:
+            server.refuses = False
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            yield server, f"http://127.0.0.1:{server.server_port}/train-{{000000..000001}}.tar"
+            server.shutdown()
 
     def assert_same(self, some, others):
         self.assertEqual(len(some), len(others))
@@ -179,10 +198,7 @@ class LoaderTest(unittest.TestCase):
         self.assertEqual(view.shape, (BATCH, 3, 24, 24))
 
     def test_shards_behind_a_url_give_the_same_bytes_with_a_cache_and_without(self):
-        handler = functools.partial(Ranges, directory=self.shards)
-        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-            threading.Thread(target=server.serve_forever, daemon=True).start()
-            url = f"http://127.0.0.1:{server.server_port}/train-{{000000..000001}}.tar"
+        with self.served() as (_, url):
             expected = self.batches(self.loader(), 6)
             with tempfile.TemporaryDirectory() as cache:
                 cold, warm = {"cache": cache, "cache_size": "1GB"}, {"cache": cache}
@@ -192,7 +208,52 @@ class LoaderTest(unittest.TestCase):
                     self.assertEqual(loader.stats()["network"] > 0, settings is not warm)
                     if settings is cold:
                         self.wait_for_files(cache)
-            server.shutdown()
+
+    def test_a_loop_after_an_error_begins_with_the_same_batch(self):
+        expected = self.batches(self.loader(), 4)
+        with self.served() as (server, url):
+            loader = self.loader(url)
+            server.refuses = True
+            for _ in range(2):
+                with self.assertRaisesRegex(OSError, "403"):
+                    next(iter(loader))
+            server.refuses = False
+            self.assert_same(self.batches(loader, 4), expected)
+
+    def test_a_bad_sample_is_named_each_time_and_passed_by_going_elsewhere(self):
+        with tempfile.TemporaryDirectory() as folder:
+            shard = os.path.join(folder, "a.tar")
+            with tarfile.open(sorted(pathlib.Path(self.shards).glob("*.tar"))[0]) as whole, tarfile.open(shard, "w") as out:
+                images = 0
+                for member in whole:
+                    data = whole.extractfile(member).read()
+                    if not member.name.endswith((".cls", ".json")):
+                        images += 1
+                        data = b"nothing" if images == BATCH + 2 else data
+                    member.size = len(data)
+                    out.addfile(member, io.BytesIO(data))
+            loader = self.loader(shard, shuffle="none", on_bad="stop")
+            start = loader.state_dict()
+            first = self.batches(loader, 1)
+            texts = set()
+            for _ in range(2):
+                with self.assertRaisesRegex(RuntimeError, "a.tar") as raised:
+                    next(iter(loader))
+                texts.add(str(raised.exception))
+            self.assertEqual(len(texts), 1, texts)
+            loader.load_state_dict(start)
+            self.assert_same(self.batches(loader, 1), first)
+
+    def test_the_position_behind_an_epochs_last_batch_is_the_next_epochs_first(self):
+        loader = self.loader()
+        loader.load_state_dict({**loader.state_dict(), "batch": 4})
+        self.assertEqual(loader.epoch, 1)
+        self.assertEqual([(batch.epoch, batch.index) for batch in loader], [(1, 0), (1, 1), (1, 2), (1, 3)])
+        state = loader.state_dict()
+        self.assertEqual((state["epoch"], state["batch"]), (2, 0))
+        with self.assertRaisesRegex(ValueError, "batch 5, an epoch of this loader has 4"):
+            loader.load_state_dict({**state, "batch": 5})
+        self.assertEqual(loader.state_dict(), state)
 
     def test_mistakes_are_named(self):
         for settings, text in [

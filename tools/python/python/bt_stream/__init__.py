@@ -11,6 +11,8 @@ processes. The same seed gives the same bytes for any number of threads, and the
 The arrays are the loader's own memory, not copies: `torch.from_numpy(view_a)` and
 `torch.from_dlpack(view_a)` share it, and the loader has it back when the last array or tensor over it is
 gone. A loop that lets go of its batches never copies; who keeps many gets copies, and never waits for ever.
+
+An error costs no batch: the next loop begins with the one that was awaited.
 """
 
 from __future__ import annotations
@@ -93,7 +95,8 @@ class Loader:
     budget_mb:
         Bound on batches and samples in flight, in MiB.
     on_bad, max_bad:
-        ``skip`` takes another sample for one that cannot be used, up to a share of ``max_bad``; ``stop`` raises.
+        ``skip`` takes another sample for one that cannot be used, up to a share of ``max_bad``; ``stop`` raises, and
+        raises again in the next loop, which begins with the same batch.
     cache, cache_size:
         A folder where shards behind URLs are kept, and what the files in it may take together; processes may share it.
     resume:
@@ -148,38 +151,45 @@ class Loader:
         """Makes the first batch of ``epoch`` the next one, as ``DistributedSampler.set_epoch`` does; nothing
         happens where it is, or where that epoch has begun."""
         if epoch != self._next[0]:
-            self._go_to(epoch, 0)
+            self._next, self._stream = (epoch, 0), None
 
-    def _go_to(self, epoch, batch):
-        if self._next != (epoch, batch):
-            self._next, self._stream = (epoch, batch), None
+    def _after(self, epoch, batches):
+        """The position that so many batches of ``epoch`` lead to."""
+        return (epoch, batches) if batches < len(self) else (epoch + 1, 0)
 
     def __iter__(self):
         """The rest of the present epoch; the next loop goes on with the next epoch, which is being loaded already."""
         epoch = self._next[0]
         while self._next[0] == epoch:
-            if self._stream is None:
-                self._stream = self._native.start(*self._next)
-            stream = self._stream
-            batch = Batch(stream.next(), self._native.spec[2])
-            following = batch.index + 1
-            self._next = (epoch, following) if following < len(self) else (epoch + 1, 0)
+            batch = self._take()
             yield (batch, batch.labels) if self._labels else batch
             # The loop's variable is all that should keep it.
             del batch
+
+    def _take(self):
+        try:
+            if self._stream is None:
+                self._stream = self._native.start(*self._next)
+            batch = Batch(self._stream.next(), self._native.spec[2])
+        except BaseException:
+            # A stream ends with its first error. Another one begins with the same batch.
+            self._stream = None
+            raise
+        self._next = self._after(batch.epoch, batch.index + 1)
+        return batch
 
     def state_dict(self) -> dict:
         """Where the loader is: the position of the batch after the last one that was yielded."""
         return {"epoch": self._next[0], "batch": self._next[1], **self._identity}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes to where ``state`` was taken.
+        """Goes to where ``state`` was taken, with threads that begin there.
 
         Raises
         ------
         ValueError
             When it was taken of another order: another seed, batch size, number of samples, shuffle, window or
-            drop_last; or when it does not tell.
+            drop_last; or when it does not tell. When an epoch has fewer batches than it says.
         """
         for key, own in self._identity.items():
             if key not in state:
@@ -187,7 +197,10 @@ class Loader:
             theirs = list(state[key]) if isinstance(state[key], tuple) else state[key]
             if theirs != own:
                 raise ValueError(f"the state is of {key} {theirs}, this loader has {own}")
-        self._go_to(state["epoch"], state["batch"])
+        epoch, batch = state["epoch"], state["batch"]
+        if not 0 <= batch <= len(self):
+            raise ValueError(f"the state is of batch {batch}, an epoch of this loader has {len(self)}")
+        self._next, self._stream = self._after(epoch, batch), None
 
     def stats(self) -> dict:
         """Seconds by stage, added up over threads, and counts, since the stream was started."""
