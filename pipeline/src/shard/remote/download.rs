@@ -10,6 +10,7 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::Remote;
 use super::cache::Cache;
+use super::net::hurried;
 use super::object::RemoteShard;
 use super::reader::Reader;
 use crate::Result;
@@ -24,22 +25,20 @@ const LOOK: Duration = Duration::from_millis(100);
 /// Looks at the lock for each at how far that process is, which reads the folder.
 const LOOKS: u32 = 10;
 
-/// Reads that somebody waits for at this moment: downloads make way for them.
-static HURRIED: AtomicUsize = AtomicUsize::new(0);
-
-/// Counts as a read that somebody waits for, as long as it lives.
-pub(super) struct Hurry;
+/// Counts, as long as it lives, as a read that somebody waits for: downloads make way for it.
+pub(super) struct Hurry(&'static AtomicUsize);
 
 impl Hurry {
     pub fn begin() -> Hurry {
-        HURRIED.fetch_add(1, Ordering::Relaxed);
-        Hurry
+        let hurried = hurried();
+        hurried.fetch_add(1, Ordering::Relaxed);
+        Hurry(hurried)
     }
 }
 
 impl Drop for Hurry {
     fn drop(&mut self) {
-        HURRIED.fetch_sub(1, Ordering::Relaxed);
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -151,7 +150,7 @@ fn download(
                 if weak.strong_count() == 0 {
                     return Ok(false);
                 }
-                if HURRIED.load(Ordering::Relaxed) > 0 {
+                if hurried().load(Ordering::Relaxed) > 0 {
                     std::thread::sleep(Duration::from_millis(10));
                 }
             }

@@ -7,7 +7,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
+use std::ptr::{from_ref, null_mut};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -15,10 +17,40 @@ use tokio::sync::watch;
 
 use crate::{Error, Result};
 
+/// What one process has of the network. A forked child finds its parent's, but not the thread: it makes
+/// its own.
+struct Net {
+    process: u32,
+    handle: OnceLock<Result<Handle, std::io::Error>>,
+    hurried: AtomicUsize,
+}
+
+/// This process' own. Without a lock, which another thread might hold at the moment of a fork.
+fn net() -> &'static Net {
+    static NET: AtomicPtr<Net> = AtomicPtr::new(null_mut());
+    let process = std::process::id();
+    loop {
+        let found = NET.load(Ordering::Acquire);
+        // SAFETY: it is null, or was leaked below and is never freed.
+        if let Some(net) = unsafe { found.as_ref() }.filter(|net| net.process == process) {
+            return net;
+        }
+        // One that comes too late stays unused: a few bytes.
+        let (handle, hurried) = (OnceLock::new(), AtomicUsize::new(0));
+        let own: &Net = Box::leak(Box::new(Net { process, handle, hurried }));
+        let own = from_ref(own).cast_mut();
+        let _ = NET.compare_exchange(found, own, Ordering::AcqRel, Ordering::Relaxed);
+    }
+}
+
+/// How many reads of this process somebody waits for at this moment.
+pub(super) fn hurried() -> &'static AtomicUsize {
+    &net().hurried
+}
+
 /// The runtime that requests run on.
 pub(crate) fn handle() -> Result<&'static Handle> {
-    static NET: OnceLock<Result<Handle, std::io::Error>> = OnceLock::new();
-    let started = NET.get_or_init(|| {
+    let started = net().handle.get_or_init(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let life = move || runtime.block_on(std::future::pending::<()>());
