@@ -167,11 +167,15 @@ impl BatchStream {
             if let Some(item) = self.early.remove(&self.next) {
                 break item;
             }
-            match receive(&self.done)? {
+            match receive(&self.done) {
                 // A thread that panicked cannot say whose turn it was.
-                Some((_, Err(panic @ Error::Panic(_)))) => break Err(panic),
-                Some((number, item)) => drop(self.early.insert(number, item)),
-                None => break Err(Error::Panic("all workers have ended".into())),
+                Some(Some((_, Err(panic @ Error::Panic(_))))) => break Err(panic),
+                Some(Some((number, item))) => drop(self.early.insert(number, item)),
+                Some(None) => break Err(Error::Panic("all workers have ended".into())),
+                None => {
+                    self.stats.lap(Stage::BatchWait, start);
+                    return None;
+                }
             }
         };
         self.stats.lap(Stage::BatchWait, start);
@@ -288,6 +292,8 @@ mod tests {
         while let Some(batch) = stream.next_unless(&given_up) {
             held.push(batch.unwrap());
         }
+        // A wait for nothing is one, too.
+        assert!(stream.stats().snapshot().batch_wait >= LOOK);
         let taken = held.len() as u64;
         assert_eq!(stream.remaining(), total - taken);
         held.clear();

@@ -5,7 +5,7 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::access::Data;
@@ -135,6 +135,28 @@ impl ShardSet {
     /// without the feature; [`Error::Io`]; [`Error::Shard`] for a damaged shard, a stale manifest
     /// or an index that belongs to another shard.
     pub fn open(pattern: &str, options: &OpenOptions) -> Result<ShardSet> {
+        Self::assemble(pattern, options, &|| false)
+    }
+
+    /// As [`ShardSet::open`], until another thread raises `given_up`: waits for a server end within 50
+    /// ms then, work on a file when it is done with that file.
+    ///
+    /// # Errors
+    /// Those of [`ShardSet::open`]; [`Error::Io`] of the kind `Interrupted` when it was given up.
+    pub fn open_unless(
+        pattern: &str,
+        options: &OpenOptions,
+        given_up: &Arc<AtomicBool>,
+    ) -> Result<ShardSet> {
+        let is_given_up = || given_up.load(Ordering::Relaxed);
+        remote::heeding(given_up, || Self::assemble(pattern, options, &is_given_up))
+    }
+
+    fn assemble(
+        pattern: &str,
+        options: &OpenOptions,
+        is_given_up: &dyn Fn() -> bool,
+    ) -> Result<ShardSet> {
         static IDS: AtomicU64 = AtomicU64::new(1);
         let (limits, remote) = (&options.limits, &options.remote);
         let found = resolve_anywhere(pattern, options.use_manifest, limits, remote)?;
@@ -149,6 +171,11 @@ impl ShardSet {
         };
         let behind = Self::survey(&found.shards, options)?;
         for (shard, remote) in found.shards.into_iter().zip(behind) {
+            if is_given_up() {
+                let kind = std::io::ErrorKind::Interrupted;
+                let source = std::io::Error::new(kind, "opening the shards was given up");
+                return Err(Error::io(&shard.path, source));
+            }
             set.add(shard, remote)?;
         }
         if set.samples == 0 {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bt_pipeline::shard::{OwnedSample, ReadScratch, unpack};
-use bt_pipeline::{Loader, Position, Shuffle};
+use bt_pipeline::{Error, Loader, Position, ShardSet, Shuffle};
 
 use crate::server::Server;
 use crate::{Data, ORDERS, impatient, open, packed, run};
@@ -152,6 +152,33 @@ fn a_stream_that_is_dropped_does_not_wait_for_a_server_that_hangs() {
         let start = std::time::Instant::now();
         drop(stream);
         assert!(start.elapsed().as_secs() < 5, "{name}: {:?}", start.elapsed());
+    }
+}
+
+#[test]
+fn opening_ends_when_the_caller_gives_up_on_a_server_that_hangs() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let mut options = impatient();
+    options.remote.timeout = std::time::Duration::from_secs(60);
+    for name in [packed("tar"), "raw/part-{000000..000002}.tar".into()] {
+        let given_up = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let url = server.url(&name);
+        server.misbehave(|_, _| crate::server::Fault::Hang(std::time::Duration::from_secs(20)));
+        let start = std::time::Instant::now();
+        let error = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(std::time::Duration::from_millis(200));
+                given_up.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            ShardSet::open_unless(&url, &options, &given_up).unwrap_err()
+        });
+        assert!(start.elapsed().as_secs() < 5, "{name}: {:?}", start.elapsed());
+        let Error::Io { source, .. } = &error else { panic!("{name}: {error}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::Interrupted, "{name}");
+        // This thread waits again, for whom it did before.
+        server.misbehave(|_, _| crate::server::Fault::None);
+        open(&url, &options).unwrap();
     }
 }
 

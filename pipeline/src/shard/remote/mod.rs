@@ -38,7 +38,7 @@ use tokio::sync::Semaphore;
 pub(crate) use ahead::Ahead;
 pub(crate) use fetch::Identity;
 pub(crate) use list::Lister;
-pub(crate) use net::take_waited;
+pub(crate) use net::{heeding, take_waited};
 pub(crate) use object::{Opened, RemoteShard, Survey};
 pub(in crate::shard) use read::{Scratch, open_tar, scan};
 
@@ -103,7 +103,7 @@ impl Remote {
     pub fn survey(shards: &[Arc<RemoteShard>], use_index: bool, parallel: usize) -> Result<()> {
         let next = std::sync::atomic::AtomicUsize::new(0);
         let failed: Mutex<Option<Error>> = Mutex::new(None);
-        let ask = || {
+        let ask = &|| {
             while let Some(shard) =
                 shards.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
             {
@@ -113,9 +113,14 @@ impl Remote {
                 }
             }
         };
+        let heeded = net::heeded();
         std::thread::scope(|scope| {
             for _ in 1..parallel.min(shards.len()) {
-                scope.spawn(ask);
+                let heeded = heeded.clone();
+                scope.spawn(move || {
+                    net::heed_as(heeded);
+                    ask();
+                });
             }
             ask();
         });

@@ -1,15 +1,15 @@
 //! The thread that talks to servers, and how other threads wait for it.
 //!
 //! One thread drives all requests of the process (a tokio runtime without worker threads); it copies
-//! bytes and does nothing else. Whoever waits for it may be told to give up by a [`Cancel`], and
-//! the time that was waited is kept apart for each thread, so that the loader's counters tell the
-//! network from reading.
+//! bytes and does nothing else. Whoever waits for it may be told to give up, by a loader's [`Cancel`] or
+//! by a caller's flag, and the time that was waited is kept apart for each thread, so that the loader's
+//! counters tell the network from reading.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::ptr::{from_ref, null_mut};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
@@ -91,19 +91,67 @@ impl Cancel {
     }
 }
 
+/// Between two looks at a caller's flag.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// What tells a thread to give up its waits.
+#[derive(Clone)]
+pub(super) enum Heeded {
+    Loader(Cancel),
+    Caller(Arc<AtomicBool>),
+}
+
+impl Heeded {
+    fn is_raised(&self) -> bool {
+        match self {
+            Heeded::Loader(cancel) => cancel.is_cancelled(),
+            Heeded::Caller(flag) => flag.load(Ordering::Relaxed),
+        }
+    }
+
+    async fn raised(&self) {
+        match self {
+            Heeded::Loader(cancel) => cancel.cancelled().await,
+            Heeded::Caller(_) => {
+                while !self.is_raised() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        }
+    }
+}
+
 thread_local! {
     static WAITED: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    static HEEDED: RefCell<Option<Cancel>> = const { RefCell::new(None) };
+    static HEEDED: RefCell<Option<Heeded>> = const { RefCell::new(None) };
 }
 
 /// From now on this thread gives up its waits when `cancel` says so.
 pub(super) fn heed(cancel: &Cancel) {
-    HEEDED.set(Some(cancel.clone()));
+    heed_as(Some(Heeded::Loader(cancel.clone())));
+}
+
+/// What this thread heeds, for [`heed_as`] of one that works for it.
+pub(super) fn heeded() -> Option<Heeded> {
+    HEEDED.with_borrow(Option::clone)
+}
+
+/// From now on this thread heeds what another one does.
+pub(super) fn heed_as(heeded: Option<Heeded>) {
+    HEEDED.set(heeded);
+}
+
+/// Runs `body`, in which this thread gives up its waits when `flag` is raised.
+pub(crate) fn heeding<T>(flag: &Arc<AtomicBool>, body: impl FnOnce() -> T) -> T {
+    let before = HEEDED.replace(Some(Heeded::Caller(Arc::clone(flag))));
+    let outcome = body();
+    HEEDED.set(before);
+    outcome
 }
 
 /// Whether this thread was told to give up.
 pub(super) fn is_given_up() -> bool {
-    HEEDED.with_borrow(|cancel| cancel.as_ref().is_some_and(Cancel::is_cancelled))
+    HEEDED.with_borrow(|heeded| heeded.as_ref().is_some_and(Heeded::is_raised))
 }
 
 /// The time that this thread waited for the network since it was last asked.
@@ -121,13 +169,13 @@ pub(super) fn waited_since(start: Instant) {
 pub(super) fn wait<T>(future: impl Future<Output = T>) -> Result<Option<T>> {
     let handle = handle()?;
     let start = Instant::now();
-    let cancel = HEEDED.with_borrow(Option::clone);
+    let heeded = heeded();
     let outcome = handle.block_on(async {
-        match &cancel {
+        match &heeded {
             None => Some(future.await),
-            Some(cancel) => tokio::select! {
+            Some(heeded) => tokio::select! {
                 biased;
-                () = cancel.cancelled() => None,
+                () = heeded.raised() => None,
                 value = future => Some(value),
             },
         }
