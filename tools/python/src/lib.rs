@@ -2,11 +2,14 @@
 //! arrays of what comes from here; nothing here knows NumPy.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use bt_pipeline::augment::{DType, Layout, Preset, ViewConfig, ViewPatch};
 use bt_pipeline::shard::{OpenOptions, RemoteOptions, parse_bytes};
+use bt_pipeline::stats::Stats;
 use bt_pipeline::{BatchStream, Error, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
 use pyo3::exceptions::{PyIndexError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
@@ -25,10 +28,81 @@ fn wrong(text: String) -> PyErr {
     PyValueError::new_err(text)
 }
 
+/// Between two looks at whether a signal came.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Runs `body` in a thread of its own, while this one waits without the interpreter's lock and looks
+/// for signals. `body` is told to give up when a handler raises, and not waited for.
+fn interruptible<T: Send + 'static>(
+    py: Python<'_>,
+    body: impl FnOnce(&Arc<AtomicBool>) -> T + Send + 'static,
+) -> PyResult<T> {
+    let given_up = Arc::new(AtomicBool::new(false));
+    let (sender, receiver) = channel();
+    let told = Arc::clone(&given_up);
+    std::thread::Builder::new()
+        .name("bt-open".into())
+        .spawn(move || drop(sender.send(body(&told))))
+        .map_err(|error| raised(Error::io("thread bt-open", error)))?;
+    let waited = py.detach(move || {
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(outcome) => return Ok(outcome),
+                Err(RecvTimeoutError::Timeout) => Python::attach(|py| py.check_signals())?,
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(PyRuntimeError::new_err("the thread bt-open panicked"));
+                }
+            }
+        }
+    });
+    waited.inspect_err(|_| given_up.store(true, Ordering::Relaxed))
+}
+
+/// A value that rests on threads, and the process that has them. A forked child has the value without
+/// them: there it is neither used, since that would wait for ever, nor dropped.
+struct Rooted<T> {
+    /// Until it is dropped.
+    value: Option<T>,
+    process: u32,
+}
+
+impl<T> Rooted<T> {
+    fn new(value: T) -> Self {
+        Rooted { value: Some(value), process: std::process::id() }
+    }
+
+    fn is_here(&self) -> bool {
+        self.process == std::process::id()
+    }
+
+    /// For what needs the threads.
+    fn here(&self) -> PyResult<&T> {
+        if !self.is_here() {
+            let text = "this loader was made in another process, whose threads are not here: \
+                        make it after the fork";
+            return Err(PyRuntimeError::new_err(text));
+        }
+        Ok(self.anywhere())
+    }
+
+    /// For what lies in memory.
+    fn anywhere(&self) -> &T {
+        self.value.as_ref().expect("taken by drop alone")
+    }
+}
+
+impl<T> Drop for Rooted<T> {
+    fn drop(&mut self) {
+        if !self.is_here() {
+            std::mem::forget(self.value.take());
+        }
+    }
+}
+
 /// A shard set with a configuration; `start` gives streams.
 #[pyclass(module = "bt_stream._native", frozen)]
 struct Loader {
-    inner: bt_pipeline::Loader,
+    inner: Rooted<bt_pipeline::Loader>,
     /// Batches whose memory Python holds.
     held: Arc<AtomicUsize>,
 }
@@ -45,7 +119,7 @@ impl Loader {
                         drop_last, rank, world, budget_mb, on_bad, max_bad, cache, cache_size))]
     fn new(
         py: Python<'_>,
-        shards: &str,
+        shards: String,
         views: &str,
         batch_size: usize,
         threads: usize,
@@ -97,44 +171,48 @@ impl Loader {
             .ok_or_else(|| wrong(format!("cache_size {cache_size:?}: bytes as in \"100GB\"")))?;
         let remote = RemoteOptions { cache, cache_bytes, ..RemoteOptions::default() };
         let options = OpenOptions { remote, ..OpenOptions::default() };
-        let open = || -> Result<bt_pipeline::Loader, Error> {
-            bt_pipeline::Loader::new(Arc::new(ShardSet::open(shards, &options)?), config)
+        let open = move |given_up: &Arc<AtomicBool>| -> Result<bt_pipeline::Loader, Error> {
+            let set = ShardSet::open_unless(&shards, &options, given_up)?;
+            bt_pipeline::Loader::new(Arc::new(set), config)
         };
-        let inner = py.detach(open).map_err(raised)?;
-        Ok(Loader { inner, held: Arc::default() })
+        let inner = interruptible(py, open)?.map_err(raised)?;
+        Ok(Loader { inner: Rooted::new(inner), held: Arc::default() })
     }
 
     /// Batches of an epoch.
     #[getter]
     fn batches(&self) -> u64 {
-        self.inner.batches_per_epoch()
+        self.inner.anywhere().batches_per_epoch()
     }
 
     /// Samples of the set.
     #[getter]
     fn samples(&self) -> usize {
-        self.inner.set().len()
+        self.inner.anywhere().set().len()
     }
 
     /// Names of the classes, where a manifest lists them.
     #[getter]
     fn classes(&self) -> Vec<String> {
-        self.inner.set().classes().to_vec()
+        self.inner.anywhere().set().classes().to_vec()
     }
 
     /// Shape of a full batch's view, NumPy's name of its elements, views.
     #[getter]
     fn spec(&self) -> ((usize, usize, usize, usize), &'static str, usize) {
-        let spec = self.inner.spec();
+        let spec = self.inner.anywhere().spec();
         (shape(spec, spec.size), typestr(spec.dtype), spec.views)
     }
 
     /// A stream without an end, from a position on.
     fn start(&self, py: Python<'_>, epoch: u64, batch: u64) -> PyResult<Stream> {
         let from = Position { epoch, batch };
-        let inner = py.detach(|| self.inner.start(from, u64::MAX)).map_err(raised)?;
-        let most_held = MOST_HELD.min(self.inner.buffers() - 1);
-        Ok(Stream { inner, held: Arc::clone(&self.held), most_held })
+        let loader = self.inner.here()?;
+        let inner = py.detach(|| loader.start(from, u64::MAX)).map_err(raised)?;
+        let stats = Arc::clone(inner.stats());
+        let most_held = MOST_HELD.min(loader.buffers() - 1);
+        let inner = Rooted::new(Mutex::new(inner));
+        Ok(Stream { inner, stats, held: Arc::clone(&self.held), most_held })
     }
 }
 
@@ -177,22 +255,24 @@ fn typestr(dtype: DType) -> &'static str {
 }
 
 /// Batches in the order of the epochs.
-#[pyclass(module = "bt_stream._native")]
+#[pyclass(module = "bt_stream._native", frozen)]
 struct Stream {
-    inner: BatchStream,
+    inner: Rooted<Mutex<BatchStream>>,
+    /// Beside it, for whoever asks while a batch is awaited.
+    stats: Arc<Stats>,
     held: Arc<AtomicUsize>,
     most_held: usize,
 }
 
 #[pymethods]
 impl Stream {
-    /// The next batch; waits for it without the interpreter's lock.
-    fn next(&mut self, py: Python<'_>) -> PyResult<Batch> {
-        let inner = &mut self.inner;
-        let next = py.detach(|| inner.next());
-        let batch = next.ok_or_else(|| wrong("the stream has ended".into()))?.map_err(raised)?;
+    /// The next batch; waits for it without the interpreter's lock, which it takes now and then to
+    /// look for signals. The batch is still to come when a handler raises.
+    fn next(&self, py: Python<'_>) -> PyResult<Batch> {
+        let inner = self.inner.here()?;
+        let batch = py.detach(|| await_batch(inner))?;
         let data = match self.held.fetch_add(1, Ordering::Relaxed) < self.most_held {
-            true => Data::Own(batch, Arc::clone(&self.held)),
+            true => Data::Own(Rooted::new(batch), Arc::clone(&self.held)),
             false => {
                 self.held.fetch_sub(1, Ordering::Relaxed);
                 Data::Copied(py.detach(|| Copied::of(&batch)))
@@ -203,7 +283,7 @@ impl Stream {
 
     /// Seconds of each stage and counts, so far.
     fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let now = self.inner.stats().snapshot();
+        let now = self.stats.snapshot();
         let out = PyDict::new(py);
         for (name, time) in [
             ("read", now.read),
@@ -224,6 +304,27 @@ impl Stream {
     }
 }
 
+/// For a thread without the interpreter's lock.
+fn await_batch(stream: &Mutex<BatchStream>) -> PyResult<bt_pipeline::Batch> {
+    let failed = |text: &'static str| PyRuntimeError::new_err(text);
+    let mut stream = match stream.try_lock() {
+        Ok(stream) => stream,
+        Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+        Err(TryLockError::WouldBlock) => {
+            return Err(failed("another thread waits for this loader's batch: a loader each"));
+        }
+    };
+    // Raised from the beginning: every wait is as short as can be.
+    let look = AtomicBool::new(true);
+    loop {
+        match stream.next_unless(&look) {
+            Some(batch) => return batch.map_err(raised),
+            None if stream.remaining() == 0 => return Err(failed("the stream has ended")),
+            None => Python::attach(|py| py.check_signals())?,
+        }
+    }
+}
+
 /// A batch; it owns the memory of the arrays made of it.
 #[pyclass(module = "bt_stream._native", frozen)]
 struct Batch {
@@ -233,7 +334,7 @@ struct Batch {
 /// A batch's memory: the loader's own, or, where Python holds enough of that already, a copy. So a
 /// list of batches never stops the loader's threads.
 enum Data {
-    Own(bt_pipeline::Batch, Arc<AtomicUsize>),
+    Own(Rooted<bt_pipeline::Batch>, Arc<AtomicUsize>),
     Copied(Copied),
 }
 
@@ -278,7 +379,10 @@ impl Drop for Data {
 impl Batch {
     fn parts(&self) -> (&bt_pipeline::BatchSpec, usize, *const u8) {
         match &self.data {
-            Data::Own(batch, _) => (batch.spec(), batch.size, batch.as_bytes().as_ptr()),
+            Data::Own(batch, _) => {
+                let batch = batch.anywhere();
+                (batch.spec(), batch.size, batch.as_bytes().as_ptr())
+            }
             Data::Copied(copy) => (&copy.spec, copy.size, copy.bytes.as_ptr().cast()),
         }
     }
@@ -290,7 +394,7 @@ impl Batch {
     #[getter]
     fn place(&self) -> (u64, u64) {
         match &self.data {
-            Data::Own(batch, _) => (batch.epoch, batch.index),
+            Data::Own(batch, _) => (batch.anywhere().epoch, batch.anywhere().index),
             Data::Copied(copy) => (copy.epoch, copy.index),
         }
     }
@@ -299,7 +403,7 @@ impl Batch {
     #[getter]
     fn labels(&self) -> Vec<i64> {
         let labels = match &self.data {
-            Data::Own(batch, _) => &batch.labels,
+            Data::Own(batch, _) => &batch.anywhere().labels,
             Data::Copied(copy) => &copy.labels,
         };
         let signed = |label: &u32| match *label {
@@ -313,7 +417,7 @@ impl Batch {
     #[getter]
     fn samples(&self) -> Vec<u64> {
         match &self.data {
-            Data::Own(batch, _) => batch.samples.clone(),
+            Data::Own(batch, _) => batch.anywhere().samples.clone(),
             Data::Copied(copy) => copy.samples.clone(),
         }
     }

@@ -13,6 +13,8 @@ import json
 import os
 import pathlib
 import re
+import select
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -34,11 +36,12 @@ def cargo(*arguments):
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Files by HTTP, whole or in parts; 403 while the server refuses."""
+    """Files by HTTP, whole or in parts; nothing while the server stalls, 403 while it refuses."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        self.server.answers.wait(20)
         if self.server.refuses:
             return self.send_error(403)
         path = self.translate_path(self.path)
@@ -101,10 +104,45 @@ class LoaderTest(unittest.TestCase):
         """A server of the shards, and their URL."""
         handler = functools.partial(Ranges, directory=self.shards)
         with Server(("127.0.0.1", 0), handler) as server:
-            server.refuses = False
+            server.answers, server.refuses = threading.Event(), False
+            server.answers.set()
             threading.Thread(target=server.serve_forever, daemon=True).start()
             yield server, f"http://127.0.0.1:{server.server_port}/train-{{000000..000001}}.tar"
+            server.answers.set()
             server.shutdown()
+
+    @contextlib.contextmanager
+    def interrupted(self):
+        """Its body is to be ended by a Ctrl-C that comes soon."""
+        timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+        start = time.monotonic()
+        timer.start()
+        try:
+            with self.assertRaises(KeyboardInterrupt):
+                yield
+        finally:
+            timer.cancel()
+        self.assertLess(time.monotonic() - start, 5)
+
+    def in_a_child(self, body):
+        """What `body` gives in a forked child, or its error, as text."""
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                text = str(body())
+            except BaseException as error:
+                text = f"{type(error).__name__}: {error}"
+            os.write(writer, text.encode())
+            os._exit(0)
+        os.close(writer)
+        try:
+            self.assertTrue(select.select([reader], [], [], 30)[0], "the child hangs")
+            return os.read(reader, 1 << 16).decode()
+        finally:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            os.close(reader)
 
     def assert_same(self, some, others):
         self.assertEqual(len(some), len(others))
@@ -208,6 +246,62 @@ class LoaderTest(unittest.TestCase):
                     self.assertEqual(loader.stats()["network"] > 0, settings is not warm)
                     if settings is cold:
                         self.wait_for_files(cache)
+
+    @unittest.skipUnless(hasattr(os, "fork"), "no fork")
+    def test_a_forked_child_is_told_to_make_its_own_loader_and_may(self):
+        def digest(loader):
+            return [float(a.sum()) for a, b in self.batches(loader, 5)]
+
+        def child(loader, shards):
+            # What was made before the fork can be let go of, and what is in memory is still there.
+            with self.assertRaisesRegex(RuntimeError, "make it after the fork"):
+                next(iter(loader))
+            kept.clear()
+            self.assertEqual(len(loader), 4)
+            return digest(self.loader(shards))
+
+        expected = str(digest(self.loader()))
+        with self.served() as (_, url):
+            for shards in (self.shards, url):
+                # With threads that run, and before there are any.
+                for taken in (1, 0):
+                    loader = self.loader(shards)
+                    kept = list(itertools.islice(loader, taken))
+                    self.assertEqual(self.in_a_child(lambda: child(loader, shards)), expected)
+                    self.assertEqual(len(self.batches(loader, 4 - taken)), 4 - taken)
+
+    def test_ctrl_c_ends_the_wait_for_a_server_and_no_batch_is_lost(self):
+        expected = self.batches(self.loader(), 4)
+        with self.served() as (server, url):
+            server.answers.clear()
+            with self.interrupted():
+                self.loader(url)
+            server.answers.set()
+            loader = self.loader(url, resume={**self.loader().state_dict(), "batch": 1})
+            server.answers.clear()
+            with self.interrupted():
+                next(iter(loader))
+            self.assertEqual(loader.state_dict()["batch"], 1)
+            server.answers.set()
+            self.assert_same(self.batches(loader, 3), expected[1:])
+
+    def test_statistics_can_be_asked_for_while_a_batch_is_awaited(self):
+        with self.served() as (server, url):
+            loader = self.loader(url)
+            server.answers.clear()
+            waiting = threading.Thread(target=lambda: next(iter(loader)))
+            waiting.start()
+            until = time.monotonic() + 10
+            while loader.stats().get("wait_for_data", 0) < 0.1:
+                self.assertLess(time.monotonic(), until)
+                time.sleep(0.02)
+            self.assertEqual(loader.stats()["batches"], 0)
+            # Two loops over one loader would each get half of the batches.
+            with self.assertRaisesRegex(RuntimeError, "another thread waits"):
+                next(iter(loader))
+            server.answers.set()
+            waiting.join()
+            self.assertEqual(loader.state_dict()["batch"], 1)
 
     def test_a_loop_after_an_error_begins_with_the_same_batch(self):
         expected = self.batches(self.loader(), 4)

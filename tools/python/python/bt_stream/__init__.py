@@ -12,7 +12,9 @@ The arrays are the loader's own memory, not copies: `torch.from_numpy(view_a)` a
 `torch.from_dlpack(view_a)` share it, and the loader has it back when the last array or tensor over it is
 gone. A loop that lets go of its batches never copies; who keeps many gets copies, and never waits for ever.
 
-An error costs no batch: the next loop begins with the one that was awaited.
+A loader's threads are in the process that made it. A forked child makes its own; a loop over its parent's
+raises RuntimeError. Ctrl-C ends every wait, and an error or Ctrl-C costs no batch: the next loop begins with
+the one that was awaited.
 """
 
 from __future__ import annotations
@@ -204,4 +206,5 @@ class Loader:
 
     def stats(self) -> dict:
         """Seconds by stage, added up over threads, and counts, since the stream was started."""
-        return {} if self._stream is None else self._stream.stats()
+        stream = self._stream
+        return {} if stream is None else stream.stats()
