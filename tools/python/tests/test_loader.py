@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import unittest
+import unittest.mock
 
 import numpy as np
 
@@ -381,6 +382,28 @@ class LoaderTest(unittest.TestCase):
         np.testing.assert_array_equal(first.numpy(), a)
         with self.assertRaisesRegex(RuntimeError, "num_workers=0"):
             next(iter(torch.utils.data.DataLoader(data, batch_size=None, num_workers=1)))
+
+    def test_pytorch_pins_in_the_training_thread_and_takes_no_batch_ahead(self):
+        try:
+            import torch
+
+            import bt_stream.torch
+        except ImportError:
+            self.skipTest("no torch")
+        threads = []
+
+        def pin(data, device):
+            threads.append(threading.current_thread())
+            return data
+
+        data = bt_stream.torch.PairDataset(self.loader())
+        # Where there is no GPU PyTorch pins nothing.
+        with unittest.mock.patch.multiple(
+                "torch.accelerator", is_available=lambda: True, current_accelerator=lambda: torch.device("cuda")), \
+                unittest.mock.patch("torch.utils.data._utils.pin_memory.pin_memory", pin):
+            for number, _ in enumerate(torch.utils.data.DataLoader(data, batch_size=None, pin_memory=True), start=1):
+                self.assertEqual(data.state_dict()["epoch"] * 4 + data.state_dict()["batch"], number)
+        self.assertEqual(threads, [threading.main_thread()] * 4)
 
 
 if __name__ == "__main__":

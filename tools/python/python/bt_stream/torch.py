@@ -5,7 +5,8 @@
 >>> for view_a, view_b in loader: ...
 
 The threads are the loader's own: ``num_workers`` stays 0. Tensors share the loader's memory; with
-``pin_memory`` PyTorch copies them into pinned memory, in a thread of its own.
+``pin_memory`` PyTorch copies them into pinned memory, in the thread that trains, since there are no workers: each
+step waits for the copy of its batch, and the next ones are being loaded meanwhile.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class PairDataset(IterableDataset):
         self.loader.set_epoch(epoch)
 
     def state_dict(self) -> dict:
-        """See :meth:`bt_stream.Loader.state_dict`. With ``pin_memory`` PyTorch fetches a few batches ahead; take
-        the state between epochs then."""
+        """See :meth:`bt_stream.Loader.state_dict`. It may be taken after any batch: without workers PyTorch takes
+        none ahead, with ``pin_memory`` neither."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
