@@ -219,7 +219,8 @@ impl Feeder {
         Ok(())
     }
 
-    /// Reads shard `shard` up to and including `sample`, and keeps that one.
+    /// Reads shard `shard` up to and including `sample`, and keeps that one; none when the stream is
+    /// dropped meanwhile.
     fn read_on(&mut self, shard: usize, sample: u64) -> Result<()> {
         let Streaming { streams, held, held_bytes, .. } = &mut self.streaming;
         let start = Instant::now();
@@ -234,6 +235,10 @@ impl Feeder {
         let mut owned = OwnedSample::default();
         let mut outcome = Ok(true);
         while *next <= sample {
+            // The way to a position may be most of a shard.
+            if self.outlets.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
             outcome = stream.next_into(&mut owned);
             *next += 1;
             match &outcome {

@@ -254,6 +254,32 @@ fn dropping_a_stream_early_ends_its_threads() {
 }
 
 #[test]
+fn a_stream_on_its_way_to_a_position_ends_when_it_is_dropped() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for sample in 0..100_000 {
+        let image = b"P6 1 1 255\n\x10\x20\x30";
+        let mut header = tar::Header::new_ustar();
+        header.set_size(image.len() as u64);
+        tar.append_data(&mut header, format!("{sample}.ppm"), &image[..]).unwrap();
+    }
+    let shard = zstd::encode_all(&*tar.into_inner().unwrap(), 1).unwrap();
+    std::fs::write(folder.path().join("a.tar.zst"), shard).unwrap();
+    let config = LoaderConfig { shuffle: Shuffle::None, ..config(32) };
+    let loader = Loader::new(open(folder.path()), config).unwrap();
+    let from = Position { epoch: 0, batch: loader.batches_per_epoch() - 1 };
+    let start = std::time::Instant::now();
+    let mut stream = loader.start(from, 1).unwrap();
+    assert_eq!(stream.next().unwrap().unwrap().samples[31], 99_999);
+    let whole = start.elapsed();
+    let stream = loader.start(from, 1).unwrap();
+    std::thread::sleep(whole / 20);
+    let start = std::time::Instant::now();
+    drop(stream);
+    assert!(start.elapsed() < whole / 3, "{:?} of {whole:?}", start.elapsed());
+}
+
+#[test]
 fn what_cannot_be_met_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
