@@ -18,7 +18,7 @@ use bt_stream::signals::Stop;
 use bt_stream::train::{Intake, train};
 use candle_core::Device;
 
-use common::{bt_stream, tiny_shards, tiny_study};
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards, tiny_study};
 
 /// Writes shards of `images` images and returns what names them.
 fn shards(dir: &Path, images: u64, side: usize) -> String {
@@ -161,6 +161,25 @@ fn a_cuda_device_takes_a_studys_cells_one_at_a_time_and_their_first_steps() {
     assert!(!done && said.contains("--jobs 1"), "{said}");
     let (done, said) = with(&["--first-step", "8", "--set", "train.precision='bf16'"]);
     assert!(done, "{said}");
+}
+
+#[test]
+fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
+    let Some((device, _)) = cuda() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(dir.path());
+    // What is fastest differs between the processes: by this variable where CUDA is stood in for.
+    let weights = |name: &str, stopwatch: Option<&str>| {
+        let run = dir.path().join(name);
+        let mut command = tiny_run(&shards, &run);
+        command.args(["--set", &format!("train.device='{device}'")]);
+        command.args(["--set", "train.deterministic=true", "--set", "train.epochs=1"]);
+        command.envs(stopwatch.map(|value| ("STAND_IN_STOPWATCH", value)));
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        newest_weights(&run)
+    };
+    assert!(weights("one", None) == weights("other", Some("1")));
 }
 
 /// Without a device: what the comparison above can see. Rounding errors do not grow to its tolerance, and a

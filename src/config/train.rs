@@ -29,7 +29,8 @@ pub struct TrainConfig {
     /// Element type of activations and factors: `f32`, or `bf16` on a CUDA device. Weights, statistics
     /// and sums are f32 either way.
     pub precision: Precision,
-    /// On a CUDA device, only algorithms that give the same bits each time. The CPU always does.
+    /// On a CUDA device, only algorithms that give the same bits each time, in any process: not the
+    /// fastest. The CPU always does.
     pub deterministic: bool,
     /// On a CUDA device, record the step once and ask for it as a whole from then on.
     pub cuda_graph: bool,

@@ -1,9 +1,10 @@
 //! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, in place where the
-//! result is not added to another; the fastest stays, with the workspace that it wants.
+//! result is not added to another; the fastest stays, with the workspace that it wants. Where results have to
+//! repeat the stopwatch has no say: algorithms that each give the same bits every time differ from each
+//! other, and a process that resumes a run would take another than the one that began it.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::cudnn::{result, sys};
@@ -18,8 +19,13 @@ use crate::nn::engine::EngineOptions;
 /// search and for what was found: captured steps hold its address.
 const MOST_WORKSPACE: usize = 256 << 20;
 
-/// Algorithms of a pass that are timed at most.
-const MOST_TRIED: usize = 8;
+/// Results of a search that there is room for. The ways that a layer may not take come among them, and the
+/// fast ones first: 8 algorithms, each with up to three kinds of arithmetic.
+const MOST_RESULTS: usize = 32;
+
+/// The number, in all three passes, of the implicit product with precomputed indices: of those algorithms that
+/// give the same bits each time and work for any shape, the fastest by far.
+const PRECOMPUTED: u32 = 1;
 
 /// A cuDNN handle on one stream, and what was found for each convolution.
 pub struct Dnn {
@@ -57,6 +63,16 @@ struct Timed {
     way: Way,
     memory: usize,
     math: sys::cudnnMathType_t,
+    /// The algorithm's number.
+    number: u32,
+}
+
+impl Timed {
+    /// What is taken first where results have to repeat, in any process.
+    fn order(&self) -> impl Ord + use<> {
+        let tensor_cores = self.math == sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH;
+        (self.number != PRECOMPUTED, self.number, !tensor_cores)
+    }
 }
 
 impl Dnn {
@@ -158,16 +174,17 @@ impl Dnn {
     fn plan(&mut self, call: &ConvCall, half: bool) -> Result<Plan> {
         let s = call.shape;
         let mut plan = descriptors(s, half)?;
-        let timed = self.fastest(call, &plan)?;
+        let timed = self.choose(call, &plan)?;
         (plan.way, plan.workspace) = (timed.way, timed.memory);
         // SAFETY: the descriptor is this plan's own.
         unsafe { result::set_convolution_math_type(plan.conv, timed.math) }.map_err(failed)?;
         Ok(plan)
     }
 
-    /// Times the pass's algorithms. The result goes where the caller's goes, which is written next; to
-    /// memory of its own where it will be added to what the caller's holds.
-    fn fastest(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
+    /// Times the pass's algorithms and takes the fastest, or the first by [`Timed::order`]. The result goes
+    /// where the caller's goes, which is written next; to memory of its own where it will be added to what
+    /// the caller's holds.
+    fn choose(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
         let out = match call.pass {
             ConvPass::Forward => call.y,
             ConvPass::Input => call.x,
@@ -181,35 +198,44 @@ impl Dnn {
         let result_at = result_at.as_ref().map_or(out.addr, |(addr, _)| *addr) as *mut c_void;
         let at = |addr: u64| addr as *const c_void;
         let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
-        let (handle, tried) = (self.handle, MOST_TRIED as i32);
+        let (handle, most) = (self.handle, MOST_RESULTS as i32);
         let mut count = 0;
         // SAFETY, of the calls: descriptors and spans belong together as in `conv`; results go to
-        // memory of the output's bytes; at most `tried` entries are written, and cuDNN has
+        // memory of the output's bytes; at most `most` entries are written, and cuDNN has
         // filled the first `count` of them.
         macro_rules! time {
             ($way:path, $perf:ty, $find:path, $($given:expr),*) => {{
-                let mut found = [const { MaybeUninit::<$perf>::uninit() }; MOST_TRIED];
-                let entries = found.as_mut_ptr().cast();
+                let mut found = Vec::<$perf>::with_capacity(MOST_RESULTS);
+                let entries = found.as_mut_ptr();
                 // SAFETY: as said above.
                 let status = unsafe {
                     $find(
-                        handle, $($given),*, result_at, tried, &mut count, entries, space_at,
+                        handle, $($given),*, result_at, most, &mut count, entries, space_at,
                         MOST_WORKSPACE,
                     )
                 };
                 status.result().map_err(failed)?;
                 // SAFETY: as said above.
-                let found = found[..count as usize].iter().map(|f| unsafe { f.assume_init_read() });
+                unsafe { found.set_len(count.clamp(0, most) as usize) };
                 let fits = |f: &$perf| {
                     f.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
                         && self.allowed(f.determinism, f.mathType, call.x.dtype)
                 };
-                let timed = |f: $perf| Timed { way: $way(f.algo), memory: f.memory, math: f.mathType };
-                // They come in the order of their times.
-                found.filter(fits).map(timed).next()
+                let timed = |f: $perf| Timed {
+                    way: $way(f.algo),
+                    memory: f.memory,
+                    math: f.mathType,
+                    number: f.algo as u32,
+                };
+                let mut found = found.into_iter().filter(fits).map(timed);
+                match self.deterministic {
+                    true => found.min_by_key(Timed::order),
+                    // They come in the order of their times.
+                    false => found.next(),
+                }
             }};
         }
-        let fastest = match call.pass {
+        let chosen = match call.pass {
             ConvPass::Forward => time!(
                 Way::Forward,
                 sys::cudnnConvolutionFwdAlgoPerf_t,
@@ -244,7 +270,7 @@ impl Dnn {
                 plan.w
             ),
         };
-        match fastest {
+        match chosen {
             Some(found) => Ok(found),
             None => bail!("cuDNN has no algorithm for {:?} of {:?}", call.pass, call.shape),
         }

@@ -261,7 +261,9 @@ fn result_of(call: &ConvCall) -> Span {
     }
 }
 
-/// Of the algorithms the first is not to be had, the second is fast and not deterministic.
+/// Of the algorithms number 2 is not to be had; number 1 is fast, not deterministic and there in more ways than
+/// cuDNN has algorithms; 0 and 3 are deterministic and differ in the last bit. Which of these two is the
+/// faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3.
 fn find(
     call: Option<Call>,
     most: c_int,
@@ -288,11 +290,13 @@ fn find(
         return EXECUTION_FAILED;
     }
     let fast = if call.x.dtype == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
-    let found = [
-        (2, NOT_SUPPORTED, -1.0, 0, 0, fast),
-        (1, SUCCESS, 0.5, WORKSPACE, 0, fast),
-        (0, SUCCESS, 1.0, 0, 1, FMA_MATH),
-    ];
+    let mut found = vec![(2, NOT_SUPPORTED, -1.0, 0, 0, fast)];
+    found.extend([(1, SUCCESS, 0.5, WORKSPACE, 0, fast); 8]);
+    let (zero, three) = ((0, SUCCESS, 1.0, 0, 1, FMA_MATH), (3, SUCCESS, 1.0, 0, 1, FMA_MATH));
+    found.extend(match std::env::var_os("STAND_IN_STOPWATCH") {
+        None => [zero, three],
+        Some(_) => [three, zero],
+    });
     let found = found.into_iter().take(most.max(0) as usize);
     count.write(0, found.len() as c_int);
     for (nth, (algorithm, status, time, memory, determinism, math)) in found.enumerate() {
@@ -317,7 +321,7 @@ fn convolve(
     };
     let (alpha, beta) = (alpha.read(0), beta.read(0));
     let wanted = match algorithm {
-        0 => 0,
+        0 | 3 => 0,
         1 => WORKSPACE,
         _ => return NOT_SUPPORTED,
     };
@@ -335,7 +339,14 @@ fn convolve(
         if wanted > 0 {
             memory.bytes("convolution's workspace", space, wanted)?.fill(0xCD);
         }
-        emulator.conv(&call).map_err(|error| error.to_string())
+        emulator.conv(&call).map_err(|error| error.to_string())?;
+        let out = result_of(&call);
+        if algorithm == 3 && !half {
+            // The lowest bit of each little-endian float: as if its terms were added in another order.
+            let bytes = memory.bytes("convolution", out.addr, out.bytes())?;
+            bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
+        }
+        Ok(())
     });
     device().push(stream, op).map_or(EXECUTION_FAILED, |()| SUCCESS)
 }

@@ -10,8 +10,9 @@
 //!   memory too, and no byte behind an allocation may change.
 //! - Pinned memory is read and written when a copy is done, other memory when it is asked for.
 //! - While a stream is recorded, whatever would wait, allocate or read the host's memory is an error.
-//! - Of cuDNN's algorithms the first is not to be had, the second is not deterministic and scribbles over
-//!   its workspace, and a search scribbles over the result.
+//! - Of cuDNN's algorithms one is not to be had, the fast ones are not deterministic and scribble over their
+//!   workspace, the rest differ in the last bit and are the faster by turns, and a search scribbles over
+//!   the result.
 //!
 //! What a call means is written here from the same documentation as the code that makes it: a misreading
 //! would be in both. A GPU alone can tell.
