@@ -38,15 +38,23 @@ pub struct Scatter {
 impl Panels {
     /// Packs the transpose of `w`, `[cols][runs][run]`: `B[k][j] = w[j][k]`, each run filled up to whole
     /// chunks.
+    ///
+    /// A column's 16 k of a chunk at a time: one line of `w`, read once. The other order, k by k over a panel's
+    /// columns, comes back to each of 32 lines 16 times, and where columns lie a power of two apart
+    /// they all want the same few places in the first-level cache.
     pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, runs: usize, run: usize) {
-        let padded = run.next_multiple_of(CHUNK);
-        self.fill(isa, cols, runs * padded, |k, j0, line| {
-            let (r, i) = (k / padded, k % padded);
-            if i >= run {
-                return line.fill(0.0);
+        let in_run = run.div_ceil(CHUNK);
+        self.fill(isa, cols, runs * in_run, |chunk, columns, width, block| {
+            let (r, i) = (chunk / in_run, chunk % in_run * CHUNK);
+            let len = CHUNK.min(run - i);
+            if len < CHUNK || columns.len() < width {
+                block.fill(0.0);
             }
-            for (j, v) in line.iter_mut().enumerate() {
-                *v = w[((j0 + j) * runs + r) * run + i];
+            for (j, column) in columns.enumerate() {
+                let at = (column * runs + r) * run + i;
+                for (line, v) in block.chunks_exact_mut(width).zip(&w[at..at + len]) {
+                    line[j] = *v;
+                }
             }
         });
     }
@@ -60,10 +68,16 @@ impl Panels {
         (o, kernel, i): (usize, usize, usize),
         taps: &[usize],
     ) {
-        self.fill(isa, i, taps.len() * o, |k, j0, line| {
-            let (t, out) = (taps[k / o], k % o);
-            let at = (out * kernel + t) * i + j0;
-            line.copy_from_slice(&w[at..at + line.len()]);
+        let depth = taps.len() * o;
+        self.fill(isa, i, depth.div_ceil(CHUNK), |chunk, columns, width, block| {
+            for (k, line) in (chunk * CHUNK..).zip(block.chunks_exact_mut(width)) {
+                let (values, rest) = line.split_at_mut(if k < depth { columns.len() } else { 0 });
+                if k < depth {
+                    let at = (k % o * kernel + taps[k / o]) * i + columns.start;
+                    values.copy_from_slice(&w[at..at + values.len()]);
+                }
+                rest.fill(0.0);
+            }
         });
     }
 
@@ -110,14 +124,15 @@ impl Panels {
         (j0, cols, &self.data.filled(end)[at..end])
     }
 
+    /// Makes panels of `chunks` chunks over `cols` columns. `f` writes one chunk of a panel, all of it: it gets
+    /// the chunk, the panel's columns, the width that they are filled up to, and `[CHUNK][width]`.
     fn fill(
         &mut self,
         isa: Isa,
         cols: usize,
-        depth: usize,
-        line: impl Fn(usize, usize, &mut [f32]) + Sync + Send,
+        chunks: usize,
+        f: impl Fn(usize, Range<usize>, usize, &mut [f32]) + Sync + Send,
     ) {
-        let chunks = depth.div_ceil(CHUNK);
         let nr = isa.nr();
         let panels = cols.div_ceil(nr);
         let last = isa.width(cols - (panels - 1) * nr);
@@ -133,12 +148,8 @@ impl Panels {
                 let at = data.at(j0 * chunks * CHUNK);
                 std::slice::from_raw_parts_mut(at, chunks * CHUNK * width)
             };
-            for (k, out) in panel.chunks_exact_mut(width).enumerate() {
-                let (values, rest) = out.split_at_mut(if k < depth { used } else { 0 });
-                if k < depth {
-                    line(k, j0, values);
-                }
-                rest.fill(0.0);
+            for (chunk, block) in panel.chunks_exact_mut(CHUNK * width).enumerate() {
+                f(chunk, j0..j0 + used, width, block);
             }
         });
     }
@@ -278,5 +289,41 @@ impl Product<'_> {
             let (y, x) = (y * s.stride + s.origin.0, x * s.stride + s.origin.1);
             self.dst.at(((image * s.size.0 + y) * s.size.1 + x) * self.panels.cols)
         }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Widths and runs that fill neither panels nor chunks, in a buffer that held something else.
+    #[test]
+    fn packed_panels_are_the_transpose_with_zeros_around_it() {
+        for isa in Isa::all() {
+            let mut panels = Panels::default();
+            panels.pack_transposed(isa, &vec![f32::NAN; 80 * 96], 80, 2, 48);
+            for (cols, runs, run) in [(1, 1, 1), (16, 3, 16), (33, 9, 3), (40, 2, 17), (70, 1, 40)]
+            {
+                let w: Vec<f32> = (1..=cols * runs * run).map(|v| v as f32).collect();
+                panels.pack_transposed(isa, &w, cols, runs, run);
+                let padded = run.next_multiple_of(CHUNK);
+                assert_eq!(panels.chunks(), runs * padded / CHUNK);
+                for p in 0..cols.div_ceil(isa.nr()) {
+                    let (j0, used, found) = panels.panel(isa, p, 0..panels.chunks());
+                    let width = isa.width(used);
+                    assert_eq!(found.len(), runs * padded * width);
+                    for (at, found) in found.iter().enumerate() {
+                        let (k, j) = (at / width, at % width);
+                        let (r, i) = (k / padded, k % padded);
+                        let there = j < used && i < run;
+                        let wanted = if there { w[((j0 + j) * runs + r) * run + i] } else { 0.0 };
+                        assert_eq!(
+                            *found, wanted,
+                            "{isa:?}, {cols} x {runs} x {run}: {k}, {j0} + {j}"
+                        );
+                    }
+                }
+            }
+        }
     }
 }
