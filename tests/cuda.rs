@@ -16,7 +16,7 @@ use bt_stream::metrics::{Line, METRICS_FILE};
 use bt_stream::nn::storage;
 use bt_stream::signals::Stop;
 use bt_stream::train::{Intake, train};
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 use common::{bt_stream, newest_weights, tiny_run, tiny_shards, tiny_study};
 
@@ -180,6 +180,15 @@ fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
         newest_weights(&run)
     };
     assert!(weights("one", None) == weights("other", Some("1")));
+}
+
+#[test]
+fn a_cuda_devices_run_is_evaluated_where_there_are_fewer_of_them() {
+    let Some(_) = cuda() else { return };
+    let config = TrainConfig { device: "cuda:63".into(), ..Default::default() };
+    assert!(bt_stream::train::device(&config).is_err(), "training falls back to nothing");
+    let device = bt_stream::train::evaluation_device(&config).unwrap();
+    assert_eq!(device.location(), DeviceLocation::Cuda { gpu_id: 0 });
 }
 
 /// Without a device: what the comparison above can see. Rounding errors do not grow to its tolerance, and a

@@ -1,5 +1,7 @@
 //! From `train.device` and `train.precision` to a device.
 
+use std::sync::Once;
+
 use anyhow::{Result, bail};
 use candle_core::Device;
 
@@ -33,20 +35,45 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
     }
 }
 
-/// [`device`], for evaluation: a run that was trained on a CUDA device is measured on the CPU, in f32, where
-/// this build or machine has none, and standard error says so.
+/// [`device`], for evaluation: a run that was trained on a CUDA device which is not here is measured on the
+/// first one, or on the CPU, in f32, where this build or machine has none; standard error says so, once.
 ///
 /// # Errors
 /// As [`device`].
 pub fn evaluation_device(config: &TrainConfig) -> Result<Device> {
-    if cuda_is_here() {
+    static SAID: Once = Once::new();
+    let (here, named) = (devices_here(), config.named_device()?);
+    if let (Named::Cuda(number), true) = (named, here > 0)
+        && number >= here
+    {
+        let first = "cuda:0".to_owned();
+        SAID.call_once(|| {
+            eprintln!("there is no {} here, as the run had: evaluated on {first}", config.device)
+        });
+        return device(&TrainConfig { device: first, ..config.clone() });
+    }
+    if here > 0 {
         return device(config);
     }
     let cpu = TrainConfig { device: "cpu".into(), precision: Precision::F32, ..config.clone() };
-    if config.device.starts_with("cuda") || config.precision != Precision::F32 {
-        eprintln!("there is no CUDA device here, as the run had: evaluated on the CPU, in f32");
+    if matches!(named, Named::Cuda(_)) || config.precision != Precision::F32 {
+        SAID.call_once(|| {
+            eprintln!("there is no CUDA device here, as the run had: evaluated on the CPU, in f32");
+        });
     }
     device(&cpu)
+}
+
+/// CUDA devices of this machine that this build can use.
+fn devices_here() -> usize {
+    #[cfg(feature = "cuda")]
+    {
+        crate::nn::cuda::count()
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        0
+    }
 }
 
 /// Whether this build can look for a driver, and finds one.

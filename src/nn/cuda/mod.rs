@@ -40,6 +40,12 @@ pub fn present() -> bool {
     device::present()
 }
 
+/// How many CUDA devices there are; none where there is no driver, or one that does not start.
+#[cfg(feature = "cuda")]
+pub fn count() -> usize {
+    device::count()
+}
+
 /// As with the feature `cuda`: always an error.
 ///
 /// # Errors

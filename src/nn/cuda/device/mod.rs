@@ -44,6 +44,12 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
+/// Devices of this machine.
+pub fn count() -> usize {
+    let count = || driver::CudaContext::device_count();
+    if present() { count().map_or(0, |count| count.max(0) as usize) } else { 0 }
+}
+
 /// The libraries beside the driver: cudarc would panic at the first call into one that is missing.
 fn check_libraries() -> Result<()> {
     use candle_core::cuda_backend::cudarc::{cublas, cudnn, curand};
