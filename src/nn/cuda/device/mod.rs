@@ -82,6 +82,7 @@ pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
         );
     }
     check_libraries()?;
+    wait_asleep(number)?;
     let device = Device::new_cuda_with_stream(number)?;
     let cuda = device.as_cuda_device()?;
     // SAFETY: one stream computes on all tensors; the upload stream's buffers are ordered by its
@@ -113,6 +114,21 @@ pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
         stream,
     };
     Ok((device, gpu))
+}
+
+/// Has threads that wait for the device sleep: a step ends in one wait for all of it, and the core that the
+/// driver would keep busy meanwhile is the loader's. To be said before the device's context is made; by
+/// this call and not the context's own, which drivers before 12.1 lack.
+fn wait_asleep(number: usize) -> Result<()> {
+    let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
+    driver::result::init().map_err(Error::wrap)?;
+    let device = driver::result::device::get(number as i32).map_err(Error::wrap)?;
+    // SAFETY: a plain call without pointers.
+    match unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, flags) } {
+        // Made by somebody else in this process, who chose how to wait: no reason to do without the device.
+        sys::CUresult::CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE => Ok(()),
+        status => status.result().map_err(Error::wrap),
+    }
 }
 
 /// Has the driver keep what is freed for the next allocation, instead of giving it back at the next wait.

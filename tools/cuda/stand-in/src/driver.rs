@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bt_stream::nn::cuda::emulate::Emulator;
 use bt_stream::nn::cuda::{Arg, Backend, Launch};
@@ -17,6 +18,11 @@ const INVALID_HANDLE: c_int = 400;
 const NOT_FOUND: c_int = 500;
 const LAUNCH_FAILED: c_int = 719;
 const NOT_WHILE_RECORDING: c_int = 900;
+
+/// A flag of contexts.
+const SCHED_BLOCKING_SYNC: c_uint = 4;
+/// Whether it was given to the device's.
+static WAITS_ASLEEP: AtomicBool = AtomicBool::new(false);
 
 type Done = Result<(), Refusal>;
 
@@ -78,7 +84,16 @@ exported! {
         give(to, value)
     }
 
+    fn cuDevicePrimaryCtxSetFlags_v2(_device: c_int, flags: c_uint) -> c_int {
+        WAITS_ASLEEP.store(flags & SCHED_BLOCKING_SYNC != 0, Ordering::Relaxed);
+        SUCCESS
+    }
+
     fn cuDevicePrimaryCtxRetain(to: Given<usize>, _device: c_int) -> c_int {
+        if !WAITS_ASLEEP.load(Ordering::Relaxed) {
+            say("a context in which waits keep a core busy");
+            return INVALID_VALUE;
+        }
         give(to, 1)
     }
 

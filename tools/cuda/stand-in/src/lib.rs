@@ -9,6 +9,7 @@
 //! - Addresses must lie in memory that is allocated when the work is done; fresh memory holds NaN, freed
 //!   memory too, and no byte behind an allocation may change.
 //! - Pinned memory is read and written when a copy is done, other memory when it is asked for.
+//! - A context whose waits keep a core busy is not to be had.
 //! - While a stream is recorded, whatever would wait, allocate or read the host's memory is an error.
 //! - Of cuDNN's algorithms one is not to be had, the fast ones are not deterministic and scribble over their
 //!   workspace, the rest differ in the last bit and are the faster by turns, and a search scribbles over
