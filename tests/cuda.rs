@@ -164,6 +164,40 @@ fn a_cuda_device_takes_a_studys_cells_one_at_a_time_and_their_first_steps() {
 }
 
 #[test]
+fn a_cuda_device_computes_in_any_way_within_one_process() {
+    let Some((device, _)) = cuda() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 1, batch_size = 48 }
+[[cells]]
+name = "f32"
+[[cells]]
+name = "bf16"
+config.train.precision = "bf16"
+[[cells]]
+name = "repeats"
+config.train.deterministic = true
+config.train.cuda_graph = false
+"#;
+    let study = dir.path().join("ways.toml");
+    let text = tiny_study(&tiny_shards(dir.path()), rest).replace("seeds = [0, 1]", "seeds = [0]");
+    std::fs::write(&study, text).unwrap();
+    let said = |command: &mut std::process::Command| {
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    let out = dir.path().join("out");
+    let on = format!("train.device='{device}'");
+    said(bt_stream().arg("study").arg(&study).arg("--dir").arg(&out).args(["--set", &on]));
+    let runs = ["f32", "bf16", "repeats"].map(|name| out.join(format!("cells/{name}.seed-0")));
+    let page = dir.path().join("report.html");
+    let said = said(bt_stream().arg("report").args(&runs).arg("--out").arg(page));
+    assert!(!said.contains("without pictures"), "{said}");
+}
+
+#[test]
 fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
     let Some((device, _)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();

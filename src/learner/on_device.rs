@@ -85,9 +85,10 @@ impl Learner {
     }
 
     /// Asks for a step while it is recorded, then for the recording; without recording where the
-    /// device has none.
+    /// device has none or `train.cuda_graph` wants none.
     fn record(&mut self, step: &mut DeviceStep, images: &Tensor) -> Result<Tensor> {
-        let Some(backend) = step.engine.shared_backend() else {
+        let backend = step.engine.shared_backend().filter(|_| step.engine.options().graphs);
+        let Some(backend) = backend else {
             return self.ask_for(step, images);
         };
         let mut made = None;

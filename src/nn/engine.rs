@@ -2,9 +2,10 @@
 //!
 //! Layers, parameters and workspaces are made for a candle device and ask [`Engine::of`] what it can
 //! do. The CPU computes in f32 by [`super::cpu`]. A CUDA device is opened once per process, by
-//! [`Engine::open`], with a precision; from then on everything on it goes through its
-//! [`Backend`]. Opened devices are the process's only shared state beside rayon's threads: so is
-//! the driver's context that they stand for.
+//! [`Engine::open`]; from then on everything on it goes through its [`Backend`], which knows nothing of
+//! precision and other options. Those are the engine's: a device that is opened again with others gives
+//! another engine over the same backend, and what was made before keeps its own. Opened devices are the
+//! process's only shared state beside rayon's threads: so is the driver's context that they stand for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -29,7 +30,7 @@ pub enum Precision {
     Bf16,
 }
 
-/// How a CUDA device is opened.
+/// How a CUDA device computes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Element type of activations.
@@ -54,7 +55,7 @@ impl std::fmt::Debug for Engine {
     }
 }
 
-/// Engines of CUDA devices by number.
+/// The latest engine of each CUDA device, by number.
 fn opened() -> &'static Mutex<HashMap<usize, Engine>> {
     static OPENED: OnceLock<Mutex<HashMap<usize, Engine>>> = OnceLock::new();
     OPENED.get_or_init(Mutex::default)
@@ -70,7 +71,7 @@ impl Engine {
         Self { device: Device::Cpu, backend: None, options: EngineOptions::default() }
     }
 
-    /// The engine of `device`.
+    /// The engine of `device`; of a CUDA device the one that [`Engine::open`] gave last.
     ///
     /// # Errors
     /// A CUDA device that [`Engine::open`] did not give, or a device of another kind.
@@ -88,21 +89,20 @@ impl Engine {
         }
     }
 
-    /// Opens CUDA device `number`, or gives the engine that it has.
+    /// Opens CUDA device `number`, or takes it as it is open already. What is made for it from now on
+    /// computes as `options` say; layers and workspaces that there are go on as they were made.
     ///
     /// # Errors
-    /// A build without the feature `cuda`, no driver or device, a library that is missing; a device
-    /// that is open with other options.
+    /// A build without the feature `cuda`, no driver or device, a library that is missing.
     pub fn open(number: usize, options: EngineOptions) -> Result<Self> {
         let mut engines = opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some(engine) = engines.get(&number) {
-            if engine.options != options {
-                bail!("CUDA device {number} is open with {:?}, not {options:?}", engine.options);
+        let engine = match engines.get(&number) {
+            Some(known) => Self { options, ..known.clone() },
+            None => {
+                let (device, backend) = super::cuda::open(number)?;
+                Self { device, backend: Some(backend), options }
             }
-            return Ok(engine.clone());
-        }
-        let (device, backend) = super::cuda::open(number, options)?;
-        let engine = Self { device, backend: Some(backend), options };
+        };
         engines.insert(number, engine.clone());
         Ok(engine)
     }

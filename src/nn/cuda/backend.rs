@@ -162,6 +162,8 @@ pub struct ConvCall {
     pub y: Span,
     /// Whether the result is added to what its span holds.
     pub accumulate: bool,
+    /// Whether the result has to be the same bits each time, in any process.
+    pub deterministic: bool,
 }
 
 impl ConvCall {

@@ -151,7 +151,8 @@ impl<'a> DeviceConv<'a> {
     }
 
     fn conv(&self, pass: ConvPass, x: Span, w: Span, y: Span, accumulate: bool) -> Result<()> {
-        self.backend.conv(&ConvCall { pass, shape: self.shape, x, w, y, accumulate })
+        let deterministic = self.engine.options().deterministic;
+        self.backend.conv(&ConvCall { pass, shape: self.shape, x, w, y, accumulate, deterministic })
     }
 
     /// Whether the layer is a plain product of rows and weights.

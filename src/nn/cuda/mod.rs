@@ -22,15 +22,13 @@ use candle_core::{Device, Result};
 pub use backend::{Arg, Backend, ConvCall, ConvPass, Gemm, Launch, Mark, Replay, Span, Upload};
 pub use profile::{ProfileLine, Profiler};
 
-use super::engine::EngineOptions;
-
 /// Opens CUDA device `number`: its candle device, and what runs kernels on it.
 ///
 /// # Errors
 /// No driver, no such device, a library or version that does not fit.
 #[cfg(feature = "cuda")]
-pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Arc<dyn Backend>)> {
-    let (device, backend) = device::open(number, options)?;
+pub fn open(number: usize) -> Result<(Device, Arc<dyn Backend>)> {
+    let (device, backend) = device::open(number)?;
     Ok((device, Arc::new(backend)))
 }
 
@@ -51,7 +49,7 @@ pub fn count() -> usize {
 /// # Errors
 /// Always: this build cannot.
 #[cfg(not(feature = "cuda"))]
-pub fn open(number: usize, _: EngineOptions) -> Result<(Device, Arc<dyn Backend>)> {
+pub fn open(number: usize) -> Result<(Device, Arc<dyn Backend>)> {
     candle_core::bail!(
         "this build has no CUDA: device {number} wants `cargo build --release --features cuda`"
     )

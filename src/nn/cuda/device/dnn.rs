@@ -13,7 +13,6 @@ use candle_core::{DType, Error, Result, bail};
 
 use crate::nn::cpu::conv::ConvShape;
 use crate::nn::cuda::{ConvCall, ConvPass};
-use crate::nn::engine::EngineOptions;
 
 /// Workspace that an algorithm may ask for, in bytes. It is there from the first convolution on, for the
 /// search and for what was found: captured steps hold its address.
@@ -27,12 +26,14 @@ const MOST_RESULTS: usize = 32;
 /// give the same bits each time and work for any shape, the fastest by far.
 const PRECOMPUTED: u32 = 1;
 
+/// What a plan was made for: the pass, its sizes, whether elements are bfloat16, whether results repeat.
+type Key = (ConvPass, ConvShape, bool, bool);
+
 /// A cuDNN handle on one stream, and what was found for each convolution.
 pub struct Dnn {
     handle: sys::cudnnHandle_t,
     stream: Arc<CudaStream>,
-    deterministic: bool,
-    plans: HashMap<(ConvPass, ConvShape, bool), Plan>,
+    plans: HashMap<Key, Plan>,
     workspace: Option<CudaSlice<u8>>,
 }
 
@@ -76,22 +77,16 @@ impl Timed {
 }
 
 impl Dnn {
-    pub fn new(stream: &Arc<CudaStream>, options: EngineOptions) -> Result<Self> {
+    pub fn new(stream: &Arc<CudaStream>) -> Result<Self> {
         let handle = result::create_handle().map_err(failed)?;
         // SAFETY: both are valid; the stream outlives the handle, which is dropped first.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
-        Ok(Self {
-            handle,
-            stream: Arc::clone(stream),
-            deterministic: options.deterministic,
-            plans: HashMap::new(),
-            workspace: None,
-        })
+        Ok(Self { handle, stream: Arc::clone(stream), plans: HashMap::new(), workspace: None })
     }
 
     pub fn conv(&mut self, call: &ConvCall) -> Result<()> {
         let half = call.x.dtype == DType::BF16;
-        let key = (call.pass, call.shape, half);
+        let key = (call.pass, call.shape, half, call.deterministic);
         if !self.plans.contains_key(&key) {
             let plan = self.plan(call, half)?;
             self.plans.insert(key, plan);
@@ -219,7 +214,7 @@ impl Dnn {
                 unsafe { found.set_len(count.clamp(0, most) as usize) };
                 let fits = |f: &$perf| {
                     f.status == sys::cudnnStatus_t::CUDNN_STATUS_SUCCESS
-                        && self.allowed(f.determinism, f.mathType, call.x.dtype)
+                        && allowed(call, f.determinism, f.mathType)
                 };
                 let timed = |f: $perf| Timed {
                     way: $way(f.algo),
@@ -228,7 +223,7 @@ impl Dnn {
                     number: f.algo as u32,
                 };
                 let mut found = found.into_iter().filter(fits).map(timed);
-                match self.deterministic {
+                match call.deterministic {
                     true => found.min_by_key(Timed::order),
                     // They come in the order of their times.
                     false => found.next(),
@@ -275,19 +270,13 @@ impl Dnn {
             None => bail!("cuDNN has no algorithm for {:?} of {:?}", call.pass, call.shape),
         }
     }
+}
 
-    /// Whether an algorithm gives what was asked for: the same bits each time, f32 where that is the
-    /// precision.
-    fn allowed(
-        &self,
-        determinism: sys::cudnnDeterminism_t,
-        math: sys::cudnnMathType_t,
-        dtype: DType,
-    ) -> bool {
-        let repeats = determinism == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
-        let exact = math == sys::cudnnMathType_t::CUDNN_FMA_MATH;
-        (repeats || !self.deterministic) && (exact || dtype == DType::BF16)
-    }
+/// Whether an algorithm gives what was asked for: the same bits each time, f32 where that is the precision.
+fn allowed(call: &ConvCall, found: sys::cudnnDeterminism_t, math: sys::cudnnMathType_t) -> bool {
+    let repeats = found == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
+    let exact = math == sys::cudnnMathType_t::CUDNN_FMA_MATH;
+    (repeats || !call.deterministic) && (exact || call.x.dtype == DType::BF16)
 }
 
 /// The descriptors of a convolution; the way is not chosen yet.

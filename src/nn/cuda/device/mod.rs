@@ -20,7 +20,6 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaStorage, DType, Device, Error, Result, bail};
 
 use super::{Arg, Backend, ConvCall, Gemm, Launch, Mark, Replay, Span, Upload};
-use crate::nn::engine::EngineOptions;
 
 /// The kernels, compiled by `build.rs`.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -34,8 +33,6 @@ pub struct Gpu {
     dnn: Mutex<dnn::Dnn>,
     uploads: upload::Uploads,
     multiprocessors: u32,
-    /// Whether steps are recorded.
-    graphs: bool,
 }
 
 /// Whether the driver's library is there.
@@ -74,7 +71,7 @@ fn check_libraries() -> Result<()> {
 ///
 /// # Errors
 /// No driver, no such device, a library that is missing or of another version.
-pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
+pub fn open(number: usize) -> Result<(Device, Gpu)> {
     if !present() {
         bail!(
             "no CUDA driver (libcuda.so.1) on this machine: install NVIDIA's driver, or use \
@@ -107,10 +104,9 @@ pub fn open(number: usize, options: EngineOptions) -> Result<(Device, Gpu)> {
         module,
         functions: Mutex::default(),
         blas: Mutex::new(blas::Blas::new(&stream)?),
-        dnn: Mutex::new(dnn::Dnn::new(&stream, options)?),
+        dnn: Mutex::new(dnn::Dnn::new(&stream)?),
         uploads: upload::Uploads::new(&stream)?,
         multiprocessors,
-        graphs: options.graphs,
         stream,
     };
     Ok((device, gpu))
@@ -313,9 +309,6 @@ impl Backend for Gpu {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Option<Box<dyn Replay>>> {
-        if !self.graphs {
-            return work().map(|()| None);
-        }
         use sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL as HERE;
         self.stream.begin_capture(HERE).map_err(Error::wrap)?;
         let done = work();

@@ -249,7 +249,7 @@ fn call(handle: usize, convolution: usize, pass: ConvPass, given: Operands) -> O
     let span = |addr: u64, len: usize| Span { addr, len, dtype };
     let (x, w) = (span(x.1, shape.input_len()), span(w.1, shape.weight_len()));
     let y = span(y.1, shape.output_len());
-    let call = ConvCall { pass, shape, x, w, y, accumulate: false };
+    let call = ConvCall { pass, shape, x, w, y, accumulate: false, deterministic: false };
     Some(Call { stream, call, math: convolution.math })
 }
 
