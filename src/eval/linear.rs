@@ -18,7 +18,7 @@ use super::encode::{features, same_classes};
 use super::{Accuracy, Features, classify};
 use crate::config::RunConfig;
 use crate::model::TwinNet;
-use crate::nn::{Linear, Workspace, storage};
+use crate::nn::{Linear, Mode, Workspace, storage};
 use crate::optim::{Optimizer, Sgd, SgdConfig};
 use crate::train::images_of;
 
@@ -278,11 +278,11 @@ impl Head {
     /// How often it is right about stored features.
     fn accuracy(&mut self, test: &Features, device: &Device) -> Result<Accuracy> {
         let x = Tensor::from_slice(test.values(), (test.len(), test.dim()), device)?;
-        self.ws.training = false;
+        self.ws.mode = Mode::Evaluation;
         let out = self.linear.forward(&x, &mut self.ws)?;
         let logits = storage::host_copy(&out)?;
         self.ws.release(out);
-        self.ws.training = true;
+        self.ws.mode = Mode::Training;
         let classes = logits.dim(1)?;
         let logits = storage::read(&logits)?;
         let of = |(row, label): (&[f32], &u32)| classify::rank(row, *label);

@@ -174,6 +174,54 @@ fn on_a_device_gradients_lie_where_activations_were() {
     });
 }
 
+/// What a momentum teacher does, against the training pass that gives the same.
+fn check_forward_only(model: &ModelConfig, what: &str) {
+    let bits = |t: &Tensor| -> Vec<u32> {
+        let t = storage::host(t).unwrap();
+        storage::read(&t).unwrap().iter().map(|v| v.to_bits()).collect()
+    };
+    let [mut trained, mut followed] = [1, 1].map(|seed| {
+        let net = TwinNet::new(model, seed, &Device::Cpu).unwrap();
+        (images_to(&images(1, 64), net.engine()).unwrap(), net)
+    });
+    for _ in 0..2 {
+        let want = trained.1.forward_train(&trained.0, 2).unwrap();
+        let got = followed.1.forward_only(&followed.0, 2).unwrap();
+        assert_eq!(bits(&got), bits(&want), "{what}");
+        assert_eq!(followed.1.in_use(), 0, "{what}");
+    }
+    let state = |net: &mut TwinNet| -> Vec<(String, Vec<f64>)> {
+        let state = net.state_dict().unwrap().into_iter();
+        let values = |t: Tensor| t.flatten_all()?.to_dtype(candle_core::DType::F64)?.to_vec1();
+        state.map(|(name, t)| (name, values(t).unwrap())).collect()
+    };
+    assert_eq!(state(&mut trained.1), state(&mut followed.1), "{what}: running statistics");
+    assert!(followed.1.last_features().is_err(), "{what}: the features are kept");
+    // A block has four activations at a time, the largest in a network's first; all of them are 16 x that.
+    let largest = 2 * BATCH * 32 * 32 * model.width;
+    assert!(followed.1.kept() < 8 * largest, "{what}: {} for {largest}", followed.1.kept());
+    let grad = storage::zeros((2 * BATCH, followed.1.embedding_dim()), &Device::Cpu).unwrap();
+    let error = followed.1.backward(&grad).unwrap_err().to_string();
+    assert!(error.contains("without a forward pass"), "{what}: {error}");
+}
+
+#[test]
+fn a_pass_that_no_backward_pass_follows_gives_the_same_bits_and_keeps_nothing() {
+    let without_projector = ModelConfig {
+        projector: ProjectorWidths(Vec::new()),
+        ..model(Arch::ResNet18, Stem::Imagenet)
+    };
+    let models = [model(Arch::ResNet50, Stem::Imagenet), without_projector];
+    models.iter().for_each(|model| check_forward_only(model, "on the CPU"));
+    let Some(device) = Emulator::open() else { return };
+    let device = Arc::new(device);
+    for precision in [Precision::F32, Precision::Bf16] {
+        emulated(device.clone(), precision, || {
+            models.iter().for_each(|model| check_forward_only(model, "on a device"));
+        });
+    }
+}
+
 #[test]
 fn other_methods_run_on_a_device_with_their_loss_on_the_cpu() {
     let Some(device) = Emulator::open() else { return };

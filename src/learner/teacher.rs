@@ -53,12 +53,12 @@ impl Teacher {
     }
 
     /// Embeddings `[2 * batch, D]`, each view with its own batch statistics, as the network's. Its
-    /// running statistics are its own; no gradient comes back.
+    /// running statistics are its own; no gradient comes back, so that its activations are not kept.
     ///
     /// # Errors
     /// When `images` is of another form.
     pub fn forward(&mut self, images: &Tensor) -> Result<Tensor> {
-        Ok(self.net.forward_train(images, 2)?)
+        Ok(self.net.forward_only(images, 2)?)
     }
 
     /// teacher = m teacher + (1 - m) net, with the momentum m of step number `step` of `steps`.

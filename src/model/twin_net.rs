@@ -4,14 +4,14 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-use candle_core::{Device, Result, Tensor, bail};
+use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::config::ModelConfig;
 use super::graph::Graph;
 use super::projector::{Projector, ProjectorLayers};
 use super::resnet::ResNet;
 use super::{init, state};
-use crate::nn::{BatchNorm, Engine, Param, Workspace, storage};
+use crate::nn::{BatchNorm, Engine, Mode, Param, Workspace, storage};
 
 /// Names of the backbone's tensors begin with this.
 const BACKBONE: &str = "backbone.";
@@ -130,11 +130,43 @@ impl TwinNet {
     /// # Errors
     /// When `images` is of another form or does not split into `groups`.
     pub fn forward_train(&mut self, images: &Tensor, groups: usize) -> Result<Tensor> {
-        self.ws.training = true;
+        self.ws.mode = Mode::Training;
         self.ws.groups = groups;
+        let z = self.pass(images)?;
+        self.ws.engine().full(&z, &mut self.full)
+    }
+
+    /// The embeddings of [`TwinNet::forward_train`], bit for bit, where no backward pass follows:
+    /// activations lie in a few buffers that take turns, and nothing is kept but the embeddings.
+    ///
+    /// # Errors
+    /// As [`TwinNet::forward_train`].
+    pub fn forward_only(&mut self, images: &Tensor, groups: usize) -> Result<Tensor> {
+        self.ws.mode = Mode::Following;
+        self.ws.groups = groups;
+        self.ws.interrupt();
+        let z = self.pass(images).and_then(|z| {
+            let engine = self.ws.engine();
+            let own = storage::reuse(&mut self.full, z.dims(), DType::F32, engine.device())?;
+            match z.dtype() {
+                DType::F32 => storage::copy(&z, &own)?,
+                _ => drop(engine.full(&z, &mut self.full)?),
+            }
+            self.ws.release(z);
+            Ok(own)
+        });
+        self.ws.mode = Mode::Training;
+        z
+    }
+
+    /// Backbone and projector in the workspace's mode.
+    fn pass(&mut self, images: &Tensor) -> Result<Tensor> {
         let features = self.backbone.forward(images, &mut self.ws)?;
         let z = self.projector.forward(&features, &mut self.ws)?;
-        self.ws.engine().full(&z, &mut self.full)
+        if !storage::same(&z, &features) {
+            self.ws.release(features);
+        }
+        Ok(z)
     }
 
     /// Sets every parameter's gradient from the embeddings', `[N, D]`.
@@ -155,7 +187,7 @@ impl TwinNet {
     /// # Errors
     /// When `images` is of another form.
     pub fn features_train(&mut self, images: &Tensor) -> Result<Tensor> {
-        self.ws.training = true;
+        self.ws.mode = Mode::Training;
         self.ws.groups = 1;
         self.ws.interrupt();
         let features = self.backbone.forward(images, &mut self.ws)?;
@@ -191,19 +223,12 @@ impl TwinNet {
     /// # Errors
     /// When `images` is of another form.
     pub fn embeddings(&mut self, images: &Tensor) -> Result<Tensor> {
-        self.evaluate(|net| {
-            let features = net.backbone.forward(images, &mut net.ws)?;
-            let z = net.projector.forward(&features, &mut net.ws)?;
-            if !storage::same(&z, &features) {
-                net.ws.release(features);
-            }
-            Ok(z)
-        })
+        self.evaluate(|net| net.pass(images))
     }
 
     /// Runs a pass in evaluation mode and copies what it gives to the CPU; its buffer goes back.
     fn evaluate(&mut self, pass: impl FnOnce(&mut Self) -> Result<Tensor>) -> Result<Tensor> {
-        self.ws.training = false;
+        self.ws.mode = Mode::Evaluation;
         self.ws.interrupt();
         let out = pass(self);
         let own = out.and_then(|out| {
@@ -211,7 +236,7 @@ impl TwinNet {
             self.ws.release(out);
             Ok(own)
         });
-        self.ws.training = true;
+        self.ws.mode = Mode::Training;
         own
     }
 

@@ -34,7 +34,7 @@ impl AvgPool {
                 kernels::global_average(backend, n, h * w, c, x, y)?;
             }
         }
-        self.shape = ws.training.then_some([n, h, w, c]);
+        self.shape = ws.keeps().then_some([n, h, w, c]);
         Ok(y)
     }
 

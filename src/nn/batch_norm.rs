@@ -152,12 +152,12 @@ impl BatchNorm {
     ) -> Result<()> {
         match self.engine.shared_backend() {
             Some(backend) => self.device_forward(&*backend, x, residual, y, ws)?,
-            None if ws.training => self.cpu_train(x, residual, y, ws.groups)?,
+            None if ws.batch_statistics() => self.cpu_train(x, residual, y, ws.groups)?,
             None => self.cpu_eval(x, residual, y)?,
         }
         let added = residual.is_some();
         let saved = || Saved { input: x.clone(), added, groups: ws.groups };
-        self.saved = ws.training.then(saved);
+        self.saved = ws.keeps().then(saved);
         Ok(())
     }
 
@@ -171,10 +171,10 @@ impl BatchNorm {
         {
             bail!("{}: residual {:?} for {:?}", self.name, r.dims(), x.dims());
         }
-        if ws.training && (ws.groups == 0 || !x.dims()[0].is_multiple_of(ws.groups)) {
+        if ws.batch_statistics() && (ws.groups == 0 || !x.dims()[0].is_multiple_of(ws.groups)) {
             bail!("{}: a batch of {} is not {} groups", self.name, x.dims()[0], ws.groups);
         }
-        if ws.training && len / c / ws.groups < 2 {
+        if ws.batch_statistics() && len / c / ws.groups < 2 {
             bail!(
                 "{}: training wants more than one value a channel, got {:?}",
                 self.name,
@@ -305,7 +305,8 @@ impl BatchNorm {
         y: &Tensor,
         ws: &Workspace,
     ) -> Result<()> {
-        let (shape, scratch) = self.device_shape(x, if ws.training { ws.groups } else { 1 })?;
+        let groups = if ws.batch_statistics() { ws.groups } else { 1 };
+        let (shape, scratch) = self.device_shape(x, groups)?;
         let params = NormParams {
             gamma: storage::span(&self.weight.value)?,
             beta: storage::span(&self.bias.value)?,
@@ -316,7 +317,7 @@ impl BatchNorm {
         };
         let residual = residual.map(storage::span).transpose()?;
         let (x, y) = (storage::span(x)?, storage::span(y)?);
-        if !ws.training {
+        if !ws.batch_statistics() {
             return kernels::norm_eval(backend, shape, &params, x, residual, y, scratch, self.relu);
         }
         let dims = [2, shape.groups, shape.channels];
@@ -325,7 +326,7 @@ impl BatchNorm {
         let saved = storage::span(&saved)?;
         let slot = &mut self.on_device.open;
         let open = match residual {
-            Some(residual) if self.relu => {
+            Some(residual) if self.relu && ws.keeps() => {
                 let len = kernels::mask_len(shape, &[x, residual, y])?;
                 let open = storage::reuse(slot, &[len], DType::U8, device)?;
                 Some(storage::span(&open)?)

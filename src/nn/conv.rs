@@ -109,7 +109,7 @@ impl Conv2d {
             }
         }
         self.shape = Some(s);
-        self.input = ws.training.then(|| x.clone());
+        self.input = ws.keeps().then(|| x.clone());
         Ok(y)
     }
 

@@ -66,7 +66,7 @@ impl MaxPool {
             }
             Some(backend) => {
                 let (slot, device) = (&mut self.winner_there, ws.device());
-                let winner = match ws.training {
+                let winner = match ws.keeps() {
                     true => Some(storage::reuse(slot, &[n, oh, ow, c], DType::U8, device)?),
                     false => None,
                 };
@@ -74,7 +74,7 @@ impl MaxPool {
                 kernels::max_pool(backend, &shape, storage::span(x)?, storage::span(&y)?, winner)?;
             }
         }
-        self.shape = ws.training.then_some(shape);
+        self.shape = ws.keeps().then_some(shape);
         Ok(y)
     }
 

@@ -2,9 +2,9 @@
 //!
 //! Activations are contiguous NHWC `f32` tensors; a convolution's weight is O,KH,KW,I. In training a
 //! layer keeps its output (a buffer of its own, reused by the next step) and what its backward pass
-//! needs; evaluation's activations, gradients and outputs that no backward pass reads come from a
-//! [`Workspace`] and go back to it, and on a device most gradients lie where a dead activation was
-//! ([`Workspace::take_over`]). So the steady state allocates nothing.
+//! needs; activations of passes that no backward pass follows ([`Mode`]), gradients and outputs that no
+//! backward pass reads come from a [`Workspace`] and go back to it, and on a device most gradients lie
+//! where a dead activation was ([`Workspace::take_over`]). So the steady state allocates nothing.
 //!
 //! On a CUDA device activations may be `bf16` ([`Precision`]); parameters and their gradients are `f32`
 //! everywhere. A layer asks its [`Engine`] who computes: [`cpu`] holds the CPU's arithmetic, [`cuda`]
@@ -42,11 +42,22 @@ pub use relu::Relu;
 /// Buffers kept for reuse: more than a network has sizes of activations, twice. The largest are kept.
 const KEPT: usize = 24;
 
+/// What a pass through the network is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// BatchNorm uses the batch's statistics, and layers keep what a backward pass needs.
+    Training,
+    /// The same numbers as in training, and nothing is kept: for networks that get no gradients.
+    Following,
+    /// BatchNorm uses its running statistics, and nothing is kept.
+    Evaluation,
+}
+
 /// What a pass through the network carries along: its mode and the buffers that it reuses.
 pub struct Workspace {
     engine: Engine,
-    /// Whether layers keep what a backward pass needs and BatchNorm uses the batch's statistics.
-    pub training: bool,
+    /// What the pass is for.
+    pub mode: Mode,
     /// Equal, contiguous parts of the batch with BatchNorm statistics of their own, in order: two
     /// views that travel together are two passes to BatchNorm.
     pub groups: usize,
@@ -69,7 +80,7 @@ impl Workspace {
     pub fn new(device: &Device) -> Result<Self> {
         Ok(Self {
             engine: Engine::of(device)?,
-            training: true,
+            mode: Mode::Training,
             groups: 1,
             given_up: Arc::default(),
             free: Vec::new(),
@@ -87,6 +98,16 @@ impl Workspace {
     /// Who computes.
     pub fn engine(&self) -> &Engine {
         &self.engine
+    }
+
+    /// Whether layers keep what a backward pass needs.
+    pub fn keeps(&self) -> bool {
+        self.mode == Mode::Training
+    }
+
+    /// Whether BatchNorm uses the batch's statistics.
+    pub fn batch_statistics(&self) -> bool {
+        self.mode != Mode::Evaluation
     }
 
     /// How often memory of an earlier pass was let go of: what was captured of that pass must not be
@@ -155,7 +176,7 @@ impl Workspace {
         }
     }
 
-    /// An output for a layer: `slot`, its own, when training, else one to give back.
+    /// An output for a layer: `slot`, its own, where it is kept, else one to give back.
     fn output(&mut self, slot: &mut Option<Tensor>, shape: &[usize]) -> Result<Tensor> {
         self.output_of(slot, shape, self.engine.dtype())
     }
@@ -168,7 +189,7 @@ impl Workspace {
         dtype: DType,
     ) -> Result<Tensor> {
         self.go_on()?;
-        if !self.training {
+        if !self.keeps() {
             return self.take_of(shape, dtype);
         }
         self.released += u64::from(slot.as_ref().is_some_and(|t| t.dims() != shape));
@@ -182,9 +203,9 @@ impl Workspace {
         Ok(())
     }
 
-    /// Gives back a layer's output in evaluation; in training it stays the layer's.
+    /// Gives back a layer's output; in training it stays the layer's.
     pub fn release(&mut self, output: Tensor) {
-        if !self.training {
+        if !self.keeps() {
             self.give(output);
         }
     }

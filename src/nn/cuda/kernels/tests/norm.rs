@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::{Memory, TYPES, close, noise, on_device, rounded, within};
 use crate::nn::cuda::kernels::norm::*;
 use crate::nn::cuda::{Backend, Span};
-use crate::nn::{BatchNorm, Workspace, storage};
+use crate::nn::{BatchNorm, Mode, Workspace, storage};
 
 /// One layer's data, F32 values that `dtype` can hold.
 struct Case {
@@ -75,7 +75,7 @@ fn expected(case: &Case) -> Result<Expected> {
     let y = values(&norm.forward(&x, residual.as_ref(), &mut ws)?)?;
     let dx = storage::zeros((rows, channels), &Device::Cpu)?;
     norm.backward(&dout, Some(&dx))?;
-    ws.training = false;
+    ws.mode = Mode::Evaluation;
     let evaluated = values(&norm.forward(&x, residual.as_ref(), &mut ws)?)?;
     Ok(Expected {
         y,
