@@ -244,10 +244,15 @@ pub trait Backend: Send + Sync {
     /// Spans that are too short or of a type that does not go together; what the library says.
     fn gemm(&self, gemm: &Gemm) -> Result<()>;
 
+    /// Most elements that input and output of a convolution may have.
+    fn most_elements(&self) -> usize {
+        usize::MAX
+    }
+
     /// One of a convolution's products.
     ///
     /// # Errors
-    /// As [`Backend::gemm`].
+    /// As [`Backend::gemm`]; more than [`Backend::most_elements`].
     fn conv(&self, call: &ConvCall) -> Result<()>;
 
     /// Sets every byte to zero.

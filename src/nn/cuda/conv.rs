@@ -1,7 +1,7 @@
 //! Convolutions and linear layers on a device: 1 x 1 ones as matrix products, the rest by the
 //! backend's convolution.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::kernels::elementwise;
 use super::{Backend, ConvCall, ConvPass, Gemm, Span};
@@ -150,9 +150,33 @@ impl<'a> DeviceConv<'a> {
         Ok(wide)
     }
 
+    /// The backend's convolution, of as many images at a time as it takes. What goes to a weight's gradient in
+    /// bfloat16 is rounded once more with each part.
     fn conv(&self, pass: ConvPass, x: Span, w: Span, y: Span, accumulate: bool) -> Result<()> {
+        let s = self.shape;
+        let (input, output) = (s.input_len() / s.n, s.output_len() / s.n);
+        let most = self.backend.most_elements() / input.max(output);
+        if most == 0 {
+            bail!("a convolution of {s:?}: a single image is more than the device's library takes");
+        }
+        let parts = s.n.div_ceil(most);
         let deterministic = self.engine.options().deterministic;
-        self.backend.conv(&ConvCall { pass, shape: self.shape, x, w, y, accumulate, deterministic })
+        for part in 0..parts {
+            // As even as they come: two sizes at most, for each of which algorithms are looked for.
+            let images = part * s.n / parts..(part + 1) * s.n / parts;
+            let shape = ConvShape { n: images.len(), ..s };
+            self.backend.conv(&ConvCall {
+                pass,
+                shape,
+                x: x.part(images.start * input, shape.input_len()),
+                w,
+                y: y.part(images.start * output, shape.output_len()),
+                // A weight's gradient is a sum over images.
+                accumulate: accumulate || (pass == ConvPass::Weight && part > 0),
+                deterministic,
+            })?;
+        }
+        Ok(())
     }
 
     /// Whether the layer is a plain product of rows and weights.
@@ -164,5 +188,79 @@ impl<'a> DeviceConv<'a> {
     /// Pixels.
     fn rows(&self) -> usize {
         self.shape.n * self.shape.h * self.shape.w
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use candle_core::Device;
+
+    use super::*;
+    use crate::nn::cuda::emulate::Emulator;
+    use crate::nn::engine::emulated;
+    use crate::nn::{Conv2d, Conv2dConfig, Precision, Workspace};
+
+    const CPU: Device = Device::Cpu;
+
+    fn noise(shape: &[usize], dtype: DType, seed: u64) -> Tensor {
+        let mut rng = bt_pipeline::rng::Rng::keyed(seed, 0, 0, 0);
+        let len = shape.iter().product();
+        let values: Vec<f32> = (0..len).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
+        Tensor::from_vec(values, shape, &CPU).unwrap().to_dtype(dtype).unwrap()
+    }
+
+    fn values(t: &Tensor) -> Vec<f32> {
+        storage::read(&storage::host(t).unwrap()).unwrap().to_vec()
+    }
+
+    /// Output and both gradients of a layer on `images` images.
+    fn passes(config: Conv2dConfig, images: usize) -> Result<[Vec<f32>; 3]> {
+        let mut conv = Conv2d::new("conv", config, &CPU)?;
+        let mut ws = Workspace::new(&CPU)?;
+        let dtype = ws.engine().dtype();
+        let weight = noise(conv.weight.value.dims(), DType::F32, 1);
+        conv.weight.set(&values(&weight))?;
+        let channels = if config.input == 3 { ws.engine().image_channels() } else { config.input };
+        let x = noise(&[images, 7, 5, channels], dtype, 2);
+        let y = conv.forward(&x, &mut ws)?;
+        let dy = noise(y.dims(), dtype, 3);
+        conv.backward_weight(&dy)?;
+        // Added to what is there, as behind a shortcut.
+        let dx = noise(x.dims(), dtype, 4);
+        conv.backward_input(&dy, &dx, true)?;
+        Ok([values(&y), values(&dx), values(&conv.weight.grad)])
+    }
+
+    #[test]
+    fn batches_beyond_the_librarys_limit_go_in_parts() {
+        let Some(device) = Emulator::open() else { return };
+        let device = Arc::new(device);
+        for (input, output, kernel, stride) in [(3, 16, 3, 1), (16, 8, 3, 2), (8, 24, 1, 2)] {
+            let config = Conv2dConfig { input, output, kernel, stride, padding: kernel / 2 };
+            for precision in [Precision::F32, Precision::Bf16] {
+                let pass = || emulated(device.clone(), precision, || passes(config, 7));
+                device.limit_convolutions(usize::MAX);
+                let whole = pass().unwrap();
+                // Three images of the larger side: parts of 2, 2 and 3.
+                let image = (7 * 5 * input.max(8))
+                    .max(7usize.div_ceil(stride) * 5usize.div_ceil(stride) * output);
+                device.limit_convolutions(3 * image + 1);
+                let parts = pass().unwrap();
+                assert!(parts[0] == whole[0] && parts[1] == whole[1], "{config:?} {precision:?}");
+                let tolerance = if precision == Precision::F32 { 1e-5 } else { 2e-2 };
+                let most = whole[2].iter().fold(0f32, |most, v| most.max(v.abs()));
+                for (a, b) in parts[2].iter().zip(&whole[2]) {
+                    assert!(
+                        (a - b).abs() <= tolerance * most,
+                        "{config:?} {precision:?}: {a}, {b}"
+                    );
+                }
+                device.limit_convolutions(image - 1);
+                let error = pass().unwrap_err().to_string();
+                assert!(error.contains("a single image"), "{error}");
+            }
+        }
     }
 }

@@ -10,7 +10,7 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use candle_core::{DType, Result, bail};
 use half::bf16;
@@ -50,6 +50,7 @@ pub struct Emulator {
     library: &'static Library,
     backwards: AtomicBool,
     refuses_to_wait: AtomicBool,
+    most_elements: AtomicUsize,
 }
 
 impl Emulator {
@@ -67,7 +68,12 @@ impl Emulator {
             Some(Library::load(&compile()))
         });
         let library = library.as_ref()?;
-        Some(Self { library, backwards: false.into(), refuses_to_wait: false.into() })
+        Some(Self {
+            library,
+            backwards: false.into(),
+            refuses_to_wait: false.into(),
+            most_elements: usize::MAX.into(),
+        })
     }
 
     /// The letters of a kernel's arguments: `p` for a pointer, `u` and `l` for whole numbers of 32 and 64
@@ -87,6 +93,11 @@ impl Emulator {
         let done = work();
         self.refuses_to_wait.store(false, Ordering::Relaxed);
         done
+    }
+
+    /// From now on a convolution's input and output may have this many elements each.
+    pub fn limit_convolutions(&self, most_elements: usize) {
+        self.most_elements.store(most_elements, Ordering::Relaxed);
     }
 
     fn may_wait(&self) -> Result<()> {
@@ -290,8 +301,15 @@ impl Backend for Emulator {
         set_floats(gemm.c, &c)
     }
 
+    fn most_elements(&self) -> usize {
+        self.most_elements.load(Ordering::Relaxed)
+    }
+
     fn conv(&self, call: &ConvCall) -> Result<()> {
         call.check()?;
+        if call.x.len.max(call.y.len) > self.most_elements() {
+            bail!("a convolution of more elements than there may be: {call:?}");
+        }
         let conv = Conv::new(Isa::best(), call.shape);
         let all = |span: Span| floats(span, span.len);
         let (x, w, y) = (all(call.x)?, all(call.w)?, all(call.y)?);

@@ -82,6 +82,10 @@ impl Backend for Profiler {
         self.timed(what, 2.0 * m as f64 * n as f64 * k as f64, || self.inner.gemm(gemm))
     }
 
+    fn most_elements(&self) -> usize {
+        self.inner.most_elements()
+    }
+
     fn conv(&self, call: &ConvCall) -> Result<()> {
         let s = call.shape;
         let pass = match call.pass {

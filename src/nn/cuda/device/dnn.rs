@@ -18,6 +18,9 @@ use crate::nn::cuda::{ConvCall, ConvPass};
 /// search and for what was found: captured steps hold its address.
 const MOST_WORKSPACE: usize = 256 << 20;
 
+/// Most elements of a tensor: cuDNN's kernels count them in 32 bits with a sign, and refuse more.
+pub const MOST_ELEMENTS: usize = i32::MAX as usize;
+
 /// Results of a search that there is room for. The ways that a layer may not take come among them, and the
 /// fast ones first: 8 algorithms, each with up to three kinds of arithmetic.
 const MOST_RESULTS: usize = 32;

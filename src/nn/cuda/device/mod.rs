@@ -239,6 +239,10 @@ impl Backend for Gpu {
         lock(&self.blas).gemm(gemm)
     }
 
+    fn most_elements(&self) -> usize {
+        dnn::MOST_ELEMENTS
+    }
+
     fn conv(&self, call: &ConvCall) -> Result<()> {
         call.check()?;
         self.here()?;

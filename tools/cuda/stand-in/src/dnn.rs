@@ -132,7 +132,8 @@ extern "C" fn cudnnSetTensor4dDescriptor(
     h: c_int,
     w: c_int,
 ) -> c_int {
-    if format != NHWC || ![FLOAT, BFLOAT16].contains(&kind) {
+    let elements: i64 = [n, c, h, w].map(i64::from).iter().product();
+    if format != NHWC || ![FLOAT, BFLOAT16].contains(&kind) || elements > i64::from(i32::MAX) {
         return NOT_SUPPORTED;
     }
     describe(&mut all().tensors, tensor, Tensor { kind, sizes: [n, c, h, w] })
