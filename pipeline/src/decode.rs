@@ -107,6 +107,7 @@ impl Decoder {
             Format::Png | Format::Other => generic::decode(&self.options, bytes, out),
         });
         self.jpeg.trim();
+        self.dct.trim();
         let orientation = orientation?;
         if self.options.exif && orientation != Orientation::AsIs {
             std::mem::swap(out, &mut self.unturned);

@@ -118,6 +118,65 @@ fn regions_of_large_pictures_are_the_same_with_and_without_an_index() {
     }
 }
 
+/// A tall picture of bands that are noise, which takes long to decode, and bands that are nearly flat.
+fn banded_jpeg(sampling: jpeg_encoder::SamplingFactor, interval: u16) -> Vec<u8> {
+    let (width, height) = (90, 1100);
+    let mut rng = Rng::keyed(12, 0, 0, 0);
+    let pixels: Vec<u8> = (0..width * height * 3)
+        .map(|at| match at / (width * 3) % 400 {
+            0..40 => rng.below(256) as u8,
+            y => (y / 2) as u8 ^ u8::from(at % 1000 == 0),
+        })
+        .collect();
+    let mut bytes = Vec::new();
+    let mut encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+    encoder.set_sampling_factor(sampling);
+    encoder.set_restart_interval(interval);
+    let color = jpeg_encoder::ColorType::Rgb;
+    encoder.encode(&pixels, width as u16, height as u16, color).unwrap();
+    bytes
+}
+
+#[test]
+fn a_tall_picture_is_that_of_its_stripes_whatever_its_streams() {
+    use jpeg_encoder::SamplingFactor;
+    let (mut decoder, mut whole, mut out) =
+        (JpegDecoder::new(), Image::default(), Image::default());
+    for sampling in [
+        SamplingFactor::F_1_1,
+        SamplingFactor::F_2_1,
+        SamplingFactor::F_1_2,
+        SamplingFactor::F_2_2,
+        SamplingFactor::F_4_1,
+    ] {
+        // In MCUs, of which a row has 3 to 12: within a row, of several rows, and too long for two at once.
+        for interval in [0, 1, 5, 6, 13, 40, 100, 400, 800] {
+            let bytes = banded_jpeg(sampling, interval);
+            let jpeg = Jpeg::parse(&bytes).unwrap();
+            // None where the encoder wrote a scan for each component.
+            let index = SideIndex::build_with_spacing(&bytes, 3).ok();
+            assert_eq!(index.is_none(), sampling == SamplingFactor::F_4_1);
+            decoder.decode_into(&jpeg, &mut whole).unwrap();
+            for top in (0..whole.height).step_by(20) {
+                // So low that all of its samples are in memory at once.
+                let height = 20.min(whole.height - top);
+                let stripe = Region { left: 0, top, width: whole.width, height };
+                decoder.decode_region_into(&jpeg, stripe, None, &mut out).unwrap();
+                assert!(out == crop(&whole, stripe), "{sampling:?}, {interval}, {stripe:?}");
+            }
+            let full = Region::full(&jpeg);
+            let below = Region { left: 20, top: 33, width: 50, height: whole.height - 60 };
+            for region in [full, below] {
+                for index in [None, index.as_ref()] {
+                    decoder.decode_region_into(&jpeg, region, index, &mut out).unwrap();
+                    assert!(out == crop(&whole, region), "{sampling:?}, {interval}, {region:?}");
+                    assert_eq!(decoder.used_index(), index.is_some());
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn regions_outside_and_limits_are_errors() {
     let (_, bytes, _) = fixtures().pop().unwrap();

@@ -5,7 +5,7 @@ use super::decode::{Blocks, Path, decode};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::Image;
-use crate::jpeg::{JpegError, Plan, Raster, RasterBuffers, Region, Simd};
+use crate::jpeg::{IN_ORDER, JpegError, Plan, Raster, RasterBuffers, Region, Simd};
 
 /// Places of blocks that follow each other.
 const NUMBERS: [u8; MAX_BLOCKS] = {
@@ -101,13 +101,18 @@ impl DctDecoder {
         each_segment(self.path, image, &self.plan, &mut self.blocks, |_, _| Ok(()))
     }
 
+    /// Gives back what a picture far wider than others took.
+    pub(crate) fn trim(&mut self) {
+        self.raster.trim();
+    }
+
     fn plan(&mut self, image: &DctImage<'_>, region: Region) -> Result<(), DctError> {
         region.check(image.jpeg())?;
         let pixels = region.width as u64 * region.height as u64;
         if pixels > self.max_pixels {
             return Err(JpegError::TooLarge { pixels, limit: self.max_pixels }.into());
         }
-        self.plan.set(image.jpeg(), region);
+        self.plan.set(image.jpeg(), region, IN_ORDER);
         Ok(())
     }
 }

@@ -44,6 +44,11 @@ impl Coefficients {
         self.decoder.decode_into(&image, out)?;
         Ok(Decoded { region: Crop::whole(width, height), orientation })
     }
+
+    /// Gives back what an image far larger than others took.
+    pub fn trim(&mut self) {
+        self.decoder.trim();
+    }
 }
 
 impl std::fmt::Debug for Coefficients {

@@ -9,7 +9,7 @@ use super::error::JpegError;
 use super::header::{Jpeg, Scans};
 use super::idct::Block;
 use super::pass::Scan;
-use super::plan::{Grid, Plan, Region};
+use super::plan::{Grid, IN_ORDER, Plan, Region};
 use super::runs::{Run, Runs};
 use super::scans;
 use super::simd::Simd;
@@ -78,7 +78,7 @@ impl Coefficients {
         set_tables(&mut dc, &mut ac, jpeg)?;
         let scan = Scan::new(jpeg, grid, &dc, &ac);
         let mut plan = Plan::default();
-        plan.set(jpeg, Region::full(jpeg));
+        plan.set(jpeg, Region::full(jpeg), IN_ORDER);
         let mut runs = Runs::default();
         runs.set_from_start(simd, jpeg, &grid, &plan)?;
         let mut coefficients = Coefficients::new(jpeg, &grid);

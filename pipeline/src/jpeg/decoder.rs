@@ -2,7 +2,7 @@
 //!
 //! Entropy-coded bytes are unstuffed once; runs of MCUs are decoded in batches,
 //! two at a time where two are independent; wanted blocks go through the
-//! inverse DCT into small planes; and a row of pixels is made as soon as its
+//! inverse DCT into planes of a few rows; and a row of pixels is made as soon as its
 //! samples are there, while they are in the cache.
 
 use super::entropy::Lane;
@@ -11,7 +11,7 @@ use super::header::{Component, Jpeg, Scans};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
 use super::pass::{Pass, Scan, Stream};
-use super::plan::{Grid, Plan, Region};
+use super::plan::{Grid, IN_ORDER, MOST_ROWS, Plan, Region};
 use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
 use super::scans;
@@ -104,25 +104,33 @@ impl JpegDecoder {
         }
         let grid = checked_grid(jpeg)?;
         set_tables(&mut self.dc, &mut self.ac, jpeg)?;
-        self.plan.set(jpeg, region);
         self.used_index = false;
         if let Some(index) = index
             && index.fits(grid.columns, grid.rows, jpeg.components().len())
             && index.belongs_to(jpeg.bytes)
-            && self.runs.set_from_index(self.simd, jpeg, &grid, &self.plan, index).is_ok()
-            && self.pass(jpeg, region, grid, out).is_ok()
         {
-            self.used_index = true;
-            return Ok(());
+            self.plan.set(jpeg, region, rows_for_runs(1));
+            if self.runs.set_from_index(self.simd, jpeg, &grid, &self.plan, index).is_ok()
+                && self.pass(jpeg, region, grid, out).is_ok()
+            {
+                self.used_index = true;
+                return Ok(());
+            }
         }
+        let mcu_rows = match jpeg.restart_interval() {
+            0 => IN_ORDER,
+            // One that begins in the middle of a row ends in a row more.
+            interval => rows_for_runs(interval.div_ceil(grid.columns) + 1),
+        };
+        self.plan.set(jpeg, region, mcu_rows);
         self.runs.set_from_start(self.simd, jpeg, &grid, &self.plan)?;
         self.pass(jpeg, region, grid, out)
     }
 
-    /// Gives back what a picture far larger than others took. The rest of the buffers hold rows,
-    /// not pictures.
+    /// Gives back what a picture far larger than others took.
     pub(crate) fn trim(&mut self) {
         crate::scratch::trim(&mut self.runs.data);
+        self.raster.trim();
     }
 
     /// Whether the last picture was decoded with its side index.
@@ -143,7 +151,7 @@ impl JpegDecoder {
             return Err(JpegError::TooLarge { pixels, limit: self.max_pixels });
         }
         let coefficients = scans::decode(self.simd, jpeg)?;
-        self.plan.set(jpeg, region);
+        self.plan.set(jpeg, region, IN_ORDER);
         let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
         let mut raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
         for row in rows {
@@ -188,6 +196,12 @@ impl JpegDecoder {
         };
         pass.run(&mut self.streams)
     }
+}
+
+/// Rows of MCUs in memory for two runs at once that are as many rows long: the rows of both, and some more
+/// for the one that is ahead.
+fn rows_for_runs(rows: usize) -> usize {
+    (2 * rows + 4).min(MOST_ROWS)
 }
 
 /// The grid of a picture that its bytes may hold.
@@ -244,7 +258,7 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     set_tables(&mut dc, &mut ac, jpeg)?;
     let scan = Scan::new(jpeg, grid, &dc, &ac);
     let mut plan = Plan::default();
-    plan.set(jpeg, Region::full(jpeg));
+    plan.set(jpeg, Region::full(jpeg), IN_ORDER);
     let mut runs = Runs::default();
     runs.set_from_start(simd, jpeg, &grid, &plan)?;
     let mut entries = Vec::with_capacity(grid.mcus());

@@ -58,5 +58,5 @@ pub use simd::{Avx2Token, Simd};
 pub(crate) use coefficients::Coefficients;
 pub(crate) use header::{ZIGZAG, next_segment};
 pub(crate) use idct::Block;
-pub(crate) use plan::{Grid, Plan};
+pub(crate) use plan::{Grid, IN_ORDER, Plan};
 pub(crate) use raster::{Raster, RasterBuffers};

@@ -159,51 +159,62 @@ impl Pass<'_> {
     pub fn run(&mut self, streams: &mut [Stream; 2]) -> Result<(), JpegError> {
         let mut next_run = 0;
         let [a, b] = streams;
-        let (mut a_live, mut b_live) = (self.begin_run(a, &mut next_run), false);
-        if a_live {
-            b_live = self.begin_run(b, &mut next_run);
-        }
-        while a_live && b_live {
-            // SAFETY: batches begin in or at the end of the data, which `end_batch`
-            // checks, and PAD bytes follow it.
-            unsafe {
-                Lane::decode_two(
-                    self.simd,
-                    self.data,
-                    &mut a.lane,
-                    &mut b.lane,
-                    &self.scan.tables,
-                )?;
-            }
-            if a.lane.done() {
-                a_live = self.end_batch(a, &mut next_run)?;
-            }
-            if b.lane.done() {
-                b_live = self.end_batch(b, &mut next_run)?;
-            }
-        }
-        let (last, mut live) = if a_live { (a, a_live) } else { (b, b_live) };
-        while live {
-            // SAFETY: as above.
-            unsafe {
-                let (simd, data, lane) = (self.simd, self.data, &mut last.lane);
-                match (&self.scan.solo, last.batch.wanted) {
-                    (Some(tables), true) => lane.decode_solo::<true>(simd, data, tables)?,
-                    (Some(tables), false) if self.scan.skips => {
-                        lane.decode_solo::<false>(simd, data, tables)?;
+        let (mut a_live, mut b_live) = (false, false);
+        loop {
+            a_live = a_live || self.begin_run(a, b_live, &mut next_run);
+            b_live = b_live || self.begin_run(b, a_live, &mut next_run);
+            match (a_live, b_live) {
+                (true, true) => {
+                    // SAFETY: batches begin in or at the end of the data, which `end_batch`
+                    // checks, and PAD bytes follow it.
+                    unsafe {
+                        Lane::decode_two(
+                            self.simd,
+                            self.data,
+                            &mut a.lane,
+                            &mut b.lane,
+                            &self.scan.tables,
+                        )?;
                     }
-                    (None, true) => lane.decode::<true>(simd, data, &self.scan.tables)?,
-                    (_, false) => lane.decode::<false>(simd, data, &self.scan.tables)?,
+                    if a.lane.done() {
+                        a_live = self.end_batch(a)?;
+                    }
+                    if b.lane.done() {
+                        b_live = self.end_batch(b)?;
+                    }
                 }
+                (true, false) => a_live = self.alone(a)?,
+                (false, true) => b_live = self.alone(b)?,
+                (false, false) => return Ok(()),
             }
-            live = self.end_batch(last, &mut next_run)?;
         }
-        Ok(())
     }
 
-    /// Gives a stream the next run and its first batch; false when none is left.
-    fn begin_run(&self, stream: &mut Stream, next_run: &mut usize) -> bool {
+    /// Decodes what is left of a stream's batch; false at the end of its run.
+    fn alone(&mut self, stream: &mut Stream) -> Result<bool, JpegError> {
+        let (simd, data, lane) = (self.simd, self.data, &mut stream.lane);
+        // SAFETY: as in `run`.
+        unsafe {
+            match (&self.scan.solo, stream.batch.wanted) {
+                (Some(tables), true) => lane.decode_solo::<true>(simd, data, tables)?,
+                (Some(tables), false) if self.scan.skips => {
+                    lane.decode_solo::<false>(simd, data, tables)?;
+                }
+                (None, true) => lane.decode::<true>(simd, data, &self.scan.tables)?,
+                (_, false) => lane.decode::<false>(simd, data, &self.scan.tables)?,
+            }
+        }
+        self.end_batch(stream)
+    }
+
+    /// Gives a stream the next run and its first batch; false when none is left, and while the other stream
+    /// lives and is so far behind that the run's samples have no place yet. A stream alone takes rows in order.
+    fn begin_run(&self, stream: &mut Stream, other_lives: bool, next_run: &mut usize) -> bool {
         let Some(run) = self.runs.get(*next_run) else { return false };
+        let last_row = (run.first + run.count - 1) / self.scan.grid.columns;
+        if other_lives && !self.raster.has_room(last_row) {
+            return false;
+        }
         *next_run += 1;
         (stream.run, stream.mcu, stream.dc) = (*run, run.first, run.dc);
         stream.lane.at = run.start_bit;
@@ -234,9 +245,9 @@ impl Pass<'_> {
         Batch { column, row, mcus: (end - column).min(most).min(limit), wanted }
     }
 
-    /// Takes in a decoded batch and begins the stream's next one; false when
+    /// Takes in a decoded batch and begins the next one of the run; false when
     /// there is none.
-    fn end_batch(&mut self, stream: &mut Stream, next_run: &mut usize) -> Result<bool, JpegError> {
+    fn end_batch(&mut self, stream: &mut Stream) -> Result<bool, JpegError> {
         if stream.lane.at > stream.run.end_bit {
             return Err(JpegError::Truncated("in the entropy-coded data"));
         }
@@ -248,11 +259,11 @@ impl Pass<'_> {
             self.raster.mcus_done(batch.row, batch.mcus)?;
         }
         stream.mcu += batch.mcus;
-        if stream.mcu < stream.run.first + stream.run.count {
+        let more = stream.mcu < stream.run.first + stream.run.count;
+        if more {
             self.begin_batch(stream);
-            return Ok(true);
         }
-        Ok(self.begin_run(stream, next_run))
+        Ok(more)
     }
 
     /// The inverse DCT of a batch's needed blocks, a row of a component at a time.

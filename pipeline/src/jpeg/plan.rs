@@ -90,7 +90,14 @@ const PAD_LEFT: usize = 64;
 /// Bytes to the right, for the copy of the edge.
 const PAD_RIGHT: usize = 16;
 
-/// The part of one component that a region needs, as a plane in memory.
+/// Rows of MCUs in memory where they are taken in one after the other: a row, and the one before it, whose
+/// last samples the first pixels of the row need.
+pub(crate) const IN_ORDER: usize = 2;
+
+/// The most rows of MCUs in memory, whatever the distance of streams that are decoded at once.
+pub(crate) const MOST_ROWS: usize = 32;
+
+/// The part of one component that a region needs, as a plane of which the last rows are in memory.
 #[derive(Clone, Debug)]
 pub(crate) struct Window {
     /// Sampling factors.
@@ -107,10 +114,14 @@ pub(crate) struct Window {
     /// Bytes from row to row, and of the first needed sample.
     pub stride: usize,
     offset: usize,
+    /// Rows of blocks in memory; and the bits of a row's number, from the first needed one, that tell its
+    /// place among them.
+    held: usize,
+    mask: usize,
 }
 
 impl Window {
-    fn new(jpeg: &Jpeg<'_>, component: usize, region: Region) -> Window {
+    fn new(jpeg: &Jpeg<'_>, component: usize, region: Region, mcu_rows: usize) -> Window {
         let (h_max, v_max) = jpeg.max_factors();
         let (h_max, v_max) = (usize::from(h_max), usize::from(v_max));
         let c = &jpeg.components()[component];
@@ -127,17 +138,35 @@ impl Window {
         let block_columns = blocks(region.columns(), h_ratio, reach_x, columns);
         let block_rows = blocks(region.rows(), v_ratio, reach_y, rows);
         let stride = (PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT).next_multiple_of(64);
-        Window { h, v, columns, rows, block_columns, block_rows, upsample, stride, offset: 0 }
+        let ring = (mcu_rows * v).next_power_of_two();
+        let (held, mask) = match ring < block_rows.len() {
+            true => (ring, ring * 8 - 1),
+            false => (block_rows.len(), usize::MAX),
+        };
+        Window {
+            h,
+            v,
+            columns,
+            rows,
+            block_columns,
+            block_rows,
+            upsample,
+            stride,
+            offset: 0,
+            held,
+            mask,
+        }
     }
 
     fn bytes(&self) -> usize {
-        self.block_rows.len() * 8 * self.stride
+        self.held * 8 * self.stride
     }
 
     /// Where a sample of the component lies in the planes. `x` may be one
     /// beyond the needed samples on either side.
     pub fn at(&self, x: isize, y: usize) -> usize {
-        let row = self.offset + (y - self.block_rows.start * 8) * self.stride + PAD_LEFT;
+        let row = (y - self.block_rows.start * 8) & self.mask;
+        let row = self.offset + row * self.stride + PAD_LEFT;
         (row as isize + x - (self.block_columns.start * 8) as isize) as usize
     }
 
@@ -164,24 +193,34 @@ pub(crate) struct Plan {
     pub rows: Range<usize>,
     /// By component, in the order of the frame.
     pub windows: Vec<Window>,
-    /// Bytes of all planes.
+    /// Bytes of all planes, as far as they are in memory.
     pub plane_bytes: usize,
+    /// Rows of MCUs in memory, at least; all of them where they are no more than that.
+    pub mcu_rows: usize,
 }
 
 impl Plan {
-    /// Plans `region`, which lies inside the picture. Keeps its allocation.
-    pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region) {
+    /// Plans `region`, which lies inside the picture, with `mcu_rows` rows of MCUs in memory, at least
+    /// [`IN_ORDER`]. Keeps its allocation.
+    pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region, mcu_rows: usize) {
         self.windows.clear();
+        self.mcu_rows = mcu_rows;
         (self.columns, self.rows) = (0..0, 0..0);
         self.plane_bytes = 0;
         for component in 0..jpeg.components().len() {
-            let mut window = Window::new(jpeg, component, region);
+            let mut window = Window::new(jpeg, component, region, mcu_rows);
             window.offset = self.plane_bytes;
             self.plane_bytes += window.bytes();
             grow(&mut self.columns, &window.block_columns, window.h);
             grow(&mut self.rows, &window.block_rows, window.v);
             self.windows.push(window);
         }
+    }
+
+    /// Whether samples of MCU row `row` may be written when the rows before `complete` are taken in: of these
+    /// only the last is needed still, and no other place is taken twice.
+    pub fn has_room(&self, row: usize, complete: usize) -> bool {
+        self.rows.len() <= self.mcu_rows || row + 1 < complete + self.mcu_rows
     }
 
     /// Pixel rows (exclusive end) whose samples are all there once the MCU

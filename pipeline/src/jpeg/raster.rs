@@ -13,7 +13,8 @@ use super::upsample::{self, Upsample};
 use crate::Image;
 use crate::scratch::Scratch;
 
-/// The back end's buffers, kept between pictures.
+/// The back end's buffers, kept between pictures: rows of them, no more of a large picture than of a small one
+/// as wide.
 #[derive(Default)]
 pub(crate) struct RasterBuffers {
     planes: Scratch,
@@ -21,6 +22,13 @@ pub(crate) struct RasterBuffers {
     rows: [Vec<u8>; 3],
     /// For each needed row of MCUs, those still to come.
     left: Vec<usize>,
+}
+
+impl RasterBuffers {
+    /// Gives back what a picture far wider than others took.
+    pub fn trim(&mut self) {
+        self.planes.trim();
+    }
 }
 
 /// One decode's back end: what does not change while it runs, how far it is,
@@ -63,6 +71,11 @@ impl<'a> Raster<'a> {
             complete: plan.rows.start,
             made: region.top,
         }
+    }
+
+    /// Whether blocks of MCU row `row`, or before it, may be taken in now.
+    pub fn has_room(&self, row: usize) -> bool {
+        self.plan.has_room(row.min(self.plan.rows.end - 1), self.complete)
     }
 
     /// Takes in neighbouring blocks of one component: `blocks[numbers[i]]` with
