@@ -4,6 +4,8 @@
 use std::ptr::NonNull;
 use std::sync::Arc;
 
+use memmap2::MmapMut;
+
 use crate::scratch::Line;
 
 /// Where a consumer has batches written.
@@ -29,6 +31,8 @@ pub unsafe trait BatchMemory: Send + Sync {
 /// Recycled memory of one batch.
 pub(crate) enum Buffer {
     Own(Vec<Line>),
+    /// A large one: whole pages of its own.
+    Mapped(MmapMut),
     Given(Given),
 }
 
@@ -51,10 +55,10 @@ impl Buffer {
         {
             return Buffer::Given(Given { at, bytes, memory: Arc::clone(memory) });
         }
-        // Zeroed by the system, not touched here.
-        let lines = vec![Line::ZERO; bytes.div_ceil(64)];
-        huge_pages(&lines);
-        Buffer::Own(lines)
+        match mapped(bytes) {
+            Some(map) => Buffer::Mapped(map),
+            None => Buffer::Own(vec![Line::ZERO; bytes.div_ceil(64)]),
+        }
     }
 
     /// No memory: a message that wakes whoever waits for a buffer.
@@ -65,6 +69,7 @@ impl Buffer {
     pub(crate) fn bytes(&self) -> &[u8] {
         match self {
             Buffer::Own(lines) => bytemuck::cast_slice(lines),
+            Buffer::Mapped(map) => map,
             // SAFETY: initialised bytes that are this value's alone, by the trait's promise.
             Buffer::Given(given) => unsafe {
                 std::slice::from_raw_parts(given.at.as_ptr(), given.bytes)
@@ -75,6 +80,7 @@ impl Buffer {
     pub(crate) fn as_mut_ptr(&mut self) -> *mut u8 {
         match self {
             Buffer::Own(lines) => lines.as_mut_ptr().cast(),
+            Buffer::Mapped(map) => map.as_mut_ptr(),
             Buffer::Given(given) => given.at.as_ptr(),
         }
     }
@@ -87,28 +93,23 @@ impl Drop for Given {
     }
 }
 
-/// Asks for huge pages, which save a large buffer's page faults and most of its TLB
-/// misses: the rows of a view lie in three planes, each far from the other.
-#[cfg(target_os = "linux")]
-fn huge_pages(lines: &[Line]) {
-    const PAGE: usize = 4096;
-    let bytes: &[u8] = bytemuck::cast_slice(lines);
-    let start = bytes.as_ptr().align_offset(PAGE);
-    if let Some(whole) = bytes.get(start..).filter(|whole| whole.len() >= HUGE_PAGE) {
-        // SAFETY: the range is this buffer's own memory, of whole pages but for the
-        // end, which the kernel rounds up; the advice changes no content. It may be
-        // refused, which costs nothing but speed.
-        unsafe {
-            libc::madvise(whole.as_ptr().cast_mut().cast(), whole.len(), libc::MADV_HUGEPAGE)
-        };
+/// Memory of a large buffer, of which the system makes pages, and zeros, as they are first written to: by the workers, not
+/// here. None for a small buffer, and where the system has none to give.
+///
+/// Huge pages are asked for before, as later the small ones are there. They save the buffer's page faults and most of its TLB
+/// misses: the rows of a view lie in three planes, each far from the other. The advice may be refused, which costs nothing but
+/// speed.
+fn mapped(bytes: usize) -> Option<MmapMut> {
+    if bytes < HUGE_PAGE {
+        return None;
     }
+    let map = MmapMut::map_anon(bytes).ok()?;
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    Some(map)
 }
 
-#[cfg(not(target_os = "linux"))]
-fn huge_pages(_: &[Line]) {}
-
 /// Smaller buffers would be mostly padding in a page of this size.
-#[cfg(target_os = "linux")]
 const HUGE_PAGE: usize = 2 << 20;
 
 #[cfg(test)]
@@ -151,5 +152,28 @@ mod tests {
         assert!(matches!(own, Buffer::Own(_)) && own.bytes().len() == 4096);
         drop(given);
         assert_eq!(counted.0.load(Ordering::Relaxed), 0);
+    }
+
+    /// For each page of some bytes whether it is in memory.
+    #[cfg(target_os = "linux")]
+    fn resident(bytes: &[u8]) -> Vec<bool> {
+        let mut pages = vec![0; bytes.len().div_ceil(4096)];
+        let at = bytes.as_ptr().cast_mut().cast();
+        // SAFETY: the bytes are mapped, and there is room for as many pages as they may be.
+        assert_eq!(unsafe { libc::mincore(at, bytes.len(), pages.as_mut_ptr()) }, 0);
+        pages.into_iter().map(|page| page & 1 == 1).collect()
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_large_buffer_takes_memory_when_it_is_written_to() {
+        let bytes = 3 * HUGE_PAGE + 100;
+        let mut buffer = Buffer::new(bytes, None);
+        assert_eq!((buffer.bytes().len(), buffer.as_mut_ptr() as usize % 4096), (bytes, 0));
+        assert!(!resident(buffer.bytes()).contains(&true));
+        // SAFETY: within the buffer.
+        unsafe { buffer.as_mut_ptr().add(HUGE_PAGE).write(7) };
+        assert!(resident(buffer.bytes()).contains(&true));
+        assert!(buffer.bytes()[HUGE_PAGE] == 7 && buffer.bytes()[bytes - 1] == 0);
     }
 }
