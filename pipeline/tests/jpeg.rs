@@ -118,6 +118,54 @@ fn regions_of_large_pictures_are_the_same_with_and_without_an_index() {
     }
 }
 
+#[test]
+fn fill_bytes_change_nothing_wherever_they_are() {
+    let (mut rng, mut out) = (Rng::keyed(13, 0, 0, 0), Image::default());
+    let mut filled = 0;
+    for (name, bytes, expected) in indexable() {
+        let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap() + 2;
+        let data = bytes[scan..].iter();
+        let data = data.flat_map(|&byte| {
+            let fill = if byte == 0xFF { rng.below(4) as usize } else { 0 };
+            filled += fill;
+            std::iter::repeat_n(0xFF, fill).chain([byte])
+        });
+        let bytes = [&bytes[..scan], &data.collect::<Vec<_>>()].concat();
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        let index = SideIndex::build_with_spacing(&bytes, 2).unwrap();
+        for simd in Simd::all() {
+            let mut decoder = JpegDecoder::with_simd(simd);
+            for index in [None, Some(&index)] {
+                for _ in 0..10 {
+                    let region = random_region(&mut rng, expected.width, expected.height);
+                    decoder.decode_region_into(&jpeg, region, index, &mut out).unwrap();
+                    assert!(out == crop(&expected, region), "{name}, {region:?}");
+                    assert_eq!(decoder.used_index(), index.is_some(), "{name}, {region:?}");
+                }
+            }
+        }
+    }
+    assert!(filled > 500, "{filled}");
+}
+
+#[test]
+fn tables_that_are_neither_there_nor_standard_are_an_error() {
+    let fixture = |name| fixtures().into_iter().find(|f| f.0 == name).unwrap().1;
+    // Table 2 of a sequential JPEG; progressive ones have no standard tables.
+    let mut bytes = fixture("no_tables_gray");
+    let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+    bytes[scan + 6] = 0x22;
+    assert!(matches!(decode(&bytes), Err(JpegError::Corrupt(_))));
+    let mut bytes = fixture("progressive_gray_33x17");
+    for at in 0..bytes.len() - 1 {
+        if bytes[at..at + 2] == [0xFF, 0xC4] {
+            // A segment for a program.
+            bytes[at + 1] = 0xEF;
+        }
+    }
+    assert!(matches!(decode(&bytes), Err(JpegError::Corrupt(_))));
+}
+
 /// A tall picture of bands that are noise, which takes long to decode, and bands that are nearly flat.
 fn banded_jpeg(sampling: jpeg_encoder::SamplingFactor, interval: u16) -> Vec<u8> {
     let (width, height) = (90, 1100);

@@ -74,6 +74,31 @@ def drop_segment(data, marker):
     return data
 
 
+def drop_tables(data):
+    """Without Huffman tables, as Motion JPEG has its frames."""
+    at = 2
+    while at + 2 < len(data):
+        if data[at] == 0xFF and data[at + 1] == 0xC4:
+            del data[at : at + 2 + data[at + 2] * 256 + data[at + 3]]
+        else:
+            at += 1
+    return data
+
+
+def fill(data):
+    """Fill bytes before every marker (T.81, B.1.1.2). Not before stuffed bytes: libjpeg passes over them there,
+    but libjpeg-turbo 3.2's fast path then leaves coefficients in the block that it begins anew."""
+    at, out = 2, data[:2]
+    while data[at + 1] != 0xDA:
+        end = at + 2 + data[at + 2] * 256 + data[at + 3]
+        out += b"\xff\xff" + data[at:end]
+        at = end
+    for place in range(at, len(data)):
+        marker = data[place] == 0xFF and data[place + 1] != 0
+        out += b"\xff" * (place % 4) * marker + data[place : place + 1]
+    return out
+
+
 def rescan(data, script, *options):
     """The same coefficients in the scans of jpegtran's `script`."""
     with tempfile.NamedTemporaryFile("w", suffix=".scans") as file:
@@ -99,13 +124,17 @@ def cases():
     data = encode(picture(64, 50, 21), quality=90, subsampling="4:2:2")
     yield "progressive_422_bit_by_bit", rescan(data, BIT_BY_BIT)
     data = encode(picture(50, 41, 22), quality=92, subsampling="4:2:0")
-    yield "progressive_restarts", rescan(data, BIT_BY_BIT, "-restart", "3B")
+    data = rescan(data, BIT_BY_BIT, "-restart", "3B")
+    yield "progressive_restarts", data
+    yield "fill_bytes_progressive", fill(bytearray(data))
     noise = Image.frombytes("RGB", (40, 32), random.Random(23).randbytes(40 * 32 * 3))
     yield "progressive_noise_q100", encode(noise, quality=100, subsampling=0, progressive=True)
     gray = picture(33, 17, 24).convert("L")
     yield "progressive_gray_33x17", encode(gray, quality=85, progressive=True)
     data = encode(picture(43, 39, 25), quality=85, subsampling="4:2:0")
-    yield "by_component_420", rescan(data, "0; 1; 2;")
+    data_by_component = rescan(data, "0; 1; 2;")
+    yield "by_component_420", data_by_component
+    yield "no_tables_by_component", drop_tables(bytearray(data_by_component))
     yield "by_component_restarts", rescan(data, "1,2; 0;", "-restart", "2B")
     for sampling in ("4:4:4", "4:2:0", "4:2:2"):
         name = sampling.replace(":", "")
@@ -139,6 +168,11 @@ def cases():
     yield "q5", encode(picture(48, 40, 14), quality=5, optimize=True)
     noise = Image.frombytes("RGB", (40, 32), random.Random(15).randbytes(40 * 32 * 3))
     yield "noise_q100", encode(noise, quality=100, subsampling=0)
+    data = encode(picture(50, 41, 16), quality=95, subsampling="4:2:0", restart_marker_blocks=2)
+    yield "fill_bytes_restarts", fill(data)
+    yield "no_tables_420", drop_tables(encode(picture(50, 41, 18), quality=85, subsampling="4:2:0"))
+    gray = picture(40, 24, 19).convert("L")
+    yield "no_tables_gray", drop_tables(encode(gray, quality=85))
 
 
 def main():

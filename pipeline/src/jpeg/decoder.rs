@@ -269,6 +269,14 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     Ok((entries, grid.columns, grid.rows))
 }
 
+/// Where the byte is that follows the fill bytes at `at`, if there are any.
+fn after_fill(bytes: &[u8], mut at: usize) -> usize {
+    while bytes.get(at..at + 2) == Some(&[0xFF; 2]) {
+        at += 1;
+    }
+    at
+}
+
 fn run_entries(
     simd: Simd,
     jpeg: &Jpeg<'_>,
@@ -281,12 +289,13 @@ fn run_entries(
     let mut dc = run.dc;
     let start = run.start_bit / 8;
     // Bytes of the unstuffed data passed, and where they lie in the JPEG.
-    let (mut passed, mut coded_at) = (0, run.coded_at);
+    let (mut passed, mut coded_at) = (0, after_fill(jpeg.bytes, run.coded_at));
     lane.at = start * 8;
     for _ in 0..run.count {
         let position = lane.at - start * 8;
         while passed < position / 8 {
             coded_at += if jpeg.bytes[coded_at] == 0xFF { 2 } else { 1 };
+            coded_at = after_fill(jpeg.bytes, coded_at);
             passed += 1;
         }
         entries.push(Entry { bit: (coded_at * 8 + position % 8) as u64, dc });

@@ -361,8 +361,7 @@ fn table<'a>(
     number: u8,
 ) -> Result<&'a Table, JpegError> {
     let spec = specs.get(usize::from(number)).and_then(Option::as_ref);
-    // Motion JPEG leaves the standard tables out; general decoders know them.
-    table.set(spec.ok_or(JpegError::Unsupported("missing Huffman table"))?)?;
+    table.set(spec.ok_or(JpegError::Corrupt("missing Huffman table"))?)?;
     Ok(table)
 }
 

@@ -5,6 +5,7 @@
 
 mod parser;
 mod scan;
+mod standard;
 
 use super::error::JpegError;
 use parser::Parser;
@@ -86,7 +87,7 @@ impl<'a> Jpeg<'a> {
         Jpeg::parse_with(bytes, true)
     }
 
-    /// As [`Jpeg::parse`], for headers whose Huffman tables were taken out.
+    /// As [`Jpeg::parse`], for headers whose Huffman tables were taken out, whatever their numbers.
     ///
     /// # Errors
     /// As [`Jpeg::parse`].

@@ -1,7 +1,7 @@
 //! The segments of a header, one after the other, and what they must say together.
 
 use super::super::error::JpegError;
-use super::{Color, Component, HuffmanSpec, Jpeg, Scans, ZIGZAG};
+use super::{Color, Component, HuffmanSpec, Jpeg, Scans, ZIGZAG, standard};
 
 /// The next marker at or after `at`: its code, the segment's body and where
 /// the following one begins. Markers without a body are passed over.
@@ -49,6 +49,8 @@ impl<'a> Parser<'a> {
             0xC0..=0xC2 => {
                 if code == 0xC2 {
                     self.jpeg.scans = Scans::Progressive;
+                } else {
+                    self.standard_tables();
                 }
                 self.frame(segment)?;
             }
@@ -69,6 +71,15 @@ impl<'a> Parser<'a> {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Gives a sequential JPEG the tables that it need not bring, as libjpeg does: those of Motion JPEG.
+    fn standard_tables(&mut self) {
+        let Jpeg { dc, ac, .. } = &mut self.jpeg;
+        for (slot, table) in dc.iter_mut().zip(standard::DC).chain(ac.iter_mut().zip(standard::AC))
+        {
+            slot.get_or_insert(table);
+        }
     }
 
     fn frame(&mut self, s: &[u8]) -> Result<(), JpegError> {
@@ -181,10 +192,9 @@ impl<'a> Parser<'a> {
             let table = |class: &[Option<_>; 4], at: u8| {
                 class.get(usize::from(at)).is_some_and(Option::is_some)
             };
-            // Motion JPEG leaves the standard tables out; general decoders know them.
             let (dc, ac) = (component.dc_table, component.ac_table);
             if tables && jpeg.scans == Scans::One && !(table(&jpeg.dc, dc) && table(&jpeg.ac, ac)) {
-                return Err(JpegError::Unsupported("missing Huffman table"));
+                return Err(JpegError::Corrupt("missing Huffman table"));
             }
         }
         Ok(self.jpeg)

@@ -27,12 +27,16 @@ pub(super) unsafe fn unstuff(coded: &[u8], out: &mut [u8]) -> (usize, usize) {
         let before = found.trailing_zeros() as usize;
         read += before;
         written += before;
-        if coded[read + 1] != 0 {
-            return (read, written);
+        match coded[read + 1] {
+            0 => {
+                out[written] = 0xFF;
+                read += 2;
+                written += 1;
+            }
+            // A fill byte.
+            0xFF => read += 1,
+            _ => return (read, written),
         }
-        out[written] = 0xFF;
-        read += 2;
-        written += 1;
     }
     let (more_read, more_written) = super::scalar::unstuff(&coded[read..], &mut out[written..]);
     (read + more_read, written + more_written)

@@ -1,4 +1,5 @@
-//! Byte unstuffing: entropy-coded bytes without the 0 that follows each 0xFF.
+//! Byte unstuffing: entropy-coded bytes without the 0 that follows each 0xFF. Of several 0xFF all but the
+//! last are fill bytes (T.81, B.1.1.2), before a marker and, as libjpeg has it, before a 0.
 //!
 //! Done once up front, so that the bit reader loads eight bytes at a time
 //! without looking for markers.
@@ -13,8 +14,8 @@ use super::simd::Simd;
 pub(crate) const SLACK: usize = 64;
 
 /// Copies `coded` to `out` until its end or the first marker, dropping stuffed
-/// zeros. Gives (bytes read, bytes written). The next [`SLACK`] bytes of `out`
-/// are set to zero.
+/// zeros and fill bytes, those before the marker too. Gives (bytes read, bytes written).
+/// The next [`SLACK`] bytes of `out` are set to zero.
 ///
 /// # Panics
 /// When `out` is shorter than `coded.len() + SLACK`.
@@ -47,6 +48,7 @@ mod tests {
                     (0, _) => rng.below(256) as u8,
                     (_, 0) => 0xFF,
                     (1, 1..=6) => 0,
+                    (2, 1) => 0,
                     (_, _) => rng.below(3) as u8,
                 })
                 .collect();
@@ -68,5 +70,23 @@ mod tests {
         assert_eq!(out[..4], [1, 0xFF, 2, 0]);
         // A lone 0xFF at the end is no data either.
         assert_eq!(unstuff(Simd::Scalar, &[5, 0xFF], &mut out), (1, 1));
+    }
+
+    #[test]
+    fn fill_bytes_are_none_of_the_data() {
+        for simd in Simd::all() {
+            let mut out = [1; 300];
+            for fill in [1, 2, 40] {
+                let mut coded = vec![1];
+                coded.extend(vec![0xFF; fill]);
+                coded.extend([0xFF, 0, 2]);
+                coded.extend(vec![0xFF; fill]);
+                coded.extend([0xFF, 0xD0, 3]);
+                coded.extend([0; 40]);
+                assert_eq!(unstuff(simd, &coded, &mut out), (2 * fill + 4, 3));
+                assert_eq!(out[..4], [1, 0xFF, 2, 0]);
+            }
+            assert_eq!(unstuff(simd, &[5, 0xFF, 0xFF], &mut out), (2, 1));
+        }
     }
 }
