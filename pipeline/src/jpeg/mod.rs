@@ -9,7 +9,9 @@
 //!
 //! Pixels are those of libjpeg with its default settings (`islow` inverse DCT,
 //! "fancy" upsampling), which is what Pillow gives; a region is exactly the
-//! crop of the whole picture.
+//! crop of the whole picture. One thing libjpeg does is not done: where a progressive
+//! JPEG ends before the scans that complete its lowest AC coefficients, it smooths
+//! the blocks; here, and in the general decoder, they show what was sent.
 //!
 //! ```no_run
 //! use bt_pipeline::{Image, jpeg};
