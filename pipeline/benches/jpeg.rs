@@ -98,7 +98,7 @@ fn ours(bencher: Bencher, simd: Simd, union: bool, indexed: bool) {
         let jpeg = Jpeg::parse(black_box(&photo.bytes)).expect("parsed before");
         let region = if union { photo.union } else { Region::full(&jpeg) };
         let index = photo.index.as_ref().filter(|_| indexed).map(|bytes| {
-            index.read(bytes).expect("just written");
+            index.read(bytes, &jpeg).expect("just written");
             &index
         });
         decoder.decode_region_into(&jpeg, region, index, &mut out).expect("decoded before");

@@ -55,7 +55,8 @@ impl Baseline {
         };
         // An index that cannot be read is as good as none: it saves time only.
         let side_index = side_index.filter(|_| options.side_index);
-        let index = side_index.and_then(|bytes| self.index.read(bytes).ok().map(|()| &self.index));
+        let index =
+            side_index.and_then(|bytes| self.index.read(bytes, &jpeg).ok().map(|()| &self.index));
         let Crop { top, left, height, width } = region;
         let wanted = Region { left, top, width, height };
         match self.decoder.decode_region_into(&jpeg, wanted, index, out) {
@@ -68,6 +69,7 @@ impl Baseline {
     /// Gives back what an image far larger than others took.
     pub fn trim(&mut self) {
         self.decoder.trim();
+        self.index.trim();
     }
 }
 

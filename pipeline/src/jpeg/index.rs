@@ -30,6 +30,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::error::JpegError;
 use super::header::{Jpeg, Scans};
+use super::plan::Grid;
 
 /// Where an MCU begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -131,17 +132,20 @@ impl SideIndex {
     /// Whether `packed` is an index of `jpeg` in which every entry is right. Takes
     /// as long as making it.
     pub fn describes(packed: &[u8], jpeg: &[u8]) -> bool {
-        SideIndex::from_bytes(packed).is_ok_and(|index| {
-            SideIndex::build_with_spacing(jpeg, index.spacing).is_ok_and(|right| right == index)
-        })
+        let mut index = SideIndex::default();
+        Jpeg::parse(jpeg).and_then(|jpeg| index.read(packed, &jpeg)).is_ok()
+            && SideIndex::build_with_spacing(jpeg, index.spacing).is_ok_and(|right| right == index)
     }
 
-    /// Whether its grid is that of a picture of `columns` x `rows` MCUs.
+    /// Whether it is one of a picture of `columns` x `rows` MCUs.
     pub(crate) fn fits(&self, columns: usize, rows: usize, components: usize) -> bool {
+        self.has_grid(columns, rows, components) && self.entries.len() == self.per_row * rows
+    }
+
+    fn has_grid(&self, columns: usize, rows: usize, components: usize) -> bool {
         self.spacing > 0
             && self.per_row == columns.div_ceil(self.spacing)
             && (self.rows, self.components) == (rows, components)
-            && self.entries.len() == self.per_row * rows
     }
 
     /// The last entry at or before an MCU, with its column.
@@ -222,22 +226,42 @@ impl SideIndex {
         out
     }
 
-    /// Reads what [`SideIndex::to_bytes`] wrote.
+    /// Reads what [`SideIndex::to_bytes`] wrote, of whatever JPEG. May take 128 times the memory of
+    /// the bytes; [`SideIndex::read`] has a bound of its own.
     ///
     /// # Errors
     /// [`JpegError::Index`] for anything else. What is read may still be wrong
     /// for a JPEG: the decoder checks what it uses.
     pub fn from_bytes(bytes: &[u8]) -> Result<SideIndex, JpegError> {
         let mut index = SideIndex::default();
-        index.read(bytes)?;
+        index.unpack(bytes, |_| true)?;
         Ok(index)
     }
 
-    /// As [`SideIndex::from_bytes`], keeping this one's memory.
+    /// As [`SideIndex::from_bytes`], keeping this one's memory; what cannot be an index of `jpeg`,
+    /// by its length or its grid, takes none.
     ///
     /// # Errors
-    /// As [`SideIndex::from_bytes`]; the index is then empty.
-    pub fn read(&mut self, bytes: &[u8]) -> Result<(), JpegError> {
+    /// As [`SideIndex::from_bytes`], and for an index of another picture; the index is then empty.
+    pub fn read(&mut self, bytes: &[u8], jpeg: &Jpeg<'_>) -> Result<(), JpegError> {
+        let (grid, components) = (Grid::new(jpeg), jpeg.components().len());
+        self.unpack(bytes, |index| {
+            index.jpeg_length == jpeg.bytes.len()
+                && index.has_grid(grid.columns, grid.rows, components)
+        })
+    }
+
+    /// Gives back what the index of a picture far larger than others took.
+    pub(crate) fn trim(&mut self) {
+        crate::scratch::trim(&mut self.entries);
+    }
+
+    /// Reads an index of which all but the entries is `wanted`.
+    fn unpack(
+        &mut self,
+        bytes: &[u8],
+        wanted: impl FnOnce(&SideIndex) -> bool,
+    ) -> Result<(), JpegError> {
         self.entries.clear();
         self.spacing = 0;
         let Some((body, checksum)) = bytes.split_last_chunk::<CHECKSUM>() else {
@@ -273,12 +297,23 @@ impl SideIndex {
         if spacing == 0 || packing.distance_bits > 32 || packing.dc_bits.iter().any(|&b| b > 16) {
             return Err(JpegError::Index("field out of range"));
         }
-        self.unpack(reader.0, &packing, u64::from(first))?;
         self.spacing = spacing;
-        Ok(())
+        let read = match wanted(self) {
+            true => self.unpack_entries(reader.0, &packing, u64::from(first)),
+            false => Err(JpegError::Index("of another picture")),
+        };
+        if read.is_err() {
+            self.spacing = 0;
+        }
+        read
     }
 
-    fn unpack(&mut self, packed: &[u8], packing: &Packing, first: u64) -> Result<(), JpegError> {
+    fn unpack_entries(
+        &mut self,
+        packed: &[u8],
+        packing: &Packing,
+        first: u64,
+    ) -> Result<(), JpegError> {
         // At most 2^32 entries of at most 80 bits. Without the length check, an
         // index of entries of 0 bits could ask for any amount of memory.
         let count = self.per_row * self.rows;
@@ -422,6 +457,31 @@ mod tests {
             damaged[at] ^= 0x10;
             assert!(SideIndex::from_bytes(&damaged).is_err());
             assert!(SideIndex::from_bytes(&bytes[..at]).is_err());
+        }
+    }
+
+    #[test]
+    fn an_index_of_another_picture_takes_no_memory() {
+        let fixture = "tests/fixtures/jpeg/420_75x49.jpg";
+        let bytes = std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture));
+        let bytes = bytes.unwrap();
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        let right = SideIndex::build_with_spacing(&bytes, 2).unwrap();
+        let mut read = SideIndex::default();
+        read.read(&right.to_bytes(), &jpeg).unwrap();
+        assert_eq!(read, right);
+        let SideIndex { per_row, rows, jpeg_length, .. } = right;
+        for (per_row, rows, jpeg_length) in [
+            (65_535, rows, jpeg_length),
+            (per_row, 65_535, jpeg_length),
+            (per_row, rows, jpeg_length + 1),
+        ] {
+            let entries = (0..per_row * rows).map(|at| Entry { bit: at as u64 * 9, dc: [0; 3] });
+            let entries = entries.collect();
+            let other = SideIndex { per_row, rows, jpeg_length, entries, ..right };
+            let mut read = SideIndex::default();
+            assert!(read.read(&other.to_bytes(), &jpeg).is_err());
+            assert_eq!((read.entries.capacity(), read.spacing), (0, 0));
         }
     }
 
