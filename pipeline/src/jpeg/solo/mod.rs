@@ -245,26 +245,38 @@ mod tests {
     #[test]
     fn any_bits_decode_as_symbol_by_symbol() {
         let mut rng = Rng::keyed(3, 0, 0, 0);
-        let (mut whole, mut without_end, mut refused) = (0, 0, 0);
+        let (mut whole, mut several, mut without_end, mut refused) = (0, 0, 0, 0);
         for _ in 0..300 {
-            let (mut dc, mut ac) = (Table::new(Class::Dc), Table::new(Class::Ac));
+            let mut dc = Table::new(Class::Dc);
             let counts = [0, 1, 5, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0];
             let symbols: Vec<u8> = (0..12).collect();
             dc.set(&HuffmanSpec { counts: &counts, symbols: &symbols }).unwrap();
-            let (counts, symbols) = random_code(&mut rng);
-            ac.set(&HuffmanSpec { counts: &counts, symbols: &symbols }).unwrap();
+            let ac = [(); 2].map(|()| {
+                let (mut ac, (counts, symbols)) = (Table::new(Class::Ac), random_code(&mut rng));
+                ac.set(&HuffmanSpec { counts: &counts, symbols: &symbols }).unwrap();
+                ac
+            });
             let data: Vec<u8> = (0..4000 + PAD).map(|_| rng.below(256) as u8).collect();
-            let tables: [Tables<'_>; MAX_BATCH] = [(&dc, &ac); MAX_BATCH];
+            // Luminance and chrominance: blocks of one code follow those of the other.
+            let tables: [Tables<'_>; MAX_BATCH] =
+                std::array::from_fn(|block| (&*dc, &*ac[block / 2 % 2]));
             for simd in Simd::all() {
-                let mut table = SoloTable::new();
-                table.set(simd, &ac, true);
-                let solo: [SoloTables<'_>; MAX_BATCH] = [(&dc, &ac, &table); MAX_BATCH];
+                let made = [0, 1].map(|at: usize| {
+                    let mut table = SoloTable::new();
+                    table.set(simd, &ac[at], true);
+                    table
+                });
+                let solo: [SoloTables<'_>; MAX_BATCH] = std::array::from_fn(|block| {
+                    let (dc, ac) = tables[block];
+                    (dc, ac, &*made[block / 2 % 2])
+                });
                 let mut at = 0;
                 while at < 4000 * 8 {
+                    let count = [1, 1, 2, 3, 6, MAX_BATCH][rng.below(6) as usize];
                     let [mut plain, mut stored, mut skipped] = [(); 3].map(|()| Lane::new());
                     for lane in [&mut plain, &mut stored, &mut skipped] {
                         lane.at = at;
-                        lane.begin(1);
+                        lane.begin(count);
                     }
                     // SAFETY: PAD bytes follow the position.
                     let found = unsafe {
@@ -280,19 +292,26 @@ mod tests {
                         refused += 1;
                         continue;
                     }
-                    assert_eq!((plain.at, plain.spans[0]), (stored.at, stored.spans[0]));
-                    assert_eq!((plain.at, plain.spans[0]), (skipped.at, skipped.spans[0]));
-                    assert_eq!(plain.blocks[0].0, stored.blocks[0].0, "bit {at}");
-                    assert_eq!(plain.blocks[0].0[0], skipped.blocks[0].0[0]);
+                    for lane in [&stored, &skipped] {
+                        assert!(plain.at == lane.at && lane.done(), "bit {at}");
+                        assert_eq!(plain.spans[..count], lane.spans[..count], "bit {at}");
+                    }
+                    for block in 0..count {
+                        let [plain, stored, skipped] =
+                            [&plain, &stored, &skipped].map(|lane| lane.blocks[block].0);
+                        assert_eq!(plain, stored, "bit {at}, block {block}");
+                        assert_eq!(plain[0], skipped[0], "bit {at}, block {block}");
+                    }
                     whole += 1;
-                    without_end += u32::from(plain.spans[0] == 64);
+                    several += u32::from(count > 1);
+                    without_end += u32::from(plain.spans[..count].contains(&64));
                     at = plain.at;
                 }
             }
         }
         assert!(
-            whole > 10_000 && without_end > 100 && refused > 1_000,
-            "{whole} {without_end} {refused}"
+            whole > 10_000 && several > 1_000 && without_end > 100 && refused > 1_000,
+            "{whole} {several} {without_end} {refused}"
         );
     }
 }
