@@ -70,7 +70,7 @@ impl Learner {
         let predictor =
             predictor.map(|shape| Predictor::new(shape, dim, seed, device)).transpose()?;
         let teacher = teacher.map(|m| Teacher::of(&mut net, m, device)).transpose()?;
-        Ok(Self {
+        let mut learner = Self {
             net,
             objective,
             predictor,
@@ -79,7 +79,9 @@ impl Learner {
             before: Default::default(),
             device_step: None,
             search: None,
-        })
+        };
+        learner.before = numbers::Statistics::of(learner.norms())?;
+        Ok(learner)
     }
 
     /// The network that is trained.

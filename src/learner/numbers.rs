@@ -18,10 +18,13 @@ use crate::optim::Table;
 /// Elements that one thread looks at.
 const CHUNK: usize = 1 << 16;
 
-/// The running statistics before a step, in buffers of their own where the network is.
+/// The running statistics of every BatchNorm layer, and what they were before a step, where the network is.
 #[derive(Default)]
 pub(super) struct Statistics {
-    norms: Vec<(Tensor, Tensor, i64)>,
+    /// All of them, and the copy; `None` without such layers.
+    values: Option<(Tensor, Tensor)>,
+    /// How many batches each layer had seen.
+    counts: Vec<i64>,
 }
 
 /// The search for gradients that are not finite, on a device.
@@ -47,7 +50,7 @@ impl Search {
 
 impl Learner {
     /// Every BatchNorm layer of the networks and the predictor.
-    fn norms(&mut self) -> Vec<&mut BatchNorm> {
+    pub(super) fn norms(&mut self) -> Vec<&mut BatchNorm> {
         let mut all = self.net.norms_mut();
         all.extend(self.predictor.iter_mut().flat_map(|predictor| predictor.norms_mut()));
         all.extend(self.teacher.iter_mut().flat_map(|teacher| teacher.net().norms_mut()));
@@ -59,34 +62,33 @@ impl Learner {
     /// # Errors
     /// When the statistics cannot be read.
     pub fn remember(&mut self) -> Result<()> {
-        let mut kept = std::mem::take(&mut self.before);
-        let norms = self.norms();
-        if kept.norms.len() != norms.len() {
-            kept = Statistics::of(&norms)?;
+        let counts = self.norms().iter().map(|norm| norm.num_batches_tracked).collect();
+        self.before.counts = counts;
+        match &self.before.values {
+            Some((now, before)) => Ok(storage::copy(now, before)?),
+            None => Ok(()),
         }
-        for (norm, (mean, var, count)) in norms.into_iter().zip(&mut kept.norms) {
-            storage::copy(&norm.running_mean, mean)?;
-            storage::copy(&norm.running_var, var)?;
-            *count = norm.num_batches_tracked;
-        }
-        self.before = kept;
-        Ok(())
     }
 
     /// Undoes the forward pass since [`Learner::remember`]: the learner is as it
-    /// was before the step, as long as the optimizer has not moved it.
+    /// was before the step, as long as the optimizer has not moved it. Without
+    /// [`Learner::remember`] before it does nothing.
     ///
     /// # Errors
     /// When the statistics cannot be written.
     pub fn take_back(&mut self) -> Result<()> {
-        let kept = std::mem::take(&mut self.before);
-        for (norm, (mean, var, count)) in self.norms().into_iter().zip(&kept.norms) {
-            storage::copy(mean, &norm.running_mean)?;
-            storage::copy(var, &norm.running_var)?;
+        let counts = std::mem::take(&mut self.before.counts);
+        if counts.is_empty() {
+            return Ok(());
+        }
+        for (norm, count) in self.norms().into_iter().zip(&counts) {
             norm.num_batches_tracked = *count;
         }
-        self.before = kept;
-        Ok(())
+        self.before.counts = counts;
+        match &self.before.values {
+            Some((now, before)) => Ok(storage::copy(before, now)?),
+            None => Ok(()),
+        }
     }
 
     /// The first parameter whose gradient is not finite. Reads every gradient once,
@@ -124,14 +126,14 @@ impl Learner {
 }
 
 impl Statistics {
-    /// Buffers for those of `norms`.
-    fn of(norms: &[&mut BatchNorm]) -> Result<Self> {
-        let like = |t: &Tensor| storage::zeros(t.shape(), t.device());
-        let norms = norms
-            .iter()
-            .map(|norm| Ok((like(&norm.running_mean)?, like(&norm.running_var)?, 0)))
-            .collect::<Result<_>>()?;
-        Ok(Self { norms })
+    /// Those of `norms`, which they become parts of; nothing is kept yet.
+    pub fn of(mut norms: Vec<&mut BatchNorm>) -> Result<Self> {
+        let all = BatchNorm::lay_together(&mut norms)?;
+        let with_copy = |all: Tensor| -> Result<_> {
+            let copy = storage::zeros(all.shape(), all.device())?;
+            Ok((all, copy))
+        };
+        Ok(Self { values: all.map(with_copy).transpose()?, counts: Vec::new() })
     }
 }
 

@@ -25,14 +25,6 @@ impl ConvNorm {
         Ok(out)
     }
 
-    /// [`ConvNorm::forward`] with an output to give back, once it was read.
-    fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
-        let y = self.conv.forward(x, ws)?;
-        let out = self.norm.forward_passing(&y, ws)?;
-        ws.release(y);
-        Ok(out)
-    }
-
     /// Adds both to `graph`, reading `x`.
     fn describe(&self, x: Value, graph: &mut Graph) -> Value {
         let name = self.conv.weight.name.trim_end_matches(".weight");
@@ -50,32 +42,39 @@ struct Block {
 
 impl Block {
     fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
-        let shortcut = match &mut self.downsample {
-            Some(d) => d.forward_passing(x, ws)?,
-            None => x.clone(),
-        };
-        let last = self.convs.len() - 1;
+        let (last, before) = self.convs.split_last_mut().expect("a block has convolutions");
         let mut y = x.clone();
-        for (i, layer) in self.convs.iter_mut().enumerate() {
-            let out = layer.forward(&y, (i == last).then_some(&shortcut), ws)?;
+        for (i, layer) in before.iter_mut().enumerate() {
+            let out = layer.forward(&y, None, ws)?;
             if i > 0 {
                 ws.release(y);
             }
             y = out;
         }
-        if self.downsample.is_some() {
-            ws.give(shortcut);
-        }
-        Ok(y)
+        let Some(down) = &mut self.downsample else {
+            let out = last.forward(&y, Some(x), ws)?;
+            ws.release(y);
+            return Ok(out);
+        };
+        // Both BatchNorms in one pass.
+        let (shortcut, z) = (down.conv.forward(x, ws)?, last.conv.forward(&y, ws)?);
+        ws.release(y);
+        let out = last.norm.forward_pair(&z, &mut down.norm, &shortcut, ws)?;
+        ws.release(shortcut);
+        ws.release(z);
+        Ok(out)
     }
 
     /// Takes the output's gradient, returns the input's.
     fn backward(&mut self, dout: Tensor, ws: &mut Workspace) -> Result<Tensor> {
         let mut layers = self.convs.iter_mut().rev();
         let mut layer = layers.next().expect("a block has convolutions");
-        // The last BatchNorm leaves the shortcut's gradient in `dout`.
+        // The last BatchNorm leaves the gradient of the shortcut, or of its convolution, in `dout`.
         let mut d = ws.take_over(layer.norm.input()?)?;
-        layer.norm.backward(&dout, Some(&d))?;
+        match &mut self.downsample {
+            None => layer.norm.backward(&dout, Some(&d))?,
+            Some(down) => layer.norm.backward_pair(&mut down.norm, &dout, &d)?,
+        }
         for before in layers {
             layer.conv.backward_weight(&d)?;
             // The layer before does not need its output, this one's input, where that is taken over.
@@ -92,7 +91,6 @@ impl Block {
                 dout
             }
             Some(down) => {
-                down.norm.backward(&dout, None)?;
                 down.conv.backward_weight(&dout)?;
                 // The block's input: both convolutions' weights have their gradients.
                 let dx = ws.take_over(layer.conv.input()?)?;
@@ -135,7 +133,6 @@ pub struct ResNet {
     pool: Option<MaxPool>,
     blocks: Vec<Block>,
     average: AvgPool,
-    stem_out: Vec<usize>,
 }
 
 /// Makes the layers of one network under torchvision's names.
@@ -219,7 +216,6 @@ impl ResNet {
             pool: (config.stem == Stem::Imagenet).then(|| MaxPool::new(3, 2, 1)),
             blocks,
             average: AvgPool::default(),
-            stem_out: Vec::new(),
         })
     }
 
@@ -231,20 +227,10 @@ impl ResNet {
         let mut x = match &mut self.pool {
             None => self.stem.forward(images, None, ws)?,
             Some(pool) => {
-                // Nobody reads the stem's output again, except perhaps its own ReLU.
-                let passing = !self.stem.norm.reads_output();
-                let x = match passing {
-                    true => self.stem.forward_passing(images, ws)?,
-                    false => self.stem.forward(images, None, ws)?,
-                };
-                self.stem_out = x.dims().to_vec();
-                let y = pool.forward(&x, ws)?;
-                if passing {
-                    ws.give(x)
-                } else {
-                    ws.release(x)
-                }
-                y
+                let z = self.stem.conv.forward(images, ws)?;
+                let x = self.stem.norm.forward_pooled(&z, pool, ws)?;
+                ws.release(z);
+                x
             }
         };
         for block in &mut self.blocks {
@@ -269,12 +255,13 @@ impl ResNet {
         for block in self.blocks.iter_mut().rev() {
             d = block.backward(d, ws)?;
         }
-        if let Some(pool) = &mut self.pool {
-            let dx = ws.take(&self.stem_out)?;
-            pool.backward(&d, &dx)?;
-            ws.give(std::mem::replace(&mut d, dx));
+        match &mut self.pool {
+            None => self.stem.norm.backward(&d, None)?,
+            Some(pool) => {
+                let dx = self.stem.norm.backward_pooled(pool, &d, ws)?;
+                ws.give(std::mem::replace(&mut d, dx));
+            }
         }
-        self.stem.norm.backward(&d, None)?;
         self.stem.conv.backward_weight(&d)?;
         ws.give(d);
         Ok(())

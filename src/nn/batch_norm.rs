@@ -9,9 +9,12 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::norm::{self, Affine};
-use super::cuda::kernels::norm::{self as kernels, Mask, NormParams, NormShape};
+use super::cuda::kernels::norm::{
+    self as kernels, Branch, GradBranch, Mask, NormParams, NormShape,
+};
+use super::cuda::kernels::norm_pool::{self, NormPoolShape};
 use super::cuda::{Backend, Span};
-use super::{Engine, Param, Workspace, no_forward, storage};
+use super::{Engine, MaxPool, Param, Workspace, no_forward, storage};
 
 /// PyTorch's default, as is the momentum.
 pub const EPS: f64 = 1e-5;
@@ -94,6 +97,27 @@ impl BatchNorm {
         })
     }
 
+    /// Makes the running statistics of `layers`, all of one device, parts of one tensor, which it returns:
+    /// who keeps a copy of them copies once. For before anything was recorded of a pass.
+    ///
+    /// # Errors
+    /// When the device cannot allocate.
+    pub fn lay_together(layers: &mut [&mut Self]) -> Result<Option<Tensor>> {
+        let Some(first) = layers.first() else { return Ok(None) };
+        let len = layers.iter().map(|layer| 2 * layer.weight.len()).sum::<usize>();
+        let all = storage::zeros(len, first.engine.device())?;
+        let mut at = 0;
+        for layer in layers {
+            for own in [&mut layer.running_mean, &mut layer.running_var] {
+                let part = all.narrow(0, at, own.elem_count())?;
+                storage::copy(own, &part)?;
+                at += own.elem_count();
+                *own = part;
+            }
+        }
+        Ok(Some(all))
+    }
+
     /// The layer's name, the front of its tensors' names.
     pub fn name(&self) -> &str {
         &self.name
@@ -116,23 +140,103 @@ impl BatchNorm {
         Ok(y)
     }
 
-    /// [`BatchNorm::forward`] without a residual, with an output for the caller to give back to `ws` when
-    /// nobody reads it any more. For layers of which [`BatchNorm::reads_output`] is false.
+    /// [`BatchNorm::forward`] with `other`'s output for `theirs` as the residual. On a device one pass over
+    /// memory does for both, and `other`'s output is not written.
     ///
     /// # Errors
     /// As [`BatchNorm::forward`].
-    pub fn forward_passing(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
-        debug_assert!(!self.reads_output(), "{}: its output must stay", self.name);
-        self.check(x, None, ws)?;
-        let y = ws.take(x.dims())?;
-        self.forward_to(x, None, &y, ws)?;
+    pub fn forward_pair(
+        &mut self,
+        x: &Tensor,
+        other: &mut Self,
+        theirs: &Tensor,
+        ws: &mut Workspace,
+    ) -> Result<Tensor> {
+        let Some(backend) = self.engine.shared_backend().filter(|_| self.pairs_with(other)) else {
+            // Nobody reads it again.
+            other.check(theirs, None, ws)?;
+            let residual = ws.take(theirs.dims())?;
+            other.forward_to(theirs, None, &residual, ws)?;
+            let y = self.forward(x, Some(&residual), ws)?;
+            ws.give(residual);
+            return Ok(y);
+        };
+        self.check(x, Some(theirs), ws)?;
+        other.check(theirs, None, ws)?;
+        let y = ws.output(&mut self.output, x.dims())?;
+        let (shape, scratch) = self.device_shape(x, ws.normed_groups())?;
+        let (_, their_scratch) = other.device_shape(theirs, shape.groups)?;
+        let (params, their_params) = (self.device_params()?, other.device_params()?);
+        // Evaluation's statistics lie in scratch, and those that were saved stay.
+        let statistics = |layer: &mut Self, scratch| match ws.batch_statistics() {
+            true => layer.device_statistics(shape.groups),
+            false => Ok(scratch),
+        };
+        let (saved, their_saved) = (statistics(self, scratch)?, statistics(other, their_scratch)?);
+        let pair = [
+            Branch { params: &params, x: storage::span(x)?, saved, scratch },
+            Branch {
+                params: &their_params,
+                x: storage::span(theirs)?,
+                saved: their_saved,
+                scratch: their_scratch,
+            },
+        ];
+        let to = storage::span(&y)?;
+        if ws.batch_statistics() {
+            let open = self.device_mask(shape, &[pair[0].x, pair[1].x, to])?;
+            kernels::norm_train_pair(&*backend, shape, pair, to, open)?;
+        } else {
+            kernels::norm_eval_pair(&*backend, shape, pair, to)?;
+        }
+        for (layer, input, added) in [(self, x, true), (other, theirs, false)] {
+            layer.passed(input, added, ws);
+        }
         Ok(y)
     }
 
-    /// Whether the backward pass reads the output. On a device the input says where the ReLU was open,
-    /// or, where something was added, a bit an element does: a tensor less to read, twice, and to keep.
-    pub fn reads_output(&self) -> bool {
-        self.relu && self.engine.backend().is_none()
+    /// Whether one pass of a device's does for both: the sum goes through a ReLU.
+    fn pairs_with(&self, other: &Self) -> bool {
+        self.relu && !other.relu
+    }
+
+    /// [`BatchNorm::forward`], and `pool` of that. On a device what is between them is not written.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::forward`], or when `x` is not `[N, H, W, C]`.
+    pub fn forward_pooled(
+        &mut self,
+        x: &Tensor,
+        pool: &mut MaxPool,
+        ws: &mut Workspace,
+    ) -> Result<Tensor> {
+        let Some(backend) = self.engine.shared_backend().filter(|_| self.pools_with(pool)) else {
+            let whole = self.forward(x, None, ws)?;
+            let y = pool.forward(&whole, ws)?;
+            ws.release(whole);
+            return Ok(y);
+        };
+        self.check(x, None, ws)?;
+        let (shape, y) = pool.begin(x, ws)?;
+        let s = NormPoolShape { pool: shape, groups: ws.normed_groups() };
+        let scratch = self.device_scratch(norm_pool::norm_pool_scratch(s))?;
+        let params = self.device_params()?;
+        let (from, to) = (storage::span(x)?, storage::span(&y)?);
+        match pool.winners_there(&y, ws)? {
+            None => norm_pool::norm_pool_eval(&*backend, &shape, &params, from, to, scratch)?,
+            Some(winner) => {
+                let saved = self.device_statistics(s.groups)?;
+                let b = &*backend;
+                norm_pool::norm_pool_train(b, s, &params, from, to, winner, saved, scratch)?;
+            }
+        }
+        self.passed(x, false, ws);
+        Ok(y)
+    }
+
+    /// Whether one pass of a device's does for this layer and `pool`.
+    fn pools_with(&self, pool: &MaxPool) -> bool {
+        self.relu && pool.window() == norm_pool::WINDOW
     }
 
     /// The last training pass's output, in its buffer.
@@ -155,10 +259,15 @@ impl BatchNorm {
             None if ws.batch_statistics() => self.cpu_train(x, residual, y, ws.groups)?,
             None => self.cpu_eval(x, residual, y)?,
         }
-        let added = residual.is_some();
+        self.passed(x, residual.is_some(), ws);
+        Ok(())
+    }
+
+    /// Notes what the backward pass needs of a pass, and counts it.
+    fn passed(&mut self, x: &Tensor, added: bool, ws: &Workspace) {
         let saved = || Saved { input: x.clone(), added, groups: ws.groups };
         self.saved = ws.keeps().then(saved);
-        Ok(())
+        self.num_batches_tracked += if ws.batch_statistics() { ws.groups as i64 } else { 0 };
     }
 
     fn check(&self, x: &Tensor, residual: Option<&Tensor>, ws: &Workspace) -> Result<()> {
@@ -228,11 +337,13 @@ impl BatchNorm {
         let blend = |running: &mut f32, now: f64| {
             *running = ((1.0 - MOMENTUM) * *running as f64 + MOMENTUM * now) as f32;
         };
-        storage::with_mut2(&self.running_mean, &self.running_var, |mean, var| {
+        // One after the other: they may be parts of one tensor.
+        storage::with_mut(&self.running_mean, |mean| {
             mean.iter_mut().zip(&*m).for_each(|(r, m)| blend(r, *m));
+        })?;
+        storage::with_mut(&self.running_var, |var| {
             var.iter_mut().zip(&*v).for_each(|(r, v)| blend(r, *v * n / (n - 1.0)));
         })?;
-        self.num_batches_tracked += 1;
         for i in 0..c {
             mean[g * c + i] = m[i] as f32;
             inv_std[g * c + i] = 1.0 / (v[i] + EPS).sqrt();
@@ -247,7 +358,8 @@ impl BatchNorm {
         let x = storage::read(x)?;
         let residual = residual.map(storage::read).transpose()?;
         let (gamma, beta) = (storage::read(&self.weight.value)?, storage::read(&self.bias.value)?);
-        let (mean, var) = (storage::read(&self.running_mean)?, storage::read(&self.running_var)?);
+        let mean = storage::read(&self.running_mean)?.to_vec();
+        let var = storage::read(&self.running_var)?;
         let inv = |i: usize| 1.0 / (var[i] as f64 + EPS).sqrt();
         let constants = &mut self.scratch.constants;
         affine_constants(&gamma, &beta, |i| (mean[i] as f64, inv(i)), constants);
@@ -280,6 +392,92 @@ impl BatchNorm {
         Ok(())
     }
 
+    /// The backward pass of [`BatchNorm::forward_pair`]: sets both layers' parameters' gradients, writes
+    /// the input's gradient to `dx`, which may be the input itself, and that of `other`'s over `dout`.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::backward`].
+    pub fn backward_pair(&mut self, other: &mut Self, dout: &Tensor, dx: &Tensor) -> Result<()> {
+        let Some(backend) = self.engine.shared_backend().filter(|_| self.pairs_with(other)) else {
+            self.backward(dout, Some(dx))?;
+            return other.backward(dout, None);
+        };
+        let Some(saved) = self.saved.take() else { return no_forward() };
+        let Some(theirs) = &other.saved else { return no_forward() };
+        let (theirs, groups) = (theirs.input.clone(), saved.groups);
+        if [dout, dx, &theirs].iter().any(|t| t.dims() != saved.input.dims()) {
+            bail!("{}: gradient {:?} for {:?}", self.name, dout.dims(), saved.input.dims());
+        }
+        let Some(open) = &self.on_device.open else { return no_forward() };
+        let (open, dout) = (storage::span(open)?, storage::span(dout)?);
+        let (shape, own) = self.device_branch(&saved.input, storage::span(dx)?, groups)?;
+        let (_, of_other) = other.device_branch(&theirs, dout, groups)?;
+        kernels::norm_backward_pair(&*backend, shape, [own, of_other], open, dout)?;
+        self.saved = (!storage::same(dx, &saved.input)).then_some(saved);
+        Ok(())
+    }
+
+    /// The backward pass of [`BatchNorm::forward_pooled`] from the pool's gradient: sets the parameters'
+    /// gradients, returns the input's to give back to `ws`.
+    ///
+    /// # Errors
+    /// As [`BatchNorm::backward`].
+    pub fn backward_pooled(
+        &mut self,
+        pool: &mut MaxPool,
+        dy: &Tensor,
+        ws: &mut Workspace,
+    ) -> Result<Tensor> {
+        let Some(backend) = self.engine.shared_backend().filter(|_| self.pools_with(pool)) else {
+            let dx = ws.take(self.input()?.dims())?;
+            pool.backward(dy, &dx)?;
+            self.backward(&dx, None)?;
+            return Ok(dx);
+        };
+        let Some(saved) = self.saved.take() else { return no_forward() };
+        let (shape, winner) = pool.won_there(dy)?;
+        let s = NormPoolShape { pool: shape, groups: saved.groups };
+        let scratch = self.device_scratch(norm_pool::norm_pool_scratch(s))?;
+        let Some(statistics) = &self.on_device.statistics else { return no_forward() };
+        // Over the input, which ends what this layer keeps.
+        let dx = ws.take_over(&saved.input)?;
+        let x = storage::span(&dx)?;
+        norm_pool::norm_pool_backward(
+            &*backend,
+            s,
+            [storage::span(&self.weight.value)?, storage::span(&self.bias.value)?],
+            x,
+            winner,
+            storage::span(dy)?,
+            x,
+            [storage::span(&self.weight.grad)?, storage::span(&self.bias.grad)?],
+            storage::span(statistics)?,
+            scratch,
+        )?;
+        Ok(dx)
+    }
+
+    /// This layer's part of a pair's backward pass.
+    fn device_branch(
+        &mut self,
+        input: &Tensor,
+        dx: Span,
+        groups: usize,
+    ) -> Result<(NormShape, GradBranch)> {
+        let (shape, scratch) = self.device_shape(input, groups)?;
+        let Some(statistics) = &self.on_device.statistics else { return no_forward() };
+        let branch = GradBranch {
+            gamma: storage::span(&self.weight.value)?,
+            x: storage::span(input)?,
+            dx,
+            dgamma: storage::span(&self.weight.grad)?,
+            dbeta: storage::span(&self.bias.grad)?,
+            saved: storage::span(statistics)?,
+            scratch,
+        };
+        Ok((shape, branch))
+    }
+
     /// The last training pass's input.
     ///
     /// # Errors
@@ -292,9 +490,12 @@ impl BatchNorm {
     fn device_shape(&mut self, input: &Tensor, groups: usize) -> Result<(NormShape, Span)> {
         let channels = self.weight.len();
         let shape = NormShape { rows: input.elem_count() / channels, channels, groups };
+        Ok((shape, self.device_scratch(kernels::norm_scratch(shape))?))
+    }
+
+    fn device_scratch(&mut self, len: usize) -> Result<Span> {
         let (slot, device) = (&mut self.on_device.scratch, self.engine.device());
-        let scratch = storage::reuse(slot, &[kernels::norm_scratch(shape)], DType::F32, device)?;
-        Ok((shape, storage::span(&scratch)?))
+        storage::span(&storage::reuse(slot, &[len], DType::F32, device)?)
     }
 
     fn device_forward(
@@ -305,38 +506,47 @@ impl BatchNorm {
         y: &Tensor,
         ws: &Workspace,
     ) -> Result<()> {
-        let groups = if ws.batch_statistics() { ws.groups } else { 1 };
-        let (shape, scratch) = self.device_shape(x, groups)?;
-        let params = NormParams {
+        let (shape, scratch) = self.device_shape(x, ws.normed_groups())?;
+        let params = self.device_params()?;
+        let residual = residual.map(storage::span).transpose()?;
+        let (x, y) = (storage::span(x)?, storage::span(y)?);
+        if !ws.batch_statistics() {
+            return kernels::norm_eval(backend, shape, &params, x, residual, y, scratch, self.relu);
+        }
+        let saved = self.device_statistics(shape.groups)?;
+        let open = match residual {
+            Some(residual) if self.relu && ws.keeps() => {
+                Some(self.device_mask(shape, &[x, residual, y])?)
+            }
+            _ => None,
+        };
+        let relu = self.relu;
+        kernels::norm_train(backend, shape, &params, x, residual, y, open, saved, scratch, relu)
+    }
+
+    fn device_params(&self) -> Result<NormParams> {
+        Ok(NormParams {
             gamma: storage::span(&self.weight.value)?,
             beta: storage::span(&self.bias.value)?,
             running_mean: storage::span(&self.running_mean)?,
             running_var: storage::span(&self.running_var)?,
             eps: EPS as f32,
             momentum: MOMENTUM as f32,
-        };
-        let residual = residual.map(storage::span).transpose()?;
-        let (x, y) = (storage::span(x)?, storage::span(y)?);
-        if !ws.batch_statistics() {
-            return kernels::norm_eval(backend, shape, &params, x, residual, y, scratch, self.relu);
-        }
-        let dims = [2, shape.groups, shape.channels];
+        })
+    }
+
+    /// Where a pass leaves its batch's statistics.
+    fn device_statistics(&mut self, groups: usize) -> Result<Span> {
         let (slot, device) = (&mut self.on_device.statistics, self.engine.device());
-        let saved = storage::reuse(slot, &dims, DType::F32, device)?;
-        let saved = storage::span(&saved)?;
-        let slot = &mut self.on_device.open;
-        let open = match residual {
-            Some(residual) if self.relu && ws.keeps() => {
-                let len = kernels::mask_len(shape, &[x, residual, y])?;
-                let open = storage::reuse(slot, &[len], DType::U8, device)?;
-                Some(storage::span(&open)?)
-            }
-            _ => None,
-        };
-        let relu = self.relu;
-        kernels::norm_train(backend, shape, &params, x, residual, y, open, saved, scratch, relu)?;
-        self.num_batches_tracked += shape.groups as i64;
-        Ok(())
+        let dims = [2, groups, self.weight.len()];
+        storage::span(&storage::reuse(slot, &dims, DType::F32, device)?)
+    }
+
+    /// Where a pass over `spans` notes what the ReLU let through.
+    fn device_mask(&mut self, s: NormShape, spans: &[Span]) -> Result<Span> {
+        let (slot, device) = (&mut self.on_device.open, self.engine.device());
+        let len = kernels::mask_len(s, spans)?;
+        storage::span(&storage::reuse(slot, &[len], DType::U8, device)?)
     }
 
     fn device_backward(

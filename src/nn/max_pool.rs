@@ -4,6 +4,7 @@ use candle_core::{DType, Result, Tensor, bail};
 
 use super::cpu::micro::Isa;
 use super::cpu::pool::{self, PoolShape};
+use super::cuda::Span;
 use super::cuda::kernels::pool as kernels;
 use super::{Engine, Workspace, no_forward, storage};
 
@@ -47,6 +48,24 @@ impl MaxPool {
     /// # Errors
     /// When `x` is not `[N, H, W, C]` or smaller than a window.
     pub fn forward(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<Tensor> {
+        let (shape, y) = self.begin(x, ws)?;
+        match ws.engine().backend() {
+            None => {
+                let x = storage::read(x)?;
+                self.winner.resize(y.elem_count(), 0);
+                let winner = &mut self.winner;
+                storage::with_mut(&y, |y| pool::max_forward(Isa::best(), &shape, &x, y, winner))?;
+            }
+            Some(backend) => {
+                let winner = self.winners_there(&y, ws)?;
+                kernels::max_pool(backend, &shape, storage::span(x)?, storage::span(&y)?, winner)?;
+            }
+        }
+        Ok(y)
+    }
+
+    /// A pass's sizes and its output.
+    pub(super) fn begin(&mut self, x: &Tensor, ws: &mut Workspace) -> Result<(PoolShape, Tensor)> {
         let &[n, h, w, c] = x.dims() else {
             bail!("max pool: expected [N, H, W, C], got {:?}", x.dims())
         };
@@ -56,26 +75,30 @@ impl MaxPool {
         let (kernel, stride, pad) = (self.kernel, self.stride, self.padding);
         let shape = PoolShape { n, h, w, c, kernel, stride, pad };
         let (oh, ow) = shape.out();
-        let y = ws.output(&mut self.output, &[n, oh, ow, c])?;
-        match ws.engine().backend() {
-            None => {
-                let x = storage::read(x)?;
-                self.winner.resize(y.elem_count(), 0);
-                let winner = &mut self.winner;
-                storage::with_mut(&y, |y| pool::max_forward(Isa::best(), &shape, &x, y, winner))?;
-            }
-            Some(backend) => {
-                let (slot, device) = (&mut self.winner_there, ws.device());
-                let winner = match ws.keeps() {
-                    true => Some(storage::reuse(slot, &[n, oh, ow, c], DType::U8, device)?),
-                    false => None,
-                };
-                let winner = winner.as_ref().map(storage::span).transpose()?;
-                kernels::max_pool(backend, &shape, storage::span(x)?, storage::span(&y)?, winner)?;
-            }
-        }
         self.shape = ws.keeps().then_some(shape);
-        Ok(y)
+        let y = ws.output(&mut self.output, &[n, oh, ow, c])?;
+        Ok((shape, y))
+    }
+
+    /// Where a pass on a device leaves the winners, unless it is an evaluation's.
+    pub(super) fn winners_there(&mut self, y: &Tensor, ws: &Workspace) -> Result<Option<Span>> {
+        if !ws.batch_statistics() {
+            return Ok(None);
+        }
+        let winner = storage::reuse(&mut self.winner_there, y.dims(), DType::U8, ws.device())?;
+        storage::span(&winner).map(Some)
+    }
+
+    /// The last training pass's sizes and winners, on a device.
+    pub(super) fn won_there(&self, dy: &Tensor) -> Result<(PoolShape, Span)> {
+        let (Some(s), Some(winner)) = (self.shape, &self.winner_there) else {
+            return no_forward();
+        };
+        let (oh, ow) = s.out();
+        if dy.dims() != [s.n, oh, ow, s.c] {
+            bail!("max pool: gradient {:?} for {s:?}", dy.dims());
+        }
+        Ok((s, storage::span(winner)?))
     }
 
     /// Writes the input's gradient to `dx`.
@@ -89,9 +112,9 @@ impl MaxPool {
             bail!("max pool: gradients {:?} and {:?} for {s:?}", dy.dims(), dx.dims());
         }
         if let Some(backend) = Engine::of(dy.device())?.backend() {
-            let Some(winner) = &self.winner_there else { return no_forward() };
-            let (dy, winner) = (storage::span(dy)?, storage::span(winner)?);
-            return kernels::max_pool_backward(backend, &s, dy, winner, storage::span(dx)?);
+            let (_, winner) = self.won_there(dy)?;
+            let (dy, dx) = (storage::span(dy)?, storage::span(dx)?);
+            return kernels::max_pool_backward(backend, &s, dy, winner, dx);
         }
         let (dy, winner) = (storage::read(dy)?, &self.winner);
         storage::with_mut(dx, |dx| pool::max_backward(Isa::best(), &s, winner, &dy, dx))

@@ -128,7 +128,7 @@ impl Workspace {
         self.go_on()?;
         let len: usize = shape.iter().product();
         // A stage's gradients are half those of the stage before: in a buffer for those, they would keep
-        // it from them. On a device they lie elsewhere, and only the shortcuts of all stages take turns.
+        // it from them. On a device they lie elsewhere.
         let most = if self.engine.backend().is_some() { 9 * len } else { 2 * len };
         let fits = |t: &Tensor| (len..most).contains(&t.elem_count()) && t.dtype() == dtype;
         let smallest = (0..self.free.len())
@@ -194,6 +194,11 @@ impl Workspace {
         }
         self.released += u64::from(slot.as_ref().is_some_and(|t| t.dims() != shape));
         storage::reuse(slot, shape, dtype, self.engine.device())
+    }
+
+    /// Groups of a pass with statistics of their own: evaluation's are the running ones.
+    fn normed_groups(&self) -> usize {
+        if self.batch_statistics() { self.groups } else { 1 }
     }
 
     fn go_on(&self) -> Result<()> {

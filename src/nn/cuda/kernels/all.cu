@@ -5,3 +5,5 @@
 #include "norm.cu"
 #include "optim.cu"
 #include "pool.cu"
+// Of both.
+#include "norm_pool.cu"

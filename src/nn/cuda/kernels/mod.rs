@@ -11,6 +11,7 @@ pub mod augment;
 pub mod elementwise;
 pub mod loss;
 pub mod norm;
+pub mod norm_pool;
 pub mod optim;
 pub mod pool;
 

@@ -142,21 +142,34 @@ extern "C" __global__ void __launch_bounds__(256) norm_running(
     saved[channels + c] = (float)(1.0 / sqrt((double)running_var[c] + (double)eps));
 }
 
+// One layer's vectors, as a pass reads them: `saved` holds means, then 1 / sqrt(var + eps), of all groups.
+struct Vectors {
+    const float *gamma, *beta, *saved;
+
+    // Of group blockIdx.z's channels from t.channel on.
+    template <int V>
+    DEVICE void affine(const Tile& t, unsigned channels, float (&scale)[V], float (&shift)[V]) const {
+        u64 of = (u64)blockIdx.z * channels + t.channel;
+        const float* inv_std = saved + (u64)gridDim.z * channels + of;
+        affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, inv_std, scale, shift);
+    }
+};
+
+// What is added in front of the ReLU: nothing, a tensor, or one that a layer of its own normalises here.
+constexpr unsigned NOTHING = 0, TENSOR = 1, NORMALISED = 2;
+
 // With `open` also which elements are positive, for the backward pass: a bit each, V of them a byte.
-template <typename T, int V, bool ADD>
+template <typename T, int V, unsigned ADDED>
 DEVICE void apply(
-    const T* __restrict__ x, const T* __restrict__ residual, T* __restrict__ y, unsigned char* open,
-    const float* gamma, const float* beta, const float* saved, unsigned rows, unsigned channels,
-    unsigned rows_per_part, unsigned floor
+    const T* __restrict__ x, const T* __restrict__ added, T* __restrict__ y, unsigned char* open,
+    Vectors own, Vectors others, unsigned rows, unsigned channels, unsigned rows_per_part, unsigned floor
 ) {
+    constexpr bool ADD = ADDED != NOTHING;
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     if (!t.active) return;
-    float scale[V], shift[V];
-    u64 of = (u64)blockIdx.z * channels + t.channel;
-    affine_of<V>(
-        gamma + t.channel, beta + t.channel, saved + of, saved + (u64)gridDim.z * channels + of, scale,
-        shift
-    );
+    float scale[V], shift[V], added_scale[V], added_shift[V];
+    own.affine<V>(t, channels, scale, shift);
+    if (ADDED == NORMALISED) others.affine<V>(t, channels, added_scale, added_shift);
     auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pr) {
         float v[V], r[V];
         unpack(px, v);
@@ -164,6 +177,7 @@ DEVICE void apply(
         unsigned positive = 0;
         for (int i = 0; i < V; i++) {
             v[i] = __fmaf_rn(v[i], scale[i], shift[i]);
+            if (ADDED == NORMALISED) r[i] = __fmaf_rn(r[i], added_scale[i], added_shift[i]);
             if (ADD) v[i] += r[i];
             if (v[i] > 0.0f) positive |= 1u << i;
             if (floor) v[i] = relu(v[i]);
@@ -175,15 +189,15 @@ DEVICE void apply(
     for (; r + t.step < t.end; r += 2 * t.step) {
         u64 first = t.at(r, channels), second = t.at(r + t.step, channels);
         Pack<T, V> x0 = fetch<V>(x + first), x1 = fetch<V>(x + second);
-        Pack<T, V> r0 = ADD ? fetch<V>(residual + first) : x0;
-        Pack<T, V> r1 = ADD ? fetch<V>(residual + second) : x1;
+        Pack<T, V> r0 = ADD ? fetch<V>(added + first) : x0;
+        Pack<T, V> r1 = ADD ? fetch<V>(added + second) : x1;
         one(first, x0, r0);
         one(second, x1, r1);
     }
     if (r < t.end) {
         u64 at = t.at(r, channels);
         Pack<T, V> x0 = fetch<V>(x + at);
-        one(at, x0, ADD ? fetch<V>(residual + at) : x0);
+        one(at, x0, ADD ? fetch<V>(added + at) : x0);
     }
 }
 
@@ -200,52 +214,9 @@ DEVICE void mask(
     }
 }
 
-// partial[group][part][2][channels]: the sums of dz and of dz (x - mean), dz being dout masked by the
-// ReLU; with `store` dout becomes dz.
-template <typename T, int V, unsigned MODE>
-DEVICE void grad_sums(
-    const T* __restrict__ x, const unsigned char* __restrict__ open, T* dout, unsigned store,
-    const float* gamma, const float* beta, const float* saved, float* partial, unsigned rows,
-    unsigned channels, unsigned rows_per_part
-) {
-    Tile t = Tile::of<V>(rows, channels, rows_per_part);
-    float sum[V] = {}, along[V] = {};
-    if (t.active) {
-        u64 of = (u64)blockIdx.z * channels + t.channel;
-        float mean[V], scale[V] = {}, shift[V] = {};
-        read<V>(saved + of, mean);
-        if (MODE == FROM_INPUT) {
-            const float* inv_std = saved + (u64)gridDim.z * channels + of;
-            affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, inv_std, scale, shift);
-        }
-        auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, unsigned bits) {
-            float v[V], d[V];
-            unpack(px, v), unpack(pd, d);
-            mask<V, MODE>(d, v, bits, scale, shift);
-            for (int i = 0; i < V; i++) {
-                sum[i] += d[i];
-                along[i] += d[i] * (v[i] - mean[i]);
-            }
-            if (MODE != NO_MASK && store) put<V>(dout + at, d);
-        };
-        constexpr int U = 2;
-        unsigned r = t.row;
-        for (; r + (U - 1) * t.step < t.end; r += U * t.step) {
-            Pack<T, V> px[U], pd[U];
-            unsigned bits[U];
-            for (int u = 0; u < U; u++) {
-                u64 at = t.at(r + u * t.step, channels);
-                px[u] = fetch<V>(x + at), pd[u] = fetch<V>(dout + at);
-                bits[u] = MODE == FROM_BITS ? open[at / V] : 0;
-            }
-            for (int u = 0; u < U; u++) one(t.at(r + u * t.step, channels), px[u], pd[u], bits[u]);
-        }
-        for (; r < t.end; r += t.step) {
-            u64 at = t.at(r, channels);
-            Pack<T, V> px = fetch<V>(x + at), pd = fetch<V>(dout + at);
-            one(at, px, pd, MODE == FROM_BITS ? open[at / V] : 0);
-        }
-    }
+// Stores a block's sums: partial[group][part][2][channels]. All threads must come here.
+template <int V>
+DEVICE void put_sums(const float (&sum)[V], const float (&along)[V], float* partial, unsigned channels) {
     unsigned first = blockIdx.x * blockDim.x * V;
     float* to = partial + ((u64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
     sum_rows<V>(sum, [&](unsigned j, float total) {
@@ -254,6 +225,69 @@ DEVICE void grad_sums(
     sum_rows<V>(along, [&](unsigned j, float total) {
         if (first + j < channels) to[channels + first + j] = total;
     });
+}
+
+// What the backward pass of a layer, whose output was added to another's, does of that one beside its
+// own: input, its gradient, statistics, and partial sums or constants.
+template <typename T>
+struct Beside {
+    const T* x;
+    T* dx;
+    const float* saved;
+    float* scratch;
+};
+
+// partial[group][part][2][channels]: the sums of dz and of dz (x - mean), dz being dout masked by the
+// ReLU; with `store` dout becomes dz. With PAIR the same for the layer beside, whose dz it is, too.
+template <typename T, int V, unsigned MODE, bool PAIR>
+DEVICE void grad_sums(
+    const T* __restrict__ x, const unsigned char* __restrict__ open, T* dout, unsigned store, Vectors own,
+    float* partial, Beside<T> beside, unsigned rows, unsigned channels, unsigned rows_per_part
+) {
+    Tile t = Tile::of<V>(rows, channels, rows_per_part);
+    float sum[V] = {}, along[V] = {}, along_other[V] = {};
+    if (t.active) {
+        u64 of = (u64)blockIdx.z * channels + t.channel;
+        float mean[V], mean_other[V] = {}, scale[V] = {}, shift[V] = {};
+        read<V>(own.saved + of, mean);
+        if (PAIR) read<V>(beside.saved + of, mean_other);
+        if (MODE == FROM_INPUT) own.affine<V>(t, channels, scale, shift);
+        auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& po, const Pack<T, V>& pd,
+                       unsigned bits) {
+            float v[V], o[V], d[V];
+            unpack(px, v), unpack(pd, d);
+            if (PAIR) unpack(po, o);
+            mask<V, MODE>(d, v, bits, scale, shift);
+            for (int i = 0; i < V; i++) {
+                sum[i] += d[i];
+                along[i] += d[i] * (v[i] - mean[i]);
+                if (PAIR) along_other[i] += d[i] * (o[i] - mean_other[i]);
+            }
+            if (MODE != NO_MASK && !PAIR && store) put<V>(dout + at, d);
+        };
+        constexpr int U = 2;
+        unsigned r = t.row;
+        for (; r + (U - 1) * t.step < t.end; r += U * t.step) {
+            Pack<T, V> px[U], po[U], pd[U];
+            unsigned bits[U];
+            for (int u = 0; u < U; u++) {
+                u64 at = t.at(r + u * t.step, channels);
+                px[u] = fetch<V>(x + at), pd[u] = fetch<V>(dout + at);
+                po[u] = PAIR ? fetch<V>(beside.x + at) : px[u];
+                bits[u] = MODE == FROM_BITS ? open[at / V] : 0;
+            }
+            for (int u = 0; u < U; u++) {
+                one(t.at(r + u * t.step, channels), px[u], po[u], pd[u], bits[u]);
+            }
+        }
+        for (; r < t.end; r += t.step) {
+            u64 at = t.at(r, channels);
+            Pack<T, V> px = fetch<V>(x + at), pd = fetch<V>(dout + at);
+            one(at, px, PAIR ? fetch<V>(beside.x + at) : px, pd, MODE == FROM_BITS ? open[at / V] : 0);
+        }
+    }
+    put_sums<V>(sum, along, partial, channels);
+    if (PAIR) put_sums<V>(sum, along_other, beside.scratch, channels);
 }
 
 // Parameters' gradients, summed over groups, and the constants a, b, k of dx = a dz + b x + k:
@@ -302,42 +336,64 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
     }
 }
 
-// dx = a dz + b x + k; dx may be dout itself, or x.
-template <typename T, int V, unsigned MODE>
+// Group blockIdx.z's constants of dx = a dz + b x + k, for the channels from t.channel on.
+template <int V>
+struct Slope {
+    float a[V], b[V], k[V];
+
+    DEVICE void take(const float* constants, const Tile& t, unsigned channels) {
+        u64 of = (u64)blockIdx.z * channels + t.channel, all = (u64)gridDim.z * channels;
+        read<V>(constants + of, a), read<V>(constants + all + of, b), read<V>(constants + 2 * all + of, k);
+    }
+
+    DEVICE float at(int i, float d, float x) const {
+        return __fmaf_rn(d, a[i], __fmaf_rn(x, b[i], k[i]));
+    }
+};
+
+// dx = a dz + b x + k; dx may be dout itself, or x. With PAIR the same for the layer beside.
+template <typename T, int V, unsigned MODE, bool PAIR>
 DEVICE void grad_apply(
-    const T* x, const unsigned char* __restrict__ open, const T* dout, T* dx, const float* gamma,
-    const float* beta, const float* saved, const float* constants, unsigned rows, unsigned channels,
-    unsigned rows_per_part
+    const T* x, const unsigned char* __restrict__ open, const T* dout, T* dx, Vectors own,
+    const float* constants, Beside<T> beside, unsigned rows, unsigned channels, unsigned rows_per_part
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     if (!t.active) return;
-    u64 of = (u64)blockIdx.z * channels + t.channel, all = (u64)gridDim.z * channels;
-    float a[V], b[V], k[V], scale[V] = {}, shift[V] = {};
-    read<V>(constants + of, a), read<V>(constants + all + of, b), read<V>(constants + 2 * all + of, k);
-    if (MODE == FROM_INPUT) {
-        affine_of<V>(gamma + t.channel, beta + t.channel, saved + of, saved + all + of, scale, shift);
-    }
-    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& pd, unsigned bits) {
-        float v[V], d[V];
+    float scale[V] = {}, shift[V] = {};
+    Slope<V> slope, other;
+    slope.take(constants, t, channels);
+    if (PAIR) other.take(beside.scratch, t, channels);
+    if (MODE == FROM_INPUT) own.affine<V>(t, channels, scale, shift);
+    auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& po, const Pack<T, V>& pd,
+                   unsigned bits) {
+        float v[V], o[V], d[V];
         unpack(px, v), unpack(pd, d);
+        if (PAIR) unpack(po, o);
         mask<V, MODE>(d, v, bits, scale, shift);
-        for (int i = 0; i < V; i++) d[i] = __fmaf_rn(d[i], a[i], __fmaf_rn(v[i], b[i], k[i]));
-        put<V>(dx + at, d);
+        for (int i = 0; i < V; i++) v[i] = slope.at(i, d[i], v[i]);
+        put<V>(dx + at, v);
+        if (PAIR) {
+            for (int i = 0; i < V; i++) o[i] = other.at(i, d[i], o[i]);
+            put<V>(beside.dx + at, o);
+        }
     };
     unsigned r = t.row;
     for (; r + t.step < t.end; r += 2 * t.step) {
         u64 first = t.at(r, channels), second = t.at(r + t.step, channels);
         Pack<T, V> x0 = fetch<V>(x + first), x1 = fetch<V>(x + second);
+        Pack<T, V> o0 = PAIR ? fetch<V>(beside.x + first) : x0;
+        Pack<T, V> o1 = PAIR ? fetch<V>(beside.x + second) : x1;
         Pack<T, V> d0 = fetch<V>(dout + first), d1 = fetch<V>(dout + second);
         unsigned bits0 = MODE == FROM_BITS ? open[first / V] : 0;
         unsigned bits1 = MODE == FROM_BITS ? open[second / V] : 0;
-        one(first, x0, d0, bits0);
-        one(second, x1, d1, bits1);
+        one(first, x0, o0, d0, bits0);
+        one(second, x1, o1, d1, bits1);
     }
     if (r < t.end) {
         u64 at = t.at(r, channels);
         Pack<T, V> x0 = fetch<V>(x + at), d0 = fetch<V>(dout + at);
-        one(at, x0, d0, MODE == FROM_BITS ? open[at / V] : 0);
+        Pack<T, V> o0 = PAIR ? fetch<V>(beside.x + at) : x0;
+        one(at, x0, o0, d0, MODE == FROM_BITS ? open[at / V] : 0);
     }
 }
 
@@ -352,15 +408,24 @@ DEVICE void grad_apply(
         const float* beta, const float* saved, unsigned rows, unsigned channels,                      \
         unsigned rows_per_part, unsigned floor                                                        \
     ) {                                                                                               \
+        Vectors own = {gamma, beta, saved};                                                           \
         if (residual) {                                                                               \
-            apply<T, V, true>(                                                                        \
-                x, residual, y, open, gamma, beta, saved, rows, channels, rows_per_part, floor        \
+            apply<T, V, TENSOR>(                                                                      \
+                x, residual, y, open, own, own, rows, channels, rows_per_part, floor                  \
             );                                                                                        \
         } else {                                                                                      \
-            apply<T, V, false>(                                                                       \
-                x, residual, y, open, gamma, beta, saved, rows, channels, rows_per_part, floor        \
+            apply<T, V, NOTHING>(                                                                     \
+                x, residual, y, open, own, own, rows, channels, rows_per_part, floor                  \
             );                                                                                        \
         }                                                                                             \
+    }                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) norm_apply_pair_##S(                            \
+        const T* x, const T* other, T* y, unsigned char* open, const float* gamma, const float* beta, \
+        const float* saved, const float* other_gamma, const float* other_beta,                        \
+        const float* other_saved, unsigned rows, unsigned channels, unsigned rows_per_part            \
+    ) {                                                                                               \
+        Vectors own = {gamma, beta, saved}, others = {other_gamma, other_beta, other_saved};          \
+        apply<T, V, NORMALISED>(x, other, y, open, own, others, rows, channels, rows_per_part, 1);    \
     }
 NORM(float, 1, v1_f32)
 NORM(float, 8, v8_f32)
@@ -374,8 +439,9 @@ NORM(bf16, 8, v8_bf16)
         const float* beta, const float* saved, float* partial, unsigned rows, unsigned channels,      \
         unsigned rows_per_part                                                                        \
     ) {                                                                                               \
-        grad_sums<T, V, MODE>(                                                                        \
-            x, open, dout, store, gamma, beta, saved, partial, rows, channels, rows_per_part          \
+        Vectors own = {gamma, beta, saved};                                                           \
+        grad_sums<T, V, MODE, false>(                                                                 \
+            x, open, dout, store, own, partial, {}, rows, channels, rows_per_part                     \
         );                                                                                            \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_##NAME##_##S(                   \
@@ -383,14 +449,35 @@ NORM(bf16, 8, v8_bf16)
         const float* beta, const float* saved, const float* constants, unsigned rows,                 \
         unsigned channels, unsigned rows_per_part                                                     \
     ) {                                                                                               \
-        grad_apply<T, V, MODE>(                                                                       \
-            x, open, dout, dx, gamma, beta, saved, constants, rows, channels, rows_per_part           \
+        Vectors own = {gamma, beta, saved};                                                           \
+        grad_apply<T, V, MODE, false>(                                                                \
+            x, open, dout, dx, own, constants, {}, rows, channels, rows_per_part                      \
         );                                                                                            \
     }
-#define NORM_GRADS(T, V, S)                       \
-    NORM_GRAD(T, V, NO_MASK, plain, S)            \
-    NORM_GRAD(T, V, FROM_BITS, by_bits, S)        \
-    NORM_GRAD(T, V, FROM_INPUT, by_input, S)
+#define NORM_GRADS(T, V, S)                                                                           \
+    NORM_GRAD(T, V, NO_MASK, plain, S)                                                                \
+    NORM_GRAD(T, V, FROM_BITS, by_bits, S)                                                            \
+    NORM_GRAD(T, V, FROM_INPUT, by_input, S)                                                          \
+    extern "C" __global__ void __launch_bounds__(256) norm_grad_sums_pair_##S(                        \
+        const T* x, const T* other, const unsigned char* open, const T* dout, const float* saved,     \
+        const float* other_saved, float* partial, float* other_partial, unsigned rows,                \
+        unsigned channels, unsigned rows_per_part                                                     \
+    ) {                                                                                               \
+        grad_sums<T, V, FROM_BITS, true>(                                                             \
+            x, open, const_cast<T*>(dout), 0, {nullptr, nullptr, saved}, partial,                     \
+            {other, nullptr, other_saved, other_partial}, rows, channels, rows_per_part               \
+        );                                                                                            \
+    }                                                                                                 \
+    extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_pair_##S(                       \
+        const T* x, const T* other, const unsigned char* open, const T* dout, T* dx, T* other_dx,     \
+        float* constants, float* other_constants, unsigned rows, unsigned channels,                   \
+        unsigned rows_per_part                                                                        \
+    ) {                                                                                               \
+        grad_apply<T, V, FROM_BITS, true>(                                                            \
+            x, open, dout, dx, {}, constants, {other, other_dx, nullptr, other_constants}, rows,      \
+            channels, rows_per_part                                                                   \
+        );                                                                                            \
+    }
 NORM_GRADS(float, 1, v1_f32)
 NORM_GRADS(float, 8, v8_f32)
 NORM_GRADS(bf16, 1, v1_bf16)

@@ -34,7 +34,7 @@ pub struct NormParams {
 }
 
 /// Rows of a thread in passes that write every element.
-const ROWS_OF_A_THREAD: usize = 16;
+pub(super) const ROWS_OF_A_THREAD: usize = 16;
 /// Channels, and most lanes, of a block that joins parts; `FINISH` in `norm.cu`.
 const FINISH: u32 = 32;
 
@@ -160,6 +160,19 @@ pub fn norm_train(
     relu: bool,
 ) -> Result<()> {
     check(s, p, x, residual, y)?;
+    statistics(b, s, p, x, saved, scratch)?;
+    apply(b, s, p, x, residual, y, open, saved, relu)
+}
+
+/// Finds the batch's statistics, to which the running ones move.
+pub(super) fn statistics(
+    b: &dyn Backend,
+    s: NormShape,
+    p: &NormParams,
+    x: Span,
+    saved: Span,
+    scratch: Span,
+) -> Result<()> {
     expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
     if s.group_rows() < 2 {
         bail!("batch norm: training wants more than one value a channel, got {s:?}");
@@ -168,8 +181,7 @@ pub fn norm_train(
     let running = Some((p.running_mean, p.running_var));
     let (eps, momentum) = (p.eps, p.momentum);
     let guard = false;
-    Moments { shape: s, x, running, saved, partial, eps, momentum, guard, backend: b }.run()?;
-    apply(b, s, p, x, residual, y, open, saved, relu)
+    Moments { shape: s, x, running, saved, partial, eps, momentum, guard, backend: b }.run()
 }
 
 /// Evaluation's forward pass, by the running statistics. `y` may not be `x`.
@@ -187,6 +199,17 @@ pub fn norm_eval(
     relu: bool,
 ) -> Result<()> {
     check(s, p, x, residual, y)?;
+    let saved = running(b, s, p, scratch)?;
+    apply(b, NormShape { groups: 1, ..s }, p, x, residual, y, None, saved, relu)
+}
+
+/// The running statistics as training saves a batch's, of one group; in `scratch`.
+pub(super) fn running(
+    b: &dyn Backend,
+    s: NormShape,
+    p: &NormParams,
+    scratch: Span,
+) -> Result<Span> {
     let (constants, _) = split(s, scratch)?;
     let saved = constants.part(0, 2 * s.channels);
     let args = [
@@ -197,19 +220,101 @@ pub fn norm_eval(
         Arg::F32(p.eps),
     ];
     super::launch(b, "norm_running", blocks(s.channels, 256)?, &args)?;
-    apply(b, NormShape { groups: 1, ..s }, p, x, residual, y, None, saved, relu)
+    Ok(saved)
+}
+
+/// One of two layers whose outputs are added, in the forward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct Branch<'a> {
+    /// The layer's vectors.
+    pub params: &'a NormParams,
+    /// Its input.
+    pub x: Span,
+    /// As [`norm_train`]'s.
+    pub saved: Span,
+    /// Each has its own.
+    pub scratch: Span,
+}
+
+/// [`norm_train`] of two layers at once: y is the sum of both their outputs behind a ReLU, and neither
+/// is written by itself.
+///
+/// # Errors
+/// As [`norm_train`].
+pub fn norm_train_pair(
+    b: &dyn Backend,
+    s: NormShape,
+    pair: [Branch<'_>; 2],
+    y: Span,
+    open: Span,
+) -> Result<()> {
+    for Branch { params, x, saved, scratch } in pair {
+        check(s, params, x, Some(pair[0].x), y)?;
+        statistics(b, s, params, x, saved, scratch)?;
+    }
+    apply_pair(b, s, pair, y, Some(open))
+}
+
+/// [`norm_eval`] of two layers at once; what they have `saved` is not looked at.
+///
+/// # Errors
+/// As [`norm_eval`].
+pub fn norm_eval_pair(
+    b: &dyn Backend,
+    s: NormShape,
+    mut pair: [Branch<'_>; 2],
+    y: Span,
+) -> Result<()> {
+    for branch in &mut pair {
+        check(s, branch.params, branch.x, None, y)?;
+        branch.saved = running(b, s, branch.params, branch.scratch)?;
+    }
+    apply_pair(b, NormShape { groups: 1, ..s }, pair, y, None)
+}
+
+fn apply_pair(
+    b: &dyn Backend,
+    s: NormShape,
+    [own, other]: [Branch<'_>; 2],
+    y: Span,
+    open: Option<Span>,
+) -> Result<()> {
+    let vectors = |of: Branch<'_>| [of.params.gamma, of.params.beta, of.saved];
+    let [of_own, of_other] = [vectors(own), vectors(other)];
+    let all = [&[own.x, other.x, y], &of_own[..], &of_other[..]].concat();
+    let tiling = Tiling::new(s.channels, &all)?;
+    expect_mask(s, &tiling, open)?;
+    let rows = s.group_rows();
+    let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
+    let mut args = vec![own.x.into(), other.x.into(), y.into(), open.into()];
+    args.extend([of_own, of_other].concat().into_iter().map(Arg::from));
+    args.extend([unsigned(rows)?, unsigned(s.channels)?, unsigned(rows_per_part)?]);
+    let kernel = format!("norm_apply_pair_v{}_{}", tiling.vector, y.suffix()?);
+    tiling.launch(b, &kernel, [parts, s.groups], &args)
+}
+
+fn expect_mask(s: NormShape, tiling: &Tiling, open: Option<Span>) -> Result<()> {
+    let len = s.rows * s.channels / tiling.vector;
+    open.map_or(Ok(()), |open| expect("batch norm's mask", open, len, DType::U8))
+}
+
+impl NormParams {
+    pub(super) fn check(&self, channels: usize) -> Result<()> {
+        for (what, span) in [
+            ("batch norm's gamma", self.gamma),
+            ("batch norm's beta", self.beta),
+            ("batch norm's running mean", self.running_mean),
+            ("batch norm's running variance", self.running_var),
+        ] {
+            expect(what, span, channels, DType::F32)?;
+        }
+        Ok(())
+    }
 }
 
 fn check(s: NormShape, p: &NormParams, x: Span, residual: Option<Span>, y: Span) -> Result<()> {
     s.check()?;
-    for (what, span) in [
-        ("batch norm's gamma", p.gamma),
-        ("batch norm's beta", p.beta),
-        ("batch norm's running mean", p.running_mean),
-        ("batch norm's running variance", p.running_var),
-    ] {
-        expect(what, span, s.channels, DType::F32)?;
-    }
+    p.check(s.channels)?;
     let len = s.rows * s.channels;
     for span in [Some(x), residual, Some(y)].into_iter().flatten() {
         expect("batch norm", span, len, x.dtype)?;
@@ -230,9 +335,7 @@ fn apply(
 ) -> Result<()> {
     let all = [x, residual.unwrap_or(x), y, p.gamma, p.beta, saved];
     let tiling = Tiling::new(s.channels, &all)?;
-    if let Some(open) = open {
-        expect("batch norm's mask", open, s.rows * s.channels / tiling.vector, DType::U8)?;
-    }
+    expect_mask(s, &tiling, open)?;
     let rows = s.group_rows();
     let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
     let kernel = format!("norm_apply_v{}_{}", tiling.vector, x.suffix()?);
@@ -299,9 +402,7 @@ pub fn norm_backward(
     let vectors = [gamma, beta.unwrap_or(gamma), saved, constants];
     let all = [&vectors[..], &[x, dout, dx.unwrap_or(x)]].concat();
     let tiling = Tiling::new(s.channels, &all)?;
-    if let Some(open) = open {
-        expect("batch norm's mask", open, s.rows * s.channels / tiling.vector, DType::U8)?;
-    }
+    expect_mask(s, &tiling, open)?;
     let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
     let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
 
@@ -324,19 +425,8 @@ pub fn norm_backward(
     let kernel = format!("norm_grad_sums_{name}_{suffix}");
     tiling.launch(b, &kernel, [parts, s.groups], &args)?;
 
-    let args = [
-        partial.into(),
-        gamma.into(),
-        saved.into(),
-        dgamma.into(),
-        dbeta.into(),
-        constants.into(),
-        rows,
-        channels,
-        unsigned(parts)?,
-        unsigned(s.groups)?,
-    ];
-    finish(b, "norm_grad_finish", s.channels, parts, &args)?;
+    let sums = Sums { gamma, saved, dgamma, dbeta, constants, partial };
+    sums.finish(b, s, parts)?;
 
     let (name, open, beta) = if store { ("plain", None, None) } else { (name, open, beta) };
     let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
@@ -355,4 +445,98 @@ pub fn norm_backward(
     ];
     let kernel = format!("norm_grad_apply_{name}_{suffix}");
     tiling.launch(b, &kernel, [parts, s.groups], &args)
+}
+
+/// What the backward pass's sums become: parameters' gradients, and the constants of the input's.
+pub(super) struct Sums {
+    pub gamma: Span,
+    pub saved: Span,
+    pub dgamma: Span,
+    pub dbeta: Span,
+    pub constants: Span,
+    pub partial: Span,
+}
+
+impl Sums {
+    pub fn finish(&self, b: &dyn Backend, s: NormShape, parts: usize) -> Result<()> {
+        let args = [
+            self.partial.into(),
+            self.gamma.into(),
+            self.saved.into(),
+            self.dgamma.into(),
+            self.dbeta.into(),
+            self.constants.into(),
+            unsigned(s.group_rows())?,
+            unsigned(s.channels)?,
+            unsigned(parts)?,
+            unsigned(s.groups)?,
+        ];
+        finish(b, "norm_grad_finish", s.channels, parts, &args)
+    }
+}
+
+/// One of two layers whose outputs were added, in the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct GradBranch {
+    /// Factor.
+    pub gamma: Span,
+    /// Its input.
+    pub x: Span,
+    /// The input's gradient; may lie over `x`, and one of both over `dout`.
+    pub dx: Span,
+    /// The factor's gradient.
+    pub dgamma: Span,
+    /// The summand's.
+    pub dbeta: Span,
+    /// What the forward pass saved.
+    pub saved: Span,
+    /// Each has its own.
+    pub scratch: Span,
+}
+
+/// The backward pass of [`norm_train_pair`]: each of its passes reads `dout` once for both layers.
+///
+/// # Errors
+/// Lengths and types that do not fit.
+pub fn norm_backward_pair(
+    b: &dyn Backend,
+    s: NormShape,
+    pair: [GradBranch; 2],
+    open: Span,
+    dout: Span,
+) -> Result<()> {
+    s.check()?;
+    let mut all = vec![dout];
+    let mut sums = Vec::new();
+    for GradBranch { gamma, x, dx, dgamma, dbeta, saved, scratch } in pair {
+        for span in [x, dx, dout] {
+            expect("batch norm's gradient", span, s.rows * s.channels, pair[0].x.dtype)?;
+        }
+        for span in [gamma, dgamma, dbeta] {
+            expect("batch norm's parameters", span, s.channels, DType::F32)?;
+        }
+        expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
+        let (constants, partial) = split(s, scratch)?;
+        all.extend([x, dx, saved, constants]);
+        sums.push(Sums { gamma, saved, dgamma, dbeta, constants, partial });
+    }
+    let tiling = Tiling::new(s.channels, &all)?;
+    expect_mask(s, &tiling, Some(open))?;
+    let ([own, other], suffix) = (pair, format!("v{}_{}", tiling.vector, dout.suffix()?));
+    let sizes = |rows_per_part| -> Result<[Arg; 3]> {
+        Ok([unsigned(s.group_rows())?, unsigned(s.channels)?, unsigned(rows_per_part)?])
+    };
+    let read = [own.x.into(), other.x.into(), open.into(), dout.into()];
+
+    let Part { rows_per_part, parts } = s.reduction();
+    let [of_own, of_other] = [&sums[0], &sums[1]];
+    let vectors = [own.saved, other.saved, of_own.partial, of_other.partial].map(Arg::from);
+    let args = [&read[..], &vectors, &sizes(rows_per_part)?].concat();
+    tiling.launch(b, &format!("norm_grad_sums_pair_{suffix}"), [parts, s.groups], &args)?;
+    sums.iter().try_for_each(|sums| sums.finish(b, s, parts))?;
+
+    let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
+    let write = [own.dx, other.dx, of_own.constants, of_other.constants].map(Arg::from);
+    let args = [&read[..], &write, &sizes(rows_per_part)?].concat();
+    tiling.launch(b, &format!("norm_grad_apply_pair_{suffix}"), [parts, s.groups], &args)
 }

@@ -5,6 +5,7 @@ mod augment;
 mod elementwise;
 mod loss;
 mod norm;
+mod norm_pool;
 mod optim;
 mod pool;
 

@@ -8,6 +8,7 @@ use crate::nn::cuda::{Backend, Span};
 use crate::nn::{BatchNorm, Mode, Workspace, storage};
 
 /// One layer's data, F32 values that `dtype` can hold.
+#[derive(Clone)]
 struct Case {
     shape: NormShape,
     dtype: DType,
@@ -140,6 +141,23 @@ impl OnDevice {
         norm_train(b, case.shape, &self.params(), x, residual, y, open, saved, scratch, case.relu)
     }
 
+    fn branch<'a>(&self, params: &'a NormParams) -> Branch<'a> {
+        let (x, saved, scratch) = (self.x.span(), self.saved.span(), self.scratch.span());
+        Branch { params, x, saved, scratch }
+    }
+
+    fn grad_branch(&self, dx: Span, dgamma: &Memory, dbeta: &Memory) -> GradBranch {
+        GradBranch {
+            gamma: self.gamma.span(),
+            x: self.x.span(),
+            dx,
+            dgamma: dgamma.span(),
+            dbeta: dbeta.span(),
+            saved: self.saved.span(),
+            scratch: self.scratch.span(),
+        }
+    }
+
     /// Gradient of x (in `dx`, or over dout), dout afterwards, and the parameters' gradients.
     fn backward(&self, b: &dyn Backend, case: &Case, mask: Mask, apart: bool) -> [Memory; 4] {
         let activations = |v: &[f32]| Memory::of_at(case.odd, v, case.dtype);
@@ -232,6 +250,112 @@ fn normalisation_and_its_gradients_are_the_cpus() {
     });
 }
 
+/// A pair against its layers one after the other, on F32 memory: there nothing is rounded between them,
+/// as nothing is within the pair.
+fn check_pair(b: &dyn Backend, shape: (usize, usize, usize), dtype: DType, odd: usize) {
+    let own = Case::new(shape, dtype, true, false, odd);
+    let mut other = Case::new(shape, dtype, false, false, odd);
+    other.x = rounded(&noise(other.x.len(), 11), dtype);
+    other.gamma = noise(shape.1, 12);
+    other.beta = noise(shape.1, 13);
+    let name = own.name();
+
+    let [mut first, mut second] =
+        [&other, &own].map(|case| Case { dtype: DType::F32, ..case.clone() });
+    let there = OnDevice::new(&first);
+    there.forward(b, &first).unwrap();
+    second.residual = Some(there.y.floats());
+    let here = OnDevice::new(&second);
+    here.forward(b, &second).unwrap();
+    let mask = Mask::Bits(here.open.span());
+    let [dx, dout, dgamma, dbeta] = here.backward(b, &second, mask, true);
+    first.dout = dout.floats();
+    let [_, their_dx, their_dgamma, their_dbeta] = there.backward(b, &first, Mask::None, false);
+
+    let (p, q) = (OnDevice::new(&own), OnDevice::new(&other));
+    let (of_p, of_q) = (p.params(), q.params());
+    let pair = [p.branch(&of_p), q.branch(&of_q)];
+    norm_train_pair(b, own.shape, pair, p.y.span(), p.open.span()).unwrap();
+    assert_eq!(p.y.floats(), rounded(&here.y.floats(), dtype), "y of {name}");
+    assert!(q.y.floats().iter().all(|v| v.is_nan()), "the other's output is not written");
+    assert_eq!(p.open.floats(), here.open.floats(), "mask of {name}");
+    for (got, want) in [(&p, &here), (&q, &there)] {
+        assert_eq!(got.saved.floats(), want.saved.floats());
+        assert_eq!(got.running[0].floats(), want.running[0].floats());
+        assert_eq!(got.running[1].floats(), want.running[1].floats());
+    }
+
+    let (open, to) = (p.open.span(), Memory::of_at(odd, &own.dout, dtype));
+    let vectors: [Memory; 4] = std::array::from_fn(|_| Memory::unwritten(shape.1, DType::F32));
+    let [to_gamma, to_beta, to_their_gamma, to_their_beta] = &vectors;
+    // Each gradient where the network has it: over the input, and over `dout`.
+    let branches = [
+        p.grad_branch(p.x.span(), to_gamma, to_beta),
+        q.grad_branch(to.span(), to_their_gamma, to_their_beta),
+    ];
+    norm_backward_pair(b, own.shape, branches, open, to.span()).unwrap();
+    assert_eq!(p.x.floats(), rounded(&dx.floats(), dtype), "dx of {name}");
+    assert_eq!(to.floats(), rounded(&their_dx.floats(), dtype), "the other's dx of {name}");
+    let want = [dgamma, dbeta, their_dgamma, their_dbeta];
+    for (got, want) in vectors.iter().zip(want) {
+        assert_eq!(got.floats(), want.floats(), "parameters' gradients of {name}");
+    }
+
+    let evaluate = |on: &OnDevice, case: &Case, relu| {
+        let residual = on.residual.as_ref().map(Memory::span);
+        let (x, y, scratch) = (on.x.span(), on.y.span(), on.scratch.span());
+        norm_eval(b, case.shape, &on.params(), x, residual, y, scratch, relu).unwrap();
+    };
+    evaluate(&there, &first, false);
+    second.residual = Some(there.y.floats());
+    let mut here = OnDevice::new(&second);
+    here.running = [
+        Memory::of(&p.running[0].floats(), DType::F32),
+        Memory::of(&p.running[1].floats(), DType::F32),
+    ];
+    evaluate(&here, &second, true);
+    // Its input was written over.
+    let whole = OnDevice { x: Memory::of_at(odd, &own.x, dtype), ..p };
+    let pair = [whole.branch(&of_p), q.branch(&of_q)];
+    norm_eval_pair(b, own.shape, pair, whole.y.span()).unwrap();
+    assert_eq!(whole.y.floats(), rounded(&here.y.floats(), dtype), "evaluation of {name}");
+}
+
+#[test]
+fn a_pair_is_its_layers_one_after_the_other() {
+    on_device(|b| {
+        for dtype in TYPES {
+            for shape in
+                [(2, 1, 1), (6, 3, 2), (1500, 5, 2), (2300, 16, 1), (300, 72, 2), (40, 264, 1)]
+            {
+                check_pair(b, shape, dtype, 0);
+            }
+            // Addresses that allow no vectors.
+            check_pair(b, (96, 16, 2), dtype, 1);
+        }
+    });
+}
+
+#[test]
+fn nan_on_either_side_of_a_pair_reaches_the_output() {
+    on_device(|b| {
+        for side in [0, 1] {
+            let mut cases =
+                [true, false].map(|relu| Case::new((40, 8, 1), DType::BF16, relu, false, 0));
+            cases[side].x[8 + 1] = f32::NAN;
+            let [p, q] = [&cases[0], &cases[1]].map(OnDevice::new);
+            let (of_p, of_q) = (p.params(), q.params());
+            let pair = [p.branch(&of_p), q.branch(&of_q)];
+            norm_eval_pair(b, cases[0].shape, pair, p.y.span()).unwrap();
+            let nan: Vec<bool> = p.y.floats().iter().map(|v| v.is_nan()).collect();
+            assert!(nan.iter().enumerate().all(|(i, nan)| *nan == (i == 9)));
+            norm_train_pair(b, cases[0].shape, pair, p.y.span(), p.open.span()).unwrap();
+            let nan: Vec<bool> = p.y.floats().iter().map(|v| v.is_nan()).collect();
+            assert!(nan.iter().enumerate().all(|(i, nan)| *nan == (i % 8 == 1)));
+        }
+    });
+}
+
 #[test]
 fn many_rows_go_in_many_parts() {
     on_device(|b| check(b, &Case::new((20_000, 8, 1), DType::F32, true, false, 0)));
@@ -311,10 +435,20 @@ fn what_does_not_fit_is_an_error() {
         assert!(run(s, x.cast(DType::BF16).part(0, 48), y, saved, scratch).is_err());
         assert!(run(s, x, y, saved.part(0, 31), scratch).is_err());
         assert!(run(s, x, y, saved, scratch.part(0, scratch.len - 1)).is_err());
+        let params = on.params();
+        let pair = |y: Span, open: Span, other: Branch<'_>| {
+            norm_train_pair(b, s, [on.branch(&params), other], y, open)
+        };
+        let other = on.branch(&params);
+        pair(y, open, other).unwrap();
+        assert!(pair(y.part(0, 47), open, other).is_err());
+        assert!(pair(y, open.part(0, 5), other).is_err());
+        assert!(pair(y, open, Branch { x: x.part(0, 47), ..other }).is_err());
+        assert!(pair(y, open, Branch { x: x.cast(DType::BF16).part(0, 48), ..other }).is_err());
+        assert!(pair(y, open, Branch { saved: saved.part(0, 31), ..other }).is_err());
         assert!(run(NormShape { groups: 4, ..s }, x, y, saved, scratch).is_err());
         assert!(run(NormShape { groups: 6, ..s }, x, y, saved, scratch).is_err());
         assert!(run(NormShape { groups: 0, ..s }, x, y, saved, scratch).is_err());
-        let params = on.params();
         let short = Some(open.part(0, 5));
         assert!(norm_train(b, s, &params, x, None, y, short, saved, scratch, true).is_err());
         // Bytes of an element each, for a pass that goes by vectors of 8.
