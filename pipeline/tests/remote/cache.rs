@@ -294,7 +294,7 @@ fn a_process_that_stands_still_with_its_lock_keeps_nobody_waiting() {
     let name = entry.file_name().unwrap().to_string_lossy().into_owned();
     let lock = std::fs::File::create(cache.path().join(format!("locks/{name}.lock"))).unwrap();
     lock.lock().unwrap();
-    std::fs::write(cache.path().join(format!(".{name}.abc.part")), "some").unwrap();
+    std::fs::write(cache.path().join(format!(".{name}.abcdef.part")), "some").unwrap();
     options.remote.timeout = Duration::from_millis(1500);
     let (sender, done) = std::sync::mpsc::channel();
     std::thread::spawn(move || {

@@ -1,6 +1,7 @@
 //! The folder of whole shards that several processes share. An entry's name says which object in
 //! which state it holds, so that a changed object has another name; entries appear by renaming a
-//! synced file, and go by unlinking, which a process that has them mapped does not notice.
+//! synced file, and go by unlinking, which a process that has them mapped does not notice. Whatever
+//! else is in the folder is somebody else's: it is neither counted nor removed.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -19,6 +20,10 @@ const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Subfolder of the locks.
 const LOCKS: &str = "locks";
+/// Bytes of a shard's name that its entry's name ends with.
+const NAME_BYTES: usize = 100;
+/// How the name of an entry's index ends, as [`crate::shard::index_path`] has it.
+const INDEX: &str = ".idx";
 /// An entry that was used so lately is in use: processes touch what they read every few seconds.
 const IN_USE: Duration = Duration::from_secs(60);
 
@@ -53,11 +58,30 @@ pub(super) fn entry_name(url: &str, identity: &Identity, checksum: Option<&str>)
     let modified = (identity.modified != 0).then(|| identity.modified.to_string());
     let told = identity.etag.as_deref().or(modified.as_deref()).or(checksum)?;
     let state = format!("{} {told}", identity.size);
-    let plain = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    let name: String = super::url::file_name(url).chars().map(plain).collect();
-    let name = &name[name.len().saturating_sub(100)..];
+    let name = super::url::file_name(url).chars().map(|c| if is_plain(c) { c } else { '_' });
+    let name: String = name.collect();
+    let name = &name[name.len().saturating_sub(NAME_BYTES)..];
     let (object, state) = (xxh3_64(url.as_bytes()), xxh3_64(state.as_bytes()));
     Some(format!("{object:016x}-{state:016x}-{name}"))
+}
+
+/// Characters of a shard's name that an entry's name keeps.
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-_.".contains(c)
+}
+
+/// Whether a file is an entry by its name, as [`entry_name`] makes it, or an entry's index. Folders
+/// hold other files, too, when `--cache` names one that people use: those are left alone.
+fn is_entry(name: &str) -> bool {
+    let is_hash = |text: &str| {
+        text.len() == 16 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let mut parts = name.strip_suffix(INDEX).unwrap_or(name).splitn(3, '-');
+    parts.next().is_some_and(is_hash)
+        && parts.next().is_some_and(is_hash)
+        && parts.next().is_some_and(|shard| {
+            (1..=NAME_BYTES).contains(&shard.len()) && shard.chars().all(is_plain)
+        })
 }
 
 impl Cache {
@@ -79,9 +103,9 @@ impl Cache {
         let cache = Cache { folder: folder.to_owned(), limit, try_lock };
         let now = SystemTime::now();
         for part in cache.files()? {
-            let Some(entry) = part_of(&part.path) else { continue };
+            let Some(entry) = part.part_of() else { continue };
             let old = now.duration_since(part.used).is_ok_and(|since| since > ABANDONED);
-            if cache.lock(&entry)?.is_some_and(|lock| lock.file.is_some() || old) {
+            if cache.lock(entry)?.is_some_and(|lock| lock.file.is_some() || old) {
                 let _ = std::fs::remove_file(&part.path);
             }
         }
@@ -146,7 +170,7 @@ impl Cache {
         files.sort_by_key(|file| file.used);
         let now = SystemTime::now();
         let fresh = |file: &Cached| now.duration_since(file.used).is_ok_and(|since| since < IN_USE);
-        let removable = |file: &&Cached| part_of(&file.path).is_none() && !(gentle && fresh(file));
+        let removable = |file: &&Cached| file.part_of().is_none() && !(gentle && fresh(file));
         let mut doomed = Vec::new();
         for file in files.iter().filter(removable) {
             if total <= self.limit - size {
@@ -176,7 +200,7 @@ impl Cache {
     /// the start.
     pub fn progress(&self, name: &str) -> Option<(PathBuf, SystemTime)> {
         let parts = self.files().ok()?.into_iter();
-        let parts = parts.filter(|file| part_of(&file.path).is_some_and(|entry| entry == name));
+        let parts = parts.filter(|file| file.part_of().is_some_and(|entry| entry == name));
         parts.max_by_key(|part| part.used).map(|part| (part.path, part.used))
     }
 
@@ -191,12 +215,16 @@ impl Cache {
         }
     }
 
-    /// All entries and those under way.
+    /// All entries and those under way; no other file.
     fn files(&self) -> Result<Vec<Cached>> {
         let failed = |e| Error::io(&self.folder, e);
         let mut files = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
+            if !name.to_str().is_some_and(|name| is_entry(name) || part_of(name).is_some()) {
+                continue;
+            }
             // Another process may have removed it by now.
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_file() {
@@ -214,10 +242,19 @@ struct Cached {
     used: SystemTime,
 }
 
-/// The entry that an unfinished file will be.
-fn part_of(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_str()?.strip_prefix('.')?.strip_suffix(PART)?;
-    name.rsplit_once('.').map(|(entry, _)| entry.to_owned())
+impl Cached {
+    /// The entry that it will be, if it is unfinished.
+    fn part_of(&self) -> Option<&str> {
+        part_of(self.path.file_name()?.to_str()?)
+    }
+}
+
+/// The entry that an unfinished file will be, by its name.
+fn part_of(name: &str) -> Option<&str> {
+    let (entry, random) = name.strip_prefix('.')?.strip_suffix(PART)?.rsplit_once('.')?;
+    // As `tempfile` makes names.
+    let is_random = random.len() == 6 && random.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    (is_random && is_entry(entry)).then_some(entry)
 }
 
 /// An entry under way. Dropped before it is finished, it leaves nothing.
@@ -268,44 +305,100 @@ mod tests {
         path
     }
 
+    /// The name of an entry.
+    fn named(shard: &str) -> String {
+        let state = Identity { size: 4, etag: Some("x".into()), modified: 0 };
+        entry_name(&format!("http://h/{shard}"), &state, None).unwrap()
+    }
+
     #[test]
     fn the_entries_used_longest_ago_make_room() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path(), 100).unwrap();
-        let old = entry(&cache, "old", 40, 500);
-        let new = entry(&cache, "new", 40, 5);
-        let more = entry(&cache, "more", 50, 0);
+        let old = entry(&cache, &named("old"), 40, 500);
+        let new = entry(&cache, &named("new"), 40, 5);
+        let more = entry(&cache, &named("more"), 50, 0);
         assert!(!old.exists() && new.exists() && more.exists());
         // What is under way counts, and what is in use stays where that was asked for.
-        assert!(cache.begin("gentle", 20, true).unwrap().is_none());
-        let part = cache.begin("part", 60, false).unwrap().unwrap();
+        assert!(cache.begin(&named("gentle"), 20, true).unwrap().is_none());
+        let part = cache.begin(&named("part"), 60, false).unwrap().unwrap();
         assert!(!new.exists() && !more.exists());
-        assert!(cache.begin("another", 60, false).unwrap().is_none());
+        assert!(cache.begin(&named("another"), 60, false).unwrap().is_none());
         drop(part);
-        assert!(cache.begin("another", 60, false).unwrap().is_some());
-        assert!(cache.begin("huge", 101, false).unwrap().is_none());
+        assert!(cache.begin(&named("another"), 60, false).unwrap().is_some());
+        assert!(cache.begin(&named("huge"), 101, false).unwrap().is_none());
+    }
+
+    #[test]
+    fn files_that_are_no_entries_are_neither_counted_nor_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (hash, upper) = ("0123456789abcdef", "0123456789ABCDEF");
+        let foreign = [
+            "thesis.tex".to_owned(),
+            "train-000000.tar".to_owned(),
+            "train-000000.tar.idx".to_owned(),
+            ".bashrc".to_owned(),
+            ".train.tar.Ab12Cd.part".to_owned(),
+            "film.part".to_owned(),
+            format!("{hash}-a.tar"),
+            format!("{hash}-{hash}"),
+            format!("{hash}-{hash}-"),
+            format!("{hash}-{hash}-.idx"),
+            format!("{hash}-{upper}-a.tar"),
+            format!("{hash}-{}-a.tar", &hash[1..]),
+            format!("{hash}-{hash}-a b.tar"),
+            format!("{hash}-{hash}-{}", "a".repeat(101)),
+            format!("x{hash}-{hash}-a.tar"),
+            format!(".{hash}-{hash}-a.tar"),
+            format!(".{hash}-{hash}-a.tar.part"),
+            format!("{hash}-{hash}-a.tar.abcDE1.part~"),
+            "locks/thesis.lock".to_owned(),
+            "folder/inner.tar".to_owned(),
+        ];
+        std::fs::create_dir(folder.path().join("locks")).unwrap();
+        std::fs::create_dir(folder.path().join("folder")).unwrap();
+        // A folder whose name is an entry's.
+        std::fs::create_dir(folder.path().join(named("folder"))).unwrap();
+        let then = SystemTime::now() - 100 * ABANDONED;
+        for name in &foreign {
+            let path = folder.path().join(name);
+            std::fs::write(&path, [7; 1000]).unwrap();
+            File::options().append(true).open(&path).unwrap().set_modified(then).unwrap();
+        }
+        let cache = Cache::open(folder.path(), 100).unwrap();
+        let entries = ["a", "b", "c"].map(|shard| entry(&cache, &named(shard), 60, 0));
+        assert_eq!(entries.map(|path| path.exists()), [false, false, true]);
+        cache.forget_stale(&named("a"));
+        drop(Cache::open(folder.path(), 0).unwrap().begin(&named("d"), 0, false).unwrap());
+        for name in &foreign {
+            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), [7; 1000], "{name}");
+        }
+        assert!(folder.path().join(named("folder")).is_dir());
     }
 
     #[test]
     fn a_lock_is_held_by_one_and_parts_of_the_dead_are_cleared_away() {
         let folder = tempfile::tempdir().unwrap();
         let cache = Cache::open(folder.path(), 100).unwrap();
-        let held = cache.lock("a").unwrap().unwrap();
-        assert!(cache.lock("a").unwrap().is_none());
-        let alive = folder.path().join(".a.x1.part");
-        let dead = folder.path().join(".b.x2.part");
+        let (a, b) = (named("a"), named("b"));
+        let held = cache.lock(&a).unwrap().unwrap();
+        assert!(cache.lock(&a).unwrap().is_none());
+        let alive = folder.path().join(format!(".{a}.abcDE1.part"));
+        let dead = folder.path().join(format!(".{b}.abcDE2.part"));
         std::fs::write(&alive, "1").unwrap();
         std::fs::write(&dead, "1").unwrap();
         Cache::open(folder.path(), 100).unwrap();
         assert!(alive.exists() && !dead.exists());
         drop(held);
-        assert!(cache.lock("a").unwrap().is_some());
+        assert!(cache.lock(&a).unwrap().is_some());
     }
 
     #[test]
     fn without_locks_only_parts_that_nobody_writes_to_are_cleared_away() {
         let folder = tempfile::tempdir().unwrap();
-        let [alive, dead] = [".a.x1.part", ".b.x2.part"].map(|name| folder.path().join(name));
+        let (a, b) = (named("a"), named("b"));
+        let [alive, dead] =
+            [&a, &b].map(|entry| folder.path().join(format!(".{entry}.abcDE1.part")));
         for (path, age) in [(&alive, Duration::from_secs(60)), (&dead, 2 * ABANDONED)] {
             std::fs::write(path, "1").unwrap();
             let file = File::options().append(true).open(path).unwrap();
@@ -314,10 +407,10 @@ mod tests {
         let none = |_: &File| Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()));
         let cache = Cache::open_with(folder.path(), 100, none).unwrap();
         assert!(alive.exists() && !dead.exists());
-        let (path, when) = cache.progress("a").unwrap();
+        let (path, when) = cache.progress(&a).unwrap();
         assert_eq!(path, alive);
         std::fs::write(&alive, "2").unwrap();
-        assert!(cache.progress("a").unwrap().1 > when && cache.progress("b").is_none());
+        assert!(cache.progress(&a).unwrap().1 > when && cache.progress(&b).is_none());
     }
 
     #[test]
