@@ -4,7 +4,7 @@
 //! else is in the folder is somebody else's: it is neither counted nor removed.
 
 use std::fs::{File, TryLockError};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -131,7 +131,7 @@ impl Cache {
     /// The lock of entry `name`; `None` while another holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>> {
         let path = self.folder.join(LOCKS).join(format!("{name}.lock"));
-        let file = File::create(&path).map_err(|e| Error::io(&path, e))?;
+        let file = open_lock(&path)?;
         match (self.try_lock)(&file) {
             Ok(()) => Ok(Some(Lock { path, file: Some(file) })),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -145,7 +145,7 @@ impl Cache {
     pub fn begin(&self, name: &str, size: u64, gentle: bool) -> Result<Option<Part>> {
         // One process at a time counts; the lock is held for milliseconds.
         let counting = self.folder.join(LOCKS).join("room.lock");
-        let counting_file = File::create(&counting).map_err(|e| Error::io(&counting, e))?;
+        let counting_file = open_lock(&counting)?;
         let _ = counting_file.lock();
         if !self.make_room(size, gentle)? {
             return Ok(None);
@@ -154,6 +154,9 @@ impl Cache {
         let prefix = format!(".{name}.");
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(PART);
+        // As any other new file: those who share the cache read what one of them downloads.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
         let file = builder.tempfile_in(&self.folder).map_err(failed)?;
         // Its length counts from now on for everyone who makes room.
         file.as_file().set_len(size).map_err(failed)?;
@@ -171,22 +174,26 @@ impl Cache {
         let now = SystemTime::now();
         let fresh = |file: &Cached| now.duration_since(file.used).is_ok_and(|since| since < IN_USE);
         let removable = |file: &&Cached| file.part_of().is_none() && !(gentle && fresh(file));
-        let mut doomed = Vec::new();
+        let most: u64 = files.iter().filter(removable).map(|file| file.size).sum();
+        if total - most > self.limit - size {
+            return Ok(false);
+        }
         for file in files.iter().filter(removable) {
             if total <= self.limit - size {
                 break;
             }
-            total -= file.size;
-            doomed.push(&file.path);
+            match std::fs::remove_file(&file.path) {
+                // Another user's, in a folder where only owners remove.
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    tracing::debug!("{} stays in the cache: {error}", file.path.display());
+                }
+                _ => {
+                    tracing::debug!("{} is put out of the cache", file.path.display());
+                    total -= file.size;
+                }
+            }
         }
-        if total > self.limit - size {
-            return Ok(false);
-        }
-        for path in doomed {
-            tracing::debug!("{} is put out of the cache", path.display());
-            let _ = std::fs::remove_file(path);
-        }
-        Ok(true)
+        Ok(total <= self.limit - size)
     }
 
     /// Notes that a file was used just now.
@@ -234,6 +241,17 @@ impl Cache {
         }
         Ok(files)
     }
+}
+
+/// Opens the file of a lock. One that another user made may not be open to writing, which a lock
+/// does not need.
+fn open_lock(path: &Path) -> Result<File> {
+    let opened = File::options().write(true).create(true).truncate(false).open(path);
+    let opened = match opened {
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(path),
+        other => other,
+    };
+    opened.map_err(|e| Error::io(path, e))
 }
 
 struct Cached {
@@ -374,6 +392,24 @@ mod tests {
             assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), [7; 1000], "{name}");
         }
         assert!(folder.path().join(named("folder")).is_dir());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn entries_have_the_mode_of_any_new_file_so_that_a_cache_can_be_shared() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), 100).unwrap();
+        let path = entry(&cache, &named("a"), 40, 0);
+        let other = folder.path().join("other");
+        std::fs::write(&other, "1").unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&path), mode(&other));
+        // A lock that another user made is taken without writing to it.
+        let lock = folder.path().join(LOCKS).join(format!("{}.lock", named("b")));
+        std::fs::write(&lock, "").unwrap();
+        std::fs::set_permissions(&lock, PermissionsExt::from_mode(0o444)).unwrap();
+        assert!(cache.lock(&named("b")).unwrap().is_some());
     }
 
     #[test]

@@ -67,6 +67,10 @@ impl RemoteShard {
                     Cache::touch(&path);
                     return Ok(index);
                 }
+                // What another user wrote and keeps to himself is not damaged.
+                Err(Error::Io { source, .. }) => {
+                    tracing::debug!("not read from the cache ({}): {source}", path.display());
+                }
                 _ => drop(std::fs::remove_file(&path)),
             }
         }
