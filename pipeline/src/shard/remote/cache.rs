@@ -6,12 +6,13 @@
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::NamedTempFile;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::fetch::Identity;
+use super::net::is_given_up;
 use crate::shard::atomic::PART;
 use crate::{Error, Result};
 
@@ -27,11 +28,16 @@ const INDEX: &str = ".idx";
 /// An entry that was used so lately is in use: processes touch what they read every few seconds.
 const IN_USE: Duration = Duration::from_secs(60);
 
+/// Between two looks at the lock of those who count.
+const LOOK: Duration = Duration::from_millis(10);
+
 /// A cache folder.
 #[derive(Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
     limit: u64,
+    /// How long it waits for others who count what is there.
+    patience: Duration,
     /// [`File::try_lock`], but for tests of file systems without locks.
     try_lock: fn(&File) -> Result<(), TryLockError>,
 }
@@ -89,18 +95,19 @@ impl Cache {
     ///
     /// # Errors
     /// [`Error::Io`] when it cannot be made or read.
-    pub fn open(folder: &Path, limit: u64) -> Result<Cache> {
-        Cache::open_with(folder, limit, File::try_lock)
+    pub fn open(folder: &Path, limit: u64, patience: Duration) -> Result<Cache> {
+        Cache::open_with(folder, limit, patience, File::try_lock)
     }
 
     fn open_with(
         folder: &Path,
         limit: u64,
+        patience: Duration,
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Cache> {
         let locks = folder.join(LOCKS);
         std::fs::create_dir_all(&locks).map_err(|e| Error::io(&locks, e))?;
-        let cache = Cache { folder: folder.to_owned(), limit, try_lock };
+        let cache = Cache { folder: folder.to_owned(), limit, patience, try_lock };
         let now = SystemTime::now();
         for part in cache.files()? {
             let Some(entry) = part.part_of() else { continue };
@@ -141,12 +148,9 @@ impl Cache {
     }
 
     /// Begins an entry of `size` bytes and makes room for it. With `gentle` entries in use are not
-    /// put out. `None` when there is no room.
+    /// put out. `None` when there is no room, or a process that makes room stands still.
     pub fn begin(&self, name: &str, size: u64, gentle: bool) -> Result<Option<Part>> {
-        // One process at a time counts; the lock is held for milliseconds.
-        let counting = self.folder.join(LOCKS).join("room.lock");
-        let counting_file = open_lock(&counting)?;
-        let _ = counting_file.lock();
+        let Some(_counting) = self.count_alone()? else { return Ok(None) };
         if !self.make_room(size, gentle)? {
             return Ok(None);
         }
@@ -161,6 +165,20 @@ impl Cache {
         // Its length counts from now on for everyone who makes room.
         file.as_file().set_len(size).map_err(failed)?;
         Ok(Some(Part { file, target: self.path(name), left: size }))
+    }
+
+    /// The lock of those who count what is there, one process at a time. It is held for milliseconds,
+    /// but by a process that was stopped for ever: `None`, then.
+    fn count_alone(&self) -> Result<Option<File>> {
+        let file = open_lock(&self.folder.join(LOCKS).join("room.lock"))?;
+        let start = Instant::now();
+        while let Err(TryLockError::WouldBlock) = (self.try_lock)(&file) {
+            if is_given_up() || start.elapsed() > self.patience {
+                return Ok(None);
+            }
+            std::thread::sleep(LOOK);
+        }
+        Ok(Some(file))
     }
 
     /// Removes the entries used longest ago until `size` bytes more stay within the limit.
@@ -323,6 +341,8 @@ mod tests {
         path
     }
 
+    const PATIENCE: Duration = Duration::from_millis(300);
+
     /// The name of an entry.
     fn named(shard: &str) -> String {
         let state = Identity { size: 4, etag: Some("x".into()), modified: 0 };
@@ -332,7 +352,7 @@ mod tests {
     #[test]
     fn the_entries_used_longest_ago_make_room() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
         let old = entry(&cache, &named("old"), 40, 500);
         let new = entry(&cache, &named("new"), 40, 5);
         let more = entry(&cache, &named("more"), 50, 0);
@@ -383,11 +403,11 @@ mod tests {
             std::fs::write(&path, [7; 1000]).unwrap();
             File::options().append(true).open(&path).unwrap().set_modified(then).unwrap();
         }
-        let cache = Cache::open(folder.path(), 100).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
         let entries = ["a", "b", "c"].map(|shard| entry(&cache, &named(shard), 60, 0));
         assert_eq!(entries.map(|path| path.exists()), [false, false, true]);
         cache.forget_stale(&named("a"));
-        drop(Cache::open(folder.path(), 0).unwrap().begin(&named("d"), 0, false).unwrap());
+        drop(Cache::open(folder.path(), 0, PATIENCE).unwrap().begin(&named("d"), 0, false).unwrap());
         for name in &foreign {
             assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), [7; 1000], "{name}");
         }
@@ -399,7 +419,7 @@ mod tests {
     fn entries_have_the_mode_of_any_new_file_so_that_a_cache_can_be_shared() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
         let path = entry(&cache, &named("a"), 40, 0);
         let other = folder.path().join("other");
         std::fs::write(&other, "1").unwrap();
@@ -413,9 +433,26 @@ mod tests {
     }
 
     #[test]
+    fn a_process_that_stands_still_while_it_counts_keeps_nobody_waiting() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+        let stopped = open_lock(&folder.path().join(LOCKS).join("room.lock")).unwrap();
+        stopped.lock().unwrap();
+        let (sender, done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let begun = cache.begin(&named("a"), 10, false).unwrap().is_some();
+            sender.send((begun, cache)).unwrap();
+        });
+        let (begun, cache) = done.recv_timeout(Duration::from_secs(20)).expect("it waits");
+        assert!(!begun);
+        drop(stopped);
+        assert!(cache.begin(&named("a"), 10, false).unwrap().is_some());
+    }
+
+    #[test]
     fn a_lock_is_held_by_one_and_parts_of_the_dead_are_cleared_away() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
         let (a, b) = (named("a"), named("b"));
         let held = cache.lock(&a).unwrap().unwrap();
         assert!(cache.lock(&a).unwrap().is_none());
@@ -423,7 +460,7 @@ mod tests {
         let dead = folder.path().join(format!(".{b}.abcDE2.part"));
         std::fs::write(&alive, "1").unwrap();
         std::fs::write(&dead, "1").unwrap();
-        Cache::open(folder.path(), 100).unwrap();
+        Cache::open(folder.path(), 100, PATIENCE).unwrap();
         assert!(alive.exists() && !dead.exists());
         drop(held);
         assert!(cache.lock(&a).unwrap().is_some());
@@ -441,7 +478,7 @@ mod tests {
             file.set_modified(SystemTime::now() - age).unwrap();
         }
         let none = |_: &File| Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()));
-        let cache = Cache::open_with(folder.path(), 100, none).unwrap();
+        let cache = Cache::open_with(folder.path(), 100, PATIENCE, none).unwrap();
         assert!(alive.exists() && !dead.exists());
         let (path, when) = cache.progress(&a).unwrap();
         assert_eq!(path, alive);
@@ -475,7 +512,7 @@ mod tests {
     #[test]
     fn another_state_of_an_object_is_another_entry() {
         let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
         let state = |size, etag: &str| Identity { size, etag: Some(etag.into()), modified: 0 };
         let name = |url, state: &Identity| entry_name(url, state, None).unwrap();
         let (was, is) =

@@ -68,7 +68,8 @@ pub(crate) struct Remote {
 impl Remote {
     /// What the shards of a set will share. The cache's folder is made.
     pub fn new(options: &RemoteOptions, limits: &Limits) -> Result<Arc<Remote>> {
-        let open = |folder| cache::Cache::open(folder, options.cache_bytes).map(Arc::new);
+        let (bytes, timeout) = (options.cache_bytes, options.timeout);
+        let open = |folder| cache::Cache::open(folder, bytes, timeout).map(Arc::new);
         Ok(Arc::new(Remote {
             stores: store::Stores::new(options),
             cache: options.cache.as_deref().map(open).transpose()?,
