@@ -181,3 +181,39 @@ fn a_changed_object_is_an_error_and_never_mixed_in() {
     let error = run(&set, Shuffle::None, 1).unwrap_err().to_string();
     assert!(error.contains("has changed since it was opened: its ETag"), "{error}");
 }
+
+#[test]
+fn an_image_without_bytes_is_a_bad_sample_and_not_a_failed_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    let pixel = b"P6\n1 1 255\nabc";
+    for n in 0..40 {
+        let image = if n == 13 { &[][..] } else { &pixel[..] };
+        let mut header = tar::Header::new_gnu();
+        header.set_size(image.len() as u64);
+        header.set_mode(0o644);
+        tar.append_data(&mut header, format!("{n:03}.ppm"), image).unwrap();
+    }
+    std::fs::write(folder.path().join("a.tar"), tar.into_inner().unwrap()).unwrap();
+    let server = Server::of_folder(folder.path());
+    let set = open(&server.url("a.tar"), &impatient()).unwrap();
+    assert!(set.read(13, &mut bt_pipeline::shard::ReadScratch::new()).unwrap().image.is_empty());
+    let epoch = |shuffle, on_bad| -> Result<Vec<u64>, Error> {
+        let mut config = crate::common::config(8);
+        (config.shuffle, config.threads, config.on_bad) = (shuffle, 2, on_bad);
+        let loader = Loader::new(Arc::clone(&set), config)?;
+        let mut samples = Vec::new();
+        for batch in loader.start(Position::default(), 1)? {
+            samples.extend(&batch?.samples);
+        }
+        Ok(samples)
+    };
+    for shuffle in ORDERS {
+        assert_eq!(epoch(shuffle, OnBad::Skip).unwrap().len(), 40, "{shuffle:?}");
+        let error = epoch(shuffle, OnBad::Stop).unwrap_err();
+        assert!(
+            matches!(&error, Error::Sample { key, .. } if key == "013"),
+            "{shuffle:?}: {error}"
+        );
+    }
+}

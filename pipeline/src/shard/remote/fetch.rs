@@ -75,6 +75,9 @@ impl Answer {
         identity: Option<&Identity>,
     ) -> Result<Answer, Failure> {
         let limit = target.options.timeout;
+        if range.as_ref().is_some_and(Range::is_empty) {
+            return Err(Failure::Final("no bytes were asked for".to_owned()));
+        }
         let options = GetOptions {
             range: range.clone().map(GetRange::Bounded),
             if_match: identity.and_then(Identity::strong_etag),

@@ -39,6 +39,9 @@ impl ShardSet {
         }
         remote.want_cached();
         let (_, entry, _) = self.entry(sample).ok()?;
+        if entry.length == 0 {
+            return None;
+        }
         let range = self.place(remote, entry.offset, entry.length.into()).ok()?;
         Some((shard, range))
     }
@@ -89,6 +92,13 @@ impl ShardSet {
             return Err(in_order_only(path));
         }
         let range = self.place(remote, offset, length)?;
+        if length == 0 {
+            // No server answers a request for nothing.
+            if let Some((ahead, sample)) = expected {
+                ahead.forget(sample);
+            }
+            return Ok(&[]);
+        }
         let taken = expected.map(|(ahead, sample)| ahead.take(self, sample)).transpose()?;
         let (bytes, start) = match taken.flatten() {
             Some(taken) => taken,

@@ -39,7 +39,9 @@ impl Failure {
                     .into(),
             ),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Final(words),
-            E::Generic { .. } if client_is_wrong(&words) => Failure::Final(words),
+            E::Generic { .. } if client_is_wrong(&words) || range_is_wrong(&words) => {
+                Failure::Final(words)
+            }
             E::Generic { .. } | E::JoinError { .. } => Failure::Passing(words),
             _ => Failure::Final(words),
         }
@@ -69,6 +71,12 @@ pub(super) fn changed(how: &str) -> String {
 fn client_is_wrong(words: &str) -> bool {
     let status = words.split("status code: ").nth(1).and_then(|rest| rest.get(..3));
     status.is_some_and(|status| status.starts_with('4') && !["408", "425", "429"].contains(&status))
+}
+
+/// A range that cannot be asked for, or lies behind the object's end. The type of `object_store` that
+/// says so has no name outside.
+fn range_is_wrong(words: &str) -> bool {
+    words.contains("Range started at") || words.contains("Wanted range starting at")
 }
 
 /// An error with its sources, each said once, on one line of moderate length.
@@ -174,6 +182,8 @@ mod tests {
             ("Server returned non-2xx status code: 416 Range Not Satisfiable", false),
             ("Server returned non-2xx status code: 400 Bad Request", false),
             ("connection reset by peer", true),
+            ("Range started at 9 and ended at 9", false),
+            ("Wanted range starting at 9, but object was only 8 bytes long", false),
         ] {
             let failure = Failure::of(&generic(text));
             assert_eq!(matches!(failure, Failure::Passing(_)), passing, "{text}: {failure:?}");
