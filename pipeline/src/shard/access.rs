@@ -146,7 +146,8 @@ impl ShardSet {
     /// # Panics
     /// When `sample >= len()`.
     pub fn read<'a>(&'a self, sample: usize, scratch: &'a mut ReadScratch) -> Result<Sample<'a>> {
-        let (shard, entry, key) = self.sound_entry(sample)?;
+        let sound = self.sound_entry(sample);
+        let (shard, entry, key) = sound.inspect_err(|_| scratch.remote.forget(sample))?;
         let image = self.bytes(shard, Some(sample), entry.offset, entry.length.into(), scratch)?;
         let path = &self.infos[shard].path;
         if self.options.verify
@@ -196,7 +197,7 @@ impl ShardSet {
     }
 
     /// The entry of a sample that no scan found fault with.
-    fn sound_entry(&self, sample: usize) -> Result<(usize, Entry, &str)> {
+    pub(super) fn sound_entry(&self, sample: usize) -> Result<(usize, Entry, &str)> {
         let (shard, entry, key) = self.entry(sample)?;
         let info = &self.infos[shard];
         match self.index(shard)?.fault(sample - info.first_sample) {

@@ -236,3 +236,45 @@ impl std::fmt::Debug for Ahead {
         f.debug_struct("Ahead").field("held", &state.held).field("of", &self.budget).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::remote::server::Server;
+    use crate::shard::{OpenOptions, ReadScratch, raw_header, tar_write};
+
+    #[test]
+    fn what_is_expected_of_samples_that_cannot_be_used_is_let_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = Vec::new();
+        let mut image = raw_header(16, 16).to_vec();
+        image.resize(image.len() + 16 * 16 * 3, 7);
+        for n in 0..200 {
+            let bytes = if n % 20 == 3 { &[][..] } else { &image[..] };
+            tar_write::append_member(&mut tar, &format!("{n:03}.ppm"), bytes);
+            let label: &[u8] = if n % 20 == 11 { b"no number" } else { b"1" };
+            tar_write::append_member(&mut tar, &format!("{n:03}.cls"), label);
+            if n % 20 == 17 {
+                tar_write::append_member(&mut tar, &format!("{n:03}.cls"), b"2");
+            }
+        }
+        tar.extend(tar_write::END);
+        std::fs::write(folder.path().join("a.tar"), &tar).unwrap();
+        let server = Server::of_folder(folder.path());
+        let set = ShardSet::open(&server.url("a.tar"), &OpenOptions::default()).unwrap();
+        // Orders that read together what lies together, and each sample alone.
+        for stride in [1, 77] {
+            let ahead = set.ahead(32 << 10, stride != 1).unwrap();
+            let mut scratch = ReadScratch::reading_ahead(Some(Arc::clone(&ahead)));
+            let epochs = (0..3 * set.len()).map(|n| n * stride % set.len());
+            epochs.clone().for_each(|sample| ahead.queue(sample as u64));
+            ahead.pump(&set);
+            server.take_seen();
+            let bad = epochs.filter(|&sample| set.read(sample, &mut scratch).is_err());
+            assert_eq!(bad.count(), 60);
+            let asked = server.take_seen().len();
+            assert!(stride != 1 || asked < 100, "{asked} requests");
+            assert!(ahead.shared.lock().is_empty(), "{ahead:?}");
+        }
+    }
+}

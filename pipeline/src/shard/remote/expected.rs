@@ -189,6 +189,20 @@ impl Expected {
         }
         taken
     }
+
+    /// Whether nothing is expected any more.
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        let Expected { queue, queued, overtaken, planned, of_sample, blocks, .. } = self;
+        queue.is_empty()
+            && queued.is_empty()
+            && overtaken.is_empty()
+            && planned.is_empty()
+            && of_sample.is_empty()
+            && blocks.is_empty()
+            && self.by_place.is_empty()
+            && self.held == 0
+    }
 }
 
 #[cfg(test)]
@@ -206,18 +220,6 @@ mod tests {
         (0..count).map(|_| expected.pop()).collect()
     }
 
-    fn is_empty(expected: &Expected) -> bool {
-        let Expected { queue, queued, overtaken, planned, of_sample, blocks, .. } = expected;
-        queue.is_empty()
-            && queued.is_empty()
-            && overtaken.is_empty()
-            && planned.is_empty()
-            && of_sample.is_empty()
-            && blocks.is_empty()
-            && expected.by_place.is_empty()
-            && expected.held == 0
-    }
-
     #[test]
     fn a_block_counts_until_its_last_sample_is_taken() {
         let mut expected = queue(&[7, 8]);
@@ -227,7 +229,7 @@ mod tests {
         assert_eq!(expected.release(8, id).unwrap().unwrap().0.len(), 100);
         assert_eq!(expected.held, 100);
         assert!(expected.release(7, id).is_some());
-        assert!(is_empty(&expected));
+        assert!(expected.is_empty());
     }
 
     #[test]
@@ -255,8 +257,8 @@ mod tests {
         assert_eq!(expected.blocks[&id].users, 1);
         // In its block, which goes with it.
         expected.overtake(3);
-        assert!(is_empty(&expected));
+        assert!(expected.is_empty());
         assert_eq!(expected.join(0, 0..10, &[3]), None, "nobody is left");
-        assert!(is_empty(&expected));
+        assert!(expected.is_empty());
     }
 }

@@ -27,6 +27,10 @@ mod object;
 mod read;
 mod reader;
 mod retry;
+/// The server of the integration tests.
+#[cfg(test)]
+#[path = "../../../tests/remote/server.rs"]
+mod server;
 mod store;
 mod url;
 

@@ -26,6 +26,32 @@ impl Scratch {
     pub fn reading_ahead(ahead: Option<Arc<Ahead>>) -> Self {
         Scratch { ahead, ..Self::default() }
     }
+
+    /// Says that nobody will take `sample` from what is fetched ahead.
+    pub fn forget(&self, sample: usize) {
+        if let Some(ahead) = &self.ahead {
+            ahead.forget(sample);
+        }
+    }
+}
+
+/// A sample that may be among those that are fetched ahead. Unless it is taken from there it is
+/// forgotten there, whatever keeps it from being read: its block would wait for it for ever.
+struct Awaited<'a>(Option<(&'a Ahead, usize)>);
+
+impl Awaited<'_> {
+    /// As [`Ahead::take`].
+    fn take(mut self, set: &ShardSet) -> Result<Option<(Block, u64)>> {
+        self.0.take().map_or(Ok(None), |(ahead, sample)| ahead.take(set, sample))
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        if let Some((ahead, sample)) = self.0 {
+            ahead.forget(sample);
+        }
+    }
 }
 
 impl ShardSet {
@@ -38,7 +64,7 @@ impl ShardSet {
             return None;
         }
         remote.want_cached();
-        let (_, entry, _) = self.entry(sample).ok()?;
+        let (_, entry, _) = self.sound_entry(sample).ok()?;
         if entry.length == 0 {
             return None;
         }
@@ -79,11 +105,8 @@ impl ShardSet {
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
         let ReadScratch { frames, remote: Scratch { kept, block, ahead } } = scratch;
-        let expected = ahead.as_ref().zip(sample);
+        let awaited = Awaited(ahead.as_deref().zip(sample));
         if let Some(data) = remote.cached_to_read()? {
-            if let Some((ahead, sample)) = expected {
-                ahead.forget(sample);
-            }
             return self.of_data(shard, kept.insert(data), offset, length, frames);
         }
         let path = &self.infos[shard].path;
@@ -94,13 +117,9 @@ impl ShardSet {
         let range = self.place(remote, offset, length)?;
         if length == 0 {
             // No server answers a request for nothing.
-            if let Some((ahead, sample)) = expected {
-                ahead.forget(sample);
-            }
             return Ok(&[]);
         }
-        let taken = expected.map(|(ahead, sample)| ahead.take(self, sample)).transpose()?;
-        let (bytes, start) = match taken.flatten() {
+        let (bytes, start) = match awaited.take(self)? {
             Some(taken) => taken,
             None => (remote.fetch(range.clone())?, range.start),
         };
