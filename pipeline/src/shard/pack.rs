@@ -139,7 +139,7 @@ pub fn pack(
         |worker, job| worker.run(source, &order[jobs[job].clone()], options),
         |job, packed| {
             let (segments, left_out) = packed?;
-            segments.into_iter().try_for_each(|segment| writer.push(segment))?;
+            segments.iter().try_for_each(|segment| writer.push(segment))?;
             skipped.extend(left_out);
             done += jobs[job].len() as u64;
             progress(Progress { done, total, bytes: writer.written() });
@@ -151,6 +151,12 @@ pub fn pack(
             "{origin}: no image can be used; the first: {}",
             skipped[0]
         )));
+    }
+    if writer.renamed() > 0 {
+        tracing::warn!(
+            "{origin}: {} samples had the key of the sample before them and got another (`KEY-2`)",
+            writer.renamed()
+        );
     }
     let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
     let made = serde_json::json!({ "tool": tool, "source": origin, "options": options, "left_out": skipped.len() });

@@ -1,13 +1,18 @@
 //! Runs of consecutive samples as bytes ready to be appended to a shard: what
 //! packing threads make, and `writer` puts into files in order.
 
+use std::path::Path;
+
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::group::is_image;
 use super::index::Entry;
 use super::recode::Recoded;
 use super::scan::side_index_of;
 use super::source::Loaded;
+use super::tar::{SliceSource, Tar};
 use super::tar_write::append_member;
+use super::{Limits, damaged};
 use crate::{Error, Result};
 
 /// Decompressed bytes of a frame, about: large enough to compress well, small
@@ -15,7 +20,7 @@ use crate::{Error, Result};
 pub(crate) const FRAME_BYTES: usize = 128 << 10;
 
 /// What the index will say of a sample.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Indexed {
     pub key: String,
     pub entry: Entry,
@@ -24,7 +29,7 @@ pub(crate) struct Indexed {
 }
 
 /// Whole samples, in the bytes of the shard's file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Segment {
     /// What is appended to the file: tar blocks, or one zstd frame of them.
     pub bytes: Vec<u8>,
@@ -44,22 +49,18 @@ pub(crate) struct SegmentBuilder {
 impl SegmentBuilder {
     /// Frames of zstd level `zstd`, or plain tar: a segment per sample.
     pub fn new(zstd: Option<i32>) -> Result<Self> {
-        let failed = |e| Error::Usage(format!("zstd level {}: {e}", zstd.unwrap_or(0)));
-        let mut compressor = zstd.map(zstd::bulk::Compressor::new).transpose().map_err(failed)?;
-        if let Some(compressor) = &mut compressor {
-            compressor
-                .set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true))
-                .map_err(failed)?;
-        }
+        let compressor = zstd.map(compressor).transpose()?;
         Ok(SegmentBuilder { compressor, open: Segment::default(), done: Vec::new() })
     }
 
-    /// Appends a sample: the image with its extension, `.cls`, and the extras.
+    /// Appends a sample: the image with its extension, `.cls`, and the extras. An extra that has the
+    /// extension of one of these gets a number in front of it: a preview `.jpg` beside a PNG that
+    /// becomes a JPEG is `.2.jpg`, which no reader takes for the sample's image.
     pub fn push(&mut self, sample: &Loaded, kind: Recoded) -> Result<()> {
         let Loaded { key, label, image, .. } = sample;
         let start = self.open.bytes.len();
-        let extension = kind.format.extension().unwrap_or(&sample.extension);
-        let extension = if extension.is_empty() { "img" } else { extension };
+        let known = Some(sample.extension.as_str()).filter(|extension| is_image(extension));
+        let extension = kind.format.extension().or(known).unwrap_or("img");
         append_member(&mut self.open.bytes, &format!("{key}.{extension}"), image);
         let offset = self.open.bytes.len() - image.len().next_multiple_of(512);
         if let Some(label) = label {
@@ -69,8 +70,11 @@ impl SegmentBuilder {
                 label.to_string().as_bytes(),
             );
         }
+        let mut taken = vec![extension.to_owned(), "cls".to_owned()];
         for (extension, data) in &sample.extras {
+            let extension = another(extension, &taken);
             append_member(&mut self.open.bytes, &format!("{key}.{extension}"), data);
+            taken.push(extension.to_lowercase());
         }
         let narrow = |n: usize| {
             u32::try_from(n).map_err(|_| {
@@ -122,6 +126,83 @@ impl SegmentBuilder {
         builder.cut()?;
         Ok(builder.done.remove(0))
     }
+}
+
+impl Segment {
+    /// The segment with other keys, where there are any; `zstd` is what it was made with.
+    pub fn with_keys(&self, keys: &[Option<String>], zstd: Option<i32>) -> Result<Segment> {
+        let failed = |e| Error::Usage(format!("a frame just compressed cannot be read: {e}"));
+        let blocks = match zstd {
+            None => self.bytes.clone(),
+            Some(_) => {
+                zstd::bulk::decompress(&self.bytes, self.tar_bytes as usize).map_err(failed)?
+            }
+        };
+        let mut out = Segment::default();
+        for (sample, key) in self.samples.iter().zip(keys) {
+            let (start, mut renamed) = (out.bytes.len() as u64, sample.clone());
+            let entry = &mut renamed.entry;
+            let from = entry.start as usize;
+            let blocks = &blocks[from..from + entry.span as usize];
+            match key {
+                None => {
+                    out.bytes.extend(blocks);
+                    entry.offset = start + (entry.offset - entry.start);
+                }
+                Some(key) => {
+                    let image = entry.offset - entry.start;
+                    entry.offset =
+                        start + rename(blocks, &sample.key, key, image, &mut out.bytes)?;
+                    renamed.key.clone_from(key);
+                }
+            }
+            let span = out.bytes.len() as u64 - start;
+            (entry.start, entry.span) = (start, u32::try_from(span).unwrap_or(u32::MAX));
+            out.samples.push(renamed);
+        }
+        out.tar_bytes = out.bytes.len() as u64;
+        if let Some(level) = zstd {
+            out.bytes = compress(&mut compressor(level)?, &out.bytes)?;
+        }
+        Ok(out)
+    }
+}
+
+/// Appends the members in `blocks` with `key` in place of `old`. Where the data of the member lies
+/// whose data lay at `image`, both from the front of the blocks.
+fn rename(blocks: &[u8], old: &str, key: &str, image: u64, out: &mut Vec<u8>) -> Result<u64> {
+    let (path, start) = (Path::new(old), out.len());
+    let limits = Limits { name_bytes: u64::MAX, ..Limits::default() };
+    let mut tar = Tar::new(SliceSource::new(blocks), path, 0, limits);
+    let mut place = 0;
+    while let Some(member) = tar.next_member()? {
+        let data = super::map::slice(blocks, member.offset, member.size);
+        let rest = member.name.strip_prefix(old);
+        let (rest, data) = rest
+            .zip(data)
+            .ok_or_else(|| damaged(path, member.start, "a sample just written cannot be read"))?;
+        append_member(out, &format!("{key}{rest}"), data);
+        if member.offset == image {
+            place = (out.len() - start - data.len().next_multiple_of(512)) as u64;
+        }
+    }
+    Ok(place)
+}
+
+/// An extension that is none of those taken: `extension` itself, or with a number in front.
+fn another(extension: &str, taken: &[String]) -> String {
+    // Readers do not tell upper case from lower.
+    let free = |name: &String| !taken.contains(&name.to_lowercase());
+    let numbered = (2..).map(|n: u32| format!("{n}.{extension}"));
+    let mut names = std::iter::once(extension.to_owned()).chain(numbered);
+    names.find(free).unwrap_or_default()
+}
+
+fn compressor(level: i32) -> Result<zstd::bulk::Compressor<'static>> {
+    let failed = |e| Error::Usage(format!("zstd level {level}: {e}"));
+    let mut compressor = zstd::bulk::Compressor::new(level).map_err(failed)?;
+    compressor.set_parameter(zstd::zstd_safe::CParameter::ChecksumFlag(true)).map_err(failed)?;
+    Ok(compressor)
 }
 
 fn compress(compressor: &mut zstd::bulk::Compressor<'static>, bytes: &[u8]) -> Result<Vec<u8>> {

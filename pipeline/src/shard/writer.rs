@@ -1,6 +1,7 @@
 //! Shard files, their indexes and the manifest, written from segments in
 //! order. The files get their names when all of them are whole.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use super::atomic::AtomicFile;
@@ -37,6 +38,43 @@ struct OpenShard {
     /// Compressed and decompressed bytes of each frame.
     frames: Vec<(u32, u32)>,
     tar_bytes: u64,
+    last: LastKey,
+}
+
+/// The key written last. Neighbours of one key would be read as one sample, and keys are often given
+/// once a shard only: samples that a selection or a shuffle puts side by side may have the same.
+#[derive(Clone, Default)]
+struct LastKey {
+    /// As its sample had it, and as it was written; empty at the beginning of a shard.
+    asked: String,
+    written: String,
+    /// How many in a row had it.
+    times: u32,
+}
+
+impl LastKey {
+    /// Another key for the sample that comes next, where it cannot keep its own: `KEY-2`.
+    fn next(&mut self, key: &str) -> Option<String> {
+        if self.times == 0 || (key != self.asked && key != self.written) {
+            *self = LastKey { asked: key.to_owned(), written: key.to_owned(), times: 1 };
+            return None;
+        }
+        if key != self.asked {
+            (self.asked, self.times) = (key.to_owned(), 1);
+        }
+        self.times += 1;
+        self.written = format!("{}-{}", self.asked, self.times);
+        Some(self.written.clone())
+    }
+
+    /// The segment as it is written behind that key.
+    fn apart<'a>(&mut self, segment: &'a Segment, zstd: Option<i32>) -> Result<Cow<'a, Segment>> {
+        let keys: Vec<_> = segment.samples.iter().map(|sample| self.next(&sample.key)).collect();
+        if keys.iter().all(Option::is_none) {
+            return Ok(Cow::Borrowed(segment));
+        }
+        Ok(Cow::Owned(segment.with_keys(&keys, zstd)?))
+    }
 }
 
 /// Writes one set of shards.
@@ -50,6 +88,8 @@ pub(crate) struct SetWriter {
     counts: Vec<u64>,
     /// Bytes in finished files.
     finished_bytes: u64,
+    /// Samples that got another key.
+    renamed: u64,
 }
 
 impl SetWriter {
@@ -70,23 +110,36 @@ impl SetWriter {
             shards: Vec::new(),
             counts: Vec::new(),
             finished_bytes: 0,
+            renamed: 0,
         })
     }
 
-    /// Appends a segment to the shard it belongs to.
-    pub fn push(&mut self, segment: Segment) -> Result<()> {
+    /// Appends a segment to the shard it belongs to. A sample whose key is that of the sample before
+    /// it gets another.
+    pub fn push(&mut self, segment: &Segment) -> Result<()> {
         if let Some(open) = &self.open {
-            let samples = (open.index.len() + segment.samples.len()) as u64;
+            let mut last = open.last.clone();
+            let apart = last.apart(segment, self.layout.zstd)?;
+            let samples = (open.index.len() + apart.samples.len()) as u64;
             let bytes =
-                open.file.written() + segment.bytes.len() as u64 + self.end.bytes.len() as u64;
-            if samples > self.layout.samples_per_shard || bytes > self.layout.bytes_per_shard {
-                self.finish_shard()?;
+                open.file.written() + apart.bytes.len() as u64 + self.end.bytes.len() as u64;
+            if samples <= self.layout.samples_per_shard && bytes <= self.layout.bytes_per_shard {
+                return self.append(segment, &apart, last);
             }
+            self.finish_shard()?;
         }
-        if self.open.is_none() {
-            self.open = Some(self.create()?);
-        }
+        self.open = Some(self.create()?);
+        let mut last = LastKey::default();
+        let apart = last.apart(segment, self.layout.zstd)?;
+        self.append(segment, &apart, last)
+    }
+
+    /// Appends a segment, as it is apart from its neighbour, to the open shard.
+    fn append(&mut self, asked: &Segment, segment: &Segment, last: LastKey) -> Result<()> {
         let Some(open) = &mut self.open else { return Ok(()) };
+        open.last = last;
+        let pairs = asked.samples.iter().zip(&segment.samples);
+        self.renamed += pairs.filter(|(asked, written)| asked.key != written.key).count() as u64;
         for sample in &segment.samples {
             let mut entry = sample.entry;
             entry.offset += open.tar_bytes;
@@ -101,7 +154,7 @@ impl SetWriter {
                 self.counts[label] += 1;
             }
         }
-        open.append(&segment)
+        open.append(segment)
     }
 
     fn create(&self) -> Result<OpenShard> {
@@ -117,6 +170,7 @@ impl SetWriter {
             index: IndexBuilder::default(),
             frames: Vec::new(),
             tar_bytes: 0,
+            last: LastKey::default(),
         })
     }
 
@@ -142,6 +196,11 @@ impl SetWriter {
         self.finished_bytes += open.file.written();
         open.file.commit()?;
         self.staging.write_all(&index_name, &index)
+    }
+
+    /// Samples so far that got another key than they had.
+    pub fn renamed(&self) -> u64 {
+        self.renamed
     }
 
     /// Bytes written so far, in all shards.

@@ -387,6 +387,141 @@ fn an_image_that_is_none_stops_packing_or_is_left_out_by_name() {
     assert_eq!((open(folder.path()).len(), done.skipped.len()), (9, 1));
 }
 
+/// Verifies a set, decoding every image, and compares its indexes with those made from the shards.
+fn assert_sound(folder: &Path, samples: usize, what: &str) {
+    let pattern = folder.to_string_lossy();
+    let report = verify(&pattern, &OpenOptions::default(), true, 1, &mut |_| {}).unwrap();
+    assert_eq!((&report.damage[..], report.samples), (&[][..], samples as u64), "{what}");
+    let before = files(folder);
+    index_shards(&pattern, None, &[], &Default::default(), 1, &mut |_| {}).unwrap();
+    assert!(before == files(folder), "{what}: the indexes differ");
+}
+
+#[test]
+fn neighbours_of_one_key_stay_samples_of_their_own() {
+    let mut source = Memory::some(700);
+    let long = "a".repeat(120);
+    for (i, sample) in source.samples.iter_mut().enumerate() {
+        // Keys in rows of one to five, some as the writer makes them, some that ustar cannot hold.
+        sample.0 = match i % 97 {
+            0..40 => format!("k{}", i / 5),
+            40..50 => "k-2".to_owned(),
+            50..53 => "k".to_owned(),
+            53..70 => format!("{long}/{}", i / 4),
+            n => ["k", "k", "k-2", "k-2", "k-2-2", "k"][n % 6].to_owned(),
+        };
+    }
+    source.samples[11].2 = b"no image".to_vec();
+    source.extras = vec![("json".to_owned(), b"{}".to_vec())];
+    let mut expected = source.samples.clone();
+    expected.remove(11);
+    let expected_before = |n: usize| expected[n - 1].0.clone();
+    for (zstd, samples_per_shard, bytes_per_shard) in [
+        (None, None, None),
+        (Some(3), None, None),
+        (None, Some(7), None),
+        (Some(3), Some(7), None),
+        (None, None, Some(9000)),
+        (Some(3), None, Some(9000)),
+    ] {
+        let pack_with = |threads| {
+            let folder = tempfile::tempdir().unwrap();
+            let options = PackOptions {
+                zstd,
+                samples_per_shard,
+                bytes_per_shard,
+                threads,
+                on_bad: OnBad::Skip,
+                ..PackOptions::default()
+            };
+            packed(&source, folder.path(), &options).unwrap();
+            folder
+        };
+        let folder = pack_with(1);
+        let what = format!("{zstd:?} {samples_per_shard:?} {bytes_per_shard:?}");
+        assert_sound(folder.path(), expected.len(), &what);
+        let set = open(folder.path());
+        let found = contents(&set);
+        for (n, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            assert_eq!((found.1, &found.2), (expected.1, &expected.2), "{what}: sample {n}");
+            assert!(found.0.starts_with(&expected.0), "{what}: {} of {}", found.0, expected.0);
+            // Who has another key than the neighbour keeps it, and nobody has the neighbour's.
+            let first = set.shards().iter().any(|shard| shard.first_sample == n);
+            if !first {
+                let (before, asked) = (&set.meta(n - 1).unwrap().key, &expected_before(n));
+                assert_ne!(&found.0, before, "{what}: sample {n}");
+                let free = expected.0 != *before && expected.0 != *asked;
+                assert!(!free || found.0 == expected.0, "{what}: sample {n}");
+            }
+        }
+        assert!(files(folder.path()) == files(pack_with(3).path()), "{what}");
+    }
+}
+
+#[test]
+fn extras_never_have_the_extension_of_the_image_or_the_label() {
+    let mut source = Memory::some(60);
+    let extras = ["ppm", "PPM", "jpg", "dct", "json", "jpg", "cls", "seg.jpg"];
+    source.extras = extras.map(|name| (name.to_owned(), name.as_bytes().to_vec())).to_vec();
+    let shrink = Some(bt_pipeline::shard::Shrink::MaxSide(1));
+    for (recode, image) in [
+        (Recode::KEEP, "ppm"),
+        (Recode { shrink, ..Recode::KEEP }, "jpg"),
+        (Recode { shrink, dct: true, ..Recode::KEEP }, "dct"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let first = folder.path().join("1");
+        let options = PackOptions { recode, ..PackOptions::default() };
+        packed(&source, &first, &options).unwrap();
+        assert_sound(&first, 60, image);
+        let tree = folder.path().join("tree");
+        let pattern = first.to_string_lossy();
+        unpack(&pattern, &tree, Tree::Members, &OpenOptions::default(), &mut |_| {}).unwrap();
+        // Nothing is lost, whatever it is called.
+        let mut members: Vec<_> = files(&tree.join("d")).into_iter().collect();
+        if image == "dct" {
+            // Which is a JPEG there, too.
+            members.extend(files(&tree.join("shard-000000/d")));
+        }
+        let values: Vec<_> =
+            members.iter().filter(|(name, _)| name.starts_with("00007.")).collect();
+        assert_eq!(values.len(), 2 + extras.len(), "{image}: {values:?}");
+        for extra in extras {
+            let kept = |(name, data): &(String, Vec<u8>)| {
+                name.to_lowercase().ends_with(&extra.to_lowercase()) && data == extra.as_bytes()
+            };
+            assert!(values.iter().any(|value| kept(value)), "{image}: {extra} of {values:?}");
+        }
+        // What was packed is packed again, into another form.
+        for (raw, dct) in [(true, false), (false, true), (false, false)] {
+            let again =
+                ShardSource::open(&pattern, folder.path(), &OpenOptions::default()).unwrap();
+            let second = folder.path().join(format!("{raw}{dct}"));
+            let recode = Recode { raw, dct, ..Recode::KEEP };
+            packed(&again, &second, &PackOptions { recode, ..PackOptions::default() }).unwrap();
+            assert_sound(&second, 60, &format!("{image}, {raw} {dct}"));
+        }
+    }
+}
+
+#[test]
+fn an_image_whose_extension_no_reader_knows_is_read_all_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bytes = Vec::new();
+    let pixels = image::RgbImage::from_pixel(4, 3, image::Rgb([9, 8, 7]));
+    pixels
+        .write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Bmp)
+        .unwrap();
+    std::fs::write(folder.path().join("a.scan"), &bytes).unwrap();
+    std::fs::write(folder.path().join("list.csv"), "a.scan,1\n").unwrap();
+    let list = folder.path().join("list.csv");
+    let source = bt_pipeline::shard::ListSource::open(&list, &Default::default()).unwrap();
+    let out = folder.path().join("out");
+    packed(&source, &out, &PackOptions::default()).unwrap();
+    assert_sound(&out, 1, "a.scan");
+    assert_eq!(contents(&open(&out))[0].2, bytes);
+}
+
 #[test]
 fn options_that_cannot_be_met_are_refused() {
     let folder = tempfile::tempdir().unwrap();
