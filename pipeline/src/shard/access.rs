@@ -117,6 +117,18 @@ pub(super) fn in_order_only(path: &Path) -> Error {
     ))
 }
 
+/// What is read of the archive of a shard: a sample's image, or all of the sample.
+#[derive(Clone, Copy)]
+pub(super) struct Wanted<'a> {
+    pub shard: usize,
+    /// The sample's.
+    pub key: &'a str,
+    pub offset: u64,
+    pub length: u64,
+    /// Bytes that it may have, where it has to be held in memory.
+    pub limit: u64,
+}
+
 /// A mapped shard.
 pub(crate) struct Data {
     pub map: Map,
@@ -148,7 +160,9 @@ impl ShardSet {
     pub fn read<'a>(&'a self, sample: usize, scratch: &'a mut ReadScratch) -> Result<Sample<'a>> {
         let sound = self.sound_entry(sample);
         let (shard, entry, key) = sound.inspect_err(|_| scratch.remote.forget(sample))?;
-        let image = self.bytes(shard, Some(sample), entry.offset, entry.length.into(), scratch)?;
+        let (offset, length) = (entry.offset, entry.length.into());
+        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
+        let image = self.bytes(wanted, Some(sample), scratch)?;
         let path = &self.infos[shard].path;
         if self.options.verify
             && entry.checksum != 0
@@ -192,8 +206,10 @@ impl ShardSet {
         sample: usize,
         scratch: &'a mut ReadScratch,
     ) -> Result<(Entry, &'a [u8])> {
-        let (shard, entry, _) = self.sound_entry(sample)?;
-        Ok((entry, self.bytes(shard, None, entry.start, entry.span.into(), scratch)?))
+        let (shard, entry, key) = self.sound_entry(sample)?;
+        let (offset, length) = (entry.start, entry.span.into());
+        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.sample_bytes };
+        Ok((entry, self.bytes(wanted, None, scratch)?))
     }
 
     /// The entry of a sample that no scan found fault with.
@@ -237,30 +253,27 @@ impl ShardSet {
         }
     }
 
-    /// A range of a shard's decompressed bytes; `sample` is whose they are.
+    /// Decompressed bytes of a shard; `sample` is whose image they are.
     fn bytes<'a>(
         &'a self,
-        shard: usize,
+        wanted: Wanted<'_>,
         sample: Option<usize>,
-        offset: u64,
-        length: u64,
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
-        if let Some(remote) = self.remote(shard) {
-            return self.remote_bytes(shard, remote, sample, offset, length, scratch);
+        if let Some(remote) = self.remote(wanted.shard) {
+            return self.remote_bytes(remote, wanted, sample, scratch);
         }
-        self.of_data(shard, self.data(shard)?, offset, length, &mut scratch.frames)
+        self.of_data(self.data(wanted.shard)?, wanted, &mut scratch.frames)
     }
 
-    /// A range of the decompressed bytes of a shard that is mapped as `data`.
+    /// Decompressed bytes of a shard that is mapped as `data`.
     pub(super) fn of_data<'a>(
         &'a self,
-        shard: usize,
         data: &'a Data,
-        offset: u64,
-        length: u64,
+        wanted: Wanted<'_>,
         frames: &'a mut Frames,
     ) -> Result<&'a [u8]> {
+        let Wanted { shard, offset, length, .. } = wanted;
         let path = &self.infos[shard].path;
         if !data.compressed {
             self.touch(length);
@@ -268,19 +281,38 @@ impl ShardSet {
                 .ok_or_else(|| beyond(path, offset, length));
         }
         let Some(table) = &data.table else { return Err(in_order_only(path)) };
-        let limit = self.options.limits.member_bytes;
-        if length > limit {
-            return Err(damaged(
-                path,
-                offset,
-                format!("a sample of {length} bytes is over the limit of {limit}"),
-            ));
-        }
-        let needed = table.frames(offset, length).ok_or_else(|| beyond(path, offset, length))?;
+        let needed = self.needed(table, &wanted)?;
         let key = (self.id, shard);
         if frames.held(key, &needed).is_none() {
             self.touch(table.file_range(&needed).1);
         }
         frames.read(key, table, (data.map.as_ref(), 0), path, offset, length)
+    }
+
+    /// The frames to be decompressed.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] where they, or what is wanted of them, is too large to be held.
+    pub(super) fn needed(&self, table: &SeekTable, wanted: &Wanted<'_>) -> Result<Range<usize>> {
+        self.within_limit(wanted)?;
+        let Wanted { shard, offset, length, .. } = *wanted;
+        let frames = table.frames(offset, length);
+        let frames = frames.ok_or_else(|| beyond(&self.infos[shard].path, offset, length))?;
+        table.too_large(&frames).map_or(Ok(frames), |cause| Err(self.refused(wanted, cause)))
+    }
+
+    /// Whether what is wanted may be held in memory.
+    pub(super) fn within_limit(&self, wanted: &Wanted<'_>) -> Result<()> {
+        let Wanted { length, limit, .. } = *wanted;
+        if length <= limit {
+            return Ok(());
+        }
+        Err(self.refused(wanted, format!("{length} bytes are over the limit of {limit}")))
+    }
+
+    /// The error of one sample that limits keep from being read; others of its shard can be.
+    fn refused(&self, wanted: &Wanted<'_>, cause: String) -> Error {
+        let (path, key) = (self.infos[wanted.shard].path.clone(), wanted.key.to_owned());
+        Error::Sample { path, key, offset: wanted.offset, cause }
     }
 }

@@ -56,7 +56,7 @@ pub(crate) struct Part {
     pub extension: String,
     pub offset: u64,
     pub length: u64,
-    /// Its bytes, where [`Keep`] asked for them; else empty.
+    /// Its bytes, where [`Keep`] asked for them and the limits allow it; else empty.
     pub data: Vec<u8>,
 }
 
@@ -78,7 +78,8 @@ impl Group {
     /// Whether the members make a sample.
     ///
     /// # Errors
-    /// [`Error::Sample`] when two of them have one name: which to believe?
+    /// [`Error::Sample`] when two of them have one name: which to believe? Or when one that is wanted
+    /// in memory is too large for it.
     pub fn check(&self, shard: &Path) -> Result<()> {
         let Some((offset, cause)) = self.fault.clone() else { return Ok(()) };
         Err(Error::Sample { path: shard.to_owned(), key: self.key.clone(), offset, cause })
@@ -230,6 +231,14 @@ impl<S: Source> Groups<S> {
                 Keep::Images => extension == "cls" || group.chooses(&extension),
                 Keep::All => true,
             };
+            let limit = self.tar.limits().member_bytes;
+            let too_large = keep && member.size > limit;
+            if too_large {
+                let cause =
+                    format!("a member of {} bytes is over the limit of {limit}", member.size);
+                group.fault = Some((member.offset, cause));
+            }
+            let keep = keep && !too_large;
             let limit = self.tar.limits().sample_bytes;
             if keep && group.held().saturating_add(member.size) > limit {
                 let cause = format!(
@@ -298,6 +307,28 @@ mod tests {
                 panic!("{keep:?}: read")
             };
             assert!(cause.contains("sample `a`") && cause.contains("limit"), "{cause}");
+        }
+    }
+
+    #[test]
+    fn a_member_that_is_too_large_costs_its_sample_alone() {
+        let mut bytes = Vec::new();
+        for (name, size) in [("a.jpg", 10), ("b.jpg", 3000), ("b.cls", 1), ("c.jpg", 10)] {
+            append_member(&mut bytes, name, &vec![b'7'; size]);
+        }
+        for (keep, member_bytes, sound) in [
+            (Keep::Images, 3000, [true, true, true]),
+            (Keep::Images, 2999, [true, false, true]),
+            (Keep::All, 2999, [true, false, true]),
+            (Keep::Labels, 2999, [true, true, true]),
+        ] {
+            let limits = Limits { member_bytes, ..Limits::default() };
+            let tar = Tar::new(SliceSource::new(&bytes), Path::new("x"), 0, limits);
+            let (mut groups, mut group) = (Groups::new(tar, keep), Group::default());
+            for sound in sound {
+                assert!(groups.next_into(&mut group).unwrap());
+                assert_eq!(group.check(Path::new("x")).is_ok(), sound, "{} {keep:?}", group.key);
+            }
         }
     }
 

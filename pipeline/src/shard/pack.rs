@@ -252,7 +252,8 @@ impl Worker {
             let sample = &mut self.sample;
             let prepared = source
                 .load(i, &mut self.scratch, sample)
-                .and_then(|()| options.recode.apply(&mut sample.image, &mut self.decoder));
+                .and_then(|()| options.recode.apply(&mut sample.image, &mut self.decoder))
+                .and_then(|kind| builder.check(sample).map(|()| kind));
             match prepared {
                 Ok(kind) => builder.push(sample, kind)?,
                 Err(error) => {

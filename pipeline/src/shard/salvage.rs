@@ -321,6 +321,13 @@ fn expand(shard: &Path, file: &Map, to: &Path, limits: &Limits, saved: &mut Save
                 saved.note(shard, &too_long());
                 break;
             }
+            if let Some(cause) = table.too_large(&frames) {
+                saved.note(shard, &damaged(shard, table.file_range(&frames).0, cause));
+                // As much as of a damaged frame, without the memory.
+                let gap = table.end(number) - table.start(number);
+                std::io::copy(&mut std::io::repeat(0).take(gap), &mut plain).map_err(failed)?;
+                continue;
+            }
             if let Err(error) = table.decompress(bytes, 0, shard, frames, &mut context, &mut frame)
             {
                 saved.note(shard, &error);

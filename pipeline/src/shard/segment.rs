@@ -44,13 +44,52 @@ pub(crate) struct SegmentBuilder {
     compressor: Option<zstd::bulk::Compressor<'static>>,
     open: Segment,
     done: Vec<Segment>,
+    /// Those of readers that are told nothing else.
+    limits: Limits,
 }
 
 impl SegmentBuilder {
     /// Frames of zstd level `zstd`, or plain tar: a segment per sample.
     pub fn new(zstd: Option<i32>) -> Result<Self> {
         let compressor = zstd.map(compressor).transpose()?;
-        Ok(SegmentBuilder { compressor, open: Segment::default(), done: Vec::new() })
+        let (open, done, limits) = (Segment::default(), Vec::new(), Limits::default());
+        Ok(SegmentBuilder { compressor, open, done, limits })
+    }
+
+    /// Whether readers with the limits that are the default would read a sample.
+    ///
+    /// # Errors
+    /// [`Error::Decode`]; the caller knows whose image it is.
+    pub fn check(&self, sample: &Loaded) -> Result<()> {
+        let limits = &self.limits;
+        let extras = || sample.extras.iter().map(|(_, data)| data.len() as u64);
+        let image = sample.image.len() as u64;
+        let all = extras().fold(image, u64::saturating_add);
+        let over = |what: &str, bytes: u64, limit: u64| {
+            Err(Error::Decode(format!(
+                "{what} has {bytes} bytes, and readers take {limit} at most: make it smaller \
+                 (`shard pack --max-side`) or leave it out (`--skip-bad`)"
+            )))
+        };
+        if image > limits.member_bytes {
+            return over("the image as it is packed", image, limits.member_bytes);
+        }
+        if let Some(extra) = extras().find(|&extra| extra > limits.member_bytes) {
+            return over("another member of the sample", extra, limits.member_bytes);
+        }
+        if all > limits.sample_bytes {
+            return over("the sample", all, limits.sample_bytes);
+        }
+        if self.compressor.is_some() && span(sample) > limits.frame_bytes {
+            return over("the sample", span(sample), limits.frame_bytes);
+        }
+        // Image and label come on top.
+        if sample.extras.len() + 2 > limits.members_per_sample {
+            let (members, limit) = (sample.extras.len() + 2, limits.members_per_sample);
+            let cause = format!("the sample has {members} members, and readers take {limit}");
+            return Err(Error::Decode(cause));
+        }
+        Ok(())
     }
 
     /// Appends a sample: the image with its extension, `.cls`, and the extras. An extra that has the
@@ -58,6 +97,10 @@ impl SegmentBuilder {
     /// becomes a JPEG is `.2.jpg`, which no reader takes for the sample's image.
     pub fn push(&mut self, sample: &Loaded, kind: Recoded) -> Result<()> {
         let Loaded { key, label, image, .. } = sample;
+        let full = self.open.bytes.len() as u64 + span(sample) > self.limits.frame_bytes;
+        if full && !self.open.samples.is_empty() {
+            self.cut()?;
+        }
         let start = self.open.bytes.len();
         let known = Some(sample.extension.as_str()).filter(|extension| is_image(extension));
         let extension = kind.format.extension().or(known).unwrap_or("img");
@@ -128,6 +171,15 @@ impl SegmentBuilder {
     }
 }
 
+/// Bytes of a sample's tar blocks, at most.
+fn span(sample: &Loaded) -> u64 {
+    // A header, and one for a long name and that name.
+    let member = |data: usize| (data + sample.key.len() + 4096) as u64;
+    sample.extras.iter().map(|(_, data)| member(data.len())).sum::<u64>()
+        + member(sample.image.len())
+        + member(0)
+}
+
 impl Segment {
     /// The segment with other keys, where there are any; `zstd` is what it was made with.
     pub fn with_keys(&self, keys: &[Option<String>], zstd: Option<i32>) -> Result<Segment> {
@@ -151,8 +203,7 @@ impl Segment {
                 }
                 Some(key) => {
                     let image = entry.offset - entry.start;
-                    entry.offset =
-                        start + rename(blocks, &sample.key, key, image, &mut out.bytes)?;
+                    entry.offset = start + rename(blocks, &sample.key, key, image, &mut out.bytes)?;
                     renamed.key.clone_from(key);
                 }
             }
@@ -212,4 +263,59 @@ fn compress(compressor: &mut zstd::bulk::Compressor<'static>, bytes: &[u8]) -> R
     frame.ok_or_else(|| {
         Error::Usage(format!("a frame of {} bytes cannot be compressed", bytes.len()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Format;
+    use super::*;
+
+    fn builder(zstd: Option<i32>) -> SegmentBuilder {
+        let limits = Limits {
+            member_bytes: 50_000,
+            sample_bytes: 80_000,
+            frame_bytes: 70_000,
+            members_per_sample: 5,
+            ..Limits::default()
+        };
+        SegmentBuilder { limits, ..SegmentBuilder::new(zstd).unwrap() }
+    }
+
+    fn sample(image: usize, extras: &[usize]) -> Loaded {
+        let extras = extras.iter().enumerate();
+        let extras = extras.map(|(n, &size)| (format!("x{n}"), vec![7; size])).collect();
+        Loaded { key: "k".into(), image: vec![7; image], extras, ..Loaded::default() }
+    }
+
+    #[test]
+    fn what_readers_would_refuse_is_not_packed() {
+        for (image, extras, plain, compressed) in [
+            (50_000, &[][..], true, true),
+            (50_001, &[], false, false),
+            (10, &[50_001], false, false),
+            (40_000, &[40_000], true, false),
+            (40_000, &[40_001], false, false),
+            (10, &[1, 1, 1], true, true),
+            (10, &[1, 1, 1, 1], false, false),
+        ] {
+            let sample = sample(image, extras);
+            let checked = [None, Some(1)].map(|zstd| builder(zstd).check(&sample).is_ok());
+            assert_eq!(checked, [plain, compressed], "{image} {extras:?}");
+        }
+    }
+
+    #[test]
+    fn no_frame_is_larger_than_readers_take() {
+        let mut builder = builder(Some(1));
+        let kind = Recoded { width: 1, height: 1, format: Format::Other };
+        for size in [100, 49_000, 100, 100, 49_000, 49_000, 100] {
+            let sample = sample(size, &[]);
+            builder.check(&sample).unwrap();
+            builder.push(&sample, kind).unwrap();
+        }
+        let segments = builder.finish().unwrap();
+        let samples: usize = segments.iter().map(|segment| segment.samples.len()).sum();
+        assert_eq!(samples, 7);
+        assert!(segments.iter().all(|segment| segment.tar_bytes <= 70_000));
+    }
 }

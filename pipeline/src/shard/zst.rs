@@ -49,6 +49,8 @@ pub(crate) struct SeekTable {
     decompressed: Vec<u64>,
     /// The lower half of XXH64 of each frame's content, where the table has it.
     checksums: Option<Vec<u32>>,
+    /// Decompressed bytes that a frame may have: `Limits::frame_bytes`.
+    limit: u64,
 }
 
 impl SeekTable {
@@ -87,32 +89,22 @@ impl SeekTable {
         {
             return Err(bad("its frame header does not belong to it".to_owned()));
         }
-        let table = SeekTable::sum(&file[start..footer], width);
+        let table = SeekTable::sum(&file[start..footer], width, limits.frame_bytes);
         let end = *table.compressed.last().unwrap_or(&0);
         let frames_end = before + (start - 8) as u64;
         if end != frames_end {
             return Err(bad(format!("its frames are {end} bytes, the file has {frames_end}")));
         }
-        if let Some(large) = table
-            .decompressed
-            .windows(2)
-            .map(|pair| pair[1] - pair[0])
-            .find(|&n| n > limits.frame_bytes)
-        {
-            return Err(bad(format!(
-                "a frame of {large} bytes is over the limit of {}",
-                limits.frame_bytes
-            )));
-        }
         Ok(Some(table))
     }
 
     /// Running sums of the entries; 32-bit sizes of at most 2^32 frames fit into 64 bits.
-    fn sum(entries: &[u8], width: usize) -> SeekTable {
+    fn sum(entries: &[u8], width: usize, limit: u64) -> SeekTable {
         let mut table = SeekTable {
             compressed: vec![0],
             decompressed: vec![0],
             checksums: (width == 12).then(Vec::new),
+            limit,
         };
         let (mut compressed, mut decompressed) = (0u64, 0u64);
         for entry in entries.chunks_exact(width) {
@@ -145,6 +137,14 @@ impl SeekTable {
         Some(first..last.max(first))
     }
 
+    /// Why `frames` cannot be decompressed: one of them is too large. The samples in it cannot be
+    /// read, then; those of other frames can.
+    pub fn too_large(&self, frames: &std::ops::Range<usize>) -> Option<String> {
+        let mut sizes = frames.clone().map(|frame| self.end(frame) - self.start(frame));
+        let large = sizes.find(|&size| size > self.limit)?;
+        Some(format!("a frame of {large} bytes is over the limit of {}", self.limit))
+    }
+
     /// Where frame `frame` begins, decompressed.
     pub fn start(&self, frame: usize) -> u64 {
         self.decompressed[frame]
@@ -171,7 +171,9 @@ impl SeekTable {
         context: &mut zstd::bulk::Decompressor<'static>,
         out: &mut Vec<u8>,
     ) -> Result<()> {
-        // Sizes were checked against `Limits::frame_bytes` by `parse`.
+        if let Some(cause) = self.too_large(&frames) {
+            return Err(damaged(path, self.compressed[frames.start], cause));
+        }
         let total = self.decompressed[frames.end] - self.decompressed[frames.start];
         let total =
             usize::try_from(total).map_err(|_| damaged(path, 0, "a frame larger than memory"))?;
@@ -257,9 +259,27 @@ mod tests {
             file[at] = value;
             assert!(parse(&file, &Limits::default()).is_err(), "byte {at} = {value}");
         }
-        let limits = Limits { frame_bytes: 199, ..Limits::default() };
-        assert!(parse(&file, &limits).is_err());
         file.pop();
         assert_eq!(parse(&file, &Limits::default()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_frame_that_is_too_large_is_not_decompressed_and_others_are() {
+        let frames = [100usize, 200, 50].map(|size| vec![7u8; size]);
+        let packed: Vec<_> =
+            frames.iter().map(|frame| zstd::bulk::compress(frame, 1).unwrap()).collect();
+        let sizes = packed.iter().zip(&frames).map(|(a, b)| (a.len() as u32, b.len() as u32));
+        let mut file = packed.concat();
+        file.extend(seek_table(&sizes.collect::<Vec<_>>()));
+        let limits = Limits { frame_bytes: 199, ..Limits::default() };
+        let path = Path::new("x");
+        let table = SeekTable::parse(&file, path, &limits).unwrap().unwrap();
+        let mut context = zstd::bulk::Decompressor::new().unwrap();
+        let mut out = Vec::new();
+        for (frames, bytes) in [(0..1, Some(100)), (2..3, Some(50)), (1..2, None), (0..3, None)] {
+            let done = table.decompress(&file, 0, path, frames.clone(), &mut context, &mut out);
+            assert_eq!(done.is_ok().then_some(out.len()), bytes, "{frames:?}");
+            assert_eq!(table.too_large(&frames).is_some(), bytes.is_none());
+        }
     }
 }

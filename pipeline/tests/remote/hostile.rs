@@ -74,7 +74,12 @@ fn limits_hold_before_memory_is_taken() {
     let small = with(Limits { member_bytes: 100, ..Limits::default() });
     let set = open(&url, &small).unwrap();
     let error = set.read(0, &mut ReadScratch::new()).unwrap_err();
-    assert!(matches!(&error, Error::Shard { cause, .. } if cause.contains("limit")), "{error}");
+    // The sample's fault alone.
+    assert!(matches!(&error, Error::Sample { cause, .. } if cause.contains("limit")), "{error}");
+    let frames = with(Limits { frame_bytes: 100, ..Limits::default() });
+    let set = open(&server.url("zst/shard-000000.tar.zst"), &frames).unwrap();
+    let error = set.read(0, &mut ReadScratch::new()).unwrap_err();
+    assert!(matches!(&error, Error::Sample { cause, .. } if cause.contains("frame")), "{error}");
     let small = with(Limits { index_bytes: 100, ..Limits::default() });
     let error = open(&url, &small).unwrap().meta(0).unwrap_err().to_string();
     assert!(error.contains("limit of 100"), "{error}");

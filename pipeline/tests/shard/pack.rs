@@ -5,9 +5,9 @@ use std::path::Path;
 
 use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{
-    FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
-    ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_path, index_shards,
-    pack, raw_header, salvage, unpack, verify,
+    FolderSource, Limits, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions,
+    Packed, ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_path,
+    index_shards, pack, raw_header, salvage, unpack, verify,
 };
 use bt_pipeline::{Error, Loader, LoaderConfig, Position, Result};
 use proptest::prelude::*;
@@ -509,9 +509,7 @@ fn an_image_whose_extension_no_reader_knows_is_read_all_the_same() {
     let folder = tempfile::tempdir().unwrap();
     let mut bytes = Vec::new();
     let pixels = image::RgbImage::from_pixel(4, 3, image::Rgb([9, 8, 7]));
-    pixels
-        .write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Bmp)
-        .unwrap();
+    pixels.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Bmp).unwrap();
     std::fs::write(folder.path().join("a.scan"), &bytes).unwrap();
     std::fs::write(folder.path().join("list.csv"), "a.scan,1\n").unwrap();
     let list = folder.path().join("list.csv");
@@ -520,6 +518,84 @@ fn an_image_whose_extension_no_reader_knows_is_read_all_the_same() {
     packed(&source, &out, &PackOptions::default()).unwrap();
     assert_sound(&out, 1, "a.scan");
     assert_eq!(contents(&open(&out))[0].2, bytes);
+}
+
+#[test]
+fn an_image_larger_than_readers_take_is_refused_or_left_out_by_name() {
+    /// The second of three images is larger than the default limits.
+    struct Large;
+    impl Source for Large {
+        fn len(&self) -> usize {
+            3
+        }
+        fn label(&self, _: usize) -> Result<Option<u32>> {
+            Ok(None)
+        }
+        fn bytes(&self, _: usize) -> Result<u64> {
+            Ok(1)
+        }
+        fn name(&self, i: usize) -> String {
+            format!("scan {i}")
+        }
+        fn classes(&self) -> &[String] {
+            &[]
+        }
+        fn load(&self, i: usize, _: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
+            let side = if i == 1 { 9500 } else { 10 };
+            let mut image = raw_header(side, side).to_vec();
+            image.resize(image.len() + (side * side * 3) as usize, 7);
+            *into = Loaded { key: format!("{i}"), image, ..Loaded::default() };
+            Ok(())
+        }
+    }
+    for zstd in [None, Some(1)] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = PackOptions { zstd, threads: 1, ..PackOptions::default() };
+        let error = packed(&Large, folder.path(), &options).unwrap_err().to_string();
+        assert!(error.contains("scan 1") && error.contains("--max-side"), "{error}");
+        let skip = PackOptions { on_bad: OnBad::Skip, ..options };
+        let done = packed(&Large, folder.path(), &skip).unwrap();
+        assert!(done.skipped.len() == 1 && done.skipped[0].contains("scan 1"));
+        assert_sound(folder.path(), 2, "large");
+    }
+}
+
+#[test]
+fn a_frame_or_image_over_the_limits_costs_its_samples_and_not_the_shard() {
+    let mut source = Memory::some(40);
+    source.samples[20].2 = image(300, 300, 1);
+    let folder = tempfile::tempdir().unwrap();
+    for (zstd, limits) in [
+        (Some(1), Limits { member_bytes: 200_000, ..Limits::default() }),
+        (Some(1), Limits { frame_bytes: 200_000, ..Limits::default() }),
+    ] {
+        let options = PackOptions { zstd, overwrite: true, ..PackOptions::default() };
+        packed(&source, folder.path(), &options).unwrap();
+        let options = OpenOptions { limits, ..OpenOptions::default() };
+        let set = ShardSet::open(&folder.path().to_string_lossy(), &options).unwrap();
+        let mut scratch = ReadScratch::new();
+        let mut bad = Vec::new();
+        for i in 0..set.len() {
+            match set.read(i, &mut scratch) {
+                Ok(sample) => assert_eq!(sample.image, &source.samples[i].2[..]),
+                Err(Error::Sample { key, .. }) => bad.push(key),
+                Err(error) => panic!("{i}: {error}"),
+            }
+        }
+        let whole_frame = limits.frame_bytes == 200_000;
+        assert!(bad.contains(&"d/00020".to_owned()) && !bad.contains(&"d/00021".to_owned()));
+        assert_eq!(bad.len(), if whole_frame { 21 } else { 1 }, "{bad:?}");
+    }
+    // In order, too.
+    let options = OpenOptions {
+        limits: Limits { member_bytes: 200_000, ..Limits::default() },
+        ..OpenOptions::default()
+    };
+    let set = ShardSet::open(&folder.path().to_string_lossy(), &options).unwrap();
+    let mut stream = set.stream(0).unwrap();
+    let mut sample = bt_pipeline::shard::OwnedSample::default();
+    let good = (0..40).filter(|_| stream.next_into(&mut sample).is_ok_and(|more| more));
+    assert_eq!(good.count(), 39);
 }
 
 #[test]

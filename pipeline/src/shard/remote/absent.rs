@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::access::ReadScratch;
+use super::access::{ReadScratch, Wanted};
 use super::index::{Head, ShardIndex};
 use super::map::Map;
 use super::pattern::Found;
@@ -150,11 +150,9 @@ pub(crate) fn take_waited() -> Duration {
 impl ShardSet {
     pub(in crate::shard) fn remote_bytes<'a>(
         &'a self,
-        _: usize,
         remote: &RemoteShard,
+        _: Wanted<'_>,
         _: Option<usize>,
-        _: u64,
-        _: u64,
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
         let Scratch = scratch.remote;

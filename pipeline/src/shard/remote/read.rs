@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Ahead, Block, Opened, RemoteShard};
 use crate::Result;
-use crate::shard::access::{Data, ReadScratch, beyond, in_order_only, window};
+use crate::shard::access::{Data, ReadScratch, Wanted, beyond, in_order_only, window};
 use crate::shard::scan::{Scanned, scan_stream, tar_of};
 use crate::shard::tar::AnyTar;
 use crate::shard::{Limits, ShardSet, damaged};
@@ -64,57 +64,54 @@ impl ShardSet {
             return None;
         }
         remote.want_cached();
-        let (_, entry, _) = self.sound_entry(sample).ok()?;
+        let (_, entry, key) = self.sound_entry(sample).ok()?;
         if entry.length == 0 {
             return None;
         }
-        let range = self.place(remote, entry.offset, entry.length.into()).ok()?;
+        let (offset, length) = (entry.offset, entry.length.into());
+        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
+        let range = self.place(remote, &wanted).ok()?;
         Some((shard, range))
     }
 
-    /// The bytes of the object that hold a range of the archive.
-    fn place(&self, remote: &RemoteShard, offset: u64, length: u64) -> Result<Range<u64>> {
-        let (path, limits) = (&remote.target.path, &self.options.limits);
+    /// The bytes of the object that hold what is wanted of the archive.
+    fn place(&self, remote: &RemoteShard, wanted: &Wanted<'_>) -> Result<Range<u64>> {
+        let (path, &Wanted { offset, length, .. }) = (&remote.target.path, wanted);
+        self.within_limit(wanted)?;
         let size = remote.identity()?.size;
         let (start, bytes) = match &remote.layout()?.table {
             None => (offset, length),
-            Some(table) => {
-                let frames = table.frames(offset, length);
-                table.file_range(&frames.ok_or_else(|| beyond(path, offset, length))?)
-            }
+            Some(table) => table.file_range(&self.needed(table, wanted)?),
         };
         let end = start.checked_add(bytes).filter(|&end| end <= size);
         let end = end.ok_or_else(|| beyond(path, offset, length))?;
-        if length > limits.member_bytes || bytes > limits.member_bytes + limits.frame_bytes {
-            let limit = limits.member_bytes;
-            let cause =
-                format!("a sample of {} bytes is over the limit of {limit}", length.max(bytes));
+        if bytes > wanted.limit + self.options.limits.frame_bytes {
+            let cause = format!("a sample in {bytes} compressed bytes is over the limit");
             return Err(damaged(path, offset, cause));
         }
         Ok(start..end)
     }
 
-    /// A range of the archive of a shard behind a URL; `sample` is whose it is.
+    /// Decompressed bytes of a shard behind a URL; `sample` is whose image they are.
     pub(in crate::shard) fn remote_bytes<'a>(
         &'a self,
-        shard: usize,
         remote: &RemoteShard,
+        wanted: Wanted<'_>,
         sample: Option<usize>,
-        offset: u64,
-        length: u64,
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
+        let Wanted { shard, offset, length, .. } = wanted;
         let ReadScratch { frames, remote: Scratch { kept, block, ahead } } = scratch;
         let awaited = Awaited(ahead.as_deref().zip(sample));
         if let Some(data) = remote.cached_to_read()? {
-            return self.of_data(shard, kept.insert(data), offset, length, frames);
+            return self.of_data(kept.insert(data), wanted, frames);
         }
         let path = &self.infos[shard].path;
         let layout = remote.layout()?;
         if !layout.seekable() {
             return Err(in_order_only(path));
         }
-        let range = self.place(remote, offset, length)?;
+        let range = self.place(remote, &wanted)?;
         if length == 0 {
             // No server answers a request for nothing.
             return Ok(&[]);

@@ -106,6 +106,7 @@ impl Source for ShardSource {
         let tar = Tar::new(SliceSource::new(blocks), path, entry.start, self.limits);
         let mut group = Group::default();
         let found = Groups::new(tar, Keep::All).next_into(&mut group)?;
+        group.check(path)?;
         let image = found.then(|| group.image()).flatten();
         let image = image.filter(|&image| group.parts()[image].offset == entry.offset);
         let image = image.ok_or_else(|| {
