@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bt_pipeline::shard::{OwnedSample, ReadScratch, unpack};
 use bt_pipeline::{Error, Loader, Position, ShardSet, Shuffle};
 
-use crate::server::Server;
+use crate::cache::{expected, seen, start};
+use crate::server::{Origin, Server};
 use crate::{Data, ORDERS, impatient, open, packed, run};
 
 #[test]
@@ -198,4 +199,27 @@ fn patterns_that_cannot_be_met_say_why() {
     let local = server.url("tar/shard-000000.tar");
     let error = bt_pipeline::shard::verify(&local, &impatient(), true, 1, &mut |_| {}).unwrap_err();
     assert!(error.to_string().contains("works on files"), "{error}");
+}
+
+#[test]
+fn an_azure_store_is_read_by_folder_and_glob_though_it_lists_etags_without_quotes() {
+    let data = Data::new();
+    let server = Server::start(Origin::Azure(data.folder.path().to_owned()), None);
+    let endpoint = format!("http://{}", server.address);
+    let variables = [
+        ("AZURE_STORAGE_ACCOUNT_NAME", "account"),
+        ("AZURE_STORAGE_ENDPOINT", endpoint.as_str()),
+        ("AZURE_ALLOW_HTTP", "true"),
+        ("AZURE_SKIP_SIGNATURE", "true"),
+    ];
+    for (name, pattern) in [
+        ("tar", "az://shards/tar/".to_owned()),
+        ("tar", "az://shards/tar/shard-*.tar".to_owned()),
+        ("zst", format!("az://shards/{}", packed("zst"))),
+    ] {
+        let child = start(&pattern, std::path::Path::new(""), &variables);
+        assert_eq!(seen(child), expected(&data, name), "{pattern}");
+        let asked = server.take_seen();
+        assert!(asked.iter().any(|request| request.if_match.is_some()), "{pattern}");
+    }
 }

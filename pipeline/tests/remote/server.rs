@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 #[derive(Clone)]
 pub enum Origin {
     Folder(PathBuf),
+    /// As the container `shards` of an Azure store, which lists ETags without quotes.
+    Azure(PathBuf),
     Server(SocketAddr),
 }
 
@@ -151,6 +153,7 @@ fn serve(connection: TcpStream, shared: &Shared) -> std::io::Result<()> {
         }
         let done = match &shared.origin {
             Origin::Folder(folder) => answer(&mut output, &request, folder, fault, shared)?,
+            Origin::Azure(folder) => azure(&mut output, &request, folder, fault, shared)?,
             Origin::Server(address) => pass_on(&mut output, &request, *address, fault, shared)?,
         };
         if !done {
@@ -177,7 +180,7 @@ fn read_request(input: &mut impl BufRead) -> std::io::Result<Option<Request>> {
     }
     let mut words = text.split_whitespace();
     let (method, path) = (words.next().unwrap_or(""), words.next().unwrap_or(""));
-    let range = headers.get("range").and_then(|range| {
+    let range = headers.get("range").or(headers.get("x-ms-range")).and_then(|range| {
         let (first, last) = range.strip_prefix("bytes=")?.split_once('-')?;
         Some((first.parse().ok()?, last.parse().unwrap_or(u64::MAX)))
     });
@@ -209,12 +212,15 @@ fn answer(
         Some(mut file) => {
             let meta = file.metadata()?;
             let size = meta.len();
-            let modified = meta.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap();
-            let etag = format!("\"{size:x}-{:x}\"", modified.as_nanos());
+            let etag = etag(&meta)?;
             if request.if_match.as_ref().is_some_and(|asked| *asked != etag) {
                 empty(412)
             } else {
                 let mut headers = vec![("etag".to_owned(), etag)];
+                if matches!(shared.origin, Origin::Azure(_)) {
+                    headers.push(("last-modified".to_owned(), MODIFIED.to_owned()));
+                    headers.push(("x-ms-blob-type".to_owned(), "BlockBlob".to_owned()));
+                }
                 let (status, start, end) = match request.range {
                     Some((first, _)) if first >= size => (416, 0, 0),
                     Some((first, last)) => (206, first, size.min(last.saturating_add(1))),
@@ -231,6 +237,53 @@ fn answer(
         }
     };
     send(output, request, answer, fault, shared)
+}
+
+const MODIFIED: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
+
+/// Lists a folder, or answers for an object.
+fn azure(
+    output: &mut TcpStream,
+    request: &Request,
+    folder: &std::path::Path,
+    fault: Fault,
+    shared: &Shared,
+) -> std::io::Result<bool> {
+    let (path, query) = request.path.split_once('?').unwrap_or((&request.path, ""));
+    let values: HashMap<_, _> = query.split('&').filter_map(|pair| pair.split_once('=')).collect();
+    if values.get("comp") != Some(&"list") {
+        let object = path.split_once("shards/").map_or("", |(_, object)| object).to_owned();
+        let request = Request { path: object, ..request.clone() };
+        return answer(output, &request, folder, fault, shared);
+    }
+    let prefix = values.get("prefix").unwrap_or(&"").replace("%2F", "/");
+    let mut blobs = String::new();
+    for entry in std::fs::read_dir(folder.join(&prefix))? {
+        let (name, meta) = (entry.as_ref().unwrap().file_name(), entry.unwrap().metadata()?);
+        let (size, etag) = (meta.len(), etag(&meta)?);
+        blobs.push_str(&format!(
+            "<Blob><Name>{prefix}{}</Name><Properties><Last-Modified>{MODIFIED}</Last-Modified>\
+             <Etag>{}</Etag><Content-Length>{size}</Content-Length>\
+             <Content-Type>application/octet-stream</Content-Type><BlobType>BlockBlob</BlobType>\
+             </Properties></Blob>",
+            name.to_string_lossy(),
+            etag.trim_matches('"'),
+        ));
+    }
+    let body = format!(
+        "<?xml version=\"1.0\" encoding=\"utf-8\"?><EnumerationResults ServiceEndpoint=\"x\" \
+         ContainerName=\"shards\"><Prefix>{prefix}</Prefix><Blobs>{blobs}</Blobs><NextMarker />\
+         </EnumerationResults>"
+    );
+    let headers = vec![("content-type".to_owned(), "application/xml".to_owned())];
+    let length = body.len() as u64;
+    let listing = Answer { status: 200, headers, length, body: Box::new(body.as_bytes()) };
+    send(output, request, listing, fault, shared)
+}
+
+fn etag(meta: &std::fs::Metadata) -> std::io::Result<String> {
+    let modified = meta.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap();
+    Ok(format!("\"{:x}-{:x}\"", meta.len(), modified.as_nanos()))
 }
 
 /// Sends an answer, well or badly; false when the connection is not to be used again.

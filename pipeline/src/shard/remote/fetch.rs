@@ -28,8 +28,8 @@ pub(crate) struct Identity {
 
 impl Identity {
     pub(super) fn of(meta: &ObjectMeta) -> Identity {
-        let (etag, modified) = (meta.e_tag.clone(), meta.last_modified.timestamp());
-        Identity { size: meta.size, etag, modified }
+        let etag = meta.e_tag.as_deref().filter(|etag| !etag.is_empty()).map(quoted);
+        Identity { size: meta.size, etag, modified: meta.last_modified.timestamp() }
     }
 
     /// How `now` is another object than this one, if it is.
@@ -53,6 +53,16 @@ impl Identity {
     /// What `If-Match` can ask for: a weak ETag never matches there.
     fn strong_etag(&self) -> Option<String> {
         self.etag.clone().filter(|etag| !etag.starts_with("W/"))
+    }
+}
+
+/// An ETag with its quotes, without which it never matches: Azure's listings leave them away.
+fn quoted(etag: &str) -> String {
+    let opaque = etag.strip_prefix("W/").unwrap_or(etag);
+    if opaque.len() >= 2 && opaque.starts_with('"') && opaque.ends_with('"') {
+        etag.to_owned()
+    } else {
+        format!("\"{etag}\"")
     }
 }
 
@@ -249,5 +259,31 @@ mod tests {
         assert!(was.differs(&is(10, None, 6)).is_some());
         assert_eq!(was.differs(&is(10, None, 0)), None);
         assert_eq!(is(10, Some("W/\"a\""), 0).strong_etag(), None);
+    }
+
+    #[test]
+    fn etags_have_quotes_wherever_they_come_from() {
+        let identity = |etag: Option<&str>| {
+            Identity::of(&ObjectMeta {
+                location: object_store::path::Path::from("a.tar"),
+                last_modified: Default::default(),
+                size: 10,
+                e_tag: etag.map(str::to_owned),
+                version: None,
+            })
+        };
+        for (told, etag) in [
+            ("0x8D1", "\"0x8D1\""),
+            ("\"0x8D1\"", "\"0x8D1\""),
+            ("W/\"0x8D1\"", "W/\"0x8D1\""),
+            ("\"", "\"\"\""),
+        ] {
+            assert_eq!(identity(Some(told)).etag.as_deref(), Some(etag));
+        }
+        let (listed, answered) = (identity(Some("0x8D1")), identity(Some("\"0x8D1\"")));
+        assert_eq!(listed.differs(&answered), None);
+        assert_eq!(listed.strong_etag().as_deref(), Some("\"0x8D1\""));
+        assert!(listed.differs(&identity(Some("0x8D2"))).is_some());
+        assert_eq!(identity(Some("")).etag, None);
     }
 }
