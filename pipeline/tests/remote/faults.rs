@@ -217,3 +217,24 @@ fn an_image_without_bytes_is_a_bad_sample_and_not_a_failed_request() {
         );
     }
 }
+
+#[test]
+fn an_index_that_may_not_be_read_is_taken_for_one_that_is_not_there() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    for status in [403, 401] {
+        server.misbehave(move |request, _| match request.path.ends_with(".idx") {
+            true => Fault::Status(status),
+            false => Fault::None,
+        });
+        for pattern in [packed("tar"), "tar/shard.manifest.json".to_owned()] {
+            let set = open(&server.url(&pattern), &impatient()).unwrap();
+            let seen = run(&set, Shuffle::Global, 2).unwrap();
+            assert_eq!(seen, data.local("tar", Shuffle::Global), "{status} {pattern}");
+        }
+    }
+    // The shard itself has to be.
+    server.misbehave(|_, _| Fault::Status(403));
+    let error = open(&server.url(&packed("tar")), &impatient()).unwrap_err().to_string();
+    assert!(error.contains("403"), "{error}");
+}

@@ -27,6 +27,14 @@ impl RemoteShard {
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     None
                 }
+                // So S3 answers for what is not there whoever may not list the bucket.
+                Err(Error::Io { path, source })
+                    if source.kind() == std::io::ErrorKind::PermissionDenied =>
+                {
+                    let path = path.display();
+                    tracing::warn!("{path}: taken for an index that is not there: {source}");
+                    None
+                }
                 Err(error) => return Err(error),
             },
         };

@@ -20,6 +20,8 @@ pub(super) enum Failure {
     Passing(String),
     /// There is no such object.
     Missing(String),
+    /// The server does not let this client read it.
+    Denied(String),
     /// It will fail again.
     Final(String),
     /// The object is not the one that was opened, or the server does not keep to HTTP.
@@ -38,7 +40,7 @@ impl Failure {
                 "the server does not answer requests for a part of an object (no 206 Partial Content)"
                     .into(),
             ),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Final(words),
+            E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Denied(words),
             E::Generic { .. } if client_is_wrong(&words) || range_is_wrong(&words) => {
                 Failure::Final(words)
             }
@@ -52,7 +54,8 @@ impl Failure {
         let (kind, cause) = match self {
             Failure::Wrong(cause) => return damaged(&target.path, offset, cause),
             Failure::Missing(cause) => (std::io::ErrorKind::NotFound, cause),
-            Failure::Final(cause) => (std::io::ErrorKind::PermissionDenied, cause),
+            Failure::Denied(cause) => (std::io::ErrorKind::PermissionDenied, cause),
+            Failure::Final(cause) => (std::io::ErrorKind::InvalidInput, cause),
             Failure::Passing(cause) => (std::io::ErrorKind::ConnectionAborted, cause),
         };
         let times = if tries > 1 { format!("{tries} times, at last: ") } else { String::new() };
