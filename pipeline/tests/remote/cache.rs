@@ -130,6 +130,41 @@ fn the_cache_stays_within_its_size_in_every_order() {
     }
 }
 
+#[test]
+fn a_set_larger_than_the_cache_is_read_to_know_its_samples_once_alone() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let size = |n| std::fs::metadata(data.folder.path().join(part(n))).unwrap().len();
+    fn part(n: usize) -> String {
+        format!("raw/part-00000{n}.tar")
+    }
+    // Room for the largest shard and the indexes.
+    let limit = (0..3).map(size).max().unwrap() + 10_000;
+    let url = server.url("raw/part-{000000..000002}.tar");
+    for shuffle in ORDERS {
+        let cache = tempfile::tempdir().unwrap();
+        let options = cached(cache.path(), limit);
+        let set = open(&url, &options).unwrap();
+        for _ in 0..2 {
+            assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("raw", shuffle));
+        }
+        drop(set);
+        server.take_seen();
+        let set = open(&url, &options).unwrap();
+        for shard in 0..3 {
+            set.meta(set.shards()[shard].first_sample).unwrap();
+        }
+        for request in server.take_seen() {
+            let whole = (0..3).any(|n| {
+                let last = request.range.map_or(u64::MAX, |(_, last)| last);
+                request.path == format!("/{}", part(n)) && last >= size(n) - 1
+                    && request.range.is_none_or(|(first, _)| first == 0)
+            });
+            assert!(!whole, "{shuffle:?}: {request:?}");
+        }
+    }
+}
+
 /// What a child process runs: `BT_REMOTE_CHILD` is a pattern, `BT_REMOTE_CACHE` a folder.
 #[test]
 #[ignore = "run by other tests"]

@@ -181,14 +181,15 @@ impl Cache {
         Ok(Some(file))
     }
 
-    /// Removes the entries used longest ago until `size` bytes more stay within the limit.
+    /// Removes the entries used longest ago, shards before indexes, until `size` bytes more stay within the limit.
     fn make_room(&self, size: u64, gentle: bool) -> Result<bool> {
         let mut files = self.files()?;
         let mut total: u64 = files.iter().map(|file| file.size).sum();
         if size > self.limit {
             return Ok(false);
         }
-        files.sort_by_key(|file| file.used);
+        // What an index saves may be a pass over its whole shard, for a few percent of the bytes.
+        files.sort_by_key(|file| (file.is_index(), file.used));
         let now = SystemTime::now();
         let fresh = |file: &Cached| now.duration_since(file.used).is_ok_and(|since| since < IN_USE);
         let removable = |file: &&Cached| file.part_of().is_none() && !(gentle && fresh(file));
@@ -283,6 +284,10 @@ impl Cached {
     fn part_of(&self) -> Option<&str> {
         part_of(self.path.file_name()?.to_str()?)
     }
+
+    fn is_index(&self) -> bool {
+        self.path.as_os_str().as_encoded_bytes().ends_with(INDEX.as_bytes())
+    }
 }
 
 /// The entry that an unfinished file will be, by its name.
@@ -365,6 +370,19 @@ mod tests {
         drop(part);
         assert!(cache.begin(&named("another"), 60, false).unwrap().is_some());
         assert!(cache.begin(&named("huge"), 101, false).unwrap().is_none());
+    }
+
+    #[test]
+    fn indexes_make_room_after_all_shards() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+        let index = entry(&cache, &format!("{}.idx", named("a.tar")), 20, 900);
+        let newer = entry(&cache, &format!("{}.idx", named("b.tar")), 20, 800);
+        let shard = entry(&cache, &named("a.tar"), 50, 5);
+        let more = entry(&cache, &named("b.tar"), 60, 5);
+        assert!(index.exists() && newer.exists() && !shard.exists() && more.exists());
+        let large = entry(&cache, &named("c.tar"), 70, 0);
+        assert!(!index.exists() && newer.exists() && !more.exists() && large.exists());
     }
 
     #[test]

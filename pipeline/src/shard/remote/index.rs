@@ -110,7 +110,7 @@ impl RemoteShard {
         if index.head().shard_bytes != size || index.head().fingerprint != self.fingerprint()? {
             return Err(foreign(path, &self.target.path, index.head(), size));
         }
-        match self.keep_index(map.as_ref())? {
+        match self.keep_index(map.as_ref(), true)? {
             Some(kept) => ShardIndex::open(&kept, limits),
             None => Ok(index),
         }
@@ -130,7 +130,8 @@ impl RemoteShard {
         tracing::warn!("{path}: no index, the whole shard is read to know its samples{kept}");
         let scanned = scan()?;
         if !scanned.index.has_faults() {
-            self.keep_index(&scanned.bytes)?;
+            // The next pass over the shard costs more than another shard's place.
+            self.keep_index(&scanned.bytes, false)?;
         }
         Ok(scanned.index)
     }
@@ -150,13 +151,14 @@ impl RemoteShard {
         Ok(self.index_name()?.and_then(|name| cache.find(&name, None)))
     }
 
-    /// Puts an index into the cache, where there is one with room.
-    fn keep_index(&self, bytes: &[u8]) -> Result<Option<PathBuf>> {
+    /// Puts an index into the cache, where there is one with room; with `gentle` not in the place of
+    /// entries in use.
+    fn keep_index(&self, bytes: &[u8], gentle: bool) -> Result<Option<PathBuf>> {
         let Some(cache) = &self.remote.cache else { return Ok(None) };
         let Some(name) = self.index_name()? else { return Ok(None) };
         // Without the lock another process would take the part for one of a dead process.
         let Some(_lock) = cache.lock(&name)? else { return Ok(None) };
-        let Some(mut part) = cache.begin(&name, bytes.len() as u64, true)? else {
+        let Some(mut part) = cache.begin(&name, bytes.len() as u64, gentle)? else {
             return Ok(None);
         };
         part.write(bytes)?;
