@@ -149,7 +149,10 @@ fn a_set_larger_than_the_cache_is_read_to_know_its_samples_once_alone() {
             assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("raw", shuffle));
         }
         drop(set);
-        server.take_seen();
+        // Its downloads end with it, at the next piece.
+        while !server.take_seen().is_empty() {
+            std::thread::sleep(Duration::from_millis(300));
+        }
         let set = open(&url, &options).unwrap();
         for shard in 0..3 {
             set.meta(set.shards()[shard].first_sample).unwrap();
@@ -157,12 +160,43 @@ fn a_set_larger_than_the_cache_is_read_to_know_its_samples_once_alone() {
         for request in server.take_seen() {
             let whole = (0..3).any(|n| {
                 let last = request.range.map_or(u64::MAX, |(_, last)| last);
-                request.path == format!("/{}", part(n)) && last >= size(n) - 1
+                request.path == format!("/{}", part(n))
+                    && last >= size(n) - 1
                     && request.range.is_none_or(|(first, _)| first == 0)
             });
             assert!(!whole, "{shuffle:?}: {request:?}");
         }
     }
+}
+
+#[test]
+fn what_is_read_stays_in_use_while_other_shards_are_downloaded() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let cache = tempfile::tempdir().unwrap();
+    let options = cached(cache.path(), 1 << 30);
+    warm(&open(&server.url("tar/shard-000000.tar"), &options).unwrap(), cache.path(), 1);
+    // The downloads of the other two keep both threads busy for longer than the test.
+    server.misbehave(|request, _| match request.range {
+        // Ranges that are read begin behind the first header.
+        Some((0, last)) if last > 5000 && request.path.ends_with(".tar") => Fault::Drip,
+        _ => Fault::None,
+    });
+    let set = open(&server.url(&packed("tar")), &options).unwrap();
+    let entry = entries(cache.path()).remove(0);
+    let start = Instant::now();
+    let touched = || std::fs::metadata(&entry).unwrap().modified().unwrap();
+    for n in 1..=2 {
+        run(&set, Shuffle::Global, 2).unwrap();
+        let then = std::time::SystemTime::now() - Duration::from_secs(3600);
+        std::fs::File::options().append(true).open(&entry).unwrap().set_modified(then).unwrap();
+        while touched() == then {
+            run(&set, Shuffle::Global, 2).unwrap();
+            assert!(start.elapsed() < Duration::from_secs(n * 10), "it looks unused");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+    assert_eq!(entries(cache.path()).len(), 1, "the downloads are over");
 }
 
 /// What a child process runs: `BT_REMOTE_CHILD` is a pattern, `BT_REMOTE_CACHE` a folder.

@@ -25,7 +25,8 @@ const LOCKS: &str = "locks";
 const NAME_BYTES: usize = 100;
 /// How the name of an entry's index ends, as [`crate::shard::index_path`] has it.
 const INDEX: &str = ".idx";
-/// An entry that was used so lately is in use: processes touch what they read every few seconds.
+/// An entry that was used so lately is in use: processes touch what they read every few seconds, also
+/// while they download.
 const IN_USE: Duration = Duration::from_secs(60);
 
 /// Between two looks at the lock of those who count.
@@ -425,7 +426,9 @@ mod tests {
         let entries = ["a", "b", "c"].map(|shard| entry(&cache, &named(shard), 60, 0));
         assert_eq!(entries.map(|path| path.exists()), [false, false, true]);
         cache.forget_stale(&named("a"));
-        drop(Cache::open(folder.path(), 0, PATIENCE).unwrap().begin(&named("d"), 0, false).unwrap());
+        drop(
+            Cache::open(folder.path(), 0, PATIENCE).unwrap().begin(&named("d"), 0, false).unwrap(),
+        );
         for name in &foreign {
             assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), [7; 1000], "{name}");
         }

@@ -105,6 +105,7 @@ fn download(
     let gentle = shard.remote.gentle.load(Ordering::Relaxed);
     // While it waits and loads, the set may be dropped.
     drop(shard);
+    let mut reports = Reports { remote, last: None };
     let (mut progress, mut since) = (None, Instant::now());
     let mut looks = 0;
     let _lock = loop {
@@ -128,25 +129,28 @@ fn download(
             }
         }
         looks += 1;
+        reports.again();
         std::thread::sleep(LOOK);
     };
     let found = cache.find(&entry, Some(identity.size));
     let path = match found {
         Some(path) => path,
         None => {
-            report(remote);
+            reports.again();
             let Some(mut part) = cache.begin(&entry, identity.size, gentle)? else {
                 return Ok(false);
             };
             let mut reader = Reader::open(&target, &identity)?;
             let mut hash = Xxh3::new();
             loop {
-                let piece = reader.next_piece()?;
-                if piece.is_empty() {
+                let piece = reader.next_piece_within(REPORT)?;
+                if piece.as_ref().is_some_and(|piece| piece.is_empty()) {
                     break;
                 }
+                let piece = piece.unwrap_or_default();
                 part.write(&piece)?;
                 hash.update(&piece);
+                reports.again();
                 if weak.strong_count() == 0 {
                     return Ok(false);
                 }
@@ -168,6 +172,22 @@ fn download(
     };
     weak.upgrade().map(|shard| shard.adopt(path)).transpose()?;
     Ok(true)
+}
+
+/// The reports of a thread that is busy.
+struct Reports<'a> {
+    remote: &'a Weak<Remote>,
+    last: Option<Instant>,
+}
+
+impl Reports<'_> {
+    /// Reports, where it was a while ago.
+    fn again(&mut self) {
+        if self.last.is_none_or(|last| last.elapsed() >= REPORT) {
+            report(self.remote);
+            self.last = Some(Instant::now());
+        }
+    }
 }
 
 /// Tells the cache what was used, and lets go of entries that were put out of it.

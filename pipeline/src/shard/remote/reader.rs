@@ -3,6 +3,7 @@
 
 use std::io::{self, Read};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use tokio::sync::mpsc;
@@ -32,6 +33,15 @@ impl Reader {
         let path = target.path.clone();
         let task = handle()?.spawn(produce(target.clone(), identity.clone(), sender));
         Ok(Reader { pieces, piece: Bytes::new(), path, task: task.abort_handle() })
+    }
+
+    /// As [`Reader::next_piece`]; `None` when nothing has come within `time`.
+    pub fn next_piece_within(&mut self, time: Duration) -> Result<Option<Bytes>> {
+        match wait(async { tokio::time::timeout(time, self.pieces.recv()).await })? {
+            None => Err(given_up(&self.path)),
+            Some(Err(_)) => Ok(None),
+            Some(Ok(piece)) => piece.unwrap_or_else(|| Ok(Bytes::new())).map(Some),
+        }
     }
 
     /// The next piece; empty at the end.
