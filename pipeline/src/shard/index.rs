@@ -526,12 +526,14 @@ pub(crate) fn foreign(index: &Path, shard: &Path, head: &Head, bytes: u64) -> Er
     } else {
         format!("of {} bytes, this one has {bytes}", head.shard_bytes)
     };
-    let shard = shard.display();
-    damaged(
-        index,
-        16,
-        format!("the index was made for a shard {was}; make it anew with `shard index {shard}`"),
-    )
+    let name = shard.to_string_lossy();
+    let advice = if super::union::is_url(&name) {
+        "make it anew with `shard index` where the shard is a file, and put it beside this one"
+            .to_owned()
+    } else {
+        format!("make it anew with `shard index {name}`")
+    };
+    damaged(index, 16, format!("the index was made for a shard {was}; {advice}"))
 }
 
 impl Bytes {

@@ -42,10 +42,13 @@ pub(crate) struct Resolved {
 /// Finds the shards of `pattern`, all of them files; see [`super::ShardSet::open`].
 pub(crate) fn resolve(pattern: &str, use_manifest: bool, limits: &Limits) -> Result<Resolved> {
     if let Some(url) = parts(pattern).into_iter().find(|part| is_url(part)) {
-        return Err(Error::Usage(format!(
-            "{url}: this works on files; download the shards first, or `shard unpack` or \
-             `shard pack` the URL"
-        )));
+        let reads = if cfg!(feature = "remote") {
+            " (`shard pack` and `shard unpack` read URLs)"
+        } else {
+            ""
+        };
+        let text = format!("{url}: this works on files; download the shards first{reads}");
+        return Err(Error::Usage(text));
     }
     resolve_anywhere(pattern, use_manifest, limits, &RemoteOptions::default())
 }
@@ -205,15 +208,7 @@ impl Finder<'_> {
             self.manifest(&path, manifest, out)?;
         }
         if out.len() > before {
-            let listed: std::collections::HashSet<_> =
-                out[before..].iter().map(|found| found.path.clone()).collect();
-            let others = shards.iter().filter(|path| !listed.contains(*path)).count();
-            if others > 0 {
-                tracing::warn!(
-                    "{}: {others} shards are in no manifest and are not read",
-                    folder.display()
-                );
-            }
+            warn_of_unlisted(folder, shards.iter().map(PathBuf::as_path), &out[before..]);
             return Ok(());
         }
         for path in shards {
@@ -287,6 +282,24 @@ impl Finder<'_> {
             Some(_) => {}
         }
     }
+}
+
+/// Says how many shards of a folder are not among those that its manifests list.
+pub(crate) fn warn_of_unlisted<'a>(
+    folder: &Path,
+    shards: impl Iterator<Item = &'a Path>,
+    listed: &[Found],
+) {
+    let others = unlisted(shards, listed);
+    if others > 0 {
+        tracing::warn!("{}: {others} shards are in no manifest and are not read", folder.display());
+    }
+}
+
+fn unlisted<'a>(shards: impl Iterator<Item = &'a Path>, listed: &[Found]) -> usize {
+    let listed: std::collections::HashSet<&Path> =
+        listed.iter().map(|found| found.path.as_path()).collect();
+    shards.filter(|path| !listed.contains(path)).count()
 }
 
 /// Whether a file name is that of a shard.
@@ -431,6 +444,15 @@ fn steps(first: i64, last: i64, step: u64) -> impl Iterator<Item = i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_that_no_manifest_lists_are_counted_on_disk_and_behind_urls() {
+        let at = |path: &str| Found::at(path.into());
+        let listed = [at("s3://b/a.tar"), at("d/a.tar")];
+        let shards = ["s3://b/a.tar", "s3://b/b.tar", "d/a.tar", "d/c.tar", "e/a.tar"];
+        assert_eq!(unlisted(shards.iter().map(Path::new), &listed), 3);
+        assert_eq!(unlisted(shards[..1].iter().map(Path::new), &listed), 0);
+    }
 
     #[test]
     fn brace_lists_expand_as_in_a_shell() {

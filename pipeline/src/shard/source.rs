@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::ReadScratch;
+use super::union::is_url;
 use super::{Limits, OpenOptions};
 use crate::{Error, Result};
 
@@ -84,7 +85,8 @@ pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Bo
     let is_list = path.extension().is_some_and(|extension| {
         ["csv", "tsv", "txt"].iter().any(|list| extension.eq_ignore_ascii_case(list))
     });
-    if !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::") {
+    let is_name = !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::");
+    if is_name && !is_url(source) {
         std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     }
     let opened: Box<dyn Source> = if path.is_file() && is_list {

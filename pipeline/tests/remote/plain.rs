@@ -198,7 +198,19 @@ fn patterns_that_cannot_be_met_say_why() {
     assert!(manifest.contains("404"), "{manifest}");
     let local = server.url("tar/shard-000000.tar");
     let error = bt_pipeline::shard::verify(&local, &impatient(), true, 1, &mut |_| {}).unwrap_err();
-    assert!(error.to_string().contains("works on files"), "{error}");
+    let error = error.to_string();
+    assert!(error.contains("works on files") && error.contains("`shard pack`"), "{error}");
+    // Which it does.
+    let temporary = data.folder.path().join("temporary");
+    let source = bt_pipeline::shard::open_source(&local, &temporary, &Default::default()).unwrap();
+    assert_eq!(source.len(), 12);
+    // An index of another shard: what to do about it can be done.
+    let folder = data.folder.path().join("tar");
+    std::fs::copy(folder.join("shard-000002.tar.idx"), folder.join("shard-000000.tar.idx"))
+        .unwrap();
+    let foreign = said(&local);
+    assert!(foreign.contains("made for a shard"), "{foreign}");
+    assert!(!foreign.contains("`shard index http"), "{foreign}");
 }
 
 #[test]

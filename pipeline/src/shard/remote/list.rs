@@ -9,7 +9,7 @@ use super::retry::{Failure, Tries};
 use super::store::{Stores, Target};
 use super::url::{Names, beside, file_name, names};
 use crate::shard::manifest::{MANIFEST_SUFFIX, Manifest};
-use crate::shard::pattern::{Found, is_shard_name};
+use crate::shard::pattern::{Found, is_shard_name, warn_of_unlisted};
 use crate::shard::{Limits, RemoteOptions};
 use crate::{Error, Result};
 
@@ -80,6 +80,11 @@ impl Lister {
         }
         if found.is_empty() {
             found = shards(objects);
+        } else {
+            let listed: Vec<Found> = found.iter().map(|(shard, _)| shard.clone()).collect();
+            let names = objects.iter().map(|(url, _)| Path::new(url));
+            let shards = names.filter(|name| is_shard_name(name));
+            warn_of_unlisted(Path::new(folder), shards, &listed);
         }
         if found.is_empty() {
             let hint = if is_http(url) {
