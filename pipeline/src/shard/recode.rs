@@ -33,7 +33,8 @@ pub struct Recode {
     pub shrink: Option<Shrink>,
     /// JPEG quality of reduced images, 1 to 100.
     pub quality: u8,
-    /// Decoded RGB instead of a coded image, for every image.
+    /// Decoded RGB instead of a coded image, for every image: the pixels as they are stored. A PPM
+    /// cannot say how an image is to be turned, so that its EXIF orientation is lost.
     pub raw: bool,
     /// JPEGs, those of reduced images too, as packed coefficients ([`crate::dct`])
     /// where that can be done.
@@ -232,6 +233,19 @@ mod tests {
             let again = decoded(&jpeg);
             assert_eq!((orientation(&jpeg), again.width, again.height), (turn, 20, 10));
         }
+    }
+
+    #[test]
+    fn raw_images_have_the_pixels_as_stored_and_no_orientation() {
+        let stored = decoded(&png(20, 10));
+        let mut image = to_jpeg(&stored, 90, 6).unwrap();
+        let unturned = decoded(&image);
+        let done = apply(Recode { raw: true, ..Recode::KEEP }, &mut image).unwrap();
+        assert_eq!((done.width, done.height, orientation(&image)), (20, 10, 1));
+        let options = crate::decode::DecodeOptions { exif: true, ..Default::default() };
+        let mut turned = Image::default();
+        Decoder::new(options).decode_into(Format::Raw, &image, &mut turned).unwrap();
+        assert_eq!(turned, unturned, "nothing is left to turn it by");
     }
 
     #[test]

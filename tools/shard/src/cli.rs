@@ -91,7 +91,8 @@ pub struct Pack {
     /// JPEG quality of reduced images, 1 to 100; others stay byte for byte
     #[arg(long, value_name = "Q", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
     pub quality: u8,
-    /// Store decoded RGB (binary PPM) instead of coded images
+    /// Store decoded RGB (binary PPM) instead of coded images: pixels as they are stored. EXIF
+    /// orientation is lost, so that `data.exif` does not turn such images
     #[arg(long)]
     pub raw: bool,
     /// Store JPEGs as packed coefficients (.dct): the same pixels, decoded several times faster, in
