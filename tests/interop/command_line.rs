@@ -57,7 +57,7 @@ fn keys_are_explained_and_a_mistaken_one_is_guessed() {
     let all: Value = serde_json::from_str(&all).unwrap();
     assert!(all.as_array().unwrap().len() > 60);
     let (code, _, said) = explain(&["data.shufle"]);
-    assert!(code == 1 && said.contains("`data.shuffle`"), "{said}");
+    assert!(code == 2 && said.contains("`data.shuffle`"), "{said}");
     let (_, json, _) = run(bt_stream().args(["config", "--json"]));
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["train"]["batch_size"], 256);
