@@ -53,7 +53,8 @@ pub struct State {
     pub position: Position,
     /// Samples of the training set, which the position is relative to.
     pub samples: u64,
-    /// What [`fingerprint`] says of the training set; empty where it cannot tell, and in checkpoints of earlier versions.
+    /// What tells the training set from others of its size (`src/train/save.rs`); empty where nothing does, and in
+    /// checkpoints of earlier versions.
     #[serde(default)]
     pub fingerprint: String,
     /// The effective configuration.
