@@ -232,4 +232,21 @@ fn the_authors_protocol_learns_from_every_label_in_each_epoch() {
         said.split("right ").nth(1).unwrap().split('%').next().unwrap().parse().unwrap();
     let right = share * 96.0 / 100.0;
     assert!((right - right.round()).abs() < 0.06, "{said}");
+    // Of other shards it is no result of the run's; of its own it is kept.
+    let kept = run.join("evaluation.json");
+    assert!(!kept.exists());
+    let config = run.join("config.toml");
+    let mut command = bt_stream();
+    command.arg("import").arg(run.join("checkpoints/step-0000000006/weights.safetensors"));
+    command.arg(dir.path().join("again")).arg("--config").arg(config);
+    for (key, value) in [("data.train", &shards), ("data.val", &shards)] {
+        command.arg("--set").arg(format!("{key}={value:?}"));
+    }
+    printed(&mut command);
+    let again = dir.path().join("again");
+    let mut command = bt_stream();
+    command.arg("linear").arg(&again).args(["--epochs", "1", "--labels", "0.5", "--no-untrained"]);
+    printed(&mut command);
+    let text = std::fs::read_to_string(again.join("evaluation.json")).unwrap();
+    assert!(text.contains("trained network, authors' linear protocol, 50% of labels"), "{text}");
 }

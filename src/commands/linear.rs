@@ -8,10 +8,11 @@ use bt_pipeline::ShardSet;
 use clap::Args;
 
 use super::{count, not_negative, positive, share};
+use crate::checkpoint;
 use crate::eval::compare::{Source, table};
 use crate::eval::linear::{LinearConfig, evaluate, few_labels};
 use crate::model::TwinNet;
-use crate::report::Score;
+use crate::report::{Score, collect};
 
 /// Arguments of `bt-stream linear`.
 #[derive(Args, Debug)]
@@ -76,6 +77,17 @@ impl LinearArgs {
     }
 }
 
+impl LinearArgs {
+    /// How a run's report calls what was measured.
+    fn protocol(&self) -> String {
+        let how = if self.finetune { "fine-tuned" } else { "authors' linear protocol" };
+        match self.labels == 1.0 {
+            true => how.to_owned(),
+            false => format!("{how}, {}% of labels", 100.0 * self.labels),
+        }
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -108,6 +120,15 @@ pub fn run(args: LinearArgs) -> Result<()> {
     if !args.no_untrained {
         let net = TwinNet::new(&config.model, config.train.seed, &device)?;
         scores.push(score("untrained network", net)?);
+    }
+    let own = args.train.is_none() && args.test.is_none();
+    if own && args.checkpoint.join(checkpoint::FOLDER).is_dir() {
+        // Beside what kNN and probe found, under names of their own.
+        let named = |score: &Score| Score {
+            name: format!("{}, {}", score.name, args.protocol()),
+            ..score.clone()
+        };
+        collect::record(&args.checkpoint, &scores.iter().map(named).collect::<Vec<_>>())?;
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
