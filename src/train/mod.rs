@@ -3,12 +3,12 @@
 mod clock;
 mod device;
 mod intake;
-mod memory;
 mod observe;
 mod refuse;
 mod run;
 mod save;
 mod summary;
+mod warnings;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

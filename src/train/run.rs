@@ -9,9 +9,10 @@ use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::Device;
 
 use super::clock::Clock;
-use super::save::{changed, fingerprint, restore};
+use super::save::{fingerprint, restore};
 use super::summary::SUMMARY_FILE;
-use super::{Arriving, From, Intake, Watch, device, memory};
+use super::warnings::warnings;
+use super::{Arriving, From, Intake, Watch, device};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::OnlineProbe;
@@ -154,25 +155,12 @@ impl Run {
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
-        if let Some(found) = found.as_ref().filter(|_| 0 < step && step < steps) {
-            let changed = changed(&found.state.config, config)?;
-            if !changed.is_empty() {
-                metrics
-                    .say(&format!("warning: goes on with other settings: {}", changed.join(", ")));
-            }
-        }
-        if device.is_cpu() && step < steps {
+        if step < steps {
             let parameters = learner.params().iter().map(|param| param.len() as u64).sum();
-            let view = config.views.views()?[0].out_size();
-            if let Some(text) = memory::warning(config, view, parameters) {
+            let state = found.as_ref().filter(|_| step > 0).map(|found| &found.state);
+            for text in warnings(config, state, device.is_cpu().then_some(parameters))? {
                 metrics.say(&text);
             }
-        }
-        if config.optim.warmup_epochs >= config.train.epochs as f64 {
-            metrics.say(&format!(
-                "warning: the rate never comes to its height: optim.warmup_epochs = {} of train.epochs = {}",
-                config.optim.warmup_epochs, config.train.epochs
-            ));
         }
         if step < steps || !dir.join(CONFIG_FILE).exists() {
             let text = config.to_toml()?;

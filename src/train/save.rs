@@ -1,6 +1,5 @@
 //! Checkpoints of a run, and back: when they are due, what they hold.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -102,39 +101,6 @@ impl Run {
             probe: self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default(),
         };
         Ok((state, tensors))
-    }
-}
-
-/// Keys that decide a run's result and that are not what they were, each with both values.
-pub(super) fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
-    let flat = |config: &RunConfig| -> Result<BTreeMap<String, String>> {
-        let mut all = BTreeMap::new();
-        flatten("", &toml::Value::try_from(config)?, &mut all);
-        Ok(all)
-    };
-    let (was, is) = (flat(saved)?, flat(now)?);
-    let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
-    let shown = |of: &BTreeMap<String, String>, key: &str| {
-        of.get(key).cloned().unwrap_or_else(|| "the default".into())
-    };
-    let decides = |key: &&&String| {
-        ["method", "views", "model", "loss", "optim", "train.epochs", "train.precision"]
-            .iter()
-            .any(|part| key.as_str() == *part || key.starts_with(&format!("{part}.")))
-    };
-    let differs = keys.iter().filter(decides).filter(|key| was.get(**key) != is.get(**key));
-    Ok(differs.map(|key| format!("{key} {} -> {}", shown(&was, key), shown(&is, key))).collect())
-}
-
-fn flatten(name: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                flatten(&name, value, to);
-            }
-        }
-        value => drop(to.insert(name.to_owned(), value.to_string())),
     }
 }
 

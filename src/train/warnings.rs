@@ -1,0 +1,144 @@
+//! What a run is told before its first step: settings that it did not begin with, a warm-up that does not end, and memory
+//! that there is not, since who asks for more than there is, is ended by the system without a word.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::Result;
+
+use crate::checkpoint::State;
+use crate::config::RunConfig;
+
+/// Values that an optimizer step keeps for each parameter: value, gradient, and one or two moments.
+const PER_PARAMETER: u64 = 4;
+
+/// What a person should know of `config` before a run begins with it, or goes on with it from `found`; `parameters` are
+/// those of a network on the CPU.
+///
+/// # Errors
+/// None that a configuration which was checked can have.
+pub(super) fn warnings(
+    config: &RunConfig,
+    found: Option<&State>,
+    parameters: Option<u64>,
+) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    if let Some(found) = found {
+        let changed = changed(&found.config, config)?;
+        if !changed.is_empty() {
+            all.push(format!("warning: goes on with other settings: {}", changed.join(", ")));
+        }
+    }
+    let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
+    if warmup >= epochs as f64 {
+        all.push(format!(
+            "warning: the rate never comes to its height: optim.warmup_epochs = {warmup} of train.epochs = {epochs}"
+        ));
+    }
+    if let Some(parameters) = parameters {
+        all.extend(memory(config, config.views.views()?[0].out_size(), parameters));
+    }
+    Ok(all)
+}
+
+/// Keys that decide a run's result and that are not what they were, each with both values.
+fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
+    let flat = |config: &RunConfig| -> Result<BTreeMap<String, String>> {
+        let mut all = BTreeMap::new();
+        flatten("", &toml::Value::try_from(config)?, &mut all);
+        Ok(all)
+    };
+    let (was, is) = (flat(saved)?, flat(now)?);
+    let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
+    let shown = |of: &BTreeMap<String, String>, key: &str| {
+        of.get(key).cloned().unwrap_or_else(|| "the default".into())
+    };
+    let decides = |key: &&&String| {
+        ["method", "views", "model", "loss", "optim", "train.epochs", "train.precision"]
+            .iter()
+            .any(|part| key.as_str() == *part || key.starts_with(&format!("{part}.")))
+    };
+    let differs = keys.iter().filter(decides).filter(|key| was.get(**key) != is.get(**key));
+    Ok(differs.map(|key| format!("{key} {} -> {}", shown(&was, key), shown(&is, key))).collect())
+}
+
+fn flatten(name: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
+                flatten(&name, value, to);
+            }
+        }
+        value => drop(to.insert(name.to_owned(), value.to_string())),
+    }
+}
+
+/// Said where a step on the CPU will not fit the memory that is free; `parameters` are the network's.
+fn memory(config: &RunConfig, view: (usize, usize), parameters: u64) -> Option<String> {
+    let wanted = step_bytes(config, view, parameters);
+    let free = free_bytes()?;
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    (wanted > free).then(|| {
+        format!(
+            "warning: a step will want some {:.0} GB of memory and {:.0} GB are free: a smaller train.batch_size, model or \
+             view (views.both.random_resized_crop.size) wants less",
+            gb(wanted),
+            gb(free)
+        )
+    })
+}
+
+/// Bytes of both views' activations, which wait for the backward pass, and of all that belongs to parameters. Within a
+/// quarter of what `bench step` measures.
+fn step_bytes(config: &RunConfig, view: (usize, usize), parameters: u64) -> u64 {
+    let images = 2 * config.train.batch_size as u64;
+    let activations = images.saturating_mul(config.model.activations(view));
+    activations.saturating_add(PER_PARAMETER.saturating_mul(parameters)).saturating_mul(4)
+}
+
+/// What the system says is free, and no more than its group may have.
+fn free_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let free = line.split_whitespace().next()?.parse::<u64>().ok()? * 1024;
+    let limit = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
+    let limit = limit.and_then(|text| text.trim().parse::<u64>().ok());
+    Some(limit.map_or(free, |limit| free.min(limit)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_that_a_run_did_not_begin_with_are_named() {
+        let (was, mut is) = (RunConfig::default(), RunConfig::default());
+        assert!(changed(&was, &is).unwrap().is_empty());
+        is.loss.insert("lambda".into(), 1.0.into());
+        is.optim.lr_weights = 0.5;
+        // Where it runs changes nothing.
+        is.train.dir = "elsewhere".into();
+        is.data.threads = 3;
+        let expected = ["loss.lambda the default -> 1.0", "optim.lr_weights 0.2 -> 0.5"];
+        assert_eq!(changed(&was, &is).unwrap(), expected);
+    }
+
+    #[test]
+    fn the_default_run_wants_more_than_a_small_machine_has() {
+        // `bench step` at batches of 2 and 4: 2842 and 3256 MB, so that an image takes 207 MB.
+        let config = RunConfig::default();
+        let of = |batch_size: usize| {
+            let mut config = config.clone();
+            config.train.batch_size = batch_size;
+            step_bytes(&config, (224, 224), 174_000_000) as f64 / 1e6
+        };
+        let each = (of(4) - of(2)) / 2.0;
+        assert!((170.0..230.0).contains(&each), "{each}");
+        assert!((2270.0..3400.0).contains(&of(2)), "{}", of(2));
+        assert!(memory(&config, (224, 224), u64::MAX / 64).is_some());
+        let mut small = config.clone();
+        small.train.batch_size = 2;
+        small.model.width = 8;
+        assert_eq!(memory(&small, (32, 32), 1000), None);
+    }
+}
