@@ -4,5 +4,6 @@ mod damage;
 mod interop;
 mod pack;
 mod read;
+mod readable;
 mod salvage;
 mod verify;
