@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use bt_pipeline::shard::{FolderSource, PackOptions, pack};
 use bt_pipeline::synth::{self, Spec};
 use bt_stream::report::Score;
+use candle_core::Device;
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
 /// What the command prints; it must succeed.
@@ -167,8 +168,20 @@ fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
     let all = score(&["--epochs", "20"]);
     assert_eq!(all.len(), 2);
     assert!(all[0].linear.is_some_and(|a| a.top1 > 0.35 && a.top5 == 1.0), "{all:?}");
-    let tuned = score(&["--epochs", "8", "--finetune", "--lr-backbone", "0.05", "--no-untrained"]);
-    assert!(tuned[0].linear.is_some_and(|a| a.top1 > 0.35), "{tuned:?}");
+    let file = dir.path().join("tuned.safetensors");
+    let tuned = score(&[
+        "--epochs",
+        "8",
+        "--finetune",
+        "--lr-backbone",
+        "0.05",
+        "--no-untrained",
+        "--out",
+        file.to_str().unwrap(),
+    ]);
+    let top1 = tuned[0].linear.unwrap().top1;
+    assert!(top1 > 0.35, "{tuned:?}");
+    assert_eq!(share_right(&file, &run, &shards), top1);
     let few = score(&["--epochs", "2", "--labels", "0.1", "--no-untrained"]);
     assert_eq!(few.len(), 1);
 
@@ -177,6 +190,22 @@ fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
     let text = printed(probe.args(["--labels", "0.2", "--no-untrained", "--json"]));
     let few: Vec<Score> = serde_json::from_str(&text).unwrap();
     assert!(few[0].linear.is_some());
+}
+
+/// How often the network in `file`, of a run's shape and with its classifier, is right.
+fn share_right(file: &Path, run: &Path, shards: &Path) -> f64 {
+    let (imported, features) = (file.with_extension("run"), file.with_extension("f.safetensors"));
+    let config = run.join("config.toml");
+    printed(bt_stream().arg("import").arg(file).arg(&imported).arg("--config").arg(config));
+    printed(bt_stream().arg("embed").arg(&imported).arg(shards).arg(&features));
+    let load = |path| candle_core::safetensors::load(path, &Device::Cpu).unwrap();
+    let (net, rows) = (load(file), load(features.as_path()));
+    let logits = rows["features"].matmul(&net["fc.weight"].t().unwrap()).unwrap();
+    let logits = logits.broadcast_add(&net["fc.bias"]).unwrap();
+    let found = logits.argmax(1).unwrap().to_vec1::<u32>().unwrap();
+    let labels = rows["labels"].to_vec1::<i64>().unwrap();
+    let right = found.iter().zip(&labels).filter(|(found, label)| i64::from(**found) == **label);
+    right.count() as f64 / labels.len() as f64
 }
 
 #[test]

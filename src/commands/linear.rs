@@ -1,16 +1,18 @@
 //! `bt-stream linear`
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bt_pipeline::ShardSet;
 use clap::Args;
 
 use super::{count, not_negative, positive, share};
 use crate::checkpoint;
+use crate::config::Misconfigured;
 use crate::eval::compare::{Source, table};
-use crate::eval::linear::{LinearConfig, evaluate, few_labels};
+use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
+use crate::exchange::export_classifier;
 use crate::model::TwinNet;
 use crate::report::{Score, collect};
 
@@ -53,6 +55,10 @@ pub struct LinearArgs {
     /// Do not train on an untrained network of the same shape beside it
     #[arg(long)]
     no_untrained: bool,
+    /// Write the backbone with the classifier on it: a safetensors file that torchvision's network
+    /// of as many classes loads
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -91,8 +97,11 @@ impl LinearArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`evaluate`].
+/// As [`evaluate`], and a file that cannot be written.
 pub fn run(args: LinearArgs) -> Result<()> {
+    if let Some(out) = &args.out {
+        check_out(out)?;
+    }
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
     let device = crate::train::evaluation_device(&config.train)?;
@@ -107,19 +116,29 @@ pub fn run(args: LinearArgs) -> Result<()> {
             few_labels(pattern, args.labels, args.seed, folder.path(), &config.open_options())?
         }
     };
-    let score = |name: &str, mut net: TwinNet| -> Result<Score> {
+    let classifier = |name: &str, net: &mut TwinNet| -> Result<Classifier> {
         let sets = [&train, &source.test];
-        let linear = evaluate(&mut net, sets, config, &options, &device, |epoch, right| {
+        evaluate(net, sets, config, &options, &device, |epoch, right| {
             if !args.json {
                 eprintln!("{name}: epoch {epoch:>3}  right {:.1}%", 100.0 * right);
             }
-        })?;
-        Ok(Score { name: name.into(), knn: None, linear: Some(linear) })
+        })
     };
-    let mut scores = vec![score("trained network", source.checkpoint.network(&device)?)?];
+    let score = |name: &str, found: &Classifier| Score {
+        name: name.into(),
+        knn: None,
+        linear: Some(found.accuracy),
+    };
+    let (trained, untrained) = ("trained network", "untrained network");
+    let mut net = source.checkpoint.network(&device)?;
+    let found = classifier(trained, &mut net)?;
+    if let Some(out) = &args.out {
+        export_classifier(&mut net, &found.fc, out)?;
+    }
+    let mut scores = vec![score(trained, &found)];
     if !args.no_untrained {
-        let net = TwinNet::new(&config.model, config.train.seed, &device)?;
-        scores.push(score("untrained network", net)?);
+        let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        scores.push(score(untrained, &classifier(untrained, &mut net)?));
     }
     let own = args.train.is_none() && args.test.is_none();
     if own && args.checkpoint.join(checkpoint::FOLDER).is_dir() {
@@ -136,6 +155,24 @@ pub fn run(args: LinearArgs) -> Result<()> {
         let (few, test) = (train.len(), source.test.len());
         println!("{few} labels, {test} test images, {} epochs", options.epochs);
         println!("{}", table(&scores));
+        if let Some(out) = &args.out {
+            println!("wrote {}", out.display());
+        }
+    }
+    Ok(())
+}
+
+/// What would make `out` unwritable shows before hours of training.
+fn check_out(out: &Path) -> Result<()> {
+    if out.extension().is_none_or(|extension| extension != "safetensors") {
+        bail!(Misconfigured(format!("{}: the name must end in .safetensors", out.display())));
+    }
+    let folder = match out.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    if !folder.is_dir() {
+        bail!(Misconfigured(format!("--out: there is no folder {}", folder.display())));
     }
     Ok(())
 }

@@ -84,7 +84,16 @@ impl LinearConfig {
     }
 }
 
-/// Trains as `options` say on `train` and returns how often the result is right about `test`.
+/// A classifier that was trained, and how often it is right about the test set.
+#[derive(Debug)]
+pub struct Classifier {
+    /// On the test set.
+    pub accuracy: Accuracy,
+    /// Its weight, [classes, features], and then its bias, [classes].
+    pub fc: Vec<Tensor>,
+}
+
+/// Trains a classifier as `options` say on `train`, and counts how often it is right about `test`.
 /// `net` is changed when it is fine-tuned. `told` hears of each epoch and its training accuracy.
 ///
 /// # Errors
@@ -96,7 +105,7 @@ pub fn evaluate(
     options: &LinearConfig,
     device: &Device,
     mut told: impl FnMut(u64, f64),
-) -> Result<Accuracy> {
+) -> Result<Classifier> {
     options.check()?;
     same_classes(train, test)?;
     let classes = train.num_classes().context("the training set")?.max(2);
@@ -151,7 +160,9 @@ pub fn evaluate(
         told(epoch + 1, right / samples.max(1) as f64);
     }
     let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
-    head.accuracy(&rows, &Device::Cpu)
+    let accuracy = head.accuracy(&rows, &Device::Cpu)?;
+    let fc = head.linear.params().map(|param| param.value.clone()).collect();
+    Ok(Classifier { accuracy, fc })
 }
 
 /// One view of each image: the training views' crop and flip, nothing else.

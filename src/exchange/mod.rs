@@ -90,7 +90,22 @@ const TIMM_CONFIG: &str = "config.json";
 /// # Errors
 /// When `path` cannot be written; a file that was there is then intact.
 pub fn export_safetensors(net: &mut TwinNet, path: &Path) -> Result<()> {
-    let tensors = net.backbone_state_dict()?;
+    write_safetensors(net.backbone_state_dict()?, path)
+}
+
+/// As [`export_safetensors`], with the classifier `fc` on it, its weight [classes, features] and then
+/// its bias [classes]: torchvision's whole network of as many classes.
+///
+/// # Errors
+/// As [`export_safetensors`].
+pub fn export_classifier(net: &mut TwinNet, fc: &[Tensor], path: &Path) -> Result<()> {
+    let mut tensors = net.backbone_state_dict()?;
+    let names = ["fc.weight", "fc.bias"].map(str::to_owned);
+    tensors.extend(names.into_iter().zip(fc.iter().cloned()));
+    write_safetensors(tensors, path)
+}
+
+fn write_safetensors(tensors: Vec<(String, Tensor)>, path: &Path) -> Result<()> {
     // Some loaders refuse files that do not say whose layouts they are in.
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let bytes = safetensors::serialize(tensors, Some(metadata))

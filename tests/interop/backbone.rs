@@ -4,7 +4,9 @@ use std::collections::HashMap;
 
 use anyhow::{Result, ensure};
 use bt_stream::config::RunConfig;
-use bt_stream::exchange::{export_onnx, export_safetensors, export_timm, import};
+use bt_stream::exchange::{
+    export_classifier, export_onnx, export_safetensors, export_timm, import,
+};
 use bt_stream::model::{Arch, ModelConfig, TwinNet};
 use candle_core::{Device, Tensor};
 
@@ -23,6 +25,19 @@ fn there(
     out: &str,
     export: impl Fn(&mut TwinNet, &std::path::Path) -> Result<()>,
 ) -> Result<()> {
+    there_with(library, modules, out, |net, path, features| {
+        export(net, path)?;
+        Ok(features)
+    })
+}
+
+/// As [`there`]; `export` makes of the features what the library's network is to give.
+fn there_with(
+    library: &str,
+    modules: &str,
+    out: &str,
+    export: impl Fn(&mut TwinNet, &std::path::Path, Tensor) -> Result<Tensor>,
+) -> Result<()> {
     let Some(python) = python(modules) else { return Ok(()) };
     for arch in [Arch::ResNet18, Arch::ResNet50] {
         let dir = tempfile::tempdir()?;
@@ -30,9 +45,9 @@ fn there(
         let mut net = net(arch)?;
         // A training pass, so that the running statistics are not those of a new network.
         net.forward_train(&Tensor::randn(0.3f32, 1.2, (4, 64, 64, 3), &Device::Cpu)?, 2)?;
-        export(&mut net, &model)?;
         let images = Tensor::randn(0f32, 1.0, (3, 64, 64, 3), &Device::Cpu)?;
         let features = net.features(&images)?.force_contiguous()?;
+        let features = export(&mut net, &model, features)?;
         candle_core::safetensors::save(
             &HashMap::from([("images", images), ("features", features)]),
             &sample,
@@ -48,6 +63,17 @@ fn there(
 fn an_exported_backbone_gives_the_same_features_in_torchvision() -> Result<()> {
     there("torchvision", "torch, torchvision, safetensors", "backbone.safetensors", |net, path| {
         export_safetensors(net, path)
+    })
+}
+
+#[test]
+fn an_exported_classifier_gives_the_same_answers_in_torchvision() -> Result<()> {
+    let modules = "torch, torchvision, safetensors";
+    there_with("torchvision", modules, "classifier.safetensors", |net, path, features| {
+        let weight = Tensor::randn(0f32, 0.1, (7, net.feature_dim()), &Device::Cpu)?;
+        let bias = Tensor::randn(0f32, 0.1, 7, &Device::Cpu)?;
+        export_classifier(net, &[weight.clone(), bias.clone()], path)?;
+        Ok(features.matmul(&weight.t()?)?.broadcast_add(&bias)?)
     })
 }
 

@@ -2,7 +2,8 @@
 
     backbone.py check torchvision|timm|onnx MODEL SAMPLE --arch resnet18
         loads MODEL (`bt-stream export`; a file, or timm's folder) into the library's own network
-        and compares the features of SAMPLE's images with SAMPLE's; exits with 1 where they differ
+        and compares the features of SAMPLE's images with SAMPLE's; exits with 1 where they differ.
+        A torchvision file with a classifier (`bt-stream linear --out`) is compared by its answers
 
     backbone.py make torchvision|timm MODEL SAMPLE --arch resnet18
         writes the library's state dict, for `bt-stream` to load (.safetensors, or .pth by
@@ -25,10 +26,11 @@ def nchw(images_nhwc):
     return images_nhwc.permute(0, 3, 1, 2).contiguous()
 
 
-def torchvision_net(args, classifier):
+def torchvision_net(args, classes):
+    """`classes` 0: without the classifier."""
     import torchvision
-    net = getattr(torchvision.models, args.arch)(weights=None)
-    if not classifier:
+    net = getattr(torchvision.models, args.arch)(weights=None, num_classes=classes or 1)
+    if not classes:
         net.fc = torch.nn.Identity()
     return net.eval(), f"torchvision {torchvision.__version__}"
 
@@ -48,8 +50,9 @@ def loaded(args):
         net, name = timm.create_model(f"local-dir:{args.model}", pretrained=True).eval(), f"timm {timm.__version__}"
         assert net.default_cfg["architecture"] == args.arch
     else:
-        net, name = torchvision_net(args, classifier=False)
-        net.load_state_dict(load_file(args.model), strict=True)
+        tensors = load_file(args.model)
+        net, name = torchvision_net(args, classes=len(tensors.get("fc.bias", ())))
+        net.load_state_dict(tensors, strict=True)
     return lambda images: net(nchw(images)), name
 
 
@@ -75,7 +78,7 @@ def make(args):
         import timm
         net = timm.create_model(args.arch, pretrained=False).eval()
     else:
-        net, _ = torchvision_net(args, classifier=True)
+        net, _ = torchvision_net(args, classes=1000)
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             # As after training: what is left at its default would hide an exchange.
