@@ -17,6 +17,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::eval::encode::{open, same_classes};
+use crate::exchange::import;
 use crate::learner::Learner;
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;
@@ -65,60 +66,16 @@ impl Run {
     pub(super) fn prepare(config: &RunConfig, from: &From, watch: &Watch) -> Result<Self> {
         let dir = &config.train.dir;
         let device = device(&config.train)?;
-        if config.data.train.is_empty() {
-            bail!(Misconfigured(
-                "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
-                    .into()
-            ));
-        }
-        let set = ShardSet::open(&config.data.train, &config.open_options())?;
-        check_evaluation(config, &set)?;
-        let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
-        let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
-        let mut loader = intake.with_memory(loader);
-        if let Some(trace) = &watch.trace {
-            loader = loader.traced(trace);
-        }
-        let found = match from {
-            From::Start => None,
-            From::Newest => checkpoint::latest(dir, |text| eprintln!("warning: {text}"))?,
-            From::Checkpoint(path) => Some(of_this_run(path, dir)?),
-        };
-        if matches!(from, From::Start)
-            && !checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty()
-        {
-            bail!(
-                "{} already holds a run: continue it with --resume, or choose another --dir",
-                dir.display()
-            );
-        }
+        let (intake, loader) = intake_and_loader(config, &device, watch)?;
+        let found = from.checkpoint(dir)?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-        let lock = File::create(dir.join(LOCK_FILE)).with_context(|| dir.display().to_string())?;
-        // File systems without locks do without.
-        if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
-            bail!("another process trains in {}", dir.display());
-        }
+        let lock = lock(dir)?;
         checkpoint::clean(dir)?;
         let fingerprint = fingerprint(loader.set());
         let mut learner = Learner::new(config, &device)?;
         let mut optimizer = config.optim.for_run(config.train.batch_size)?;
-        let mut probe = match config.eval.online_probe {
-            true => Some(OnlineProbe::new(
-                learner.net().feature_dim(),
-                classes(loader.set(), "data.train, for eval.online_probe")?,
-                config.eval.online_lr,
-                &Device::Cpu,
-            )?),
-            false => None,
-        };
+        let mut probe = online_probe(config, &mut learner, loader.set())?;
         let (mut step, mut position) = (0, Position::default());
-        let init = &config.train.init;
-        if found.is_none() && !init.as_os_str().is_empty() {
-            let tensors = crate::exchange::import::read(init).context("train.init")?;
-            let tensors = crate::exchange::import::backbone(tensors, None).context("train.init")?;
-            let started = learner.start_from(&tensors);
-            started.with_context(|| format!("train.init: {} does not fit", init.display()))?;
-        }
         if let Some(found) = &found {
             (step, position) = restore(
                 found,
@@ -132,6 +89,8 @@ impl Run {
             if matches!(from, From::Checkpoint(_)) {
                 checkpoint::set_aside_after(dir, step)?;
             }
+        } else {
+            start_from(&config.train.init, &mut learner)?;
         }
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
@@ -141,12 +100,13 @@ impl Run {
                 let _ = std::fs::remove_file(dir.join(stale));
             }
         }
-        let board = watch.metrics.map(|address| (address, Arc::new(Board::default())));
-        let server = match &board {
-            Some((address, board)) => Some(Server::start(*address, Arc::clone(board))?),
-            None => None,
+        let (server, board) = match watch.metrics {
+            Some(address) => {
+                let board = Arc::new(Board::default());
+                (Some(Server::start(address, Arc::clone(&board))?), Some(board))
+            }
+            None => (None, None),
         };
-        let board = board.map(|(_, board)| board);
         let events =
             config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
         let every = config.train.log_every;
@@ -212,6 +172,80 @@ impl Run {
             self.position = Position { epoch: batch.epoch + 1, batch: 0 };
         }
     }
+}
+
+impl From {
+    /// What a run in `dir` goes on from.
+    fn checkpoint(&self, dir: &Path) -> Result<Option<Checkpoint>> {
+        match self {
+            From::Start if checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty() => Ok(None),
+            From::Start => bail!(
+                "{} already holds a run: continue it with --resume, or choose another --dir",
+                dir.display()
+            ),
+            From::Newest => checkpoint::latest(dir, |text| eprintln!("warning: {text}")),
+            From::Checkpoint(path) => of_this_run(path, dir).map(Some),
+        }
+    }
+}
+
+/// The batches, checked with all that they are for, and their way to `device`.
+fn intake_and_loader(
+    config: &RunConfig,
+    device: &Device,
+    watch: &Watch,
+) -> Result<(Intake, Loader)> {
+    if config.data.train.is_empty() {
+        bail!(Misconfigured(
+            "`data.train` names no shards: give a folder, a glob, a brace list or a manifest"
+                .into()
+        ));
+    }
+    let set = ShardSet::open(&config.data.train, &config.open_options())?;
+    check_evaluation(config, &set)?;
+    let intake = Intake::new(device, &config.views.views()?, config.augment.device)?;
+    let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
+    let loader = intake.with_memory(loader);
+    let loader = match &watch.trace {
+        Some(trace) => loader.traced(trace),
+        None => loader,
+    };
+    Ok((intake, loader))
+}
+
+/// Held while this process trains in `dir`.
+fn lock(dir: &Path) -> Result<File> {
+    let lock = File::create(dir.join(LOCK_FILE)).with_context(|| dir.display().to_string())?;
+    // File systems without locks do without.
+    if matches!(lock.try_lock(), Err(TryLockError::WouldBlock)) {
+        bail!("another process trains in {}", dir.display());
+    }
+    Ok(lock)
+}
+
+/// The classifier that learns beside the training, if `config` asks for it.
+fn online_probe(
+    config: &RunConfig,
+    learner: &mut Learner,
+    set: &ShardSet,
+) -> Result<Option<OnlineProbe>> {
+    if !config.eval.online_probe {
+        return Ok(None);
+    }
+    let classes = classes(set, "data.train, for eval.online_probe")?;
+    let (dim, lr) = (learner.net().feature_dim(), config.eval.online_lr);
+    OnlineProbe::new(dim, classes, lr, &Device::Cpu).map(Some)
+}
+
+/// Gives the backbone the weights of `train.init`, if there are any.
+fn start_from(init: &Path, learner: &mut Learner) -> Result<()> {
+    if init.as_os_str().is_empty() {
+        return Ok(());
+    }
+    let tensors = import::read(init).context("train.init")?;
+    let tensors = import::backbone(tensors, None).context("train.init")?;
+    let started = learner.start_from(&tensors);
+    started.with_context(|| format!("train.init: {} does not fit", init.display()))
 }
 
 /// The checkpoint at `path`, which must be one of the run in `dir`.
