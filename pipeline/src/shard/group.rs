@@ -155,6 +155,8 @@ impl Group {
                     is_plain_image(extension) && !is_plain_image(&self.parts[old].extension);
                 if better {
                     self.parts[old].data = Vec::new();
+                    // Too large or not, it is not read.
+                    self.fault.take_if(|(offset, _)| *offset == self.parts[old].offset);
                 }
                 better
             }
@@ -236,7 +238,7 @@ impl<S: Source> Groups<S> {
             if too_large {
                 let cause =
                     format!("a member of {} bytes is over the limit of {limit}", member.size);
-                group.fault = Some((member.offset, cause));
+                group.fault.get_or_insert((member.offset, cause));
             }
             let keep = keep && !too_large;
             let limit = self.tar.limits().sample_bytes;
@@ -313,14 +315,23 @@ mod tests {
     #[test]
     fn a_member_that_is_too_large_costs_its_sample_alone() {
         let mut bytes = Vec::new();
-        for (name, size) in [("a.jpg", 10), ("b.jpg", 3000), ("b.cls", 1), ("c.jpg", 10)] {
+        for (name, size) in [
+            ("a.jpg", 10),
+            ("b.jpg", 3000),
+            ("b.cls", 1),
+            // In both orders one that is not the sample's image.
+            ("c.left.jpg", 3000),
+            ("c.jpg", 10),
+            ("d.jpg", 10),
+            ("d.left.jpg", 3000),
+        ] {
             append_member(&mut bytes, name, &vec![b'7'; size]);
         }
         for (keep, member_bytes, sound) in [
-            (Keep::Images, 3000, [true, true, true]),
-            (Keep::Images, 2999, [true, false, true]),
-            (Keep::All, 2999, [true, false, true]),
-            (Keep::Labels, 2999, [true, true, true]),
+            (Keep::Images, 3000, [true, true, true, true]),
+            (Keep::Images, 2999, [true, false, true, true]),
+            (Keep::All, 2999, [true, false, false, false]),
+            (Keep::Labels, 2999, [true, true, true, true]),
         ] {
             let limits = Limits { member_bytes, ..Limits::default() };
             let tar = Tar::new(SliceSource::new(&bytes), Path::new("x"), 0, limits);

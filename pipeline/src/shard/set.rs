@@ -475,6 +475,12 @@ impl ShardSet {
         Ok(cell.get_or_init(|| data))
     }
 
+    /// Whether [`ShardSet::index`] has been called with success.
+    #[cfg(feature = "remote")]
+    pub(super) fn has_index(&self, shard: usize) -> bool {
+        self.shards[shard].index.get().is_some()
+    }
+
     pub(super) fn index(&self, shard: usize) -> Result<&ShardIndex> {
         let (cell, info) = (&self.shards[shard].index, &self.infos[shard]);
         if let Some(index) = cell.get() {

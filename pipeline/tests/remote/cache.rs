@@ -81,6 +81,41 @@ fn a_warm_cache_gives_the_same_bytes_without_a_request() {
 }
 
 #[test]
+fn indexes_that_cannot_be_put_into_the_cache_are_used_all_the_same() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let [known, full] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let open = |name: &str, cache: &Path| {
+        let pattern = if name == "raw" { "raw/part-{000000..000002}.tar" } else { &packed(name) };
+        open(&server.url(pattern), &cached(cache, 1 << 30)).unwrap()
+    };
+    for name in ["tar", "raw"] {
+        run(&open(name, known.path()), Shuffle::Global, 2).unwrap();
+    }
+    // As on a full disk, or in a folder that another user does not share.
+    for entry in std::fs::read_dir(known.path()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".idx") {
+            std::fs::create_dir_all(full.path().join(format!("locks/{name}.lock"))).unwrap();
+        }
+    }
+    for name in ["tar", "raw"] {
+        server.take_seen();
+        let seen = run(&open(name, full.path()), Shuffle::Global, 2).unwrap();
+        assert_eq!(seen, data.local(name, Shuffle::Global), "{name}");
+        let asked = server.take_seen();
+        let of_indexes = asked.iter().filter(|request| request.path.ends_with(".idx")).count();
+        assert!(
+            of_indexes <= 3 * 3,
+            "{name}: each index is asked for once, not {of_indexes} times"
+        );
+    }
+    let kept = std::fs::read_dir(full.path()).unwrap();
+    let kept = kept.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!kept.into_iter().any(|name| name.ends_with(".idx")));
+}
+
+#[test]
 fn a_changed_object_replaces_its_entry() {
     let data = Data::new();
     let server = Server::of_folder(data.folder.path());

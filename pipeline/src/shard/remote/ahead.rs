@@ -8,6 +8,7 @@
 //! so that the memory is bounded whatever the servers do. A sample that was not fetched ahead,
 //! such as one that stands in for a bad one, is read by a request of its own.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
@@ -30,8 +31,9 @@ const GAP: u64 = 64 << 10;
 /// What one running loader reads ahead. Dropping it ends its requests.
 pub(crate) struct Ahead {
     shared: Arc<Shared>,
-    /// Held by the thread that turns queued samples into requests.
-    pump: Mutex<()>,
+    /// Held by the thread that turns queued samples into requests: shards whose index could not be had.
+    /// Who reads their samples asks again; planning does not.
+    pump: Mutex<HashSet<usize>>,
     budget: u64,
 }
 
@@ -87,9 +89,9 @@ impl Ahead {
     /// Asks for what the queue begins with, as far as the budget reaches.
     pub fn pump(&self, set: &ShardSet) {
         // One thread plans at a time; the others have better things to do.
-        let Ok(_pumping) = self.pump.try_lock() else { return };
+        let Ok(mut without_index) = self.pump.try_lock() else { return };
         while !self.shared.cancel.is_cancelled() && self.has_budget() {
-            let Some(plan) = self.plan(set) else { return };
+            let Some(plan) = self.plan(set, &mut without_index) else { return };
             if let Some(plan) = plan {
                 self.ask(set, plan);
             }
@@ -105,9 +107,20 @@ impl Ahead {
 
     /// The next samples of the queue that lie together; `None` at its end, and inside where the
     /// first one needs no request.
-    fn plan(&self, set: &ShardSet) -> Option<Option<Plan>> {
+    fn plan(&self, set: &ShardSet, without_index: &mut HashSet<usize>) -> Option<Option<Plan>> {
         let first = self.shared.lock().pop()?;
-        let Some((shard, range)) = set.remote_range(first as usize) else { return Some(None) };
+        let shard = set.shard_of(first as usize);
+        if without_index.contains(&shard) && !set.has_index(shard) {
+            return Some(None);
+        }
+        let range = match set.remote_range(first as usize) {
+            Ok(Some(range)) => range,
+            Ok(None) => return Some(None),
+            Err(_) => {
+                without_index.insert(shard);
+                return Some(None);
+            }
+        };
         let mut plan = Plan { shard, range, samples: vec![first] };
         loop {
             let next = self.shared.lock().peek();
@@ -116,7 +129,7 @@ impl Ahead {
             if set.shard_of(sample as usize) != shard {
                 break;
             }
-            let Some((_, range)) = set.remote_range(sample as usize) else { break };
+            let Ok(Some(range)) = set.remote_range(sample as usize) else { break };
             let end = plan.range.end;
             let near = range.start >= plan.range.start && range.start <= end.saturating_add(GAP);
             if !near || range.end.max(end) - plan.range.start > TOGETHER {

@@ -106,14 +106,15 @@ impl Cache {
         patience: Duration,
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Cache> {
-        let locks = folder.join(LOCKS);
-        std::fs::create_dir_all(&locks).map_err(|e| Error::io(&locks, e))?;
+        make_locks(folder).map_err(|e| Error::io(folder, e))?;
         let cache = Cache { folder: folder.to_owned(), limit, patience, try_lock };
         let now = SystemTime::now();
         for part in cache.files()? {
             let Some(entry) = part.part_of() else { continue };
             let old = now.duration_since(part.used).is_ok_and(|since| since > ABANDONED);
-            if cache.lock(entry)?.is_some_and(|lock| lock.file.is_some() || old) {
+            // Who may not lock another's entry may well read the others.
+            let Ok(Some(lock)) = cache.lock(entry) else { continue };
+            if lock.file.is_some() || old {
                 let _ = std::fs::remove_file(&part.path);
             }
         }
@@ -193,7 +194,10 @@ impl Cache {
         files.sort_by_key(|file| (file.is_index(), file.used));
         let now = SystemTime::now();
         let fresh = |file: &Cached| now.duration_since(file.used).is_ok_and(|since| since < IN_USE);
-        let removable = |file: &&Cached| file.part_of().is_none() && !(gentle && fresh(file));
+        let owners = Owners::of(&self.folder)?;
+        let removable = |file: &&Cached| {
+            file.part_of().is_none() && !(gentle && fresh(file)) && owners.may_remove(file)
+        };
         let most: u64 = files.iter().filter(removable).map(|file| file.size).sum();
         if total - most > self.limit - size {
             return Ok(false);
@@ -203,7 +207,6 @@ impl Cache {
                 break;
             }
             match std::fs::remove_file(&file.path) {
-                // Another user's, in a folder where only owners remove.
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     tracing::debug!("{} stays in the cache: {error}", file.path.display());
                 }
@@ -256,7 +259,8 @@ impl Cache {
             let Ok(meta) = entry.metadata() else { continue };
             if meta.is_file() {
                 let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                files.push(Cached { path: entry.path(), size: meta.len(), used });
+                let owner = owner(&meta);
+                files.push(Cached { path: entry.path(), size: meta.len(), used, owner });
             }
         }
         Ok(files)
@@ -268,16 +272,65 @@ impl Cache {
 fn open_lock(path: &Path) -> Result<File> {
     let opened = File::options().write(true).create(true).truncate(false).open(path);
     let opened = match opened {
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => File::open(path),
+        Err(denied) if denied.kind() == ErrorKind::PermissionDenied => {
+            File::open(path).or(Err(denied))
+        }
         other => other,
     };
     opened.map_err(|e| Error::io(path, e))
+}
+
+/// The folder of locks, as open to others as the cache is.
+fn make_locks(folder: &Path) -> std::io::Result<()> {
+    let locks = folder.join(LOCKS);
+    std::fs::create_dir_all(folder)?;
+    match std::fs::create_dir(&locks) {
+        Ok(()) => std::fs::set_permissions(&locks, std::fs::metadata(folder)?.permissions()),
+        Err(_) if locks.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// The user whose file it is; 0 for all where the system does not tell.
+fn owner(_meta: &std::fs::Metadata) -> u32 {
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::uid(_meta);
+    #[cfg(not(unix))]
+    0
+}
+
+/// Who may remove what: in a folder with the sticky bit, as those have that all may write to, only
+/// the owners of the folder and of the file.
+struct Owners {
+    sticky: bool,
+    folder: u32,
+    me: u32,
+}
+
+impl Owners {
+    fn of(folder: &Path) -> Result<Owners> {
+        let meta = std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?;
+        #[cfg(unix)]
+        let (sticky, me) = {
+            use std::os::unix::fs::PermissionsExt;
+            // SAFETY: it takes nothing, cannot fail and changes nothing.
+            (meta.permissions().mode() & 0o1000 != 0, unsafe { libc::geteuid() })
+        };
+        #[cfg(not(unix))]
+        let (sticky, me) = (false, 0);
+        Ok(Owners { sticky, folder: owner(&meta), me })
+    }
+
+    fn may_remove(&self, file: &Cached) -> bool {
+        !self.sticky || [0, self.folder, file.owner].contains(&self.me)
+    }
 }
 
 struct Cached {
     path: PathBuf,
     size: u64,
     used: SystemTime,
+    owner: u32,
 }
 
 impl Cached {
@@ -451,6 +504,39 @@ mod tests {
         std::fs::write(&lock, "").unwrap();
         std::fs::set_permissions(&lock, PermissionsExt::from_mode(0o444)).unwrap();
         assert!(cache.lock(&named("b")).unwrap().is_some());
+
+        // Who may write to the cache may lock in it.
+        let shared = folder.path().join("shared");
+        std::fs::create_dir(&shared).unwrap();
+        std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o1777)).unwrap();
+        Cache::open(&shared, 100, PATIENCE).unwrap();
+        assert_eq!(mode(&shared.join(LOCKS)), 0o777);
+    }
+
+    #[test]
+    fn nothing_goes_for_room_that_the_files_of_others_leave_none_of() {
+        let file =
+            |owner| Cached { path: PathBuf::new(), size: 1, used: SystemTime::UNIX_EPOCH, owner };
+        let may = |sticky, folder, me| {
+            [7, 8, 9].map(|owner| Owners { sticky, folder, me }.may_remove(&file(owner)))
+        };
+        assert_eq!(may(true, 7, 9), [false, false, true]);
+        assert_eq!(may(true, 9, 9), [true; 3]);
+        assert_eq!(may(true, 7, 0), [true; 3]);
+        assert_eq!(may(false, 7, 9), [true; 3]);
+    }
+
+    #[test]
+    fn a_lock_that_cannot_be_had_keeps_nobody_from_the_other_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+        let whole = entry(&cache, &named("a"), 40, 0);
+        let b = named("b");
+        std::fs::write(folder.path().join(format!(".{b}.abcDE1.part")), "1").unwrap();
+        std::fs::create_dir(folder.path().join(LOCKS).join(format!("{b}.lock"))).unwrap();
+        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+        assert_eq!(cache.find(&named("a"), Some(40)), Some(whole));
+        assert!(cache.lock(&b).is_err());
     }
 
     #[test]

@@ -110,7 +110,7 @@ impl RemoteShard {
         if index.head().shard_bytes != size || index.head().fingerprint != self.fingerprint()? {
             return Err(foreign(path, &self.target.path, index.head(), size));
         }
-        match self.keep_index(map.as_ref(), true)? {
+        match self.keep_index(map.as_ref(), true) {
             Some(kept) => ShardIndex::open(&kept, limits),
             None => Ok(index),
         }
@@ -131,7 +131,7 @@ impl RemoteShard {
         let scanned = scan()?;
         if !scanned.index.has_faults() {
             // The next pass over the shard costs more than another shard's place.
-            self.keep_index(&scanned.bytes, false)?;
+            self.keep_index(&scanned.bytes, false);
         }
         Ok(scanned.index)
     }
@@ -151,9 +151,16 @@ impl RemoteShard {
         Ok(self.index_name()?.and_then(|name| cache.find(&name, None)))
     }
 
-    /// Puts an index into the cache, where there is one with room; with `gentle` not in the place of
-    /// entries in use.
-    fn keep_index(&self, bytes: &[u8], gentle: bool) -> Result<Option<PathBuf>> {
+    /// Puts an index into the cache, where there is one with room that can be written; with `gentle`
+    /// not in the place of entries in use.
+    fn keep_index(&self, bytes: &[u8], gentle: bool) -> Option<PathBuf> {
+        self.try_keep_index(bytes, gentle).unwrap_or_else(|error| {
+            tracing::warn!("not cached: {error}");
+            None
+        })
+    }
+
+    fn try_keep_index(&self, bytes: &[u8], gentle: bool) -> Result<Option<PathBuf>> {
         let Some(cache) = &self.remote.cache else { return Ok(None) };
         let Some(name) = self.index_name()? else { return Ok(None) };
         // Without the lock another process would take the part for one of a dead process.

@@ -55,23 +55,26 @@ impl Drop for Awaited<'_> {
 }
 
 impl ShardSet {
-    /// Where in which shard's file the bytes of `sample` lie, if a request has to be made for them.
+    /// Where in its shard's file the bytes of `sample` lie, if a request has to be made for them.
     /// What is wrong with it shows itself when it is read.
-    pub(super) fn remote_range(&self, sample: usize) -> Option<(usize, Range<u64>)> {
+    ///
+    /// # Errors
+    /// The shard's index cannot be had.
+    pub(super) fn remote_range(&self, sample: usize) -> Result<Option<Range<u64>>> {
         let shard = self.shard_of(sample);
-        let remote = self.remote(shard)?;
-        if remote.cached().ok()?.is_some() {
-            return None;
+        let Some(remote) = self.remote(shard) else { return Ok(None) };
+        if !matches!(remote.cached(), Ok(None)) {
+            return Ok(None);
         }
         remote.want_cached();
-        let (_, entry, key) = self.sound_entry(sample).ok()?;
+        self.index(shard)?;
+        let Ok((_, entry, key)) = self.sound_entry(sample) else { return Ok(None) };
         if entry.length == 0 {
-            return None;
+            return Ok(None);
         }
         let (offset, length) = (entry.offset, entry.length.into());
         let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
-        let range = self.place(remote, &wanted).ok()?;
-        Some((shard, range))
+        Ok(self.place(remote, &wanted).ok())
     }
 
     /// The bytes of the object that hold what is wanted of the archive.
