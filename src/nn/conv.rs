@@ -105,6 +105,7 @@ impl Conv2d {
                     storage::span(x)?,
                     &self.weight,
                     storage::span(&y)?,
+                    ws,
                 )?;
             }
         }

@@ -3,11 +3,11 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::kernels::elementwise;
+use super::kernels::{elementwise, fold};
 use super::{Backend, ConvCall, ConvPass, Gemm, Span};
 use crate::nn::cpu::conv::ConvShape;
 use crate::nn::engine::Engine;
-use crate::nn::{Param, storage};
+use crate::nn::{Param, Workspace, no_forward, storage};
 
 /// What a layer keeps on the device between its passes. Images come with more channels than
 /// the stem's weight has: it is then widened by zeros.
@@ -17,6 +17,9 @@ pub struct ConvState {
     widened: Option<Tensor>,
     /// The weight's gradient as the products give it, where that is not yet what is asked for.
     grad: Option<Tensor>,
+    /// A stem's weight and images, folded ([`fold`]).
+    folded: Option<Tensor>,
+    images: Option<Tensor>,
 }
 
 /// One layer's products on one input shape.
@@ -46,10 +49,20 @@ impl<'a> DeviceConv<'a> {
     ///
     /// # Errors
     /// What the backend says.
-    pub fn forward(&mut self, x: Span, weight: &Param, y: Span) -> Result<()> {
+    pub fn forward(&mut self, x: Span, weight: &Param, y: Span, ws: &mut Workspace) -> Result<()> {
+        if let Some(fold) = self.fold() {
+            let images = ws.output(&mut self.state.images, &[fold.n, fold.h, fold.w, fold.c])?;
+            let (x_folded, w) =
+                (storage::span(&images)?, self.slot(|state| &mut state.folded, fold)?);
+            fold::images(self.backend, self.shape, x, x_folded)?;
+            fold::weight(self.backend, fold.o, storage::span(&weight.value)?, w)?;
+            self.conv(fold, ConvPass::Forward, x_folded, w, y, false)?;
+            ws.release(images);
+            return Ok(());
+        }
         let w = self.weight(weight, true)?;
         if !self.is_product() {
-            return self.conv(ConvPass::Forward, x, w, y, false);
+            return self.conv(self.shape, ConvPass::Forward, x, w, y, false);
         }
         let (rows, s) = (self.rows(), self.shape);
         self.backend.gemm(&Gemm {
@@ -77,9 +90,10 @@ impl<'a> DeviceConv<'a> {
         dx: Span,
         accumulate: bool,
     ) -> Result<()> {
-        let w = self.weight(weight, false)?;
+        // Folding has left the weight as it was before.
+        let w = self.weight(weight, self.fold().is_some())?;
         if !self.is_product() {
-            return self.conv(ConvPass::Input, dx, w, dy, accumulate);
+            return self.conv(self.shape, ConvPass::Input, dx, w, dy, accumulate);
         }
         let (rows, s) = (self.rows(), self.shape);
         self.backend.gemm(&Gemm {
@@ -117,15 +131,18 @@ impl<'a> DeviceConv<'a> {
                 beta: 0.0,
             });
         }
+        if let Some(fold) = self.fold() {
+            let Some(images) = &self.state.images else { return no_forward() };
+            let (x, found) = (storage::span(images)?, self.slot(|state| &mut state.grad, fold)?);
+            self.conv(fold, ConvPass::Weight, x, found, dy, false)?;
+            return fold::weight_grad(self.backend, fold.o, found, grad);
+        }
         let s = self.shape;
         if x.dtype == DType::F32 && self.channels == s.c {
-            return self.conv(ConvPass::Weight, x, grad, dy, false);
+            return self.conv(s, ConvPass::Weight, x, grad, dy, false);
         }
-        let dims = [s.o, s.kernel, s.kernel, s.c];
-        let (dtype, device) = (self.engine.dtype(), self.engine.device());
-        let found = storage::reuse(&mut self.state.grad, &dims, dtype, device)?;
-        let found = storage::span(&found)?;
-        self.conv(ConvPass::Weight, x, found, dy, false)?;
+        let found = self.slot(|state| &mut state.grad, s)?;
+        self.conv(s, ConvPass::Weight, x, found, dy, false)?;
         if self.channels == s.c {
             elementwise::cast(self.backend, found, grad)
         } else {
@@ -139,10 +156,7 @@ impl<'a> DeviceConv<'a> {
         if self.channels == s.c {
             return storage::span(weight.factor());
         }
-        let dims = [s.o, s.kernel, s.kernel, s.c];
-        let (dtype, device) = (self.engine.dtype(), self.engine.device());
-        let wide = storage::reuse(&mut self.state.widened, &dims, dtype, device)?;
-        let wide = storage::span(&wide)?;
+        let wide = self.slot(|state| &mut state.widened, s)?;
         if renewed {
             let own = storage::span(&weight.value)?;
             elementwise::pad_channels(self.backend, own, self.channels, wide, s.c)?;
@@ -150,10 +164,34 @@ impl<'a> DeviceConv<'a> {
         Ok(wide)
     }
 
+    /// Memory of the layer's own for a weight of `s`, in the type of activations.
+    fn slot(
+        &mut self,
+        slot: impl Fn(&mut ConvState) -> &mut Option<Tensor>,
+        s: ConvShape,
+    ) -> Result<Span> {
+        let dims = [s.o, s.kernel, s.kernel, s.c];
+        let (dtype, device) = (self.engine.dtype(), self.engine.device());
+        storage::span(&storage::reuse(slot(self.state), &dims, dtype, device)?)
+    }
+
+    /// What is done in the layer's place where it is a stem's; where tensor cores do it.
+    fn fold(&self) -> Option<ConvShape> {
+        let cores = self.engine.dtype() == DType::BF16;
+        if cores { fold::folded(self.shape, self.channels) } else { None }
+    }
+
     /// The backend's convolution, of as many images at a time as it takes. What goes to a weight's gradient in
     /// bfloat16 is rounded once more with each part.
-    fn conv(&self, pass: ConvPass, x: Span, w: Span, y: Span, accumulate: bool) -> Result<()> {
-        let s = self.shape;
+    fn conv(
+        &self,
+        s: ConvShape,
+        pass: ConvPass,
+        x: Span,
+        w: Span,
+        y: Span,
+        accumulate: bool,
+    ) -> Result<()> {
         let (input, output) = (s.input_len() / s.n, s.output_len() / s.n);
         let most = self.backend.most_elements() / input.max(output);
         if most == 0 {
@@ -231,6 +269,44 @@ mod tests {
         let dx = noise(x.dims(), dtype, 4);
         conv.backward_input(&dy, &dx, true)?;
         Ok([values(&y), values(&dx), values(&conv.weight.grad)])
+    }
+
+    /// Output and weight gradient of a stem on images of three channels.
+    fn stem(config: Conv2dConfig, [n, h, w]: [usize; 3]) -> Result<[Vec<f32>; 2]> {
+        let mut conv = Conv2d::new("conv", config, &CPU)?;
+        let mut ws = Workspace::new(&CPU)?;
+        let (dtype, channels) = (ws.engine().dtype(), ws.engine().image_channels());
+        // Both precisions see the same numbers.
+        let rounded = |shape: &[usize], seed| noise(shape, DType::BF16, seed).to_dtype(dtype);
+        conv.weight.set(&values(&noise(conv.weight.value.dims(), DType::BF16, 1)))?;
+        let x = rounded(&[n, h, w, 3], 2)?.pad_with_zeros(3, 0, channels - 3)?;
+        let y = conv.forward(&x, &mut ws)?;
+        conv.backward_weight(&rounded(y.dims(), 3)?)?;
+        Ok([values(&y), values(&conv.weight.grad)])
+    }
+
+    #[test]
+    fn a_stem_is_the_same_on_folded_images() {
+        let Some(device) = Emulator::open() else { return };
+        let device = Arc::new(device);
+        let config = Conv2dConfig { input: 3, output: 16, kernel: 7, stride: 2, padding: 3 };
+        let run = |precision, size| emulated(device.clone(), precision, || stem(config, size));
+        // Of even sides, which are folded, and not.
+        for size in [[3, 10, 6], [5, 8, 8], [2, 9, 6]] {
+            device.limit_convolutions(usize::MAX);
+            let want = run(Precision::F32, size).unwrap();
+            let whole = run(Precision::Bf16, size).unwrap();
+            // Two folded images of 10 x 6 or one of 8 x 8.
+            device.limit_convolutions(2 * 8 * 6 * 16);
+            let parts = run(Precision::Bf16, size).unwrap();
+            assert!(parts[0] == whole[0], "{size:?}");
+            for (got, want) in whole.iter().chain(&parts).zip(want.iter().cycle()) {
+                let most = want.iter().fold(0f32, |most, v| most.max(v.abs()));
+                assert_eq!(got.len(), want.len());
+                let off = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 1e-2 * most, "{size:?}: {off} of {most}");
+            }
+        }
     }
 
     #[test]

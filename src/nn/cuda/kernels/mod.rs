@@ -9,6 +9,7 @@
 
 pub mod augment;
 pub mod elementwise;
+pub mod fold;
 pub mod loss;
 pub mod norm;
 pub mod norm_pool;

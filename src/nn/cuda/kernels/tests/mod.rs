@@ -3,6 +3,7 @@
 
 mod augment;
 mod elementwise;
+mod fold;
 mod loss;
 mod norm;
 mod norm_pool;
