@@ -14,20 +14,18 @@ constexpr unsigned STEM = 7, FOLDED = 4, OF_PIXEL = 4;
 
 // From [images, h, w, 8], zeros behind three channels; a thread a pixel.
 extern "C" __global__ void __launch_bounds__(256) fold_images(
-    const bf16* __restrict__ from, bf16* __restrict__ to, unsigned h, unsigned w, u64 pixels
+    const bf16* __restrict__ from, bf16* __restrict__ to, unsigned h, unsigned w, unsigned pixels
 ) {
-    u64 i = global_thread();
+    unsigned i = global_thread();
     if (i >= pixels) return;
     unsigned fh = h / 2 + FOLD_BEFORE + FOLD_AFTER, fw = w / 2 + FOLD_BEFORE + FOLD_AFTER;
-    unsigned place = i % 4;
-    u64 block = i / 4;
-    unsigned x = block % fw, y = block / fw % fh;
-    u64 image = block / fw / fh;
+    unsigned place = i % 4, x = i / 4 % fw, line = i / 4 / fw;
+    unsigned y = line % fh, image = line / fh;
     // Wraps below zero to a number beyond any side.
     unsigned px = 2 * (x - FOLD_BEFORE) + place % 2, py = 2 * (y - FOLD_BEFORE) + place / 2;
     Pack<bf16, 4> pixel = {};
-    if (px < w && py < h) pixel = fetch<4>(from + ((image * h + py) * w + px) * 8);
-    *reinterpret_cast<Pack<bf16, 4>*>(to + i * OF_PIXEL) = pixel;
+    if (px < w && py < h) pixel = fetch<4>(from + (((u64)image * h + py) * w + px) * 8);
+    *reinterpret_cast<Pack<bf16, 4>*>(to + (u64)i * OF_PIXEL) = pixel;
 }
 
 // From [outputs, 7, 7, 3] to [outputs, 4, 4, 16].

@@ -4,7 +4,7 @@ use candle_core::{DType, Result, bail};
 
 use super::{THREADS, aligned, blocks, expect, launch, unsigned};
 use crate::nn::cpu::conv::ConvShape;
-use crate::nn::cuda::{Arg, Backend, Span};
+use crate::nn::cuda::{Backend, Span};
 
 /// Channels of the images that are folded: three, and zeros.
 const CHANNELS: usize = 8;
@@ -31,8 +31,7 @@ pub fn images(b: &dyn Backend, shape: ConvShape, from: Span, to: Span) -> Result
         bail!("images lie on boundaries of 16 bytes, not {from:?} and {to:?}");
     }
     let pixels = to.len / 4;
-    let args =
-        [from.into(), to.into(), unsigned(shape.h)?, unsigned(shape.w)?, Arg::U64(pixels as u64)];
+    let args = [from.into(), to.into(), unsigned(shape.h)?, unsigned(shape.w)?, unsigned(pixels)?];
     launch(b, "fold_images", blocks(pixels, THREADS as usize)?, &args)
 }
 
