@@ -77,6 +77,11 @@ struct FileSum {
 const FORMAT: u32 = 1;
 
 impl State {
+    /// The checksum of the network's tensors.
+    pub fn weights_sum(&self) -> &str {
+        self.files.get(WEIGHTS).map_or("", |sum| &sum.xxh3)
+    }
+
     /// The state after `step` steps.
     pub fn new(step: u64, position: Position, samples: u64, config: &RunConfig) -> Self {
         State {

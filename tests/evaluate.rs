@@ -192,6 +192,47 @@ fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
     assert!(few[0].linear.is_some());
 }
 
+#[test]
+fn an_evaluation_that_was_killed_goes_on_to_the_same_classifier() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    printed(tiny_run(&shards, &run).args(["--set", "train.epochs=1"]));
+    let state = dir.path().join("state");
+    let linear = |out: &Path, more: &[&str]| {
+        let mut command = bt_stream();
+        command.arg("linear").arg(&run).arg("--test").arg(&shards).arg("--out").arg(out);
+        command.args(["--batch-size", "16", "--epochs", "30"]).args(more);
+        command
+    };
+    for how in [&["--finetune", "--no-untrained"][..], &["--labels", "0.5", "--no-untrained"]] {
+        let [calm, killed] =
+            ["calm", "killed"].map(|n| dir.path().join(n).with_extension("safetensors"));
+        printed(&mut linear(&calm, how));
+        let kept = [how, &["--state", state.to_str().unwrap()]].concat();
+        let mut child = linear(&killed, &kept).stderr(Stdio::null()).spawn().unwrap();
+        while !state.exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended by itself");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!killed.exists());
+        let output = linear(&killed, &kept).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && !said.contains("epoch   1 "), "{said}");
+        assert!(std::fs::read(&calm).unwrap() == std::fs::read(&killed).unwrap(), "{how:?}");
+        // It is of this evaluation alone.
+        let other = [&kept[..], &["--seed", "1"]].concat();
+        let output = linear(&killed, &other).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        assert!(said.contains("another evaluation"), "{said}");
+        for file in [&state, &killed] {
+            std::fs::remove_file(file).unwrap();
+        }
+    }
+}
+
 /// How often the network in `file`, of a run's shape and with its classifier, is right.
 fn share_right(file: &Path, run: &Path, shards: &Path) -> f64 {
     let (imported, features) = (file.with_extension("run"), file.with_extension("f.safetensors"));

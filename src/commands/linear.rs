@@ -12,9 +12,11 @@ use crate::checkpoint;
 use crate::config::Misconfigured;
 use crate::eval::compare::{Source, table};
 use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
+use crate::eval::progress::Progress;
 use crate::exchange::export_classifier;
 use crate::model::TwinNet;
 use crate::report::{Score, collect};
+use crate::train::fingerprint;
 
 /// Arguments of `bt-stream linear`.
 #[derive(Args, Debug)]
@@ -59,6 +61,10 @@ pub struct LinearArgs {
     /// of as many classes loads
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Keep the state after each epoch in this file, and go on from it where it is there (the untrained
+    /// network's in `FILE.untrained`)
+    #[arg(long, value_name = "FILE")]
+    state: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -81,9 +87,7 @@ impl LinearArgs {
             ..base
         }
     }
-}
 
-impl LinearArgs {
     /// How a run's report calls what was measured.
     fn protocol(&self) -> String {
         let how = if self.finetune { "fine-tuned" } else { "authors' linear protocol" };
@@ -92,6 +96,47 @@ impl LinearArgs {
             false => format!("{how}, {}% of labels", 100.0 * self.labels),
         }
     }
+
+    /// That the files can be written shows before hours of training.
+    fn check_files(&self) -> Result<()> {
+        if let Some(out) = &self.out {
+            if out.extension().is_none_or(|extension| extension != "safetensors") {
+                let out = out.display();
+                bail!(Misconfigured(format!("{out}: the name must end in .safetensors")));
+            }
+            check_folder("--out", out)?;
+        }
+        self.state.iter().try_for_each(|state| check_folder("--state", state))
+    }
+
+    /// Keeps how far the training of the network `name` is, in a file with this ending.
+    fn progress(&self, name: &str, of: &str, ending: &str) -> Option<Progress> {
+        let mut path = self.state.clone()?.into_os_string();
+        path.push(ending);
+        Some(Progress::new(path.into(), format!("{name}; {of}")))
+    }
+
+    /// Keeps what was measured on a run's own shards beside what kNN and probe found, under names of
+    /// its own.
+    fn record(&self, scores: &[Score]) -> Result<()> {
+        let own = self.train.is_none() && self.test.is_none();
+        if !own || !self.checkpoint.join(checkpoint::FOLDER).is_dir() {
+            return Ok(());
+        }
+        let named = |score: &Score| Score {
+            name: format!("{}, {}", score.name, self.protocol()),
+            ..score.clone()
+        };
+        collect::record(&self.checkpoint, &scores.iter().map(named).collect::<Vec<_>>())
+    }
+}
+
+fn check_folder(option: &str, file: &Path) -> Result<()> {
+    let folder = crate::files::parent(file);
+    if !folder.is_dir() {
+        bail!(Misconfigured(format!("{option}: there is no folder {}", folder.display())));
+    }
+    Ok(())
 }
 
 /// Runs the command.
@@ -99,9 +144,7 @@ impl LinearArgs {
 /// # Errors
 /// As [`evaluate`], and a file that cannot be written.
 pub fn run(args: LinearArgs) -> Result<()> {
-    if let Some(out) = &args.out {
-        check_out(out)?;
-    }
+    args.check_files()?;
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
     let device = crate::train::evaluation_device(&config.train)?;
@@ -116,39 +159,37 @@ pub fn run(args: LinearArgs) -> Result<()> {
             few_labels(pattern, args.labels, args.seed, folder.path(), &config.open_options())?
         }
     };
-    let classifier = |name: &str, net: &mut TwinNet| -> Result<Classifier> {
+    let of = format!(
+        "weights {} on {} samples {}; {options:?}",
+        source.checkpoint.state.weights_sum(),
+        train.len(),
+        fingerprint(&train)
+    );
+    let classifier = |name: &str, net: &mut TwinNet, ending: &str| -> Result<Classifier> {
+        let progress = args.progress(name, &of, ending);
         let sets = [&train, &source.test];
-        evaluate(net, sets, config, &options, &device, |epoch, right| {
+        evaluate(net, sets, config, &options, &device, progress.as_ref(), |epoch, right| {
             if !args.json {
                 eprintln!("{name}: epoch {epoch:>3}  right {:.1}%", 100.0 * right);
             }
         })
     };
-    let score = |name: &str, found: &Classifier| Score {
-        name: name.into(),
-        knn: None,
-        linear: Some(found.accuracy),
-    };
     let (trained, untrained) = ("trained network", "untrained network");
+    let score = |name: &str, found: &Classifier| {
+        let linear = Some(found.accuracy);
+        Score { name: name.into(), knn: None, linear }
+    };
     let mut net = source.checkpoint.network(&device)?;
-    let found = classifier(trained, &mut net)?;
+    let found = classifier(trained, &mut net, "")?;
     if let Some(out) = &args.out {
         export_classifier(&mut net, &found.fc, out)?;
     }
     let mut scores = vec![score(trained, &found)];
     if !args.no_untrained {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
-        scores.push(score(untrained, &classifier(untrained, &mut net)?));
+        scores.push(score(untrained, &classifier(untrained, &mut net, ".untrained")?));
     }
-    let own = args.train.is_none() && args.test.is_none();
-    if own && args.checkpoint.join(checkpoint::FOLDER).is_dir() {
-        // Beside what kNN and probe found, under names of their own.
-        let named = |score: &Score| Score {
-            name: format!("{}, {}", score.name, args.protocol()),
-            ..score.clone()
-        };
-        collect::record(&args.checkpoint, &scores.iter().map(named).collect::<Vec<_>>())?;
-    }
+    args.record(&scores)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
     } else {
@@ -158,21 +199,6 @@ pub fn run(args: LinearArgs) -> Result<()> {
         if let Some(out) = &args.out {
             println!("wrote {}", out.display());
         }
-    }
-    Ok(())
-}
-
-/// What would make `out` unwritable shows before hours of training.
-fn check_out(out: &Path) -> Result<()> {
-    if out.extension().is_none_or(|extension| extension != "safetensors") {
-        bail!(Misconfigured(format!("{}: the name must end in .safetensors", out.display())));
-    }
-    let folder = match out.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    if !folder.is_dir() {
-        bail!(Misconfigured(format!("--out: there is no folder {}", folder.display())));
     }
     Ok(())
 }

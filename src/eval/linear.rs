@@ -5,6 +5,7 @@
 //!
 //! [`super::probe`] is the fast one, on features that are stored once.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,9 +13,10 @@ use anyhow::{Context, Result, bail, ensure};
 use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack};
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet, Shuffle};
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 
 use super::encode::{features, same_classes};
+use super::progress::Progress;
 use super::{Accuracy, Features, classify};
 use crate::config::RunConfig;
 use crate::model::TwinNet;
@@ -95,6 +97,7 @@ pub struct Classifier {
 
 /// Trains a classifier as `options` say on `train`, and counts how often it is right about `test`.
 /// `net` is changed when it is fine-tuned. `told` hears of each epoch and its training accuracy.
+/// With `progress` the state after each is kept there, and gone on from.
 ///
 /// # Errors
 /// Missing labels, options out of range, a loss that is no number, unreadable samples.
@@ -104,6 +107,7 @@ pub fn evaluate(
     config: &RunConfig,
     options: &LinearConfig,
     device: &Device,
+    progress: Option<&Progress>,
     mut told: impl FnMut(u64, f64),
 ) -> Result<Classifier> {
     options.check()?;
@@ -127,7 +131,19 @@ pub fn evaluate(
         momentum: MOMENTUM,
         nesterov: false,
     });
-    for epoch in 0..options.epochs {
+    let begun = match progress.map(Progress::read).transpose()?.flatten() {
+        Some((epochs, state)) => {
+            head.load_state(&state)?;
+            if options.lr_backbone.is_some() {
+                let of = |prefix| starting_with(prefix, &state);
+                net.load_backbone(&of("backbone."))?;
+                optimizer.load_state(&of("optimizer."))?;
+            }
+            epochs
+        }
+        None => 0,
+    };
+    for epoch in begun..options.epochs {
         let done = epoch as f64 / options.epochs as f64;
         let share = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
         let (mut right, mut samples) = (0.0, 0);
@@ -158,11 +174,25 @@ pub fn evaluate(
             samples += batch.size;
         }
         told(epoch + 1, right / samples.max(1) as f64);
+        if let Some(progress) = progress {
+            let mut state = head.state();
+            if options.lr_backbone.is_some() {
+                let named = |(name, tensor)| (format!("backbone.{name}"), tensor);
+                state.extend(net.backbone_state_dict()?.into_iter().map(named));
+                state.extend(optimizer.state());
+            }
+            progress.write(epoch + 1, state)?;
+        }
     }
     let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
     let accuracy = head.accuracy(&rows, &Device::Cpu)?;
     let fc = head.linear.params().map(|param| param.value.clone()).collect();
     Ok(Classifier { accuracy, fc })
+}
+
+fn starting_with(prefix: &str, tensors: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let chosen = tensors.iter().filter(|(name, _)| name.starts_with(prefix));
+    chosen.map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
 }
 
 /// One view of each image: the training views' crop and flip, nothing else.
@@ -299,6 +329,22 @@ impl Head {
         let of = |(row, label): (&[f32], &u32)| classify::rank(row, *label);
         let ranks: Vec<usize> = logits.chunks_exact(classes).zip(test.labels()).map(of).collect();
         Ok(classify::accuracy(&ranks))
+    }
+
+    /// Takes what [`Head::state`] gave, and leaves other tensors.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape.
+    pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        for (name, own) in self.state() {
+            let given = state.get(&name).with_context(|| format!("tensor `{name}` is missing"))?;
+            let (want, got) = (own.dims(), given.dims());
+            ensure!(got == want, "tensor `{name}`: expected {want:?}, got {got:?}");
+            let given = given.to_dtype(DType::F32)?.contiguous()?;
+            let given = storage::read(&given)?;
+            storage::with_mut(&own, |own| own.copy_from_slice(&given))?;
+        }
+        Ok(())
     }
 
     /// Weights and velocities by name; shared memory.

@@ -11,6 +11,7 @@
 //! - [`probe`]: the linear classifier on stored features.
 //! - [`online`]: a linear classifier that learns beside the training.
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
+//! - [`progress`]: what the latter go on from when their process ended.
 //! - `classify`: cross-entropy and ranks, for both.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
@@ -26,6 +27,7 @@ pub mod linear;
 pub mod npy;
 pub mod online;
 pub mod probe;
+pub mod progress;
 
 pub use encode::knn_during_training;
 pub use features::Features;

@@ -4,8 +4,8 @@
 
 use std::collections::HashMap;
 
-use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
 
 use super::Features;
 use super::linear::Head;
@@ -55,19 +55,7 @@ impl OnlineProbe {
         if state.is_empty() {
             return Ok(());
         }
-        for (name, own) in self.head.state() {
-            let given = state.get(&name).with_context(|| format!("tensor `{name}` is missing"))?;
-            ensure!(
-                given.dims() == own.dims(),
-                "tensor `{name}`: expected {:?}, got {:?}",
-                own.dims(),
-                given.dims()
-            );
-            let given = given.to_dtype(DType::F32)?.contiguous()?;
-            let given = crate::nn::storage::read(&given)?;
-            crate::nn::storage::with_mut(&own, |own| own.copy_from_slice(&given))?;
-        }
-        Ok(())
+        self.head.load_state(state)
     }
 }
 

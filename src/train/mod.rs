@@ -26,6 +26,7 @@ use run::Run;
 pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
 pub use refuse::{BAD_BATCHES_FILE, Diverged};
+pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
 /// How a run is seen from outside, beside its folder.

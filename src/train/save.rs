@@ -107,7 +107,7 @@ impl Run {
 /// Tells training sets of one size apart: a checksum over keys and labels of samples from all over `set`. Neither names nor
 /// sizes of shards are in it, so that a set may move, or be cut or compressed otherwise. Empty where a shard's index cannot be
 /// had.
-pub(super) fn fingerprint(set: &ShardSet) -> String {
+pub(crate) fn fingerprint(set: &ShardSet) -> String {
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let probed = set.len().min(FINGERPRINT_SAMPLES);
     for i in 0..probed {

@@ -1,0 +1,92 @@
+//! What a long evaluation goes on from when its process ended: a safetensors file, replaced after each
+//! epoch, that says of which evaluation it is.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use candle_core::{Device, Tensor};
+use safetensors::SafeTensors;
+
+use crate::config::Misconfigured;
+
+/// A file that keeps how far an evaluation is.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    path: PathBuf,
+    /// What is evaluated and how.
+    of: String,
+}
+
+/// Metadata: what it is the state of, and how many epochs are done.
+const OF: &str = "evaluation";
+const EPOCHS: &str = "epochs";
+
+impl Progress {
+    /// The state in `path` of what `of` describes.
+    pub fn new(path: PathBuf, of: String) -> Self {
+        Progress { path, of }
+    }
+
+    /// Epochs done, and the tensors after them; `None` before the first.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is that of something else.
+    pub fn read(&self) -> Result<Option<(u64, HashMap<String, Tensor>)>> {
+        let path = self.path.display();
+        let bytes = match std::fs::read(&self.path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| path.to_string()),
+        };
+        let (_, header) = SafeTensors::read_metadata(&bytes).with_context(|| path.to_string())?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        let of = metadata.get(OF).map_or("no evaluation", String::as_str);
+        if of != self.of {
+            bail!(Misconfigured(format!(
+                "{path} is the state of another evaluation: of {of}, not {}",
+                self.of
+            )));
+        }
+        let epochs = metadata.get(EPOCHS).and_then(|epochs| epochs.parse().ok());
+        let epochs = epochs.with_context(|| format!("{path}: it does not say its epochs"))?;
+        let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu);
+        Ok(Some((epochs, tensors.with_context(|| path.to_string())?)))
+    }
+
+    /// Replaces the file by the state after `epochs` epochs.
+    ///
+    /// # Errors
+    /// When it cannot be written; the one before is then intact.
+    pub fn write(&self, epochs: u64, tensors: Vec<(String, Tensor)>) -> Result<()> {
+        let metadata = HashMap::from([
+            (OF.to_owned(), self.of.clone()),
+            (EPOCHS.to_owned(), epochs.to_string()),
+        ]);
+        let bytes = safetensors::serialize(tensors, Some(metadata))?;
+        crate::files::write_atomically(&self.path, &bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_state_is_read_by_what_it_is_of_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.safetensors");
+        let own = Progress::new(path.clone(), "a, seed 1".into());
+        assert!(own.read().unwrap().is_none());
+        let tensor = Tensor::from_vec(vec![1f32, 2.], 2, &Device::Cpu).unwrap();
+        own.write(3, vec![("x".into(), tensor)]).unwrap();
+        let (epochs, tensors) = own.read().unwrap().unwrap();
+        assert_eq!((epochs, tensors["x"].to_vec1::<f32>().unwrap()), (3, vec![1., 2.]));
+
+        let other = Progress::new(path.clone(), "a, seed 2".into());
+        let error = other.read().unwrap_err();
+        assert!(error.is::<Misconfigured>() && error.to_string().contains("seed 2"), "{error}");
+        std::fs::write(&path, "torn").unwrap();
+        assert!(format!("{:#}", own.read().unwrap_err()).contains("state.safetensors"));
+    }
+}
