@@ -192,6 +192,14 @@ config.train.cuda_graph = false
     let on = format!("train.device='{device}'");
     said(bt_stream().arg("study").arg(&study).arg("--dir").arg(&out).args(["--set", &on]));
     let runs = ["f32", "bf16", "repeats"].map(|name| out.join(format!("cells/{name}.seed-0")));
+    let [f32, bf16, repeats] = runs.each_ref().map(|run| {
+        let lines = bt_stream::metrics::read(run).unwrap();
+        lines.iter().filter_map(|line| line.loss).collect::<Vec<_>>()
+    });
+    // Rounded, and no more than that.
+    let off = |other: &[f64]| ((other[0] - f32[0]) / f32[0]).abs();
+    assert!(off(&bf16) > 1e-5 && off(&bf16) < 0.2, "{f32:?}, {bf16:?}");
+    assert!(off(&repeats) < 1e-4, "{f32:?}, {repeats:?}");
     let page = dir.path().join("report.html");
     let said = said(bt_stream().arg("report").args(&runs).arg("--out").arg(page));
     assert!(!said.contains("without pictures"), "{said}");

@@ -176,6 +176,15 @@ impl Engine {
         }
     }
 
+    /// Lets [`Engine::peak_bytes`] begin anew where the system allows it, so that what came before is not counted.
+    pub fn forget_peak(&self) {
+        match self.backend() {
+            Some(backend) => backend.forget_peak(),
+            // Linux's word for it; elsewhere the peak is the process's.
+            None => drop(std::fs::write("/proc/self/clear_refs", "5")),
+        }
+    }
+
     /// `x` in the type of activations: itself, or a copy in `slot`.
     ///
     /// # Errors
@@ -215,12 +224,6 @@ impl Engine {
         elementwise::cast(backend, storage::span(x)?, storage::span(&copy)?)?;
         Ok(copy)
     }
-}
-
-/// Lets [`Engine::peak_bytes`] begin anew where the kernel allows it, so that what came before is not counted.
-pub fn forget_resident_peak() {
-    // Linux's word for it; elsewhere the peak is the process's.
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
 }
 
 /// The process's largest resident size so far.

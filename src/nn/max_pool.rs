@@ -80,9 +80,9 @@ impl MaxPool {
         Ok((shape, y))
     }
 
-    /// Where a pass on a device leaves the winners, unless it is an evaluation's.
+    /// Where a pass on a device leaves the winners, if a backward pass comes.
     pub(super) fn winners_there(&mut self, y: &Tensor, ws: &Workspace) -> Result<Option<Span>> {
-        if !ws.batch_statistics() {
+        if !ws.keeps() {
             return Ok(None);
         }
         let winner = storage::reuse(&mut self.winner_there, y.dims(), DType::U8, ws.device())?;

@@ -128,7 +128,8 @@ impl Workspace {
         self.go_on()?;
         let len: usize = shape.iter().product();
         // A stage's gradients are half those of the stage before: in a buffer for those, they would keep
-        // it from them. On a device they lie elsewhere.
+        // it from them. On a device gradients lie over dead activations, and the little that is taken may
+        // lie in a larger buffer.
         let most = if self.engine.backend().is_some() { 9 * len } else { 2 * len };
         let fits = |t: &Tensor| (len..most).contains(&t.elem_count()) && t.dtype() == dtype;
         let smallest = (0..self.free.len())

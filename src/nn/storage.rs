@@ -136,7 +136,10 @@ pub fn host(tensor: &Tensor) -> Result<Tensor> {
     if tensor.device().is_cpu() && tensor.dtype() == DType::F32 {
         return tensor.contiguous();
     }
-    tensor.contiguous()?.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+    // A copy from a device is of all memory that the tensor is a part of.
+    let part = tensor.storage_and_layout().1.start_offset() > 0;
+    let tensor = if part { tensor.force_contiguous()? } else { tensor.contiguous()? };
+    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)
 }
 
 /// [`host`], always a copy.

@@ -156,7 +156,7 @@ pub(super) fn measure(
     let device = crate::train::device(&config.train)?;
     let engine = Engine::of(&device)?;
     // Of several methods each has its own.
-    crate::nn::engine::forget_resident_peak();
+    engine.forget_peak();
     let images = random_images(&engine, batch, config)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.for_run(batch)?;

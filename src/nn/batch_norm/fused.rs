@@ -54,7 +54,8 @@ impl BatchNorm {
         ];
         let to = storage::span(&y)?;
         if ws.batch_statistics() {
-            let open = self.device_mask(shape, &[pair[0].x, pair[1].x, to])?;
+            let spans = [pair[0].x, pair[1].x, to];
+            let open = ws.keeps().then(|| self.device_mask(shape, &spans)).transpose()?;
             kernels::norm_train_pair(&*backend, shape, pair, to, open)?;
         } else {
             kernels::norm_eval_pair(&*backend, shape, pair, to)?;
@@ -92,13 +93,12 @@ impl BatchNorm {
         let scratch = self.device_scratch(norm_pool::norm_pool_scratch(s))?;
         let params = self.device_params()?;
         let (from, to) = (storage::span(x)?, storage::span(&y)?);
-        match pool.winners_there(&y, ws)? {
-            None => norm_pool::norm_pool_eval(&*backend, &shape, &params, from, to, scratch)?,
-            Some(winner) => {
-                let saved = self.device_statistics(s.groups)?;
-                let b = &*backend;
-                norm_pool::norm_pool_train(b, s, &params, from, to, winner, saved, scratch)?;
-            }
+        let b = &*backend;
+        if ws.batch_statistics() {
+            let (winner, saved) = (pool.winners_there(&y, ws)?, self.device_statistics(s.groups)?);
+            norm_pool::norm_pool_train(b, s, &params, from, to, winner, saved, scratch)?;
+        } else {
+            norm_pool::norm_pool_eval(b, &shape, &params, from, to, scratch)?;
         }
         self.passed(x, false, ws);
         Ok(y)

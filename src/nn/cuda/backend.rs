@@ -332,6 +332,9 @@ pub trait Backend: Send + Sync {
         0
     }
 
+    /// Lets [`Backend::peak_bytes`] begin anew.
+    fn forget_peak(&self) {}
+
     /// Waits until everything is done.
     ///
     /// # Errors

@@ -237,6 +237,7 @@ mod tests {
 
     use super::*;
     use crate::nn::cuda::emulate::Emulator;
+    use crate::nn::cuda::profile::Profiler;
     use crate::nn::engine::emulated;
     use crate::nn::{Conv2d, Conv2dConfig, Precision, Workspace};
 
@@ -290,7 +291,13 @@ mod tests {
         let Some(device) = Emulator::open() else { return };
         let device = Arc::new(device);
         let config = Conv2dConfig { input: 3, output: 16, kernel: 7, stride: 2, padding: 3 };
-        let run = |precision, size| emulated(device.clone(), precision, || stem(config, size));
+        let profiler = Arc::new(Profiler::new(device.clone()));
+        let run = |precision, size| {
+            let found = emulated(profiler.clone(), precision, || stem(config, size));
+            let folds = profiler.take().into_iter().any(|line| line.what == "fold_images");
+            assert_eq!(folds, precision == Precision::Bf16 && size[1] % 2 == 0, "{size:?}");
+            found
+        };
         // Of even sides, which are folded, and not.
         for size in [[3, 10, 6], [5, 8, 8], [2, 9, 6]] {
             device.limit_convolutions(usize::MAX);

@@ -19,7 +19,8 @@ pub struct ProfileLine {
     pub calls: u64,
     /// Their time together.
     pub time: Duration,
-    /// Floating-point operations of products, two for each multiply-add; 0 for others.
+    /// Floating-point operations of products as they are done, two for each multiply-add; 0 for others. A folded
+    /// stem's are 1.74 times the definition's.
     pub flops: f64,
 }
 
@@ -151,6 +152,10 @@ impl Backend for Profiler {
 
     fn peak_bytes(&self) -> u64 {
         self.inner.peak_bytes()
+    }
+
+    fn forget_peak(&self) {
+        self.inner.forget_peak();
     }
 
     fn wait(&self) -> Result<()> {

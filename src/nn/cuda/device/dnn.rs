@@ -75,7 +75,7 @@ impl Timed {
     /// What is taken first where results have to repeat, in any process.
     fn order(&self) -> impl Ord + use<> {
         let tensor_cores = self.math == sys::cudnnMathType_t::CUDNN_TENSOR_OP_MATH;
-        (self.number != PRECOMPUTED, self.number, !tensor_cores)
+        (self.number != PRECOMPUTED, self.number, !tensor_cores, self.math as u32)
     }
 }
 

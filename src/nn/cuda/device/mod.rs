@@ -142,8 +142,9 @@ fn keep_freed_memory(number: usize) -> Result<()> {
     }
 }
 
-/// The most that was allocated at a time: the driver's pool, where all tensors come from.
-fn memory_peak(number: usize) -> Option<u64> {
+/// The most that was allocated at a time: the driver's pool, where all tensors come from. With `anew` it is
+/// counted from now on.
+fn memory_peak(number: usize, anew: bool) -> Option<u64> {
     let mut peak = 0u64;
     // SAFETY: as in `keep_freed_memory`.
     unsafe {
@@ -151,7 +152,12 @@ fn memory_peak(number: usize) -> Option<u64> {
         sys::cuDeviceGet(&mut device, number as i32).result().ok()?;
         let pool = driver::result::device::get_default_mem_pool(device).ok()?;
         let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        sys::cuMemPoolGetAttribute(pool, attribute, (&raw mut peak).cast()).result().ok()?;
+        let value = (&raw mut peak).cast();
+        match anew {
+            // To nothing else than 0.
+            true => sys::cuMemPoolSetAttribute(pool, attribute, value).result().ok()?,
+            false => sys::cuMemPoolGetAttribute(pool, attribute, value).result().ok()?,
+        }
     }
     Some(peak)
 }
@@ -273,6 +279,8 @@ impl Backend for Gpu {
         if from.bytes() != to.len() {
             bail!("a copy of {} bytes to {}", from.bytes(), to.len());
         }
+        // How a copy to memory that is not pinned waits for what comes before it is the driver's to choose.
+        self.wait()?;
         self.here()?;
         // SAFETY: as in `zero`; `to` is not touched before the wait below is over.
         unsafe { driver::result::memcpy_dtoh_async(to, from.addr, self.stream.cu_stream()) }
@@ -327,7 +335,11 @@ impl Backend for Gpu {
     }
 
     fn peak_bytes(&self) -> u64 {
-        memory_peak(self.stream.context().ordinal()).unwrap_or(0)
+        memory_peak(self.stream.context().ordinal(), false).unwrap_or(0)
+    }
+
+    fn forget_peak(&self) {
+        memory_peak(self.stream.context().ordinal(), true);
     }
 
     fn wait(&self) -> Result<()> {

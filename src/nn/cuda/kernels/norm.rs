@@ -246,13 +246,13 @@ pub fn norm_train_pair(
     s: NormShape,
     pair: [Branch<'_>; 2],
     y: Span,
-    open: Span,
+    open: Option<Span>,
 ) -> Result<()> {
     for Branch { params, x, saved, scratch } in pair {
         check(s, params, x, Some(pair[0].x), y)?;
         statistics(b, s, params, x, saved, scratch)?;
     }
-    apply_pair(b, s, pair, y, Some(open))
+    apply_pair(b, s, pair, y, open)
 }
 
 /// [`norm_eval`] of two layers at once; what they have `saved` is not looked at.

@@ -83,14 +83,14 @@ pub fn norm_pool_train(
     p: &NormParams,
     x: Span,
     y: Span,
-    winner: Span,
+    winner: Option<Span>,
     saved: Span,
     scratch: Span,
 ) -> Result<()> {
-    s.check(x, y, Some(winner))?;
+    s.check(x, y, winner)?;
     p.check(s.pool.c)?;
     statistics(b, s.norm(), p, x, saved, scratch)?;
-    apply(b, s, p, x, y, Some(winner), saved)
+    apply(b, s, p, x, y, winner, saved)
 }
 
 /// Evaluation's forward pass, by the running statistics.

@@ -96,6 +96,10 @@ impl Memory {
     pub fn peak(&self) -> usize {
         self.peak
     }
+
+    pub fn forget_peak(&mut self) {
+        self.peak = self.used;
+    }
 }
 
 fn within(blocks: &BTreeMap<u64, usize>, address: u64, bytes: usize) -> bool {

@@ -118,7 +118,14 @@ exported! {
     }
 
     fn cuMemPoolSetAttribute(_pool: usize, attribute: c_int, _value: Given<u64>) -> c_int {
-        if attribute == 4 { SUCCESS } else { INVALID_VALUE }
+        match attribute {
+            4 => SUCCESS,
+            8 => {
+                device().memory.forget_peak();
+                SUCCESS
+            }
+            _ => INVALID_VALUE,
+        }
     }
 
     fn cuMemPoolGetAttribute(_pool: usize, attribute: c_int, to: Given<u64>) -> c_int {

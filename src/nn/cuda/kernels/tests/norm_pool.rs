@@ -61,7 +61,11 @@ impl Layer {
     }
 
     fn train(&self, b: &dyn Backend) {
-        let (x, y, winner) = (self.x.span(), self.y.span(), self.winner.span());
+        self.train_with(b, Some(self.winner.span()));
+    }
+
+    fn train_with(&self, b: &dyn Backend, winner: Option<Span>) {
+        let (x, y) = (self.x.span(), self.y.span());
         let (saved, scratch) = (self.saved.span(), self.scratch.span());
         norm_pool_train(b, self.s, &self.params(), x, y, winner, saved, scratch).unwrap();
     }
@@ -100,6 +104,10 @@ fn check(b: &dyn Backend, s: NormPoolShape, x: &[f32], dtype: DType, odd: usize)
     max_pool(b, &s.pool, mid, plain.y.span(), Some(plain.winner.span())).unwrap();
     fused.train(b);
     assert_eq!(fused.y.floats(), plain.y.floats(), "y of {name}");
+    // Where no backward pass comes, nobody asks which taps won.
+    let alone = Layer::new(s, x, dtype, odd);
+    alone.train_with(b, None);
+    assert_eq!(alone.y.floats(), plain.y.floats(), "y alone of {name}");
     assert_eq!(fused.winner.floats(), plain.winner.floats(), "winners of {name}");
     assert_eq!(fused.saved.floats(), plain.saved.floats());
     for i in [2, 3] {
@@ -199,7 +207,7 @@ fn what_there_are_no_kernels_for_is_an_error() {
         let (winner, saved) = (layer.winner.span(), layer.saved.span());
         let scratch = layer.scratch.span();
         let run = |s: NormPoolShape, y: Span, winner: Span, scratch: Span| {
-            norm_pool_train(b, s, &p, x, y, winner, saved, scratch)
+            norm_pool_train(b, s, &p, x, y, Some(winner), saved, scratch)
         };
         run(s, y, winner, scratch).unwrap();
         assert!(run(s, y.part(0, y.len - 1), winner, scratch).is_err());
