@@ -169,6 +169,11 @@ impl Checkpoint {
         }
     }
 
+    /// Whether a run goes on from it by itself: it was not set aside.
+    pub fn is_in_line(&self) -> bool {
+        name_of(&self.path).starts_with(PREFIX)
+    }
+
     /// The network that was saved.
     ///
     /// # Errors
@@ -361,6 +366,13 @@ pub fn list(folder: &Path) -> Vec<PathBuf> {
         .collect();
     paths.sort();
     paths
+}
+
+/// Whether a run has left checkpoints in its folder, also such that were set aside.
+pub fn any(run: &Path) -> bool {
+    let entries = fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
+    let mut paths = entries.map(|entry| entry.path());
+    paths.any(|path| [PREFIX, ASIDE].iter().any(|begin| name_of(&path).starts_with(begin)))
 }
 
 /// Removes what a killed process left behind under temporary names.

@@ -105,6 +105,8 @@ pub struct Metrics {
     health: Option<Health>,
     events: Option<EventWriter>,
     board: Option<Arc<Board>>,
+    /// Of the run, where several print.
+    name: String,
     bar: ProgressBar,
 }
 
@@ -148,8 +150,14 @@ impl Metrics {
             health: None,
             events: None,
             board: None,
+            name: String::new(),
             bar,
         })
+    }
+
+    /// The same, whose printed lines begin with `name`.
+    pub fn named(self, name: &str) -> Self {
+        Metrics { name: name.to_owned(), ..self }
     }
 
     /// The same, whose lines also go to TensorBoard and to Prometheus.
@@ -274,7 +282,7 @@ impl Metrics {
         if self.bar.is_hidden() && (step == self.steps || now - self.told >= BETWEEN_LINES) {
             // A log of a run of days tells how it goes, too.
             self.told = now;
-            eprintln!("step {step} of {}  {said}  rate {lr_weights:.2e}", self.steps);
+            self.say(&format!("step {step} of {}  {said}  rate {lr_weights:.2e}", self.steps));
         }
         self.bar.set_message(said);
         self.write(&line)?;
@@ -314,6 +322,7 @@ impl Metrics {
 
     /// A line for the person, above the progress bar where there is one.
     pub fn say(&self, text: &str) {
+        let text = format!("{}{text}", self.name);
         if self.bar.is_hidden() {
             eprintln!("{text}");
         } else {

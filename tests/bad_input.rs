@@ -124,6 +124,9 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
         &["config", "--explain", "nokey"],
         &["linear", run, "--labels", "2"],
         &["linear", run, "--lr", "nan"],
+        &["linear", run, "--finetune", "--batch-size", "1"],
+        &["linear", run, "--out", "network.pth"],
+        &["linear", run, "--state", "no/such/folder/state"],
         &["probe", run, "--held-out", "2"],
         &["knn", run, "--k", "0"],
         &["embed", run, "shards", "out.txt"],
@@ -136,6 +139,22 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
     // What is not there is another matter.
     let output = bt_stream().args(["knn", run]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn more_damage_than_may_be_is_a_failure_of_the_data() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = synth::Spec { images: 600, side: 16, ..Default::default() };
+    let shards = write_tar(&dir.path().join("shards"), 600, |sample, label| {
+        let mut png = synth::encode_png(&synth::draw(&spec, sample).0).unwrap();
+        png.truncate(if sample % 3 == 0 { 40 } else { png.len() });
+        (png, label.to_string())
+    });
+    let mut command = tiny_run(&shards, &dir.path().join("run"));
+    let output = command.args(["--epochs", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("max_bad"), "{said}");
 }
 
 /// Runs `command` with a limit on file sizes, whose excess is an error of the

@@ -318,5 +318,6 @@ fn the_authors_protocol_learns_from_every_label_in_each_epoch() {
     command.arg("linear").arg(&again).args(["--epochs", "1", "--labels", "0.5", "--no-untrained"]);
     printed(&mut command);
     let text = std::fs::read_to_string(again.join("evaluation.json")).unwrap();
-    assert!(text.contains("trained network, authors' linear protocol, 50% of labels"), "{text}");
+    let name = "trained network, authors' linear protocol, 50% of labels, 1 epochs";
+    assert!(text.contains(name), "{text}");
 }

@@ -35,6 +35,11 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
     assert!(said.contains("aside-0000000001"), "{said}");
     assert_eq!(bt_stream::checkpoint::find(&aside).unwrap().state.step, 1);
     assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).is_empty());
+    // There is nothing to go on from, and what is there is not run over.
+    assert!(said.contains("there is no checkpoint yet"), "{said}");
+    let again = tiny_run(&shards, &dir).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(!again.status.success() && said.contains("already holds a run"), "{said}");
 }
 
 #[test]
@@ -60,4 +65,19 @@ fn rewinding_passes_over_ten_batches_at_most() {
     assert!(said.contains("passed over") && said.contains("at step 12"), "{said}");
     let steps: Vec<u64> = batches.iter().map(|batch| batch["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (2..=12).collect::<Vec<_>>());
+}
+
+#[test]
+fn weights_that_the_last_step_ruins_are_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut command = tiny_run(&shards, &dir);
+    // One step, so large that its sums overflow.
+    let settings = ["optim.lr_weights=3e38", "optim.weight_decay=1e3", "optim.warmup_epochs=0"];
+    settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    let output = command.args(["--batch-size", "96", "--epochs", "1"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("is not finite at step 1."), "{said}");
+    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).is_empty());
 }

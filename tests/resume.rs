@@ -201,6 +201,31 @@ fn a_run_goes_on_from_an_earlier_checkpoint_and_sets_the_later_ones_aside() {
         .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
         .collect();
     assert!(names.contains(&"aside-0000000008".to_owned()), "{names:?}");
+    let resume_from = |path: &Path, more: &[&str]| {
+        let mut command = common::bt_stream();
+        command.arg("train").arg("--resume-from").arg(path).args(more).output().unwrap()
+    };
+    // What cannot be begun changes nothing.
+    let listed = || checkpoint::list(&checkpoints);
+    let before = listed();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = resume_from(&earlier, &["--metrics", &address]);
+    assert!(!output.status.success() && listed() == before);
+    let output = resume_from(&earlier, &["--set", "train.batch_size=96", "--epochs", "1"]);
+    assert!(!output.status.success() && listed() == before);
+    let output = resume_from(&checkpoints.join("step-0000000008"), &["--epochs", "1"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("nothing is to be done") && listed() == before, "{said}");
+    // What was set aside is the newest again, and a later process finds it.
+    let output = resume_from(&earlier, &["--epochs", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(listed().pop().is_some_and(|newest| newest.ends_with("step-0000000006")));
+    let output = resume_from(&checkpoints.join("aside-0000000012"), &["--epochs", "2"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(listed().pop().is_some_and(|newest| newest.ends_with("step-0000000012")));
+    assert!(newest_weights(&dir) == whole);
     // Another run's is refused.
     let foreign = other.join(checkpoint::FOLDER).join("step-0000000004");
     let mut command = common::bt_stream();

@@ -177,16 +177,19 @@ fn evaluations_and_studies_end_in_time() {
 #[test]
 fn an_evaluation_that_a_signal_ends_is_done_when_the_run_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
-    // Queries that take many seconds.
-    let queries = write_tar(&folder.path().join("queries"), 960, |sample, label| {
-        let spec = Spec { images: 960, side: 16, classes: 4, ..Spec::default() };
-        (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), label.to_string())
-    });
+    let dir = folder.path().join("run");
+    let drawn = |name: &str, images: u64| {
+        write_tar(&folder.path().join(name), images, |sample, label| {
+            let spec = Spec { images, side: 16, classes: 4, ..Spec::default() };
+            (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), label.to_string())
+        })
+    };
+    // Two short steps, and queries that take many seconds.
+    let (shards, queries) = (drawn("shards", 8), drawn("queries", 960));
     let run = || {
         let mut command = tiny_run(&shards, &dir);
         command.arg("--val").arg(&queries);
-        for setting in ["train.epochs=1", "eval.knn_every=1", "train.batch_size=48"] {
+        for setting in ["train.epochs=1", "eval.knn_every=1", "train.batch_size=4", "eval.k=4"] {
             command.args(["--set", setting]);
         }
         command

@@ -87,3 +87,30 @@ fn a_killed_study_continues_and_gives_the_same_table() {
     let said = String::from_utf8_lossy(&other.stderr).into_owned();
     assert!(!other.status.success() && said.contains("epochs = 3"), "{said}");
 }
+
+#[test]
+fn a_cell_that_diverges_at_once_is_a_row_of_the_table() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 1, batch_size = 16 }
+optim = { warmup_epochs = 0 }
+[[cells]]
+name = "calm"
+[[cells]]
+name = "ruined"
+config.optim.lr_weights = 1e38
+[[cells]]
+name = "ruined by its last step"
+config = { optim.lr_weights = 1e37, train.batch_size = 96 }
+"#;
+    let text = tiny_study(&tiny_shards(folder.path()), rest).replace("[0, 1]", "[0]");
+    let study = folder.path().join("tiny.toml");
+    std::fs::write(&study, text).unwrap();
+    let dir = folder.path().join("out");
+    let said = to_end(&study, &dir);
+    let table = std::fs::read_to_string(dir.join("table.md")).unwrap();
+    let ruined = table.lines().filter(|line| line.contains("ruined"));
+    assert_eq!(ruined.filter(|line| line.contains("diverged")).count(), 2, "{table}");
+    // Lines of cells that run side by side say whose they are.
+    assert!(said.contains("calm, seed 0: step 6 of 6"), "{said}");
+}

@@ -44,6 +44,9 @@ pub enum Error {
     /// A request that cannot be met, in the words of the person who made it.
     #[error("{0}")]
     Usage(String),
+    /// More samples than may be cannot be used.
+    #[error("{0}")]
+    TooManyBad(String),
     /// A worker thread panicked; the run cannot go on.
     #[error("a loader thread panicked: {0}")]
     Panic(String),

@@ -92,7 +92,7 @@ impl Worker {
             };
         }
         outcome.map_err(|last| {
-            Error::Usage(format!(
+            Error::TooManyBad(format!(
                 "{MAX_REPLACEMENTS} samples drawn in place of a bad one were bad too; \
                  `shard verify` lists them. The last one: {last}"
             ))
@@ -116,7 +116,7 @@ impl Worker {
         };
         let stats = &self.recorder.stats;
         stats.count_bad(sample, || bad);
-        stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::Usage(text)))
+        stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::TooManyBad(text)))
     }
 
     /// The record of a sample whose shard or index is what is damaged. Its key may

@@ -71,30 +71,49 @@ pub struct LinearArgs {
 }
 
 impl LinearArgs {
+    /// The protocol's own.
+    fn usual(&self) -> LinearConfig {
+        if self.finetune { LinearConfig::fine_tuning() } else { LinearConfig::default() }
+    }
+
     fn options(&self) -> LinearConfig {
-        let base = match self.finetune {
-            true => {
-                LinearConfig { lr_backbone: Some(self.lr_backbone), ..LinearConfig::fine_tuning() }
-            }
-            false => LinearConfig::default(),
-        };
+        let base = self.usual();
         LinearConfig {
+            lr_backbone: base.lr_backbone.map(|_| self.lr_backbone),
             epochs: self.epochs.unwrap_or(base.epochs),
             batch_size: self.batch_size,
             lr: self.lr.unwrap_or(base.lr),
             weight_decay: self.weight_decay.unwrap_or(base.weight_decay),
             seed: self.seed,
-            ..base
         }
     }
 
-    /// How a run's report calls what was measured.
+    /// How a run's report calls what was measured: with what differs from the protocol, so that a short
+    /// trial takes no result's place.
     fn protocol(&self) -> String {
-        let how = if self.finetune { "fine-tuned" } else { "authors' linear protocol" };
-        match self.labels == 1.0 {
-            true => how.to_owned(),
-            false => format!("{how}, {}% of labels", 100.0 * self.labels),
+        let (own, usual) = (self.options(), self.usual());
+        let mut name =
+            if self.finetune { "fine-tuned" } else { "authors' linear protocol" }.to_owned();
+        let mut add = |text: String| name.push_str(&format!(", {text}"));
+        if self.labels != 1.0 {
+            add(format!("{}% of labels", (1e6 * self.labels).round() / 1e4));
         }
+        if own.epochs != usual.epochs {
+            add(format!("{} epochs", own.epochs));
+        }
+        if own.batch_size != usual.batch_size {
+            add(format!("batch {}", own.batch_size));
+        }
+        if own.lr != usual.lr {
+            add(format!("rate {}", own.lr));
+        }
+        if let Some(lr) = own.lr_backbone.filter(|_| own.lr_backbone != usual.lr_backbone) {
+            add(format!("backbone's rate {lr}"));
+        }
+        if own.weight_decay != usual.weight_decay {
+            add(format!("weight decay {}", own.weight_decay));
+        }
+        name
     }
 
     /// That the files can be written shows before hours of training.
@@ -145,6 +164,7 @@ fn check_folder(option: &str, file: &Path) -> Result<()> {
 /// As [`evaluate`], and a file that cannot be written.
 pub fn run(args: LinearArgs) -> Result<()> {
     args.check_files()?;
+    args.options().check()?;
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
     let device = crate::train::evaluation_device(&config.train)?;

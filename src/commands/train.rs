@@ -102,7 +102,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
     let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin()?;
-    let watch = Watch { metrics: args.metrics, trace: trace.clone() };
+    let watch = Watch { metrics: args.metrics, trace: trace.clone(), ..Watch::default() };
     let outcome = train_watched(&config, &from, &stop, &watch);
     args.trace.write(trace.as_ref())?;
     let summary = outcome?;

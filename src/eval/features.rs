@@ -5,6 +5,18 @@ use std::collections::HashSet;
 use anyhow::{Result, bail};
 use bt_pipeline::shard::{Selection, select};
 
+/// A feature that is no number, or infinite: the network's weights are ruined.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the feature of sample {sample} of {what} is not finite: {value}")]
+pub struct NotFinite {
+    /// Number in its set.
+    pub sample: u64,
+    /// The set.
+    pub what: String,
+    /// The feature.
+    pub value: f32,
+}
+
 /// A row-major matrix `[samples, dim]` with the samples' labels.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Features {
@@ -149,7 +161,7 @@ impl Features {
         }
         if let Some(bad) = self.values.iter().position(|v| !v.is_finite()) {
             let sample = self.samples[bad / self.dim];
-            bail!("the feature of sample {sample} of {what} is not finite: {}", self.values[bad]);
+            bail!(NotFinite { sample, what: what.to_owned(), value: self.values[bad] });
         }
         Ok(())
     }

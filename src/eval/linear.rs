@@ -18,7 +18,7 @@ use candle_core::{DType, Device, Tensor};
 use super::encode::{features, same_classes};
 use super::progress::Progress;
 use super::{Accuracy, Features, classify};
-use crate::config::RunConfig;
+use crate::config::{Misconfigured, RunConfig};
 use crate::model::TwinNet;
 use crate::nn::{Linear, Mode, Workspace, storage};
 use crate::optim::{Optimizer, Sgd, SgdConfig};
@@ -70,7 +70,9 @@ impl LinearConfig {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    /// # Errors
+    /// What is out of range.
+    pub fn check(&self) -> Result<()> {
         let rates = [self.lr, self.lr_backbone.unwrap_or(1.0)];
         ensure!(
             rates.iter().all(|lr| lr.is_finite() && *lr > 0.0),
@@ -82,6 +84,10 @@ impl LinearConfig {
             "the weight decay must not be negative: {decay}"
         );
         ensure!(self.batch_size > 0 && self.epochs > 0, "batch size and epochs must be at least 1");
+        if self.lr_backbone.is_some() && self.batch_size < 2 {
+            let text = "fine-tuning wants batches of at least 2: a single one has no variance for BatchNorm";
+            bail!(Misconfigured(text.to_owned()));
+        }
         Ok(())
     }
 }

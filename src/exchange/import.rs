@@ -73,7 +73,10 @@ pub fn backbone(
         // What it lacks is said by those who look for it.
         (None, []) => return Ok(tensors),
         (None, found) if found[0].is_empty() => String::new(),
-        (None, found) => bail!("backbones stand behind {}: name one with --prefix", quoted(found)),
+        (None, found) => bail!(
+            "backbones stand behind {}: `bt-stream import --prefix` takes the one that it names",
+            quoted(found)
+        ),
     };
     if prefix.is_empty() {
         return Ok(tensors);

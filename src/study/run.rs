@@ -15,6 +15,7 @@ use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::compare::encode;
 use crate::eval::encode::open;
+use crate::eval::features::NotFinite;
 use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
 use crate::learner::Learner;
@@ -23,7 +24,7 @@ use crate::model::TwinNet;
 use crate::nn::Engine;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
-use crate::train::{self, Diverged};
+use crate::train::{self, Diverged, Watch};
 
 /// File in a cell's folder; it is there when the cell is finished.
 pub const RESULT_FILE: &str = "result.json";
@@ -129,7 +130,7 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
             eprintln!("[{}/{}] {name}", number + 1, waiting.len());
             let threads = (cores / jobs).max(1);
             let done = pool
-                .install(|| run_cell(cell, &study.measure, threads, stop))
+                .install(|| run_cell(cell, &name, &study.measure, threads, stop))
                 .with_context(|| format!("cell `{name}`"))?;
             if let Some(result) = done {
                 eprintln!("[{}/{}] {name}: {}", number + 1, waiting.len(), table::summary(&result));
@@ -200,6 +201,7 @@ fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
 /// Trains and measures one cell; nothing when it was stopped on the way.
 fn run_cell(
     cell: &Cell,
+    name: &str,
     measure: &Measure,
     threads: usize,
     stop: &Stop,
@@ -218,7 +220,8 @@ fn run_cell(
         write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         Some(TwinNet::new(&config.model, config.train.seed, &device)?)
     } else {
-        match train::train(&config, true, stop) {
+        let watch = Watch { name: format!("{name}: "), ..Watch::default() };
+        match train::train_watched(&config, &train::From::Newest, stop, &watch) {
             Ok(summary) if summary.interrupted => return Ok(None),
             Ok(_) => Some(checkpoint::find(dir)?.network(&device)?),
             Err(error) => match error.downcast::<Diverged>() {
@@ -231,7 +234,11 @@ fn run_cell(
         }
     };
     if let Some(mut net) = net {
-        score(&mut net, &config, measure, &device, &mut result)?;
+        match score(&mut net, &config, measure, &device, &mut result) {
+            // The last step's weights are seen by no loss.
+            Err(error) if error.is::<NotFinite>() => result.diverged = Some(error.to_string()),
+            scored => scored?,
+        }
     }
     if !cell.untrained {
         from_metrics(dir, &mut result)?;
@@ -264,7 +271,11 @@ fn score(
 
 /// What the metrics tell of the end of the run.
 fn from_metrics(dir: &Path, result: &mut CellResult) -> Result<()> {
-    let lines = crate::metrics::read(dir)?;
+    let lines = match crate::metrics::read(dir) {
+        // It ended before the first line.
+        Err(_) if result.diverged.is_some() => return Ok(()),
+        lines => lines?,
+    };
     result.loss = lines.iter().rev().find_map(|line| line.loss);
     if let Some(found) = lines.iter().rev().find_map(|line| line.diagnostics.as_ref()) {
         result.effective_rank = Some(found.effective_rank);
@@ -309,7 +320,7 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     learner.follow(0, 1000)?;
     if !out.loss.is_finite() {
         let cause = format!("the loss is {}", out.loss);
-        bail!(Diverged { cause, step: 1, before: None });
+        bail!(Diverged { cause, step: 1, noted: false, before: None, resumable: false });
     }
     Ok(out.loss)
 }

@@ -36,6 +36,8 @@ pub struct Watch {
     pub metrics: Option<SocketAddr>,
     /// Where its threads note what they do.
     pub trace: Option<Arc<Trace>>,
+    /// What its lines begin with; nothing where it is the only one that prints.
+    pub name: String,
 }
 
 /// Where a run begins.

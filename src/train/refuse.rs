@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use bt_pipeline::Batch;
 
 use super::run::Run;
+use crate::checkpoint;
 use crate::config::{OnNan, RunConfig};
 
 /// File in the run's folder with the batches whose numbers were not finite.
@@ -17,11 +18,19 @@ const MOST_REWINDS: u32 = 10;
 /// Numbers that are not finite ended the run: what a configuration leads to, not what went wrong.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "{cause} at step {step}; {BAD_BATCHES_FILE} has the batch{}. Lower the learning rate and go on from the newest \
-     checkpoint (--resume) or an earlier one (--resume-from), or pass over such batches with train.on_nan = \"rewind\"",
+    "{cause} at step {step}{}{}. Lower the learning rate and {}, or pass over such \
+     batches with train.on_nan = \"rewind\"",
+    match .noted {
+        true => format!("; {BAD_BATCHES_FILE} has the batch"),
+        false => String::new(),
+    },
     match .before {
         Some(path) => format!(", {} the state before it, which may be far gone already", path.display()),
         None => String::new(),
+    },
+    match .resumable {
+        true => "go on from the newest checkpoint (--resume) or an earlier one (--resume-from)",
+        false => "begin anew in another folder: there is no checkpoint yet",
     }
 )]
 pub struct Diverged {
@@ -29,8 +38,12 @@ pub struct Diverged {
     pub cause: String,
     /// The step, from 1.
     pub step: u64,
+    /// Whether its batch was noted.
+    pub noted: bool,
     /// Where the state before it was saved; no run goes on from there by itself.
     pub before: Option<PathBuf>,
+    /// Whether there is a checkpoint to go on from.
+    pub resumable: bool,
 }
 
 impl Run {
@@ -67,10 +80,37 @@ impl Run {
                 None => Some(self.save_aside(config)?),
                 Some(_) => None,
             };
-            bail!(Diverged { cause, step, before });
+            bail!(self.diverged(config, cause, step, true, before));
         }
         self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
         self.advance(batch);
         Ok(())
+    }
+
+    /// Weights that no loss has seen yet.
+    ///
+    /// # Errors
+    /// [`Diverged`] where the last step has ruined them: they take no good checkpoint's place.
+    pub(super) fn check_weights(&mut self, config: &RunConfig) -> Result<()> {
+        match self.learner.bad_weight()? {
+            None => Ok(()),
+            Some(name) => {
+                let cause = format!("{name} is not finite");
+                bail!(self.diverged(config, cause, self.step, false, None));
+            }
+        }
+    }
+
+    fn diverged(
+        &self,
+        config: &RunConfig,
+        cause: String,
+        step: u64,
+        noted: bool,
+        before: Option<PathBuf>,
+    ) -> Diverged {
+        let folder = config.train.dir.join(checkpoint::FOLDER);
+        let resumable = !checkpoint::list(&folder).is_empty();
+        Diverged { cause, step, noted, before, resumable }
     }
 }

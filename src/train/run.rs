@@ -86,19 +86,16 @@ impl Run {
                 &mut *optimizer,
                 probe.as_mut(),
             )?;
-            if matches!(from, From::Checkpoint(_)) {
-                checkpoint::set_aside_after(dir, step)?;
-            }
         } else {
             start_from(&config.train.init, &mut learner)?;
         }
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
-        if step < steps {
-            // They tell of the end of an earlier part.
-            for stale in [SUMMARY_FILE, SCORES_FILE] {
-                let _ = std::fs::remove_file(dir.join(stale));
-            }
+        let chosen = matches!(from, From::Checkpoint(_));
+        if chosen && step > steps {
+            bail!(Misconfigured(format!(
+                "nothing is to be done from a checkpoint of {step} steps: train.epochs ends the run at {steps}"
+            )));
         }
         let (server, board) = match watch.metrics {
             Some(address) => {
@@ -107,11 +104,21 @@ impl Run {
             }
             None => (None, None),
         };
+        // From here on the folder is changed.
+        if chosen {
+            checkpoint::set_aside_after(dir, step)?;
+        }
+        if step < steps || chosen {
+            // They tell of the end of an earlier part.
+            for stale in [SUMMARY_FILE, SCORES_FILE] {
+                let _ = std::fs::remove_file(dir.join(stale));
+            }
+        }
         let events =
             config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
         let every = config.train.log_every;
         let metrics = Metrics::open(dir, step, steps, steps_per_epoch, every)?;
-        let metrics = metrics.shown(events, board.clone());
+        let metrics = metrics.shown(events, board.clone()).named(&watch.name);
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
@@ -129,7 +136,8 @@ impl Run {
         Ok(Run {
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
             metrics,
-            saved: found.is_some().then_some(step),
+            // One that was set aside is none that a later process goes on from.
+            saved: found.as_ref().filter(|found| found.is_in_line()).map(|_| step),
             checkpoint: found.map(|found| found.path).unwrap_or_default(),
             intake,
             loader,
@@ -178,7 +186,7 @@ impl From {
     /// What a run in `dir` goes on from.
     fn checkpoint(&self, dir: &Path) -> Result<Option<Checkpoint>> {
         match self {
-            From::Start if checkpoint::list(&dir.join(checkpoint::FOLDER)).is_empty() => Ok(None),
+            From::Start if !checkpoint::any(dir) => Ok(None),
             From::Start => bail!(
                 "{} already holds a run: continue it with --resume, or choose another --dir",
                 dir.display()

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::{Loader, Position, ShardSet};
 
 use super::clock::Clock;
+use super::refuse::Diverged;
 use super::run::Run;
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{OnCheckpointError, RunConfig};
@@ -31,7 +32,10 @@ impl Run {
         };
         if due {
             match self.save(config) {
-                Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
+                Err(error)
+                    if config.checkpoint.on_error == OnCheckpointError::Warn
+                        && !error.is::<Diverged>() =>
+                {
                     self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
                 }
                 saved => saved?,
@@ -72,11 +76,12 @@ impl Run {
     /// Saves what is not saved yet.
     ///
     /// # Errors
-    /// When it cannot be written, whatever `checkpoint.on_error` says.
+    /// When it cannot be written, whatever `checkpoint.on_error` says; weights that are not finite.
     pub(super) fn save(&mut self, config: &RunConfig) -> Result<()> {
         if self.saved == Some(self.step) {
             return Ok(());
         }
+        self.check_weights(config)?;
         let (state, tensors) = self.whole_state(config)?;
         let keep = config.checkpoint.keep;
         self.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;

@@ -68,7 +68,8 @@ impl Run {
             self.metrics.say("the run has all its steps already: raise train.epochs to go on");
             // What the process that did them wrote about them stays; what it was stopped in is done now.
             if let Some(earlier) = Summary::read(&config.train.dir) {
-                let summary = Summary { interrupted, ..earlier };
+                let (steps, checkpoint) = (self.step, self.checkpoint);
+                let summary = Summary { interrupted, steps, checkpoint, ..earlier };
                 summary.write(&config.train.dir)?;
                 return Ok(summary);
             }
