@@ -74,7 +74,9 @@ fn weights_that_the_last_step_ruins_are_no_checkpoint() {
     let mut command = tiny_run(&shards, &dir);
     // One step, so large that its sums overflow.
     let settings = ["optim.lr_weights=3e38", "optim.weight_decay=1e3", "optim.warmup_epochs=0"];
-    settings.iter().for_each(|setting| drop(command.args(["--set", setting])));
+    for setting in settings {
+        command.args(["--set", setting]);
+    }
     let output = command.args(["--batch-size", "96", "--epochs", "1"]).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
