@@ -97,7 +97,7 @@ impl LinearConfig {
 pub struct Classifier {
     /// On the test set.
     pub accuracy: Accuracy,
-    /// Its weight, [classes, features], and then its bias, [classes].
+    /// Its weight, `[classes, features]`, and then its bias, `[classes]`.
     pub fc: Vec<Tensor>,
 }
 
