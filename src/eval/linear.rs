@@ -10,22 +10,22 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack};
-use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet, Shuffle};
-use candle_core::{DType, Device, Tensor};
+use bt_pipeline::{Batch, Loader, LoaderConfig, Position, ShardSet, Shuffle};
+use candle_core::{Device, Tensor};
 
 use super::encode::{features, same_classes};
+use super::head::{Head, MOMENTUM};
 use super::progress::Progress;
-use super::{Accuracy, Features, classify};
+use super::{Accuracy, Features};
 use crate::config::{Misconfigured, RunConfig};
 use crate::model::TwinNet;
-use crate::nn::{Linear, Mode, Workspace, storage};
+use crate::nn::storage;
 use crate::optim::{Optimizer, Sgd, SgdConfig};
 use crate::train::images_of;
 
-/// Momentum of SGD.
-const MOMENTUM: f64 = 0.9;
+/// What the names of the backbone's tensors begin with.
+const BACKBONE: &str = "backbone.";
 
 /// Options of the protocols; the defaults are the authors' linear one.
 #[derive(Clone, Debug, PartialEq)]
@@ -127,31 +127,62 @@ pub fn evaluate(
         Ok(rows)
     };
     let before = tested(net)?;
-    // The classifier is small: it stays on the CPU wherever the backbone is.
-    let mut head = Head::new(net.feature_dim(), classes, &Device::Cpu)?;
-    head.draw(options.seed)?;
-    let decay = options.weight_decay;
-    let mut optimizer = Sgd::new(SgdConfig {
-        weight_decay: decay,
-        decay_biases: true,
-        momentum: MOMENTUM,
-        nesterov: false,
-    });
+    let mut training = Training::new(net, classes, options, device)?;
     let begun = match progress.map(Progress::read).transpose()?.flatten() {
         Some((epochs, state)) => {
-            head.load_state(&state)?;
-            if options.lr_backbone.is_some() {
-                let of = |prefix| starting_with(prefix, &state);
-                net.load_backbone(&of("backbone."))?;
-                optimizer.load_state(&of("optimizer."))?;
-            }
+            training.take_up(&state)?;
             epochs
         }
         None => 0,
     };
     for epoch in begun..options.epochs {
-        let done = epoch as f64 / options.epochs as f64;
-        let share = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        told(epoch + 1, training.epoch(&loader, epoch)?);
+        // A full disk ends no training of hours: the file before it stays.
+        if let Some(progress) = progress
+            && let Err(error) = progress.write(epoch + 1, training.state()?)
+        {
+            tracing::warn!("{error:#}");
+        }
+    }
+    let Training { net, mut head, .. } = training;
+    let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
+    let accuracy = head.accuracy(&rows, &Device::Cpu)?;
+    Ok(Classifier { accuracy, fc: head.values() })
+}
+
+/// What learns, and by what.
+struct Training<'a> {
+    net: &'a mut TwinNet,
+    /// Small: it stays on the CPU wherever the backbone is.
+    head: Head,
+    /// Of the backbone, where it is fine-tuned.
+    optimizer: Sgd,
+    options: &'a LinearConfig,
+    device: &'a Device,
+}
+
+impl<'a> Training<'a> {
+    fn new(
+        net: &'a mut TwinNet,
+        classes: usize,
+        options: &'a LinearConfig,
+        device: &'a Device,
+    ) -> Result<Self> {
+        let mut head = Head::new(net.feature_dim(), classes, &Device::Cpu)?;
+        head.draw(options.seed)?;
+        let optimizer = Sgd::new(SgdConfig {
+            weight_decay: options.weight_decay,
+            decay_biases: true,
+            momentum: MOMENTUM,
+            nesterov: false,
+        });
+        Ok(Training { net, head, optimizer, options, device })
+    }
+
+    /// Learns from every sample once; returns the share of right answers on the way.
+    fn epoch(&mut self, loader: &Loader, epoch: u64) -> Result<f64> {
+        let done = epoch as f64 / self.options.epochs as f64;
+        let height = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
         let (mut right, mut samples) = (0.0, 0);
         for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1)? {
             let batch = batch?;
@@ -159,41 +190,55 @@ pub fn evaluate(
                 !batch.labels.contains(&Features::NO_LABEL),
                 "a sample of the training set has no label"
             );
-            if options.lr_backbone.is_some() && batch.size < 2 {
-                // A single sample has no variance for BatchNorm.
+            if self.options.lr_backbone.is_some() && batch.size < 2 {
+                // The last one: a single sample has no variance for BatchNorm.
                 continue;
             }
-            let images = images_of(&batch, device)?;
-            let share_right = match options.lr_backbone {
-                None => head.learn(&net.features(&images)?, &batch.labels, None)?,
-                Some(lr) => {
-                    let features = net.features_train(&images)?;
-                    let d = storage::zeros(features.shape(), &Device::Cpu)?;
-                    let right = head.learn(&features, &batch.labels, Some(&d))?;
-                    net.backward_features(&d)?;
-                    optimizer.step(&mut net.backbone_params(), lr * share, lr * share)?;
-                    right
-                }
-            };
-            head.step(options.lr * share, decay)?;
-            right += share_right * batch.size as f64;
+            right += self.step(&batch, height)? * batch.size as f64;
             samples += batch.size;
         }
-        told(epoch + 1, right / samples.max(1) as f64);
-        if let Some(progress) = progress {
-            let mut state = head.state();
-            if options.lr_backbone.is_some() {
-                let named = |(name, tensor)| (format!("backbone.{name}"), tensor);
-                state.extend(net.backbone_state_dict()?.into_iter().map(named));
-                state.extend(optimizer.state());
-            }
-            progress.write(epoch + 1, state)?;
-        }
+        Ok(right / samples.max(1) as f64)
     }
-    let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
-    let accuracy = head.accuracy(&rows, &Device::Cpu)?;
-    let fc = head.linear.params().map(|param| param.value.clone()).collect();
-    Ok(Classifier { accuracy, fc })
+
+    /// A step at this share of the rates; returns the share of right answers before it.
+    fn step(&mut self, batch: &Batch, height: f64) -> Result<f64> {
+        let images = images_of(batch, self.device)?;
+        let right = match self.options.lr_backbone {
+            None => self.head.learn(&self.net.features(&images)?, &batch.labels, None)?,
+            Some(lr) => {
+                let features = self.net.features_train(&images)?;
+                let d = storage::zeros(features.shape(), &Device::Cpu)?;
+                let right = self.head.learn(&features, &batch.labels, Some(&d))?;
+                self.net.backward_features(&d)?;
+                let lr = lr * height;
+                self.optimizer.step(&mut self.net.backbone_params(), lr, lr)?;
+                right
+            }
+        };
+        self.head.step(self.options.lr * height, self.options.weight_decay)?;
+        Ok(right)
+    }
+
+    /// All that an epoch changes, by name.
+    fn state(&mut self) -> Result<Vec<(String, Tensor)>> {
+        let mut state = self.head.state();
+        if self.options.lr_backbone.is_some() {
+            let named = |(name, tensor)| (format!("{BACKBONE}{name}"), tensor);
+            state.extend(self.net.backbone_state_dict()?.into_iter().map(named));
+            state.extend(self.optimizer.state());
+        }
+        Ok(state)
+    }
+
+    /// Takes what [`Training::state`] gave.
+    fn take_up(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
+        self.head.load_state(state)?;
+        if self.options.lr_backbone.is_some() {
+            self.net.load_backbone(&starting_with(BACKBONE, state))?;
+            self.optimizer.load_state(&starting_with("optimizer.", state))?;
+        }
+        Ok(())
+    }
 }
 
 fn starting_with(prefix: &str, tensors: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
@@ -243,164 +288,4 @@ pub fn few_labels(
     let origin = format!("{share} of the labels, seed {seed}");
     pack(&source, folder, &origin, &options, &mut |_| ())?;
     super::encode::open(&folder.to_string_lossy(), "the selected samples", limits)
-}
-
-/// A linear classifier with the state of its SGD.
-pub(super) struct Head {
-    linear: Linear,
-    velocity: [Tensor; 2],
-    ws: Workspace,
-}
-
-impl Head {
-    /// Zero weights.
-    ///
-    /// # Errors
-    /// More classes than there are anywhere: a label that is a number of something else.
-    pub fn new(dim: usize, classes: usize, device: &Device) -> Result<Self> {
-        classify::check_classes(classes)?;
-        let linear = Linear::new("probe", dim, classes, true, device)?;
-        let velocity = [storage::zeros((classes, dim), device)?, storage::zeros(classes, device)?];
-        Ok(Self { linear, velocity, ws: Workspace::new(device)? })
-    }
-
-    /// The authors' first weights: normal with standard deviation 0.01.
-    fn draw(&mut self, seed: u64) -> Result<()> {
-        let mut rng = Rng::keyed(seed, u64::MAX, 0, 0x4EAD);
-        let weight = self.linear.weight().value.clone();
-        Ok(storage::with_mut(&weight, |weight| {
-            for w in weight {
-                // Irwin and Hall: twelve uniform draws of variance 1/12.
-                let normal: f64 = (0..12).map(|_| rng.uniform(-0.5, 0.5)).sum();
-                *w = (0.01 * normal) as f32;
-            }
-        })?)
-    }
-
-    /// Cross-entropy's gradients at `features` (mean over the labelled rows); those of the features
-    /// go to `d`. Returns the share of right answers.
-    pub fn learn(&mut self, features: &Tensor, labels: &[u32], d: Option<&Tensor>) -> Result<f64> {
-        let logits = self.linear.forward(features, &mut self.ws)?;
-        let classes = logits.dim(1)?;
-        let labelled = labels.iter().filter(|label| **label != Features::NO_LABEL).count();
-        let scale = 1.0 / labelled.max(1) as f32;
-        let (right, finite) = storage::with_mut(&logits, |logits| {
-            let mut right = 0;
-            let mut finite = true;
-            for (row, label) in logits.chunks_exact_mut(classes).zip(labels) {
-                match (*label as usize) < classes {
-                    true => {
-                        right += usize::from(classify::rank(row, *label) == 0);
-                        finite &= classify::softmax_minus_target(row, *label as usize).is_finite();
-                        row.iter_mut().for_each(|g| *g *= scale);
-                    }
-                    false => row.fill(0.0),
-                }
-            }
-            (right, finite)
-        })?;
-        if !finite {
-            bail!("the classifier's loss is no number; lower its learning rate");
-        }
-        self.linear.backward(&logits, d, false)?;
-        Ok(right as f64 / labelled.max(1) as f64)
-    }
-
-    /// PyTorch's SGD: v = 0.9 v + (g + decay w), w -= lr v.
-    pub fn step(&mut self, lr: f64, decay: f64) -> Result<()> {
-        let (lr, decay) = (lr as f32, decay as f32);
-        for (param, velocity) in self.linear.params().zip(&self.velocity) {
-            param.update(|w, g| {
-                storage::with_mut(velocity, |v| {
-                    for ((w, g), v) in w.iter_mut().zip(g).zip(v) {
-                        *v = MOMENTUM as f32 * *v + (g + decay * *w);
-                        *w -= lr * *v;
-                    }
-                })
-            })??;
-        }
-        Ok(())
-    }
-
-    /// How often it is right about stored features.
-    fn accuracy(&mut self, test: &Features, device: &Device) -> Result<Accuracy> {
-        let x = Tensor::from_slice(test.values(), (test.len(), test.dim()), device)?;
-        self.ws.mode = Mode::Evaluation;
-        let out = self.linear.forward(&x, &mut self.ws)?;
-        let logits = storage::host_copy(&out)?;
-        self.ws.release(out);
-        self.ws.mode = Mode::Training;
-        let classes = logits.dim(1)?;
-        let logits = storage::read(&logits)?;
-        let of = |(row, label): (&[f32], &u32)| classify::rank(row, *label);
-        let ranks: Vec<usize> = logits.chunks_exact(classes).zip(test.labels()).map(of).collect();
-        Ok(classify::accuracy(&ranks))
-    }
-
-    /// Takes what [`Head::state`] gave, and leaves other tensors.
-    ///
-    /// # Errors
-    /// A tensor that is missing or of another shape.
-    pub fn load_state(&mut self, state: &HashMap<String, Tensor>) -> Result<()> {
-        for (name, own) in self.state() {
-            let given = state.get(&name).with_context(|| format!("tensor `{name}` is missing"))?;
-            let (want, got) = (own.dims(), given.dims());
-            ensure!(got == want, "tensor `{name}`: expected {want:?}, got {got:?}");
-            let given = given.to_dtype(DType::F32)?.contiguous()?;
-            let given = storage::read(&given)?;
-            storage::with_mut(&own, |own| own.copy_from_slice(&given))?;
-        }
-        Ok(())
-    }
-
-    /// Weights and velocities by name; shared memory.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let params = std::iter::once(self.linear.weight()).chain(&self.linear.bias);
-        let mut all: Vec<_> = params.map(|p| (p.name.clone(), p.value.clone())).collect();
-        for (name, velocity) in ["velocity.weight", "velocity.bias"].iter().zip(&self.velocity) {
-            all.push(((*name).to_owned(), velocity.clone()));
-        }
-        all
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::nn::storage::read;
-
-    #[test]
-    fn the_heads_gradients_are_the_derivatives_of_the_cross_entropy() {
-        let mut head = Head::new(3, 4, &Device::Cpu).unwrap();
-        head.draw(3).unwrap();
-        let values: Vec<f32> = (0..15).map(|i| ((i * 7) % 11) as f32 * 0.2 - 1.0).collect();
-        let x = Tensor::from_vec(values, (5, 3), &Device::Cpu).unwrap();
-        let labels = [0, 3, Features::NO_LABEL, 1, 2];
-        let loss = |head: &mut Head, x: &Tensor| -> f64 {
-            let logits = head.linear.forward(x, &mut head.ws).unwrap();
-            let logits = logits.to_vec2::<f32>().unwrap();
-            let rows = logits.into_iter().zip(labels).filter(|(_, l)| *l != Features::NO_LABEL);
-            let each =
-                rows.map(|(mut row, l)| classify::softmax_minus_target(&mut row, l as usize));
-            each.sum::<f64>() / 4.0
-        };
-        let d = storage::zeros((5, 3), &Device::Cpu).unwrap();
-        head.learn(&x, &labels, Some(&d)).unwrap();
-        let grads: Vec<Vec<f32>> =
-            head.linear.params().map(|p| read(&p.grad).unwrap().to_vec()).collect();
-        let targets: Vec<Tensor> = head.linear.params().map(|p| p.value.clone()).collect();
-        let inputs = read(&d).unwrap().to_vec();
-        for (target, grad) in targets.iter().zip(&grads).chain([(&x, &inputs)]) {
-            for (i, g) in grad.iter().enumerate() {
-                let mut at = |by: f32| {
-                    storage::with_mut(target, |t| t[i] += by).unwrap();
-                    let value = loss(&mut head, &x);
-                    storage::with_mut(target, |t| t[i] -= by).unwrap();
-                    value
-                };
-                let slope = (at(1e-2) - at(-1e-2)) / 2e-2;
-                assert!((slope - f64::from(*g)).abs() < 1e-3, "{i}: {slope} {g}");
-            }
-        }
-    }
 }

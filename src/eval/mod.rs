@@ -12,7 +12,7 @@
 //! - [`online`]: a linear classifier that learns beside the training.
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
 //! - [`progress`]: what the latter go on from when their process ended.
-//! - `classify`: cross-entropy and ranks, for both.
+//! - `classify`, `head`: cross-entropy and ranks, for both; a linear classifier with its SGD.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 
@@ -21,6 +21,7 @@ mod classify;
 pub mod compare;
 pub mod encode;
 pub mod features;
+mod head;
 pub mod knn;
 mod lbfgs;
 pub mod linear;

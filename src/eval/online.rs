@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 
 use super::Features;
-use super::linear::Head;
+use super::head::Head;
 
 /// Softmax regression by SGD with momentum 0.9 and a constant rate.
 pub struct OnlineProbe {
