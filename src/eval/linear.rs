@@ -19,13 +19,10 @@ use super::head::{Head, MOMENTUM};
 use super::progress::Progress;
 use super::{Accuracy, Features};
 use crate::config::{Misconfigured, RunConfig};
-use crate::model::TwinNet;
+use crate::model::{BACKBONE, TwinNet};
 use crate::nn::storage;
 use crate::optim::{Optimizer, Sgd, SgdConfig};
 use crate::train::images_of;
-
-/// What the names of the backbone's tensors begin with.
-const BACKBONE: &str = "backbone.";
 
 /// Options of the protocols; the defaults are the authors' linear one.
 #[derive(Clone, Debug, PartialEq)]

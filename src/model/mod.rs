@@ -18,4 +18,5 @@ pub use graph::{Graph, Node, Op, Value};
 pub use predictor::Predictor;
 pub use projector::{Projector, ProjectorLayers};
 pub use resnet::ResNet;
+pub(crate) use twin_net::BACKBONE;
 pub use twin_net::TwinNet;

@@ -14,7 +14,7 @@ use super::{init, state};
 use crate::nn::{BatchNorm, Engine, Mode, Param, Workspace, storage};
 
 /// Names of the backbone's tensors begin with this.
-const BACKBONE: &str = "backbone.";
+pub(crate) const BACKBONE: &str = "backbone.";
 /// Names of the projector's tensors begin with this.
 const PROJECTOR: &str = "projector";
 

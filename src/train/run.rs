@@ -97,22 +97,15 @@ impl Run {
                 "nothing is to be done from a checkpoint of {step} steps: train.epochs ends the run at {steps}"
             )));
         }
-        let (server, board) = match watch.metrics {
-            Some(address) => {
-                let board = Arc::new(Board::default());
-                (Some(Server::start(address, Arc::clone(&board))?), Some(board))
-            }
-            None => (None, None),
-        };
+        let board = watch.metrics.map(|_| Arc::new(Board::default()));
+        let server = watch.metrics.zip(board.clone());
+        let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
         // From here on the folder is changed.
         if chosen {
             checkpoint::set_aside_after(dir, step)?;
         }
         if step < steps || chosen {
-            // They tell of the end of an earlier part.
-            for stale in [SUMMARY_FILE, SCORES_FILE] {
-                let _ = std::fs::remove_file(dir.join(stale));
-            }
+            forget_the_end(dir);
         }
         let events =
             config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
@@ -229,6 +222,13 @@ fn lock(dir: &Path) -> Result<File> {
         bail!("another process trains in {}", dir.display());
     }
     Ok(lock)
+}
+
+/// Removes what tells of the end of an earlier part.
+fn forget_the_end(dir: &Path) {
+    for stale in [SUMMARY_FILE, SCORES_FILE] {
+        let _ = std::fs::remove_file(dir.join(stale));
+    }
 }
 
 /// The classifier that learns beside the training, if `config` asks for it.

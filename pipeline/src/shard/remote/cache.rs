@@ -16,6 +16,12 @@ use super::net::is_given_up;
 use crate::shard::atomic::PART;
 use crate::{Error, Result};
 
+mod shared;
+#[cfg(test)]
+mod tests;
+
+use shared::{Owners, make_locks, open_lock, owner};
+
 /// A part that nobody wrote to for so long is a dead process's, where no lock can tell.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
@@ -41,6 +47,8 @@ pub(crate) struct Cache {
     patience: Duration,
     /// [`File::try_lock`], but for tests of file systems without locks.
     try_lock: fn(&File) -> Result<(), TryLockError>,
+    /// [`Owners::of`], but for tests of a folder of several users'.
+    owners: fn(&Path) -> Result<Owners>,
 }
 
 /// The right to download an entry; ends with the process, however that ends.
@@ -106,8 +114,9 @@ impl Cache {
         patience: Duration,
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Cache> {
-        make_locks(folder).map_err(|e| Error::io(folder, e))?;
-        let cache = Cache { folder: folder.to_owned(), limit, patience, try_lock };
+        make_locks(folder, &folder.join(LOCKS)).map_err(|e| Error::io(folder, e))?;
+        let cache =
+            Cache { folder: folder.to_owned(), limit, patience, try_lock, owners: Owners::of };
         let now = SystemTime::now();
         for part in cache.files()? {
             let Some(entry) = part.part_of() else { continue };
@@ -194,9 +203,9 @@ impl Cache {
         files.sort_by_key(|file| (file.is_index(), file.used));
         let now = SystemTime::now();
         let fresh = |file: &Cached| now.duration_since(file.used).is_ok_and(|since| since < IN_USE);
-        let owners = Owners::of(&self.folder)?;
+        let owners = (self.owners)(&self.folder)?;
         let removable = |file: &&Cached| {
-            file.part_of().is_none() && !(gentle && fresh(file)) && owners.may_remove(file)
+            file.part_of().is_none() && !(gentle && fresh(file)) && owners.may_remove(file.owner)
         };
         let most: u64 = files.iter().filter(removable).map(|file| file.size).sum();
         if total - most > self.limit - size {
@@ -267,65 +276,6 @@ impl Cache {
     }
 }
 
-/// Opens the file of a lock. One that another user made may not be open to writing, which a lock
-/// does not need.
-fn open_lock(path: &Path) -> Result<File> {
-    let opened = File::options().write(true).create(true).truncate(false).open(path);
-    let opened = match opened {
-        Err(denied) if denied.kind() == ErrorKind::PermissionDenied => {
-            File::open(path).or(Err(denied))
-        }
-        other => other,
-    };
-    opened.map_err(|e| Error::io(path, e))
-}
-
-/// The folder of locks, as open to others as the cache is.
-fn make_locks(folder: &Path) -> std::io::Result<()> {
-    let locks = folder.join(LOCKS);
-    std::fs::create_dir_all(folder)?;
-    match std::fs::create_dir(&locks) {
-        Ok(()) => std::fs::set_permissions(&locks, std::fs::metadata(folder)?.permissions()),
-        Err(_) if locks.is_dir() => Ok(()),
-        Err(error) => Err(error),
-    }
-}
-
-/// The user whose file it is; 0 for all where the system does not tell.
-fn owner(_meta: &std::fs::Metadata) -> u32 {
-    #[cfg(unix)]
-    return std::os::unix::fs::MetadataExt::uid(_meta);
-    #[cfg(not(unix))]
-    0
-}
-
-/// Who may remove what: in a folder with the sticky bit, as those have that all may write to, only
-/// the owners of the folder and of the file.
-struct Owners {
-    sticky: bool,
-    folder: u32,
-    me: u32,
-}
-
-impl Owners {
-    fn of(folder: &Path) -> Result<Owners> {
-        let meta = std::fs::metadata(folder).map_err(|e| Error::io(folder, e))?;
-        #[cfg(unix)]
-        let (sticky, me) = {
-            use std::os::unix::fs::PermissionsExt;
-            // SAFETY: it takes nothing, cannot fail and changes nothing.
-            (meta.permissions().mode() & 0o1000 != 0, unsafe { libc::geteuid() })
-        };
-        #[cfg(not(unix))]
-        let (sticky, me) = (false, 0);
-        Ok(Owners { sticky, folder: owner(&meta), me })
-    }
-
-    fn may_remove(&self, file: &Cached) -> bool {
-        !self.sticky || [0, self.folder, file.owner].contains(&self.me)
-    }
-}
-
 struct Cached {
     path: PathBuf,
     size: u64,
@@ -384,252 +334,5 @@ impl Part {
             File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
         }
         Ok(self.target)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(cache: &Cache, name: &str, size: u64, age: u64) -> PathBuf {
-        let mut part = cache.begin(name, size, false).unwrap().unwrap();
-        part.write(&vec![7; size as usize]).unwrap();
-        let path = part.finish().unwrap();
-        let then = SystemTime::now() - Duration::from_secs(age);
-        File::options().append(true).open(&path).unwrap().set_modified(then).unwrap();
-        path
-    }
-
-    const PATIENCE: Duration = Duration::from_millis(300);
-
-    /// The name of an entry.
-    fn named(shard: &str) -> String {
-        let state = Identity { size: 4, etag: Some("x".into()), modified: 0 };
-        entry_name(&format!("http://h/{shard}"), &state, None).unwrap()
-    }
-
-    #[test]
-    fn the_entries_used_longest_ago_make_room() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let old = entry(&cache, &named("old"), 40, 500);
-        let new = entry(&cache, &named("new"), 40, 5);
-        let more = entry(&cache, &named("more"), 50, 0);
-        assert!(!old.exists() && new.exists() && more.exists());
-        // What is under way counts, and what is in use stays where that was asked for.
-        assert!(cache.begin(&named("gentle"), 20, true).unwrap().is_none());
-        let part = cache.begin(&named("part"), 60, false).unwrap().unwrap();
-        assert!(!new.exists() && !more.exists());
-        assert!(cache.begin(&named("another"), 60, false).unwrap().is_none());
-        drop(part);
-        assert!(cache.begin(&named("another"), 60, false).unwrap().is_some());
-        assert!(cache.begin(&named("huge"), 101, false).unwrap().is_none());
-    }
-
-    #[test]
-    fn indexes_make_room_after_all_shards() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let index = entry(&cache, &format!("{}.idx", named("a.tar")), 20, 900);
-        let newer = entry(&cache, &format!("{}.idx", named("b.tar")), 20, 800);
-        let shard = entry(&cache, &named("a.tar"), 50, 5);
-        let more = entry(&cache, &named("b.tar"), 60, 5);
-        assert!(index.exists() && newer.exists() && !shard.exists() && more.exists());
-        let large = entry(&cache, &named("c.tar"), 70, 0);
-        assert!(!index.exists() && newer.exists() && !more.exists() && large.exists());
-    }
-
-    #[test]
-    fn files_that_are_no_entries_are_neither_counted_nor_removed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (hash, upper) = ("0123456789abcdef", "0123456789ABCDEF");
-        let foreign = [
-            "thesis.tex".to_owned(),
-            "train-000000.tar".to_owned(),
-            "train-000000.tar.idx".to_owned(),
-            ".bashrc".to_owned(),
-            ".train.tar.Ab12Cd.part".to_owned(),
-            "film.part".to_owned(),
-            format!("{hash}-a.tar"),
-            format!("{hash}-{hash}"),
-            format!("{hash}-{hash}-"),
-            format!("{hash}-{hash}-.idx"),
-            format!("{hash}-{upper}-a.tar"),
-            format!("{hash}-{}-a.tar", &hash[1..]),
-            format!("{hash}-{hash}-a b.tar"),
-            format!("{hash}-{hash}-{}", "a".repeat(101)),
-            format!("x{hash}-{hash}-a.tar"),
-            format!(".{hash}-{hash}-a.tar"),
-            format!(".{hash}-{hash}-a.tar.part"),
-            format!("{hash}-{hash}-a.tar.abcDE1.part~"),
-            "locks/thesis.lock".to_owned(),
-            "folder/inner.tar".to_owned(),
-        ];
-        std::fs::create_dir(folder.path().join("locks")).unwrap();
-        std::fs::create_dir(folder.path().join("folder")).unwrap();
-        // A folder whose name is an entry's.
-        std::fs::create_dir(folder.path().join(named("folder"))).unwrap();
-        let then = SystemTime::now() - 100 * ABANDONED;
-        for name in &foreign {
-            let path = folder.path().join(name);
-            std::fs::write(&path, [7; 1000]).unwrap();
-            File::options().append(true).open(&path).unwrap().set_modified(then).unwrap();
-        }
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let entries = ["a", "b", "c"].map(|shard| entry(&cache, &named(shard), 60, 0));
-        assert_eq!(entries.map(|path| path.exists()), [false, false, true]);
-        cache.forget_stale(&named("a"));
-        drop(
-            Cache::open(folder.path(), 0, PATIENCE).unwrap().begin(&named("d"), 0, false).unwrap(),
-        );
-        for name in &foreign {
-            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), [7; 1000], "{name}");
-        }
-        assert!(folder.path().join(named("folder")).is_dir());
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn entries_have_the_mode_of_any_new_file_so_that_a_cache_can_be_shared() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let path = entry(&cache, &named("a"), 40, 0);
-        let other = folder.path().join("other");
-        std::fs::write(&other, "1").unwrap();
-        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&path), mode(&other));
-        // A lock that another user made is taken without writing to it.
-        let lock = folder.path().join(LOCKS).join(format!("{}.lock", named("b")));
-        std::fs::write(&lock, "").unwrap();
-        std::fs::set_permissions(&lock, PermissionsExt::from_mode(0o444)).unwrap();
-        assert!(cache.lock(&named("b")).unwrap().is_some());
-
-        // Who may write to the cache may lock in it.
-        let shared = folder.path().join("shared");
-        std::fs::create_dir(&shared).unwrap();
-        std::fs::set_permissions(&shared, PermissionsExt::from_mode(0o1777)).unwrap();
-        Cache::open(&shared, 100, PATIENCE).unwrap();
-        assert_eq!(mode(&shared.join(LOCKS)), 0o777);
-    }
-
-    #[test]
-    fn nothing_goes_for_room_that_the_files_of_others_leave_none_of() {
-        let file =
-            |owner| Cached { path: PathBuf::new(), size: 1, used: SystemTime::UNIX_EPOCH, owner };
-        let may = |sticky, folder, me| {
-            [7, 8, 9].map(|owner| Owners { sticky, folder, me }.may_remove(&file(owner)))
-        };
-        assert_eq!(may(true, 7, 9), [false, false, true]);
-        assert_eq!(may(true, 9, 9), [true; 3]);
-        assert_eq!(may(true, 7, 0), [true; 3]);
-        assert_eq!(may(false, 7, 9), [true; 3]);
-    }
-
-    #[test]
-    fn a_lock_that_cannot_be_had_keeps_nobody_from_the_other_entries() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let whole = entry(&cache, &named("a"), 40, 0);
-        let b = named("b");
-        std::fs::write(folder.path().join(format!(".{b}.abcDE1.part")), "1").unwrap();
-        std::fs::create_dir(folder.path().join(LOCKS).join(format!("{b}.lock"))).unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        assert_eq!(cache.find(&named("a"), Some(40)), Some(whole));
-        assert!(cache.lock(&b).is_err());
-    }
-
-    #[test]
-    fn a_process_that_stands_still_while_it_counts_keeps_nobody_waiting() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let stopped = open_lock(&folder.path().join(LOCKS).join("room.lock")).unwrap();
-        stopped.lock().unwrap();
-        let (sender, done) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
-            let begun = cache.begin(&named("a"), 10, false).unwrap().is_some();
-            sender.send((begun, cache)).unwrap();
-        });
-        let (begun, cache) = done.recv_timeout(Duration::from_secs(20)).expect("it waits");
-        assert!(!begun);
-        drop(stopped);
-        assert!(cache.begin(&named("a"), 10, false).unwrap().is_some());
-    }
-
-    #[test]
-    fn a_lock_is_held_by_one_and_parts_of_the_dead_are_cleared_away() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let (a, b) = (named("a"), named("b"));
-        let held = cache.lock(&a).unwrap().unwrap();
-        assert!(cache.lock(&a).unwrap().is_none());
-        let alive = folder.path().join(format!(".{a}.abcDE1.part"));
-        let dead = folder.path().join(format!(".{b}.abcDE2.part"));
-        std::fs::write(&alive, "1").unwrap();
-        std::fs::write(&dead, "1").unwrap();
-        Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        assert!(alive.exists() && !dead.exists());
-        drop(held);
-        assert!(cache.lock(&a).unwrap().is_some());
-    }
-
-    #[test]
-    fn without_locks_only_parts_that_nobody_writes_to_are_cleared_away() {
-        let folder = tempfile::tempdir().unwrap();
-        let (a, b) = (named("a"), named("b"));
-        let [alive, dead] =
-            [&a, &b].map(|entry| folder.path().join(format!(".{entry}.abcDE1.part")));
-        for (path, age) in [(&alive, Duration::from_secs(60)), (&dead, 2 * ABANDONED)] {
-            std::fs::write(path, "1").unwrap();
-            let file = File::options().append(true).open(path).unwrap();
-            file.set_modified(SystemTime::now() - age).unwrap();
-        }
-        let none = |_: &File| Err(TryLockError::Error(std::io::ErrorKind::Unsupported.into()));
-        let cache = Cache::open_with(folder.path(), 100, PATIENCE, none).unwrap();
-        assert!(alive.exists() && !dead.exists());
-        let (path, when) = cache.progress(&a).unwrap();
-        assert_eq!(path, alive);
-        std::fs::write(&alive, "2").unwrap();
-        assert!(cache.progress(&a).unwrap().1 > when && cache.progress(&b).is_none());
-    }
-
-    #[test]
-    fn an_object_has_an_entry_only_where_something_tells_its_states_apart() {
-        let state = |etag: Option<&str>, modified| Identity {
-            size: 4,
-            etag: etag.map(str::to_owned),
-            modified,
-        };
-        let name = |state: &Identity, checksum| entry_name("http://h/a.tar", state, checksum);
-        assert_eq!(name(&state(None, 0), None), None);
-        let mut names: Vec<_> = [
-            name(&state(Some("x"), 0), None),
-            name(&state(None, 7), None),
-            name(&state(None, 8), None),
-            name(&state(None, 0), Some("xxh3:1")),
-            name(&state(None, 0), Some("xxh3:2")),
-        ]
-        .map(Option::unwrap)
-        .to_vec();
-        names.sort();
-        names.dedup();
-        assert_eq!(names.len(), 5);
-    }
-
-    #[test]
-    fn another_state_of_an_object_is_another_entry() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
-        let state = |size, etag: &str| Identity { size, etag: Some(etag.into()), modified: 0 };
-        let name = |url, state: &Identity| entry_name(url, state, None).unwrap();
-        let (was, is) =
-            (name("s3://b/a.tar", &state(4, "x")), name("s3://b/a.tar", &state(4, "y")));
-        let other = name("s3://c/a.tar", &state(4, "x"));
-        assert!(was != is && was[17..] != other[..17] && was.ends_with("-a.tar"));
-        let paths = [&was, &is, &other].map(|name| entry(&cache, name, 4, 0));
-        cache.forget_stale(&is);
-        assert_eq!(paths.map(|path| path.exists()), [false, true, true]);
-        assert!(cache.find(&is, Some(5)).is_none(), "a wrong size");
-        assert!(!cache.path(&is).exists());
     }
 }
