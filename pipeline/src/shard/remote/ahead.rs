@@ -202,6 +202,7 @@ impl Ahead {
             }
             match state.find(sample) {
                 Whereabouts::Nowhere => {
+                    // At most in the queue, where nobody waits for it.
                     state.overtake(sample);
                     break Ok(None);
                 }
@@ -221,7 +222,9 @@ impl Ahead {
 
     /// Says that `sample` was read in another way.
     pub fn forget(&self, sample: usize) {
-        self.shared.lock().overtake(sample as u64);
+        if self.shared.lock().overtake(sample as u64) {
+            self.shared.news.notify_all();
+        }
     }
 }
 
@@ -252,8 +255,11 @@ impl std::fmt::Debug for Ahead {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
-    use crate::shard::remote::server::Server;
+    use crate::rng::Rng;
+    use crate::shard::remote::server::{Fault, Server};
     use crate::shard::{OpenOptions, ReadScratch, raw_header, tar_write};
 
     #[test]
@@ -289,5 +295,72 @@ mod tests {
             assert!(stride != 1 || asked < 100, "{asked} requests");
             assert!(ahead.shared.lock().is_empty(), "{ahead:?}");
         }
+    }
+
+    #[test]
+    fn whoever_waits_for_a_block_that_goes_looks_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = Vec::new();
+        tar_write::append_member(&mut tar, "0.ppm", &[1; 100]);
+        tar.extend(tar_write::END);
+        std::fs::write(folder.path().join("a.tar"), &tar).unwrap();
+        let server = Server::of_folder(folder.path());
+        let set = ShardSet::open(&server.url("a.tar"), &OpenOptions::default()).unwrap();
+        let ahead = set.ahead(32 << 10, true).unwrap();
+        server.misbehave(|_, _| Fault::Hang(Duration::from_secs(60)));
+        ahead.queue(0);
+        ahead.pump(&set);
+        let (sender, taken) = std::sync::mpsc::channel();
+        let waiting = Arc::clone(&ahead);
+        std::thread::spawn(move || sender.send(waiting.take(&set, 0)));
+        // Long enough for it to wait.
+        assert!(taken.recv_timeout(Duration::from_millis(300)).is_err(), "nothing has come");
+        // Another epoch's turn of the sample, which the cache has by now.
+        ahead.forget(0);
+        let taken = taken.recv_timeout(Duration::from_secs(20)).expect("it waits for ever");
+        assert!(taken.unwrap().is_none(), "a request of its own");
+    }
+
+    #[test]
+    fn nobody_waits_for_ever_whatever_is_taken_and_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = Vec::new();
+        for n in 0..12 {
+            tar_write::append_member(&mut tar, &format!("{n:02}.ppm"), &[1; 100]);
+        }
+        tar.extend(tar_write::END);
+        std::fs::write(folder.path().join("a.tar"), &tar).unwrap();
+        let server = Server::of_folder(folder.path());
+        let set = ShardSet::open(&server.url("a.tar"), &OpenOptions::default()).unwrap();
+        server.misbehave(|_, before| match before % 3 {
+            0 => Fault::None,
+            n => Fault::Hang(Duration::from_micros(300 * n as u64)),
+        });
+        let ahead = set.ahead(1 << 20, true).unwrap();
+        let (sender, over) = std::sync::mpsc::channel();
+        let set = Arc::new(set);
+        for thread in 0..4u64 {
+            let (set, ahead, sender) = (Arc::clone(&set), Arc::clone(&ahead), sender.clone());
+            std::thread::spawn(move || {
+                let mut rng = Rng::keyed(1, 0, thread, 0);
+                for _ in 0..400 {
+                    let sample = rng.below(12);
+                    ahead.queue(sample);
+                    if rng.chance(0.5) {
+                        ahead.pump(&set);
+                    }
+                    if rng.chance(0.5) {
+                        ahead.take(&set, sample as usize).unwrap();
+                    } else {
+                        ahead.forget(sample as usize);
+                    }
+                }
+                sender.send(()).unwrap();
+            });
+        }
+        for _ in 0..4 {
+            over.recv_timeout(Duration::from_secs(60)).expect("somebody waits for ever");
+        }
+        assert!(ahead.shared.lock().is_empty(), "{ahead:?}");
     }
 }

@@ -143,15 +143,17 @@ impl Expected {
         self.of_sample.get(&sample)?.front().copied()
     }
 
-    /// Notes that a sample was read in another way, wherever it stands.
-    pub fn overtake(&mut self, sample: u64) {
+    /// Notes that a sample was read in another way, wherever it stands. True where a block went with it
+    /// before it arrived: the next epoch's turn of a sample may overtake this one's, and whoever waits for
+    /// that block has to look again.
+    pub fn overtake(&mut self, sample: u64) -> bool {
         if let Some(id) = self.first_block(sample) {
-            drop(self.release(sample, id));
-            return;
+            let arrived = self.release(sample, id).is_some();
+            return !arrived && !self.blocks.contains_key(&id);
         }
         if let Some(at) = self.planned.iter().position(|&planned| planned == sample) {
             self.planned.remove(at);
-            return;
+            return false;
         }
         let queued = self.queued.get(&sample).copied().unwrap_or(0);
         let overtaken = self.overtaken.entry(sample).or_default();
@@ -159,6 +161,7 @@ impl Expected {
         if *overtaken == 0 {
             self.overtaken.remove(&sample);
         }
+        false
     }
 
     /// Takes `sample` out of block `id`, which goes with its last sample. The bytes and where they begin
@@ -256,7 +259,7 @@ mod tests {
         assert!(matches!(expected.find(5), Whereabouts::Nowhere));
         assert_eq!(expected.blocks[&id].users, 1);
         // In its block, which goes with it.
-        expected.overtake(3);
+        assert!(expected.overtake(3), "whoever waits for it has to know");
         assert!(expected.is_empty());
         assert_eq!(expected.join(0, 0..10, &[3]), None, "nobody is left");
         assert!(expected.is_empty());
