@@ -13,16 +13,18 @@
 //! `aside-0000000320` is such a folder, too, that no run goes on from by itself: the state before a step whose numbers were
 //! not finite, or one later than what [`set_aside_after`] was asked to go on from.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use bt_pipeline::Position;
 use candle_core::{Device, Tensor};
-use serde::{Deserialize, Serialize};
 
-use crate::config::RunConfig;
+mod state;
+
+pub use state::State;
+use state::{FORMAT, FileSum, seal_of, sum_of};
+
 use crate::files::sync_folder;
 use crate::model::TwinNet;
 
@@ -39,87 +41,6 @@ const TEMPORARY: &str = ".tmp-";
 const PREFIX: &str = "step-";
 /// What the names of those begin with that no run goes on from by itself.
 const ASIDE: &str = "aside-";
-
-/// What `state.json` holds.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct State {
-    /// Version of this layout.
-    pub format: u32,
-    /// The program's version.
-    pub version: String,
-    /// Optimizer steps done.
-    pub step: u64,
-    /// The next batch.
-    pub position: Position,
-    /// Samples of the training set, which the position is relative to.
-    pub samples: u64,
-    /// What tells the training set from others of its size (`src/train/save.rs`); empty where nothing does, and in
-    /// checkpoints of earlier versions.
-    #[serde(default)]
-    pub fingerprint: String,
-    /// The effective configuration.
-    pub config: RunConfig,
-    /// Name -> length and checksum of the other files.
-    files: BTreeMap<String, FileSum>,
-    /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in checkpoints
-    /// of earlier versions.
-    #[serde(default)]
-    checksum: String,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct FileSum {
-    bytes: u64,
-    /// 64-bit XXH3, hexadecimal.
-    xxh3: String,
-}
-
-const FORMAT: u32 = 1;
-
-impl State {
-    /// The checksum of the network's tensors.
-    pub fn weights_sum(&self) -> &str {
-        self.files.get(WEIGHTS).map_or("", |sum| &sum.xxh3)
-    }
-
-    /// The state after `step` steps.
-    pub fn new(step: u64, position: Position, samples: u64, config: &RunConfig) -> Self {
-        State {
-            format: FORMAT,
-            version: env!("CARGO_PKG_VERSION").into(),
-            step,
-            position,
-            samples,
-            fingerprint: String::new(),
-            config: config.clone(),
-            files: BTreeMap::new(),
-            checksum: "0".repeat(DIGITS),
-        }
-    }
-
-    /// As the text of `state.json`, with its checksum.
-    fn to_json(&self) -> Result<Vec<u8>> {
-        let mut text = serde_json::to_vec_pretty(self)?;
-        if let Some((sum, digits)) = seal_of(&text) {
-            text[digits].copy_from_slice(sum.as_bytes());
-        }
-        Ok(text)
-    }
-}
-
-/// What stands before the checksum in `state.json`. Quotes inside of strings are escaped, so it
-/// stands nowhere else.
-const SEAL: &[u8] = b"\"checksum\": \"";
-/// Digits of a checksum.
-const DIGITS: usize = 16;
-
-/// What the checksum in `text` should be, and where it stands.
-fn seal_of(text: &[u8]) -> Option<(String, std::ops::Range<usize>)> {
-    let at = text.windows(SEAL.len()).position(|window| window == SEAL)? + SEAL.len();
-    let mut zeroed = text.to_vec();
-    zeroed.get_mut(at..at + DIGITS)?.fill(b'0');
-    Some((format!("{:016x}", xxhash_rust::xxh3::xxh3_64(&zeroed)), at..at + DIGITS))
-}
 
 /// A checkpoint that was read and verified.
 pub struct Checkpoint {
@@ -413,123 +334,5 @@ fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
     candle_core::safetensors::load(path, &Device::Cpu).with_context(|| path.display().to_string())
 }
 
-fn sum_of(path: &Path) -> std::io::Result<FileSum> {
-    use std::io::Read;
-    let mut file = File::open(path)?;
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    let (mut chunk, mut bytes) = (vec![0; 64 << 10], 0);
-    loop {
-        let n = file.read(&mut chunk)?;
-        if n == 0 {
-            return Ok(FileSum { bytes, xxh3: format!("{:016x}", hasher.digest()) });
-        }
-        hasher.update(&chunk[..n]);
-        bytes += n as u64;
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn saved(run: &Path, step: u64, keep: usize) -> PathBuf {
-        let tensor = |v: f64| {
-            let values = Tensor::full(v, (2, 3), &Device::Cpu).unwrap();
-            vec![("t".to_owned(), values)]
-        };
-        let state = State::new(step, Position { epoch: 1, batch: 2 }, 10, &RunConfig::default());
-        let weights = tensor(step as f64);
-        let (optimizer, method) = (tensor(0.5), tensor(0.1));
-        let tensors = Tensors { weights, optimizer, method, probe: Vec::new() };
-        save(run, state, tensors, keep).unwrap()
-    }
-
-    #[test]
-    fn the_last_ones_are_kept_and_the_newest_is_found() {
-        let run = tempfile::tempdir().unwrap();
-        assert!(latest(run.path(), |_| ()).unwrap().is_none());
-        for step in [1, 2, 30] {
-            saved(run.path(), step, 2);
-        }
-        assert_eq!(list(&run.path().join(FOLDER)).len(), 2);
-        let found = find(run.path()).unwrap();
-        assert_eq!((found.state.step, found.state.position.batch), (30, 2));
-        assert_eq!(found.weights().unwrap()["t"].to_vec2::<f64>().unwrap()[1][2], 30.0);
-    }
-
-    #[test]
-    fn a_later_checkpoint_that_was_passed_over_takes_nobodys_place() {
-        let run = tempfile::tempdir().unwrap();
-        saved(run.path(), 900, 1);
-        let damaged = saved(run.path(), 1000, 9);
-        fs::write(damaged.join(STATE), "{").unwrap();
-        // Resumed from 900.
-        let own = saved(run.path(), 950, 1);
-        assert_eq!(list(&run.path().join(FOLDER)), [own, damaged]);
-        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 950);
-    }
-
-    #[test]
-    fn what_is_set_aside_is_read_when_it_is_asked_for_and_never_by_itself() {
-        let run = tempfile::tempdir().unwrap();
-        for step in [1, 2, 30] {
-            saved(run.path(), step, 9);
-        }
-        set_aside_after(run.path(), 1).unwrap();
-        // One of an earlier attempt stands there already.
-        saved(run.path(), 2, 9);
-        set_aside_after(run.path(), 1).unwrap();
-        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
-        let aside = run.path().join(FOLDER).join("aside-0000000030");
-        assert_eq!(find(&aside).unwrap().state.step, 30);
-        // They take nobody's place, and nobody takes theirs.
-        saved(run.path(), 5, 1);
-        assert_eq!(list(&run.path().join(FOLDER)).len(), 1);
-        assert!(aside.exists());
-    }
-
-    #[test]
-    fn a_state_that_cannot_be_read_back_is_not_saved() {
-        let run = tempfile::tempdir().unwrap();
-        saved(run.path(), 1, 1);
-        let mut config = RunConfig::default();
-        config.eval.temperature = f64::INFINITY;
-        let state = State::new(2, Position::default(), 10, &config);
-        assert!(save(run.path(), state, Tensors::default(), 1).is_err());
-        assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
-    }
-
-    #[test]
-    fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
-        let run = tempfile::tempdir().unwrap();
-        saved(run.path(), 1, 5);
-        let newest = saved(run.path(), 2, 5);
-        for (name, cut) in [(WEIGHTS, 0), (OPTIMIZER, 9), (METHOD, 1), (STATE, 40)] {
-            let path = newest.join(name);
-            let whole = fs::read(&path).unwrap();
-            let mut bytes = whole.clone();
-            if cut == 0 {
-                *bytes.last_mut().unwrap() ^= 1;
-            } else {
-                bytes.truncate(bytes.len() - cut);
-            }
-            fs::write(&path, bytes).unwrap();
-            let said = std::cell::RefCell::new(String::new());
-            let found = latest(run.path(), |text| said.borrow_mut().push_str(text)).unwrap();
-            assert_eq!(found.unwrap().state.step, 1);
-            assert!(said.borrow().contains("step-0000000002"), "{}", said.borrow());
-            fs::write(&path, whole).unwrap();
-        }
-    }
-
-    #[test]
-    fn what_a_killed_process_left_is_cleaned_and_never_found() {
-        let run = tempfile::tempdir().unwrap();
-        let left = run.path().join(FOLDER).join(".tmp-abc");
-        fs::create_dir_all(&left).unwrap();
-        fs::write(left.join(STATE), "{}").unwrap();
-        assert!(latest(run.path(), |_| ()).unwrap().is_none());
-        clean(run.path()).unwrap();
-        assert!(!left.exists());
-    }
-}
+mod tests;

@@ -9,9 +9,17 @@ use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
 
+mod build;
+mod head;
+
+pub use build::IndexBuilder;
+pub(crate) use head::{Head, fingerprint, foreign};
+#[cfg(feature = "remote")]
+pub(crate) use head::{fingerprint_of, fingerprint_ranges};
+
 use super::map::{Map, slice};
 use super::{Format, Limits, damaged};
-use crate::{Error, Result};
+use crate::Result;
 
 const MAGIC: &[u8; 8] = b"BTSHARDX";
 const VERSION: u32 = 1;
@@ -105,190 +113,6 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 
 fn long(bytes: &[u8], at: usize) -> u64 {
     u64::from(word(bytes, at)) | u64::from(word(bytes, at + 4)) << 32
-}
-
-/// A number that tells one shard file from another: XXH3-64 of its length,
-/// its first and last 4096 bytes and 512 bytes at each quarter.
-pub(crate) fn fingerprint(shard: &[u8]) -> u64 {
-    let length = shard.len() as u64;
-    let piece = |range: std::ops::Range<u64>| &shard[range.start as usize..range.end as usize];
-    fingerprint_of(length, fingerprint_ranges(length).map(piece))
-}
-
-/// The parts of a shard of `length` bytes that its fingerprint looks at.
-pub(crate) fn fingerprint_ranges(length: u64) -> [std::ops::Range<u64>; 5] {
-    let quarter = |n: u64| length / 4 * n..length.min(length / 4 * n + 512);
-    let last = length.saturating_sub(4096)..length;
-    [0..length.min(4096), quarter(1), quarter(2), quarter(3), last]
-}
-
-/// The fingerprint by the bytes of [`fingerprint_ranges`].
-pub(crate) fn fingerprint_of<'a>(length: u64, pieces: impl IntoIterator<Item = &'a [u8]>) -> u64 {
-    let mut bytes = Vec::with_capacity(10_000);
-    bytes.extend(length.to_le_bytes());
-    pieces.into_iter().for_each(|piece| bytes.extend(piece));
-    xxh3_64(&bytes)
-}
-
-/// Collects entries and lays out an index.
-#[derive(Clone, Debug, Default)]
-pub struct IndexBuilder {
-    entries: Vec<u8>,
-    keys: Vec<u8>,
-    side: Vec<u8>,
-    side_ends: Vec<u8>,
-    classes: u32,
-    skipped: u32,
-}
-
-impl IndexBuilder {
-    /// Adds the next sample.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when the keys of the shard exceed 4 GiB.
-    pub fn push(&mut self, key: &str, entry: &Entry) -> Result<()> {
-        let place = u32::try_from(self.keys.len()).ok().zip(u32::try_from(key.len()).ok());
-        let place = place.filter(|(at, length)| at.checked_add(*length).is_some());
-        let place =
-            place.ok_or_else(|| Error::Usage("the keys of one shard exceed 4 GiB".to_owned()))?;
-        self.keys.extend(key.as_bytes());
-        self.entries.extend(entry.to_bytes(place));
-        self.classes = self.classes.max(entry.label.map_or(0, |label| label.saturating_add(1)));
-        self.side_ends.extend((self.side.len() as u64).to_le_bytes());
-        Ok(())
-    }
-
-    /// Gives the sample added last a side index.
-    pub fn attach_side_index(&mut self, side: &[u8]) {
-        if let Some(end) = self.side_ends.last_chunk_mut::<8>() {
-            self.side.extend(side);
-            *end = (self.side.len() as u64).to_le_bytes();
-        }
-    }
-
-    /// Counts a sample without an image, which the index passes over.
-    pub fn skip(&mut self) {
-        self.skipped = self.skipped.saturating_add(1);
-    }
-
-    /// Samples so far.
-    pub fn len(&self) -> usize {
-        self.entries.len() / ENTRY
-    }
-
-    /// Whether there is no sample yet.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
-    /// The bytes of the index of a shard of `shard_bytes` bytes with the given fingerprint.
-    pub(crate) fn finish(&self, shard_bytes: u64, fingerprint: u64) -> Vec<u8> {
-        let mut sections =
-            vec![(KIND_ENTRIES, ENTRY as u32, &self.entries), (KIND_KEYS, 1, &self.keys)];
-        if !self.side.is_empty() {
-            sections.extend([(KIND_SIDE_ENDS, 8, &self.side_ends), (KIND_SIDE, 1, &self.side)]);
-        }
-        let body = HEADER + sections.len() * SECTION;
-        let mut at = body;
-        let mut table = Vec::new();
-        for &(kind, element, bytes) in &sections {
-            table.extend(kind.to_le_bytes());
-            table.extend(element.to_le_bytes());
-            table.extend((at as u64).to_le_bytes());
-            table.extend((bytes.len() as u64).to_le_bytes());
-            let checksum = if kind == KIND_SIDE { 0 } else { xxh3_64(bytes) };
-            table.extend(checksum.to_le_bytes());
-            at += bytes.len().next_multiple_of(8);
-        }
-        let mut out = Vec::with_capacity(at);
-        out.extend(MAGIC);
-        out.extend(VERSION.to_le_bytes());
-        out.extend((sections.len() as u32).to_le_bytes());
-        out.extend(shard_bytes.to_le_bytes());
-        out.extend(fingerprint.to_le_bytes());
-        out.extend((self.len() as u64).to_le_bytes());
-        out.extend(self.classes.to_le_bytes());
-        out.extend(self.skipped.to_le_bytes());
-        out.extend((at as u64).to_le_bytes());
-        let checksum = xxh3_64(&[&out[..], &table[..]].concat());
-        out.extend(checksum.to_le_bytes());
-        out.extend(table);
-        for (_, _, bytes) in sections {
-            out.extend(bytes.iter());
-            out.resize(out.len().next_multiple_of(8), 0);
-        }
-        out
-    }
-}
-
-/// What stands in an index's first 64 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
-    pub shard_bytes: u64,
-    pub fingerprint: u64,
-    pub samples: u64,
-    /// The largest label + 1.
-    pub classes: u32,
-    pub skipped: u32,
-    sections: u32,
-    index_bytes: u64,
-}
-
-impl Head {
-    /// Reads the header of the index at `path` and nothing else; `None` when there is no such file.
-    pub fn read(path: &Path) -> Result<Option<Head>> {
-        use std::io::Read;
-        let mut bytes = [0; HEADER];
-        let mut file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(path, e)),
-        };
-        match file.read_exact(&mut bytes) {
-            Ok(()) => Head::parse(&bytes, path).map(Some),
-            Err(_) => Err(damaged(
-                path,
-                0,
-                "the index is shorter than its header; make it anew with `shard index`",
-            )),
-        }
-    }
-
-    /// The header at the front of an index's bytes; `path` is for messages.
-    pub fn parse(bytes: &[u8], path: &Path) -> Result<Head> {
-        if bytes.len() < HEADER || !bytes.starts_with(MAGIC) {
-            return Err(damaged(path, 0, "not a shard index; make it anew with `shard index`"));
-        }
-        let version = word(bytes, 8);
-        if version != VERSION {
-            return Err(damaged(
-                path,
-                8,
-                format!("index version {version}, this program reads version {VERSION}"),
-            ));
-        }
-        Ok(Head {
-            sections: word(bytes, 12),
-            shard_bytes: long(bytes, 16),
-            fingerprint: long(bytes, 24),
-            samples: long(bytes, 32),
-            classes: word(bytes, 40),
-            skipped: word(bytes, 44),
-            index_bytes: long(bytes, 48),
-        })
-    }
-
-    /// The largest label + 1, which others make tables of.
-    ///
-    /// # Errors
-    /// [`Error::Shard`] when it is over the limit; `path` is the index's.
-    pub fn checked_classes(&self, path: &Path, limits: &Limits) -> Result<u32> {
-        if self.classes <= limits.label.saturating_add(1) {
-            return Ok(self.classes);
-        }
-        let (label, limit) = (self.classes - 1, limits.label);
-        Err(damaged(path, 40, format!("label {label} is over the limit of {limit}")))
-    }
 }
 
 #[derive(Debug)]
@@ -517,23 +341,6 @@ impl ShardIndex {
         }
         Err(foreign(&self.path, shard, &self.head, bytes.len() as u64))
     }
-}
-
-/// The error of an index that was made for another shard.
-pub(crate) fn foreign(index: &Path, shard: &Path, head: &Head, bytes: u64) -> Error {
-    let was = if head.shard_bytes == bytes {
-        "with other content".to_owned()
-    } else {
-        format!("of {} bytes, this one has {bytes}", head.shard_bytes)
-    };
-    let name = shard.to_string_lossy();
-    let advice = if super::union::is_url(&name) {
-        "make it anew with `shard index` where the shard is a file, and put it beside this one"
-            .to_owned()
-    } else {
-        format!("make it anew with `shard index {name}`")
-    };
-    damaged(index, 16, format!("the index was made for a shard {was}; {advice}"))
 }
 
 impl Bytes {

@@ -3,21 +3,20 @@
 //! `pattern`, which finds the files, and `access`, which reads samples.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+mod open;
+
 use super::access::Data;
-use super::index::{Head, ShardIndex, foreign, index_path};
+use super::index::{ShardIndex, index_path};
 use super::map::Map;
-use super::pattern::{Found, resolve_anywhere};
-use super::remote::{self, Remote, RemoteShard, Survey};
+use super::remote::{self, RemoteShard};
 use super::scan::{Depth, Scanned, open_tar, scan_map};
 use super::stream::ShardStream;
 use super::tar::AnyTar;
-use super::union::is_url;
-use super::zst::{FOOTER, has_table, is_zstd};
 use super::{Entry, Format, Limits, RemoteOptions, damaged};
 use crate::{Error, Result};
 
@@ -122,146 +121,6 @@ impl std::fmt::Debug for ShardSet {
 }
 
 impl ShardSet {
-    /// Opens a folder, a glob, a brace list (`train-{000000..000009}.tar.zst`) or
-    /// a manifest; several, separated by whitespace or `::`, are read one after the other. With the
-    /// feature `remote` any of them may be a URL: `s3://`, `gs://`, `az://`, `http://`, `https://`.
-    ///
-    /// What a manifest says of a shard is taken from there, what an index says
-    /// from the index; a shard with neither is scanned, which takes one pass over
-    /// its headers, and for `.tar.zst` one decompression.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] when nothing matches, there is no sample, or a URL is given to a build
-    /// without the feature; [`Error::Io`]; [`Error::Shard`] for a damaged shard, a stale manifest
-    /// or an index that belongs to another shard.
-    pub fn open(pattern: &str, options: &OpenOptions) -> Result<ShardSet> {
-        Self::assemble(pattern, options, &|| false)
-    }
-
-    /// As [`ShardSet::open`], until another thread raises `given_up`: waits for a server end within 50
-    /// ms then, work on a file when it is done with that file.
-    ///
-    /// # Errors
-    /// Those of [`ShardSet::open`]; [`Error::Io`] of the kind `Interrupted` when it was given up.
-    pub fn open_unless(
-        pattern: &str,
-        options: &OpenOptions,
-        given_up: &Arc<AtomicBool>,
-    ) -> Result<ShardSet> {
-        let is_given_up = || given_up.load(Ordering::Relaxed);
-        remote::heeding(given_up, || Self::assemble(pattern, options, &is_given_up))
-    }
-
-    fn assemble(
-        pattern: &str,
-        options: &OpenOptions,
-        is_given_up: &dyn Fn() -> bool,
-    ) -> Result<ShardSet> {
-        static IDS: AtomicU64 = AtomicU64::new(1);
-        let (limits, remote) = (&options.limits, &options.remote);
-        let found = resolve_anywhere(pattern, options.use_manifest, limits, remote)?;
-        let mut set = ShardSet {
-            id: IDS.fetch_add(1, Ordering::Relaxed),
-            infos: Vec::with_capacity(found.shards.len()),
-            shards: Vec::with_capacity(found.shards.len()),
-            samples: 0,
-            classes: found.classes,
-            options: options.clone(),
-            touched: AtomicU64::new(0),
-        };
-        let behind = Self::survey(&found.shards, options)?;
-        for (shard, remote) in found.shards.into_iter().zip(behind) {
-            if is_given_up() {
-                let kind = std::io::ErrorKind::Interrupted;
-                let source = std::io::Error::new(kind, "opening the shards was given up");
-                return Err(Error::io(&shard.path, source));
-            }
-            set.add(shard, remote)?;
-        }
-        if set.samples == 0 {
-            return Err(Error::Usage(format!("`{}`: the shards hold no samples", pattern.trim())));
-        }
-        Ok(set)
-    }
-
-    /// Which shards are behind URLs, with what the set has to know of them.
-    fn survey(found: &[Found], options: &OpenOptions) -> Result<Vec<Option<Arc<RemoteShard>>>> {
-        if !found.iter().any(|found| is_url(&found.path.to_string_lossy())) {
-            return Ok(vec![None; found.len()]);
-        }
-        let remote = Remote::new(&options.remote, &options.limits)?;
-        let behind = found.iter().map(|found| remote.shard(found)).collect::<Result<Vec<_>>>()?;
-        let asked: Vec<_> = behind.iter().flatten().cloned().collect();
-        Remote::survey(&asked, options.use_index, options.remote.parallel)?;
-        Ok(behind)
-    }
-
-    fn add(&mut self, found: Found, remote: Option<Arc<RemoteShard>>) -> Result<()> {
-        let path = found.path;
-        let shard = Shard { index: OnceLock::new(), data: OnceLock::new(), remote };
-        if let Some(remote) = &shard.remote {
-            let Survey { bytes, samples, seekable } = remote.survey(self.options.use_index)?;
-            let samples = match samples {
-                Some(samples) => samples,
-                None => {
-                    let index = self.remote_index(remote, &path)?;
-                    shard.index.get_or_init(|| index).len() as u64
-                }
-            };
-            return self.push(path, bytes, samples, seekable, shard);
-        }
-        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-        let (samples, seekable) = match found.known {
-            Some(known) if known.bytes != bytes => {
-                let cause = format!(
-                    "the manifest says {} bytes, the file has {bytes}: pack anew, or remove the manifest",
-                    known.bytes
-                );
-                return Err(damaged(&path, bytes, cause));
-            }
-            Some(known) => (known.samples, known.seekable),
-            None => (self.count(&path, bytes, &shard)?, is_seekable(&path)?),
-        };
-        self.push(path, bytes, samples, seekable, shard)
-    }
-
-    fn push(
-        &mut self,
-        path: PathBuf,
-        bytes: u64,
-        samples: u64,
-        seekable: bool,
-        shard: Shard,
-    ) -> Result<()> {
-        let samples = usize::try_from(samples)
-            .ok()
-            .filter(|&samples| self.samples.checked_add(samples).is_some());
-        let samples =
-            samples.ok_or_else(|| damaged(&path, 0, "more samples than memory can number"))?;
-        self.infos.push(ShardInfo { path, samples, first_sample: self.samples, bytes, seekable });
-        self.shards.push(shard);
-        self.samples += samples;
-        Ok(())
-    }
-
-    /// Samples of a shard that no manifest knows.
-    fn count(&self, path: &Path, bytes: u64, shard: &Shard) -> Result<u64> {
-        let index = index_path(path);
-        if self.options.use_index
-            && let Some(head) = Head::read(&index)?
-        {
-            return if head.shard_bytes == bytes {
-                Ok(head.samples)
-            } else {
-                Err(foreign(&index, path, &head, bytes))
-            };
-        }
-        let map = Map::open(path)?;
-        let scanned = scan_map(&map, path, Depth::Headers, &self.options.limits)?;
-        warn_of(&scanned, path);
-        Ok(shard.index.get_or_init(|| scanned.index).len() as u64)
-    }
-
     /// The index of a shard behind a URL: one that is kept somewhere, or that a pass over it makes.
     fn remote_index(&self, remote: &Arc<RemoteShard>, path: &Path) -> Result<ShardIndex> {
         let (limits, use_index) = (&self.options.limits, self.options.use_index);
@@ -523,19 +382,4 @@ fn warn_of(scanned: &Scanned, path: &Path) {
         let count = scanned.without_image;
         tracing::warn!("{path}: {count} samples have no image and are passed over");
     }
-}
-
-/// Whether a file allows random access, from its first and last bytes.
-fn is_seekable(path: &Path) -> Result<bool> {
-    let failed = |e| Error::io(path, e);
-    let mut file = File::open(path).map_err(failed)?;
-    let mut head = [0; 4];
-    if file.read(&mut head).map_err(failed)? < 4 || !is_zstd(&head) {
-        return Ok(true);
-    }
-    let mut tail = Vec::with_capacity(FOOTER);
-    if file.seek(SeekFrom::End(-(FOOTER as i64))).is_ok() {
-        file.read_to_end(&mut tail).map_err(failed)?;
-    }
-    Ok(has_table(&tail))
 }

@@ -1,0 +1,105 @@
+use bt_pipeline::Position;
+
+use super::*;
+use crate::config::RunConfig;
+
+fn saved(run: &Path, step: u64, keep: usize) -> PathBuf {
+    let tensor = |v: f64| {
+        let values = Tensor::full(v, (2, 3), &Device::Cpu).unwrap();
+        vec![("t".to_owned(), values)]
+    };
+    let state = State::new(step, Position { epoch: 1, batch: 2 }, 10, &RunConfig::default());
+    let weights = tensor(step as f64);
+    let (optimizer, method) = (tensor(0.5), tensor(0.1));
+    let tensors = Tensors { weights, optimizer, method, probe: Vec::new() };
+    save(run, state, tensors, keep).unwrap()
+}
+
+#[test]
+fn the_last_ones_are_kept_and_the_newest_is_found() {
+    let run = tempfile::tempdir().unwrap();
+    assert!(latest(run.path(), |_| ()).unwrap().is_none());
+    for step in [1, 2, 30] {
+        saved(run.path(), step, 2);
+    }
+    assert_eq!(list(&run.path().join(FOLDER)).len(), 2);
+    let found = find(run.path()).unwrap();
+    assert_eq!((found.state.step, found.state.position.batch), (30, 2));
+    assert_eq!(found.weights().unwrap()["t"].to_vec2::<f64>().unwrap()[1][2], 30.0);
+}
+
+#[test]
+fn a_later_checkpoint_that_was_passed_over_takes_nobodys_place() {
+    let run = tempfile::tempdir().unwrap();
+    saved(run.path(), 900, 1);
+    let damaged = saved(run.path(), 1000, 9);
+    fs::write(damaged.join(STATE), "{").unwrap();
+    // Resumed from 900.
+    let own = saved(run.path(), 950, 1);
+    assert_eq!(list(&run.path().join(FOLDER)), [own, damaged]);
+    assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 950);
+}
+
+#[test]
+fn what_is_set_aside_is_read_when_it_is_asked_for_and_never_by_itself() {
+    let run = tempfile::tempdir().unwrap();
+    for step in [1, 2, 30] {
+        saved(run.path(), step, 9);
+    }
+    set_aside_after(run.path(), 1).unwrap();
+    // One of an earlier attempt stands there already.
+    saved(run.path(), 2, 9);
+    set_aside_after(run.path(), 1).unwrap();
+    assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
+    let aside = run.path().join(FOLDER).join("aside-0000000030");
+    assert_eq!(find(&aside).unwrap().state.step, 30);
+    // They take nobody's place, and nobody takes theirs.
+    saved(run.path(), 5, 1);
+    assert_eq!(list(&run.path().join(FOLDER)).len(), 1);
+    assert!(aside.exists());
+}
+
+#[test]
+fn a_state_that_cannot_be_read_back_is_not_saved() {
+    let run = tempfile::tempdir().unwrap();
+    saved(run.path(), 1, 1);
+    let mut config = RunConfig::default();
+    config.eval.temperature = f64::INFINITY;
+    let state = State::new(2, Position::default(), 10, &config);
+    assert!(save(run.path(), state, Tensors::default(), 1).is_err());
+    assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
+}
+
+#[test]
+fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
+    let run = tempfile::tempdir().unwrap();
+    saved(run.path(), 1, 5);
+    let newest = saved(run.path(), 2, 5);
+    for (name, cut) in [(WEIGHTS, 0), (OPTIMIZER, 9), (METHOD, 1), (STATE, 40)] {
+        let path = newest.join(name);
+        let whole = fs::read(&path).unwrap();
+        let mut bytes = whole.clone();
+        if cut == 0 {
+            *bytes.last_mut().unwrap() ^= 1;
+        } else {
+            bytes.truncate(bytes.len() - cut);
+        }
+        fs::write(&path, bytes).unwrap();
+        let said = std::cell::RefCell::new(String::new());
+        let found = latest(run.path(), |text| said.borrow_mut().push_str(text)).unwrap();
+        assert_eq!(found.unwrap().state.step, 1);
+        assert!(said.borrow().contains("step-0000000002"), "{}", said.borrow());
+        fs::write(&path, whole).unwrap();
+    }
+}
+
+#[test]
+fn what_a_killed_process_left_is_cleaned_and_never_found() {
+    let run = tempfile::tempdir().unwrap();
+    let left = run.path().join(FOLDER).join(".tmp-abc");
+    fs::create_dir_all(&left).unwrap();
+    fs::write(left.join(STATE), "{}").unwrap();
+    assert!(latest(run.path(), |_| ()).unwrap().is_none());
+    clean(run.path()).unwrap();
+    assert!(!left.exists());
+}

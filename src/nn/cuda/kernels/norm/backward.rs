@@ -1,0 +1,193 @@
+//! The backward passes of batch normalisation.
+
+use candle_core::{DType, Result};
+
+use super::{NormShape, ROWS_OF_A_THREAD, expect_mask, finish, split};
+use crate::nn::cuda::kernels::{Part, Tiling, expect, unsigned};
+use crate::nn::cuda::{Arg, Backend, Span};
+
+/// What the ReLU's mask is found from.
+#[derive(Clone, Copy, Debug)]
+pub enum Mask {
+    /// There was no ReLU.
+    None,
+    /// What the forward pass noted.
+    Bits(Span),
+    /// Beta: without a residual the input says where the output was positive.
+    Input(Span),
+}
+
+/// The backward pass: gradients of gamma and beta (summed over groups), and of x: in place over
+/// `dout`, or into `dx`; with `dx`, `dout` afterwards holds the gradient masked by the ReLU, the
+/// residual's.
+///
+/// # Errors
+/// Lengths and types that do not fit.
+pub fn norm_backward(
+    b: &dyn Backend,
+    s: NormShape,
+    gamma: Span,
+    x: Span,
+    mask: Mask,
+    dout: Span,
+    dx: Option<Span>,
+    dgamma: Span,
+    dbeta: Span,
+    saved: Span,
+    scratch: Span,
+) -> Result<()> {
+    s.check()?;
+    let (open, beta, name) = match mask {
+        Mask::None => (None, None, "plain"),
+        Mask::Bits(open) => (Some(open), None, "by_bits"),
+        Mask::Input(beta) => (None, Some(beta), "by_input"),
+    };
+    for span in [Some(x), Some(dout), dx].into_iter().flatten() {
+        expect("batch norm's gradient", span, s.rows * s.channels, x.dtype)?;
+    }
+    for span in [Some(gamma), beta, Some(dgamma), Some(dbeta)].into_iter().flatten() {
+        expect("batch norm's parameters", span, s.channels, DType::F32)?;
+    }
+    expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
+    let (constants, partial) = split(s, scratch)?;
+    let vectors = [gamma, beta.unwrap_or(gamma), saved, constants];
+    let all = [&vectors[..], &[x, dout, dx.unwrap_or(x)]].concat();
+    let tiling = Tiling::new(s.channels, &all)?;
+    expect_mask(s, &tiling, open)?;
+    let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
+    let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
+
+    // The mask is stored by the first pass where `dout` is to hold it: the second then reads less.
+    let store = dx.is_some() && !matches!(mask, Mask::None);
+    let Part { rows_per_part, parts } = s.reduction();
+    let args = [
+        x.into(),
+        open.into(),
+        dout.into(),
+        Arg::U32(u32::from(store)),
+        gamma.into(),
+        beta.into(),
+        saved.into(),
+        partial.into(),
+        rows,
+        channels,
+        unsigned(rows_per_part)?,
+    ];
+    let kernel = format!("norm_grad_sums_{name}_{suffix}");
+    tiling.launch(b, &kernel, [parts, s.groups], &args)?;
+
+    let sums = Sums { gamma, saved, dgamma, dbeta, constants, partial };
+    sums.finish(b, s, parts)?;
+
+    let (name, open, beta) = if store { ("plain", None, None) } else { (name, open, beta) };
+    let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
+    let args = [
+        x.into(),
+        open.into(),
+        dout.into(),
+        dx.unwrap_or(dout).into(),
+        gamma.into(),
+        beta.into(),
+        saved.into(),
+        constants.into(),
+        rows,
+        channels,
+        unsigned(rows_per_part)?,
+    ];
+    let kernel = format!("norm_grad_apply_{name}_{suffix}");
+    tiling.launch(b, &kernel, [parts, s.groups], &args)
+}
+
+/// What the backward pass's sums become: parameters' gradients, and the constants of the input's.
+pub(in super::super) struct Sums {
+    pub gamma: Span,
+    pub saved: Span,
+    pub dgamma: Span,
+    pub dbeta: Span,
+    pub constants: Span,
+    pub partial: Span,
+}
+
+impl Sums {
+    pub fn finish(&self, b: &dyn Backend, s: NormShape, parts: usize) -> Result<()> {
+        let args = [
+            self.partial.into(),
+            self.gamma.into(),
+            self.saved.into(),
+            self.dgamma.into(),
+            self.dbeta.into(),
+            self.constants.into(),
+            unsigned(s.group_rows())?,
+            unsigned(s.channels)?,
+            unsigned(parts)?,
+            unsigned(s.groups)?,
+        ];
+        finish(b, "norm_grad_finish", s.channels, parts, &args)
+    }
+}
+
+/// One of two layers whose outputs were added, in the backward pass.
+#[derive(Clone, Copy, Debug)]
+pub struct GradBranch {
+    /// Factor.
+    pub gamma: Span,
+    /// Its input.
+    pub x: Span,
+    /// The input's gradient; may lie over `x`, and one of both over `dout`.
+    pub dx: Span,
+    /// The factor's gradient.
+    pub dgamma: Span,
+    /// The summand's.
+    pub dbeta: Span,
+    /// What the forward pass saved.
+    pub saved: Span,
+    /// Each has its own.
+    pub scratch: Span,
+}
+
+/// The backward pass of [`super::norm_train_pair`]: each of its passes reads `dout` once for both layers.
+///
+/// # Errors
+/// Lengths and types that do not fit.
+pub fn norm_backward_pair(
+    b: &dyn Backend,
+    s: NormShape,
+    pair: [GradBranch; 2],
+    open: Span,
+    dout: Span,
+) -> Result<()> {
+    s.check()?;
+    let mut all = vec![dout];
+    let mut sums = Vec::new();
+    for GradBranch { gamma, x, dx, dgamma, dbeta, saved, scratch } in pair {
+        for span in [x, dx, dout] {
+            expect("batch norm's gradient", span, s.rows * s.channels, pair[0].x.dtype)?;
+        }
+        for span in [gamma, dgamma, dbeta] {
+            expect("batch norm's parameters", span, s.channels, DType::F32)?;
+        }
+        expect("batch norm's statistics", saved, 2 * s.groups * s.channels, DType::F32)?;
+        let (constants, partial) = split(s, scratch)?;
+        all.extend([x, dx, saved, constants]);
+        sums.push(Sums { gamma, saved, dgamma, dbeta, constants, partial });
+    }
+    let tiling = Tiling::new(s.channels, &all)?;
+    expect_mask(s, &tiling, Some(open))?;
+    let ([own, other], suffix) = (pair, format!("v{}_{}", tiling.vector, dout.suffix()?));
+    let sizes = |rows_per_part| -> Result<[Arg; 3]> {
+        Ok([unsigned(s.group_rows())?, unsigned(s.channels)?, unsigned(rows_per_part)?])
+    };
+    let read = [own.x.into(), other.x.into(), open.into(), dout.into()];
+
+    let Part { rows_per_part, parts } = s.reduction();
+    let [of_own, of_other] = [&sums[0], &sums[1]];
+    let vectors = [own.saved, other.saved, of_own.partial, of_other.partial].map(Arg::from);
+    let args = [&read[..], &vectors, &sizes(rows_per_part)?].concat();
+    tiling.launch(b, &format!("norm_grad_sums_pair_{suffix}"), [parts, s.groups], &args)?;
+    sums.iter().try_for_each(|sums| sums.finish(b, s, parts))?;
+
+    let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
+    let write = [own.dx, other.dx, of_own.constants, of_other.constants].map(Arg::from);
+    let args = [&read[..], &write, &sizes(rows_per_part)?].concat();
+    tiling.launch(b, &format!("norm_grad_apply_pair_{suffix}"), [parts, s.groups], &args)
+}
