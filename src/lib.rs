@@ -19,6 +19,9 @@
 #[cfg(test)]
 extern crate self as bt_stream;
 
+#[macro_use]
+mod print;
+
 pub mod advice;
 pub mod checkpoint;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! SIGINT and SIGTERM end the process within two seconds and lose no step that was done.
+//! SIGINT, SIGTERM and SIGHUP end the process within two seconds and lose no step that was done.
 //!
 //! ```text
 //! first signal     work that has something to save (`Stop::hold`) sees `raised` and ends after its
@@ -7,26 +7,30 @@
 //! second signal    the process ends at once
 //! ```
 //!
-//! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM.
+//! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for
+//! SIGHUP, which a terminal sends that is closed; under `nohup` it stays ignored.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::flag;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::{flag, low_level};
 
 /// Time that a step has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
+/// What comes this soon after the first signal is its echo: `timeout` signals its child, then the child's
+/// group.
+const ECHO: Duration = Duration::from_millis(250);
 /// Time between the end of the last hold and the end of the process, for what is still printed.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
 /// A signal ended a command; what was done is saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("stopped by {}", if *.signal == SIGINT { "SIGINT" } else { "SIGTERM" })]
+#[error("stopped by {}", low_level::signal_name(*.signal).unwrap_or("a signal"))]
 pub struct Interrupted {
     signal: i32,
 }
@@ -52,30 +56,47 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// One that SIGINT and SIGTERM raise; to be made once in a process.
+    /// One that the signals raise; to be made once in a process.
     ///
     /// # Errors
     /// When the system refuses a handler or a thread.
     pub fn on_signals() -> Result<Stop> {
         let stop = Stop::default();
+        let mut handled = vec![SIGINT, SIGTERM];
+        if !is_ignored(SIGHUP) {
+            handled.push(SIGHUP);
+        }
         let handle = || -> std::io::Result<Signals> {
-            for signal in [SIGINT, SIGTERM] {
-                // In this order: the second signal finds the flag raised by the first.
-                let raised = || Arc::clone(&stop.raised);
-                flag::register_conditional_shutdown(signal, 128 + signal, raised())?;
+            for &signal in &handled {
+                // Seen at once, not when the thread below comes to it.
                 flag::register_usize(signal, Arc::clone(&stop.signal), signal as usize)?;
-                flag::register(signal, raised())?;
+                flag::register(signal, Arc::clone(&stop.raised))?;
             }
-            Signals::new([SIGINT, SIGTERM])
+            Signals::new(&handled)
         };
         let mut signals = handle().context("cannot handle signals")?;
-        let watched = stop.clone();
+        let (first, begun) = mpsc::channel();
         let watch = move || {
-            if signals.forever().next().is_some() {
+            let mut since = None;
+            for signal in signals.forever() {
+                match since {
+                    None => {
+                        since = Some(Instant::now());
+                        let _ = first.send(());
+                    }
+                    Some(since) if Instant::elapsed(&since) > ECHO => low_level::exit(128 + signal),
+                    Some(_) => {}
+                }
+            }
+        };
+        let watched = stop.clone();
+        let end = move || {
+            if begun.recv().is_ok() {
                 watched.end_in_time();
             }
         };
         std::thread::Builder::new().name("bt-signals".into()).spawn(watch)?;
+        std::thread::Builder::new().name("bt-end".into()).spawn(end)?;
         Ok(stop)
     }
 
@@ -151,5 +172,16 @@ pub struct Hold(Arc<AtomicUsize>);
 impl Drop for Hold {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Whether the process was started with a signal ignored, as `nohup` does with SIGHUP.
+fn is_ignored(signal: i32) -> bool {
+    let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: without a new action the call only writes the present one into `now`, which it has filled
+    // where it returns 0.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
+            && now.assume_init().sa_sigaction == libc::SIG_IGN
     }
 }

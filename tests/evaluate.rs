@@ -125,6 +125,32 @@ fn a_reader_who_has_seen_enough_is_no_failure() {
 }
 
 #[test]
+fn nobody_has_to_listen_to_what_is_said_beside_the_results() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut child = tiny_run(&shards, &dir)
+        .args(["--epochs", "2"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert_eq!(bt_stream::train::Summary::read(&dir).unwrap().steps, 12);
+    let mut child = bt_stream().args(["knn", "nowhere"]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+}
+
+#[test]
+fn few_drawn_images_are_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = bt_stream();
+    command.args(["quickstart", "--images", "70", "--test-images", "3", "--epochs", "1", "--dir"]);
+    assert!(command.arg(folder.path().join("q")).output().unwrap().status.success());
+}
+
+#[test]
 fn inspect_counts_and_draws_a_sheet() {
     let dir = tempfile::tempdir().unwrap();
     let (shards, sheet) = (tiny_shards(dir.path()), dir.path().join("sheet.png"));

@@ -35,12 +35,16 @@ fn wait_for(child: &mut Child, ready: impl Fn() -> bool) {
     }
 }
 
-/// Sends the signals, 100 ms apart, and returns how the command ended and how long it took.
-fn ended_by(signals: &[&str], mut child: Child) -> (ExitStatus, Duration) {
+/// Sends the signals, 400 ms apart, and returns how the command ended and how long it took.
+fn ended_by(signals: &[&str], child: Child) -> (ExitStatus, Duration) {
+    ended_by_each(signals, Duration::from_millis(400), child)
+}
+
+fn ended_by_each(signals: &[&str], apart: Duration, mut child: Child) -> (ExitStatus, Duration) {
     let begun = Instant::now();
     for (number, signal) in signals.iter().enumerate() {
         if number > 0 {
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(apart);
         }
         send(signal, &child);
     }
@@ -100,6 +104,44 @@ fn a_second_signal_ends_training_at_once() {
     assert_eq!(exit_code(status), 130);
     assert!(time < Duration::from_millis(900), "{time:?}");
     assert!(checkpoints(&dir).is_empty(), "there was no time to save");
+}
+
+#[test]
+fn the_echo_of_a_signal_is_no_second_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let child = in_a_slow_step(&shards, &dir);
+    let (status, time) = ended_by_each(&["-TERM", "-TERM"], Duration::from_millis(2), child);
+    assert_eq!(exit_code(status), 143);
+    assert!(time < TIME, "{time:?}");
+    assert_eq!(checkpoints(&dir).len(), 1);
+}
+
+#[test]
+fn a_closed_terminal_ends_training_with_a_checkpoint_unless_it_was_told_not_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    for (name, ignores, code) in [("ends", false, 129), ("goes-on", true, 143)] {
+        let dir = folder.path().join(name);
+        let mut command = tiny_run(&shards, &dir);
+        command.args(["--set", "train.epochs=100000"]);
+        if ignores {
+            // As `nohup` has it.
+            let mut shell = Command::new("sh");
+            shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(command.get_program());
+            shell.args(command.get_args());
+            command = shell;
+        }
+        let mut child = start(&mut command);
+        wait_for(&mut child, || !checkpoints(&dir).is_empty());
+        let signals = if ignores { &["-HUP", "-TERM"][..] } else { &["-HUP"] };
+        let (status, time) = ended_by(signals, child);
+        assert_eq!(exit_code(status), code, "{name}");
+        assert!(time < 2 * TIME, "{time:?}");
+        let metrics = bt_stream::metrics::read(&dir).unwrap();
+        let steps = checkpoint::find(&dir).unwrap().state.step;
+        assert!(metrics.last().is_some_and(|line| line.step <= steps), "a step was lost");
+    }
 }
 
 #[test]

@@ -17,10 +17,10 @@ pub struct CompletionsArgs {
 /// Prints the script for the shell to read.
 ///
 /// # Errors
-/// When it cannot be printed.
+/// None that clap's scripts can have.
 pub fn run(args: CompletionsArgs) -> Result<()> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "bt-stream", &mut script);
-    std::io::Write::write_all(&mut std::io::stdout(), &script)?;
+    print!("{}", String::from_utf8(script)?);
     Ok(())
 }

@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::{CacheArgs, ConfigSource};
+use crate::config::Misconfigured;
 use crate::eval::encode::open;
 use crate::files::write_atomically;
 use crate::report::picture::sheet;
@@ -39,6 +40,20 @@ pub struct InspectArgs {
     source: ConfigSource,
     #[command(flatten)]
     cache: CacheArgs,
+}
+
+impl InspectArgs {
+    fn check(&self) -> Result<()> {
+        let Some(path) = &self.sheet else { return Ok(()) };
+        if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
+            bail!(Misconfigured(format!("{}: the name must end in .png", path.display())));
+        }
+        if self.samples == 0 || !(16..=1024).contains(&self.side) {
+            let text = "the sheet needs at least one sample and pictures of 16 to 1024 pixels";
+            bail!(Misconfigured(text.into()));
+        }
+        Ok(())
+    }
 }
 
 /// Smallest, middle and largest value.
@@ -82,6 +97,7 @@ pub struct Statistics {
 /// # Errors
 /// Shards that cannot be read, or a sheet that cannot be written.
 pub fn run(args: InspectArgs) -> Result<()> {
+    args.check()?;
     let config = args.source.load(&args.cache.pairs())?;
     let set = open(&args.shards, "name them after `inspect`", &config.open_options())?;
     let statistics = statistics(&set)?;
@@ -91,9 +107,6 @@ pub fn run(args: InspectArgs) -> Result<()> {
         print!("{}", text(&statistics));
     }
     if let Some(path) = &args.sheet {
-        if args.samples == 0 || !(16..=1024).contains(&args.side) {
-            bail!("the sheet needs at least one sample and pictures of 16 to 1024 pixels");
-        }
         let config = config.loader()?;
         let wanted = views::spread(args.samples, set.len());
         let (samples, failed) = views::draw(&set, &wanted, &config, args.epoch)?;

@@ -61,7 +61,11 @@ impl Evaluated {
     ) -> Result<()> {
         let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
         let score = |kind: &Kind| score(kind, &source.config().eval);
-        let mut scores = vec![score(&source.trained()?)?];
+        let trained = source.trained()?;
+        // Of the samples that could be used.
+        let (train, test) = (trained.train.len(), trained.test.len());
+        let mut scores = vec![score(&trained)?];
+        drop(trained);
         if !self.no_untrained {
             scores.push(score(&source.untrained()?)?);
         }
@@ -71,16 +75,17 @@ impl Evaluated {
             }
         }
         let own = self.train.is_none() && self.test.is_none();
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&scores)?);
+        } else {
+            let path = source.checkpoint.path.display();
+            println!("{path}: {train} training and {test} test images");
+            println!("{}", table(&scores));
+        }
+        // Told first: a full disk takes no result away.
         if record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
             collect::record(&self.checkpoint, &scores)?;
         }
-        if self.json {
-            println!("{}", serde_json::to_string_pretty(&scores)?);
-            return Ok(());
-        }
-        let (train, test) = (source.train.len(), source.test.len());
-        println!("{}: {train} training and {test} test images", source.checkpoint.path.display());
-        println!("{}", table(&scores));
         Ok(())
     }
 }

@@ -180,7 +180,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         }
     };
     let of = format!(
-        "weights {} on {} samples {}; {options:?}",
+        "weights {} on {} samples {}; {options}",
         source.checkpoint.state.weights_sum(),
         train.len(),
         fingerprint(&train)
@@ -201,24 +201,29 @@ pub fn run(args: LinearArgs) -> Result<()> {
     };
     let mut net = source.checkpoint.network(&device)?;
     let found = classifier(trained, &mut net, "")?;
-    if let Some(out) = &args.out {
-        export_classifier(&mut net, &found.fc, out)?;
+    // A full disk takes no result away: it is told before the error.
+    let written = match &args.out {
+        Some(out) => export_classifier(&mut net, &found.fc, out),
+        None => Ok(()),
+    };
+    if let Err(error) = &written {
+        eprintln!("warning: {error:#}; the evaluation goes on");
     }
     let mut scores = vec![score(trained, &found)];
     if !args.no_untrained {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         scores.push(score(untrained, &classifier(untrained, &mut net, ".untrained")?));
     }
-    args.record(&scores)?;
+    let recorded = args.record(&scores);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
     } else {
-        let (few, test) = (train.len(), source.test.len());
-        println!("{few} labels, {test} test images, {} epochs", options.epochs);
+        let (few, tested) = (train.len(), found.tested);
+        println!("{few} labels, {tested} test images, {} epochs", options.epochs);
         println!("{}", table(&scores));
-        if let Some(out) = &args.out {
+        if let Some(out) = args.out.filter(|_| written.is_ok()) {
             println!("wrote {}", out.display());
         }
     }
-    Ok(())
+    written.and(recorded)
 }

@@ -1,8 +1,6 @@
 //! One file a subcommand: its arguments, and what it does with them.
 
 // First: the others print by its macros.
-#[macro_use]
-pub(crate) mod print;
 
 pub mod bench;
 pub mod completions;

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::files::write_atomically;
+use crate::metrics::METRICS_FILE;
 use crate::report::{Report, collect, render, side_by_side};
 
 /// Arguments of `bt-stream report`.
@@ -29,6 +30,12 @@ pub struct ReportArgs {
 pub fn run(args: ReportArgs) -> Result<()> {
     let mut reports = Vec::new();
     for dir in &args.runs {
+        if !dir.join(METRICS_FILE).exists() {
+            bail!(
+                "{}: no run that has taken a step: there is no {METRICS_FILE} in it",
+                dir.display()
+            );
+        }
         let (report, missing) = collect::with_pictures(dir)?;
         if let Some(why) = missing {
             eprintln!("{}: without pictures: {why:#}", dir.display());

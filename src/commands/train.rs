@@ -8,6 +8,7 @@ use clap::Args;
 
 use super::{CacheArgs, ConfigSource, TraceArgs, flag};
 use crate::config::{CONFIG_FILE, Misconfigured};
+use crate::metrics::LEDGER_FILE;
 use crate::train::{From, Watch, train_watched};
 
 /// Arguments of `bt-stream train`.
@@ -81,6 +82,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
         let saved = dir.join(CONFIG_FILE);
         if saved.exists() {
             source.config = Some(saved);
+        } else if args.data.is_none() && source.set.is_empty() {
+            bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
         }
     }
     let [cache, cache_size] = args.cache.pairs();
@@ -104,7 +107,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let trace = args.trace.begin()?;
     let watch = Watch { metrics: args.metrics, trace: trace.clone(), ..Watch::default() };
     let outcome = train_watched(&config, &from, &stop, &watch);
-    args.trace.write(trace.as_ref())?;
+    // A trace that cannot be written takes no summary away.
+    let traced = args.trace.write(trace.as_ref());
     let summary = outcome?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
@@ -116,6 +120,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
             summary.limit,
             summary.checkpoint.display()
         );
+        if summary.bad > 0 {
+            println!(
+                "{} times another sample was taken for one that could not be used: {}",
+                summary.bad,
+                config.train.dir.join(LEDGER_FILE).display()
+            );
+        }
         if !summary.advice.is_empty() {
             println!("{}", summary.advice);
         }
@@ -127,7 +138,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
         Some(interrupted) if summary.interrupted => {
             Err(interrupted).context("the run can be continued with --resume")
         }
-        _ => Ok(()),
+        _ => traced,
     }
 }
 

@@ -30,7 +30,7 @@ pub struct DataConfig {
     pub on_bad: OnBad,
     /// `skip` takes other samples for those of a shard that cannot be read, `stop` ends the run.
     pub on_bad_shard: OnBad,
-    /// The share of bad samples above which the run ends.
+    /// The share of bad samples above which the run ends, once 100 were drawn.
     pub max_bad: f64,
     /// Turn images as their EXIF orientation says.
     pub exif: bool,
@@ -61,8 +61,11 @@ impl DataConfig {
         }
     }
 
-    /// Checks what `remote` makes use of.
-    pub(super) fn check_remote(&self) -> Result<()> {
+    /// Checks what `remote` makes use of, and the limit that zstd has its own bounds for.
+    pub(super) fn check(&self) -> Result<()> {
+        if !(10..=31).contains(&self.limits.zstd_window_log) {
+            bail!("configuration: `data.limits.zstd_window_log` is from 10 to 31");
+        }
         if parse_bytes(&self.cache_size).is_none() {
             let size = &self.cache_size;
             bail!("configuration: `data.cache_size` is {size:?}, expected bytes as in \"100GB\"");

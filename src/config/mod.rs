@@ -163,7 +163,7 @@ impl RunConfig {
         if self.data.budget_mb > MOST_MB {
             bail!("configuration: `data.budget_mb` is at most {MOST_MB}");
         }
-        self.data.check_remote()?;
+        self.data.check()?;
         self.model.check().context("configuration")?;
         self.optim.validate().context("configuration")?;
         let views = self.views.views().context("configuration")?;

@@ -12,7 +12,7 @@ use candle_core::Device;
 
 use super::Features;
 use super::baseline::{HISTOGRAM_DIM, colour_histogram, raw_pixels};
-use crate::config::RunConfig;
+use crate::config::{Misconfigured, RunConfig};
 use crate::model::TwinNet;
 use crate::report::picture::fit;
 use crate::train::images_of;
@@ -27,7 +27,7 @@ pub const RAW_SIDE: usize = 32;
 /// No shards, or unreadable ones.
 pub fn open(pattern: &str, key: &str, limits: &OpenOptions) -> Result<Arc<ShardSet>> {
     if pattern.is_empty() {
-        bail!("no shards were given: {key}");
+        bail!(Misconfigured(format!("no shards were given: {key}")));
     }
     let set = ShardSet::open(pattern, limits)?;
     if set.is_empty() {

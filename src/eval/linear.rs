@@ -54,6 +54,18 @@ impl Default for LinearConfig {
     }
 }
 
+/// As `linear --state` tells one evaluation from another.
+impl std::fmt::Display for LinearConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let LinearConfig { epochs, batch_size, lr, lr_backbone, weight_decay, seed } = self;
+        write!(f, "{epochs} epochs, batch {batch_size}, rate {lr}, ")?;
+        if let Some(lr) = lr_backbone {
+            write!(f, "backbone's rate {lr}, ")?;
+        }
+        write!(f, "weight decay {weight_decay}, seed {seed}")
+    }
+}
+
 impl LinearConfig {
     /// The authors' fine-tuning on few labels: 20 epochs without decay, the backbone at a
     /// hundredth of the classifier's rate.
@@ -94,6 +106,8 @@ impl LinearConfig {
 pub struct Classifier {
     /// On the test set.
     pub accuracy: Accuracy,
+    /// Test samples, without those that could not be read.
+    pub tested: usize,
     /// Its weight, `[classes, features]`, and then its bias, `[classes]`.
     pub fc: Vec<Tensor>,
 }
@@ -144,7 +158,7 @@ pub fn evaluate(
     let Training { net, mut head, .. } = training;
     let rows = if options.lr_backbone.is_some() { tested(net)? } else { before };
     let accuracy = head.accuracy(&rows, &Device::Cpu)?;
-    Ok(Classifier { accuracy, fc: head.values() })
+    Ok(Classifier { accuracy, tested: rows.len(), fc: head.values() })
 }
 
 /// What learns, and by what.

@@ -44,7 +44,7 @@ impl Progress {
         let of = metadata.get(OF).map_or("no evaluation", String::as_str);
         if of != self.of {
             bail!(Misconfigured(format!(
-                "{path} is the state of another evaluation: of {of}, not {}",
+                "{path} is the state of another evaluation: of {of}, not {}; name another file or remove it",
                 self.of
             )));
         }

@@ -12,7 +12,7 @@ use candle_core::Tensor;
 use serde_json::json;
 
 use crate::checkpoint::Checkpoint;
-use crate::config::RunConfig;
+use crate::config::{Misconfigured, RunConfig};
 use crate::files::write_atomically;
 use crate::model::{ModelConfig, Stem, TwinNet};
 
@@ -40,10 +40,10 @@ impl Format {
         match out.extension().and_then(|extension| extension.to_str()) {
             Some("safetensors") => Ok(Self::Torchvision),
             Some("onnx") => Ok(Self::Onnx),
-            _ => bail!(
+            _ => bail!(Misconfigured(format!(
                 "{}: expected a name ending in .safetensors or .onnx, or --format",
                 out.display()
-            ),
+            ))),
         }
     }
 

@@ -188,6 +188,13 @@ impl Study {
                 "a study sets `{key}` itself: its file has the seeds, --dir the folder"
             );
         }
+        for key in overrides.iter().filter_map(|pair| pair.split('=').next().map(str::trim)) {
+            ensure!(
+                !file.grid.contains_key(key)
+                    && !file.cells.iter().any(|cell| has(&cell.config, key)),
+                "`{key}` is what the study's rows differ in: --set would make them all alike"
+            );
+        }
         let given = |key: &str| overrides.iter().any(|pair| pair.starts_with(&format!("{key}=")));
         let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
         let drawn = file.drawn.filter(|_| !named && !given("data.train"));
@@ -266,6 +273,17 @@ fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
         planned = next;
     }
     Ok(planned)
+}
+
+/// Whether a table says something of the dotted `key`.
+fn has(table: &toml::Table, key: &str) -> bool {
+    match key.split_once('.') {
+        None => table.contains_key(key),
+        Some((section, rest)) => match table.get(section) {
+            Some(toml::Value::Table(inner)) => has(inner, rest),
+            other => other.is_some(),
+        },
+    }
 }
 
 /// Puts `from` over `into`, table by table.

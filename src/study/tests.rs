@@ -111,6 +111,14 @@ fn what_is_wrong_is_told_with_the_cells_name() {
         let refused = Study::parse(&text, Path::new("."), Path::new("out"), &[key.to_owned()]);
         assert!(refused.unwrap_err().to_string().contains("itself"), "{key}");
     }
+    let grid = format!("{head}[grid]\n'loss.lambda' = [0.1, 0.2]");
+    let listed = format!("{head}{cell}\nconfig.loss.lambda = 0.1");
+    for text in [grid, listed] {
+        let set =
+            |pair: &str| Study::parse(&text, Path::new("."), Path::new("out"), &[pair.to_owned()]);
+        assert!(set("loss.lambda=3").unwrap_err().to_string().contains("differ in"));
+        assert!(set("loss.scale=3").is_ok());
+    }
 }
 
 #[test]

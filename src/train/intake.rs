@@ -15,7 +15,7 @@ use bt_pipeline::memory::BatchMemory;
 use bt_pipeline::{Batch, Loader, LoaderConfig};
 use candle_core::{DType, Device, Tensor};
 
-use crate::config::AugmentDevice;
+use crate::config::{AugmentDevice, Misconfigured};
 use crate::nn::cuda::kernels::augment::{self, ViewRecords, Views};
 use crate::nn::cuda::kernels::elementwise;
 use crate::nn::cuda::{Backend, Mark, Upload};
@@ -104,10 +104,10 @@ impl Intake {
         let normal = |view: &ViewConfig| (view.normalize.mean, view.normalize.std);
         let engine = Engine::of(device)?;
         let finishes = finisher == AugmentDevice::Cuda;
-        ensure!(
-            !finishes || engine.backend().is_some(),
-            "augment.device = \"cuda\" wants a CUDA device in train.device"
-        );
+        if finishes && engine.backend().is_none() {
+            let text = "augment.device = \"cuda\" wants a CUDA device in train.device";
+            bail!(Misconfigured(text.into()));
+        }
         Ok(Self {
             engine,
             views: views.iter().map(normal).collect(),

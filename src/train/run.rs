@@ -281,6 +281,14 @@ fn classes(set: &ShardSet, what: &str) -> Result<usize> {
 /// Whether the evaluation between epochs can be done: what would end the run hours later.
 fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     if config.eval.knn_every == 0 {
+        // It is for the evaluations after the run.
+        if !config.data.val.is_empty()
+            && let Err(error) = open(&config.data.val, "data.val", &config.open_options())
+        {
+            tracing::warn!(
+                "data.val, which `knn`, `probe` and `linear` will want, cannot be opened: {error:#}"
+            );
+        }
         return Ok(());
     }
     if config.data.val.is_empty() {

@@ -21,6 +21,9 @@ pub struct Summary {
     pub steps: u64,
     /// Source images trained on by this process.
     pub images: u64,
+    /// Times that this process left a sample out and took another; `bad-samples.jsonl` lists them.
+    #[serde(default)]
+    pub bad: u64,
     /// Whether a signal ended it before its last step.
     pub interrupted: bool,
     /// Wall seconds of this process, from the first batch asked for.
@@ -91,6 +94,7 @@ impl Run {
         let summary = Summary {
             steps: self.step,
             images: (self.step - self.begun_step) * config.train.batch_size as u64,
+            bad: loader.bad,
             interrupted,
             seconds: seconds(wall),
             step_seconds: clock.laps.iter().map(|(n, t)| ((*n).to_owned(), seconds(*t))).collect(),

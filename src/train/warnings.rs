@@ -11,6 +11,19 @@ use crate::config::RunConfig;
 /// Values that an optimizer step keeps for each parameter: value, gradient, and one or two moments.
 const PER_PARAMETER: u64 = 4;
 
+/// Keys and sections that decide a run's result.
+const DECIDE: [&str; 9] = [
+    "method",
+    "views",
+    "model",
+    "loss",
+    "optim",
+    "data.exif",
+    "data.max_megapixels",
+    "train.epochs",
+    "train.precision",
+];
+
 /// What a person should know of `config` before a run begins with it, or goes on with it from `found`; `parameters` are
 /// those of a network on the CPU.
 ///
@@ -26,6 +39,13 @@ pub(super) fn warnings(
         let changed = changed(&found.config, config)?;
         if !changed.is_empty() {
             all.push(format!("warning: goes on with other settings: {}", changed.join(", ")));
+        }
+        let (was, is) = (&found.config.train.init, &config.train.init);
+        if was != is {
+            let init = is.display();
+            all.push(format!(
+                "warning: train.init = \"{init}\" is not read: the run goes on from its checkpoint"
+            ));
         }
     }
     let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
@@ -53,9 +73,7 @@ fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
         of.get(key).cloned().unwrap_or_else(|| "the default".into())
     };
     let decides = |key: &&&String| {
-        ["method", "views", "model", "loss", "optim", "train.epochs", "train.precision"]
-            .iter()
-            .any(|part| key.as_str() == *part || key.starts_with(&format!("{part}.")))
+        DECIDE.iter().any(|part| key.as_str() == *part || key.starts_with(&format!("{part}.")))
     };
     let differs = keys.iter().filter(decides).filter(|key| was.get(**key) != is.get(**key));
     Ok(differs.map(|key| format!("{key} {} -> {}", shown(&was, key), shown(&is, key))).collect())

@@ -9,7 +9,7 @@ use clap::Args;
 
 use super::median;
 use crate::commands::{ConfigSource, train::set_threads};
-use crate::config::RunConfig;
+use crate::config::{Misconfigured, RunConfig};
 use crate::learner::Learner;
 use crate::nn::Engine;
 use crate::nn::cuda::Profiler;
@@ -54,6 +54,14 @@ pub(super) struct StepFigures {
     pub loss: f64,
 }
 
+/// Whether there is something to measure.
+pub(super) fn check(batch: usize, steps: usize) -> Result<()> {
+    if batch < 2 || steps == 0 {
+        bail!(Misconfigured("a batch of at least 2 and at least 1 step".into()));
+    }
+    Ok(())
+}
+
 /// Median wall and CPU milliseconds of each part, a line for each method.
 pub(super) fn step(args: StepArgs) -> Result<()> {
     // Options under `[loss]` are those of the method that is asked for.
@@ -62,10 +70,11 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     set_threads(configured.train.threads)?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
-    ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    check(batch, args.steps)?;
     let device = crate::train::device(&configured.train)?;
     if args.profile && device.is_cpu() {
-        bail!("--profile wants a CUDA device; on the CPU `perf record` knows more");
+        let text = "--profile wants a CUDA device; on the CPU `perf record` knows more";
+        bail!(Misconfigured(text.into()));
     }
     let threads = rayon::current_num_threads();
     if !args.json {

@@ -36,7 +36,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     set_threads(config.train.threads)?;
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch = config.train.batch_size.min(set.len());
-    ensure!(batch >= 2 && args.steps > 0, "a batch of at least 2 and at least 1 step");
+    step::check(batch, args.steps)?;
     let device = crate::train::device(&config.train)?;
     let mut intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
     let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
