@@ -103,15 +103,17 @@ impl Stop {
     /// Ends the process when nothing is held any more.
     fn end_in_time(&self) {
         let mut waited = Duration::ZERO;
-        while self.holds.load(Ordering::SeqCst) > 0 {
-            let tick = Duration::from_millis(10);
-            std::thread::sleep(tick);
-            waited += tick;
-            if waited >= GRACE {
-                self.overdue.store(true, Ordering::SeqCst);
+        let held = || self.holds.load(Ordering::SeqCst) > 0;
+        while held() {
+            while held() {
+                let tick = Duration::from_millis(10);
+                std::thread::sleep(tick);
+                waited += tick;
+                if waited >= GRACE {
+                    self.overdue.store(true, Ordering::SeqCst);
+                }
             }
-        }
-        if waited > Duration::ZERO {
+            // Who holds anew in this time has more to save.
             std::thread::sleep(LAST_WORDS);
         }
         if let Some(interrupted) = self.interrupted() {

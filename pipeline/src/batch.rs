@@ -72,6 +72,8 @@ pub struct Batch {
     /// What was drawn for each view, in the order of the data, where the loader leaves colours, blur
     /// and solarize to the consumer ([`Finish::Consumer`](crate::Finish)); else empty.
     pub unfinished: Vec<ViewParams>,
+    /// How often a sample was left out for another on the way to it.
+    pub(crate) bad: u32,
     spec: BatchSpec,
     buffer: Option<Buffer>,
     pool: Sender<Buffer>,
@@ -212,6 +214,7 @@ impl Filling {
 struct Results {
     labels: Vec<std::sync::atomic::AtomicU32>,
     samples: Vec<std::sync::atomic::AtomicU64>,
+    bad: std::sync::atomic::AtomicU32,
     /// Empty until the first is left.
     unfinished: Mutex<Vec<ViewParams>>,
 }
@@ -221,6 +224,7 @@ impl Results {
         Results {
             labels: (0..size).map(|_| Batch::NO_LABEL.into()).collect(),
             samples: (0..size).map(|_| 0.into()).collect(),
+            bad: 0.into(),
             unfinished: Mutex::default(),
         }
     }
@@ -279,6 +283,11 @@ impl Task {
         self.results.samples[slot].store(sample, Ordering::Relaxed);
     }
 
+    /// Notes that a sample was left out.
+    pub(crate) fn note_bad(&self) {
+        self.results.bad.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Leaves it to the consumer to finish item `nth`'s views, of which `params` were drawn.
     pub(crate) fn leave(&mut self, nth: usize, params: &[ViewParams]) {
         let Filling { spec, size, .. } = *self.filling;
@@ -311,6 +320,7 @@ impl Task {
             labels: self.results.labels.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
             samples: self.results.samples.iter().map(load).collect(),
             unfinished: std::mem::take(&mut unfinished),
+            bad: self.results.bad.load(Ordering::Relaxed),
             spec: filling.spec,
             buffer: shared.buffer.take(),
             pool: filling.pool.clone(),

@@ -272,15 +272,15 @@ impl Feeder {
     /// Waits for a buffer and hands the batch's tasks to the workers. False when
     /// the stream was dropped.
     fn send(&mut self, place: Place, items: Vec<Item>) -> bool {
-        let Outlets { pool, free, tasks, .. } = &self.outlets;
+        let (pool, tasks) = (self.outlets.pool.clone(), self.outlets.tasks.clone());
         let start = Instant::now();
-        let buffer = free.recv();
+        let buffer = self.outlets.free.recv();
         self.recorder.lap(Stage::FeedWait, start);
         let Ok(buffer) = buffer else { return false };
         if self.stopped() {
             return false;
         }
-        let stats = &self.recorder.stats;
+        let stats = Arc::clone(&self.recorder.stats);
         stats.queue(Queue::Filling, 1);
         for task in Filling::split(self.spec, place, buffer, pool.clone(), items, self.grain) {
             // It waits for room as long as there are workers, and they leave when
@@ -289,6 +289,9 @@ impl Feeder {
             if tasks.send(task).is_err() {
                 return false;
             }
+            // A batch may be longer than the queue of what is fetched ahead: a sample that is not in it
+            // before it is read would be fetched for nobody afterwards.
+            self.fetch_ahead();
         }
         true
     }

@@ -48,6 +48,11 @@ pub struct BatchStream {
     next: u64,
     total: u64,
     stats: Arc<Stats>,
+    /// The share of bad samples that ends the stream, and what of the batches so far were bad or read.
+    /// Judged in the batches' order, so that any number of threads end it at the same one.
+    max_bad: f64,
+    bad: u64,
+    read: u64,
     stop: Arc<AtomicBool>,
     /// Wakes a feeder that waits for a buffer.
     wake: Sender<Buffer>,
@@ -74,6 +79,9 @@ impl BatchStream {
             next: 0,
             total,
             stats: Arc::new(Stats::default()),
+            max_bad: loader.config.max_bad,
+            bad: 0,
+            read: 0,
             stop: Arc::new(AtomicBool::new(false)),
             wake: pool.clone(),
             ahead: loader.ahead(),
@@ -97,8 +105,8 @@ impl BatchStream {
         for nth in 0..threads {
             let (set, config) = (Arc::clone(&loader.set), Arc::clone(&loader.config));
             let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
-            let worker =
-                Worker::new(set, config, recorder(&format!("worker {nth}")), ahead.clone());
+            let recorder = recorder(&format!("worker {nth}"));
+            let worker = Worker::new(set, config, recorder, ahead.clone(), Arc::clone(&stop));
             let (inbox, outlet) = (inbox.clone(), finished.clone());
             let ahead = ahead.clone();
             stream.spawn(&format!("bt-work-{nth}"), finished.clone(), move || {
@@ -179,15 +187,28 @@ impl BatchStream {
             }
         };
         self.stats.lap(Stage::BatchWait, start);
+        let item = item.and_then(|batch| self.judge(batch));
         match &item {
             Ok(_) => {
                 self.next += 1;
-                self.stats.queue(Queue::Ready, -1);
                 self.stats.count_batch();
             }
             Err(_) => self.next = self.total,
         }
         Some(item)
+    }
+}
+
+impl BatchStream {
+    /// Gives a batch on, unless too many samples have been bad up to it.
+    fn judge(&mut self, batch: Batch) -> Result<Batch> {
+        self.stats.queue(Queue::Ready, -1);
+        self.bad += u64::from(batch.bad);
+        self.read += u64::from(batch.bad) + batch.size as u64;
+        match self.stats.too_many_bad(self.max_bad, self.bad, self.read) {
+            Some(text) => Err(Error::TooManyBad(text)),
+            None => Ok(batch),
+        }
     }
 }
 

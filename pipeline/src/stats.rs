@@ -173,10 +173,8 @@ impl Stats {
         }
     }
 
-    /// What to tell when more than `share` of the samples read so far are bad.
-    pub(crate) fn too_many_bad(&self, share: f64) -> Option<String> {
-        let bad = self.bad.load(Relaxed);
-        let read = self.samples.load(Relaxed) + bad;
+    /// What to tell when more than `share` of `read` samples are bad.
+    pub(crate) fn too_many_bad(&self, share: f64, bad: u64, read: u64) -> Option<String> {
         if read < ENOUGH_SAMPLES || bad as f64 <= share * read as f64 {
             return None;
         }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::augment::{Augmenter, Crop, ViewParams};
@@ -12,6 +13,7 @@ use crate::rng::Rng;
 use crate::shard::remote::Ahead;
 use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
 use crate::stats::{BadSample, Queue, Recorder, Stage};
+use crate::sync::AtomicBool;
 use crate::{Error, Image, Result};
 
 /// First view number of the draws that replace a bad sample; views count from 0.
@@ -27,6 +29,8 @@ pub(crate) struct Worker {
     recorder: Recorder,
     maker: ViewMaker,
     scratch: ReadScratch,
+    /// The stream was dropped.
+    stop: Arc<AtomicBool>,
 }
 
 /// Decodes and augments; what is left of [`Worker`] while a sample is borrowed.
@@ -44,6 +48,7 @@ impl Worker {
         config: Arc<LoaderConfig>,
         recorder: Recorder,
         ahead: Option<Arc<Ahead>>,
+        stop: Arc<AtomicBool>,
     ) -> Self {
         let maker = ViewMaker {
             decoder: Decoder::new(config.decode),
@@ -51,7 +56,7 @@ impl Worker {
             image: Image::default(),
             params: Vec::new(),
         };
-        Worker { set, config, recorder, maker, scratch: ReadScratch::reading_ahead(ahead) }
+        Worker { set, config, recorder, maker, scratch: ReadScratch::reading_ahead(ahead), stop }
     }
 
     /// The worker has waited for a task since `start`, and has one.
@@ -82,6 +87,8 @@ impl Worker {
                 Err(error) => error,
             };
             self.note_bad(sample, error)?;
+            task.note_bad();
+            self.check_stop()?;
             let key = REPLACEMENT_KEY + attempt;
             let mut rng = Rng::keyed(self.config.seed, task.epoch(), position, key);
             sample = rng.below(self.set.len() as u64);
@@ -99,8 +106,15 @@ impl Worker {
         })
     }
 
-    /// Puts a bad sample on record, or gives its error back; ends the stream when
-    /// there are too many.
+    /// An error for nobody when the stream was dropped: replacements may take long to find.
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(Error::Usage("the stream was dropped".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// Puts a bad sample on record, or gives its error back.
     fn note_bad(&self, sample: u64, error: Error) -> Result<()> {
         let bad = match error {
             Error::Sample { path, key, offset, cause } if self.config.on_bad == OnBad::Skip => {
@@ -114,9 +128,8 @@ impl Worker {
             }
             other => return Err(other),
         };
-        let stats = &self.recorder.stats;
-        stats.count_bad(sample, || bad);
-        stats.too_many_bad(self.config.max_bad).map_or(Ok(()), |text| Err(Error::TooManyBad(text)))
+        self.recorder.stats.count_bad(sample, || bad);
+        Ok(())
     }
 
     /// The record of a sample whose shard or index is what is damaged. Its key may
@@ -162,6 +175,7 @@ impl Worker {
         let mut stream = self.set.stream(shard)?;
         let mut owned = OwnedSample::default();
         for place in info.first_sample as u64..=sample {
+            self.check_stop()?;
             match stream.next_into(&mut owned) {
                 Ok(true) => {}
                 Ok(false) => return Err(short_shard(info)),

@@ -7,7 +7,7 @@ use std::fs::OpenOptions;
 use std::path::Path;
 use std::sync::Arc;
 
-use bt_pipeline::shard::{ReadScratch, Salvaged};
+use bt_pipeline::shard::{self, Limits, PackOptions, ReadScratch, Salvaged, open_source, pack};
 use bt_pipeline::{Error, Loader, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
 use common::{Coding, config, open, write_shards};
 
@@ -89,6 +89,55 @@ fn a_streamed_shard_that_is_torn_stops_or_counts_as_bad_samples() {
 }
 
 #[test]
+fn a_shard_that_is_torn_or_gone_when_the_set_is_opened_counts_as_bad_samples_where_that_is_wanted()
+{
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("raw")).unwrap();
+    let raw = write_shards(&folder.path().join("raw"), &[40, 20, 20], Coding::Tar, &[]);
+    let packed = folder.path().join("packed");
+    let source = open_source(&raw.to_string_lossy(), folder.path(), &Limits::default()).unwrap();
+    for (name, zstd) in [("tar", None), ("zst", Some(1))] {
+        let packing = PackOptions { samples_per_shard: Some(20), zstd, ..PackOptions::default() };
+        pack(&*source, &packed.join(name), "t", &packing, &mut |_| {}).unwrap();
+    }
+    for (name, first, second) in [
+        ("tar", "shard-000001.tar", "shard-000002.tar"),
+        ("zst", "shard-000001.tar.zst", "shard-000002.tar.zst"),
+    ] {
+        let folder = packed.join(name);
+        cut(&folder, first, 3000);
+        let options = shard::OpenOptions { keep_bad_shards: true, ..Default::default() };
+        let opened = |options: &shard::OpenOptions| {
+            ShardSet::open(&folder.to_string_lossy(), options).map(Arc::new)
+        };
+        assert!(matches!(opened(&Default::default()), Err(Error::Shard { .. })));
+        for gone in [false, true] {
+            if gone {
+                std::fs::remove_file(folder.join(second)).unwrap();
+                assert!(matches!(
+                    opened(&Default::default()),
+                    Err(Error::Shard { .. } | Error::Io { .. })
+                ));
+            }
+            let set = opened(&options).unwrap();
+            assert_eq!(set.len(), 80);
+            let bad = if gone { 20..60 } else { 20..40 };
+            for shuffle in [Shuffle::Global, Shuffle::None] {
+                let with = |on_bad_shard| LoaderConfig {
+                    on_bad_shard,
+                    max_bad: 0.95,
+                    shuffle,
+                    ..config(10)
+                };
+                assert!(epoch(&set, with(OnBad::Stop)).is_err());
+                let seen = epoch(&set, with(OnBad::Skip)).unwrap();
+                assert!(seen.iter().flatten().all(|sample| !bad.contains(sample)), "{name} {gone}");
+            }
+        }
+    }
+}
+
+#[test]
 fn too_large_a_share_of_bad_samples_ends_the_stream_with_the_commonest_causes() {
     let folder = tempfile::tempdir().unwrap();
     let bad: Vec<u64> = (0..200).step_by(4).collect();
@@ -97,6 +146,57 @@ fn too_large_a_share_of_bad_samples_ends_the_stream_with_the_commonest_causes() 
     assert_eq!(epoch(&set, allowed).unwrap().len(), 10);
     let error = epoch(&set, LoaderConfig { max_bad: 0.1, ..config(20) }).unwrap_err().to_string();
     assert!(error.contains("could not be used") && error.contains(" x "), "{error}");
+}
+
+#[test]
+fn too_many_bad_samples_end_the_stream_at_the_same_batch_for_any_number_of_threads() {
+    let folder = tempfile::tempdir().unwrap();
+    // 11 of the first 107 are bad, and no more.
+    let bad: Vec<u64> = (0..10).map(|n| n * 9 + 9).chain([106]).collect();
+    let set = open(&write_shards(folder.path(), &[400], Coding::Tar, &bad));
+    for threads in [1, 2, 3, 8] {
+        let config = LoaderConfig { threads, shuffle: Shuffle::None, max_bad: 0.1, ..config(20) };
+        let loader = Loader::new(Arc::clone(&set), config).unwrap();
+        let good = loader.start(Position::default(), 1).unwrap().take_while(Result::is_ok).count();
+        // After 100 images 10 of 110 are bad; in the sixth batch it is 11 of 131.
+        assert_eq!(good, 20, "{threads}");
+    }
+    let strict =
+        |threads| LoaderConfig { threads, shuffle: Shuffle::None, max_bad: 0.09, ..config(20) };
+    for threads in [1, 2, 3, 8] {
+        let loader = Loader::new(Arc::clone(&set), strict(threads)).unwrap();
+        let good = loader.start(Position::default(), 1).unwrap().take_while(Result::is_ok).count();
+        assert_eq!(good, 4, "{threads}");
+    }
+}
+
+#[test]
+fn a_dropped_stream_waits_for_no_replacement() {
+    let folder = tempfile::tempdir().unwrap();
+    // It can only be read from its front, and most of it is bad.
+    let mut tar = tar::Builder::new(Vec::new());
+    let nonsense: Vec<u8> =
+        (0..1 << 20).map(|n: u32| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for n in 0..150 {
+        let image = if n % 50 == 0 { &b"P6 1 1 255\n\x10\x20\x30"[..] } else { &nonsense };
+        common::append(&mut tar, &format!("{n:06}.png"), image);
+    }
+    let frame = zstd::encode_all(&tar.into_inner().unwrap()[..], 1).unwrap();
+    std::fs::write(folder.path().join("a.tar.zst"), frame).unwrap();
+    let set = open(folder.path());
+    let shuffle = Shuffle::Window { shards: 1, samples: 8 };
+    let config = LoaderConfig { threads: 1, max_bad: 1.0, shuffle, ..config(8) };
+    let stream = Loader::new(set, config).unwrap().start(Position::default(), 1).unwrap();
+    let bad = || stream.stats().snapshot().bad;
+    let begun = std::time::Instant::now();
+    while bad() == 0 {
+        assert!(begun.elapsed().as_secs() < 60, "no sample was found to be bad");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let (stats, before) = (Arc::clone(stream.stats()), bad());
+    drop(stream);
+    // The one in progress, and no other of dozens.
+    assert!(stats.snapshot().bad <= before + 2);
 }
 
 #[test]

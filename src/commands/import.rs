@@ -12,6 +12,7 @@ use crate::config::CONFIG_FILE;
 use crate::exchange::import;
 use crate::files::write_atomically;
 use crate::learner::Learner;
+use crate::model::Stem;
 use crate::train::device;
 
 /// Arguments of `bt-stream import`.
@@ -47,7 +48,16 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let tensors = import::read(&args.file)?;
     let tensors = import::backbone(tensors, args.prefix.as_deref()).with_context(context)?;
     let mut config = args.source.load(&[])?;
-    config.model = import::describe(&tensors, &config.model).with_context(context)?;
+    let model = import::describe(&tensors, &config.model).with_context(context)?;
+    let own_views = args.source.set.iter().any(|pair| pair.trim_start().starts_with("views."));
+    if model.stem == Stem::Cifar && args.source.config.is_none() && !own_views {
+        // Views of 224 x 224 with ImageNet's normalisation would cost much and find little.
+        config = args.source.load(&[Some("views.preset=barlow-cifar".to_owned())])?;
+        eprintln!(
+            "note: the stem is CIFAR's: views.preset = \"barlow-cifar\" (32 x 32); `--config` or `--set views. ...` says otherwise"
+        );
+    }
+    config.model = model;
     config.train.dir = args.dir.clone();
     let mut learner = Learner::new(&config, &device(&config.train)?)?;
     learner.start_from(&tensors).with_context(context)?;

@@ -98,6 +98,9 @@ impl LinearArgs {
         if self.labels != 1.0 {
             add(format!("{}% of labels", (1e6 * self.labels).round() / 1e4));
         }
+        if own.seed != usual.seed {
+            add(format!("seed {}", own.seed));
+        }
         if own.epochs != usual.epochs {
             add(format!("{} epochs", own.epochs));
         }

@@ -42,7 +42,9 @@ pub fn run(args: ProbeArgs) -> Result<()> {
         seed: args.seed,
     };
     let (share, seed) = (args.labels, args.seed);
-    args.what.measure(share == 1.0, |kind, _| {
+    // What is kept for report and card is the run's own evaluation; a trial takes no result's place.
+    let own = share == 1.0 && options == ProbeConfig::default();
+    args.what.measure(own, |kind, _| {
         if share == 1.0 {
             return kind.score(None, Some(&options));
         }

@@ -107,7 +107,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let trace = args.trace.begin()?;
     let watch = Watch { metrics: args.metrics, trace: trace.clone(), ..Watch::default() };
     let outcome = train_watched(&config, &from, &stop, &watch);
-    // A trace that cannot be written takes no summary away.
+    // A trace may be large. One that cannot be written takes no summary away.
+    let _hold = stop.hold();
     let traced = args.trace.write(trace.as_ref());
     let summary = outcome?;
     if args.json {

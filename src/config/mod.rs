@@ -239,7 +239,8 @@ impl RunConfig {
     /// How shard sets are opened.
     pub fn open_options(&self) -> OpenOptions {
         let remote = self.data.remote();
-        OpenOptions { limits: self.data.limits, remote, ..OpenOptions::default() }
+        let keep_bad_shards = self.data.on_bad_shard == bt_pipeline::OnBad::Skip;
+        OpenOptions { limits: self.data.limits, remote, keep_bad_shards, ..OpenOptions::default() }
     }
 
     fn decode(&self) -> DecodeOptions {

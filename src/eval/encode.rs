@@ -61,10 +61,22 @@ pub fn features(
     set: &Arc<ShardSet>,
     config: LoaderConfig,
     device: &Device,
+    done: impl FnMut(usize),
+) -> Result<Features> {
+    features_unless(net, set, config, device, &AtomicBool::new(false), done)
+}
+
+/// As [`features`]; an error soon after `given_up` is raised, too.
+fn features_unless(
+    net: &mut TwinNet,
+    set: &Arc<ShardSet>,
+    config: LoaderConfig,
+    device: &Device,
+    given_up: &AtomicBool,
     mut done: impl FnMut(usize),
 ) -> Result<Features> {
     let mut out = Features::empty(net.feature_dim());
-    each_batch(set, config, |batch, own| {
+    each_batch(set, config, given_up, |batch, own| {
         let values = net.features(&images_of(batch, device)?)?.flatten_all()?.to_vec1::<f32>()?;
         for i in own {
             let (row, i) = (&values[i * out.dim()..][..out.dim()], i..i + 1);
@@ -86,7 +98,8 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
     let side = height.max(width).min(RAW_SIDE);
     let mut raw: Option<Features> = None;
     let mut histograms = Features::empty(HISTOGRAM_DIM);
-    each_batch(set, LoaderConfig { dtype: DType::U8, ..config }, |batch, own| {
+    let config = LoaderConfig { dtype: DType::U8, ..config };
+    each_batch(set, config, &AtomicBool::new(false), |batch, own| {
         let len = batch.spec().view_len();
         for i in own {
             let pixels = &batch.as_bytes()[i * len..][..len];
@@ -107,19 +120,23 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
 fn each_batch(
     set: &Arc<ShardSet>,
     config: LoaderConfig,
+    given_up: &AtomicBool,
     mut f: impl FnMut(&Batch, Vec<usize>) -> Result<()>,
 ) -> Result<()> {
     let loader = Loader::new(Arc::clone(set), config)?;
     let mut stream = loader.start(Position::default(), 1)?;
     let stats = Arc::clone(stream.stats());
     let (mut next, mut left_out) = (0, 0);
-    for batch in &mut stream {
+    while let Some(batch) = stream.next_unless(given_up) {
         let batch = batch?;
         let own = (0..batch.size).filter(|&i| batch.samples[i] == next + i as u64);
         let own: Vec<usize> = own.collect();
         left_out += batch.size - own.len();
         next += batch.size as u64;
         f(&batch, own)?;
+    }
+    if stream.remaining() > 0 {
+        bail!("the evaluation was given up");
     }
     if let Some(bad) = stats.take_bad().first() {
         let (shard, key, cause) = (bad.shard.display(), &bad.key, &bad.cause);
@@ -140,12 +157,13 @@ fn each_batch(
 pub fn knn_during_training(
     net: &mut TwinNet,
     config: &RunConfig,
-    given_up: &AtomicBool,
+    given_up: &Arc<AtomicBool>,
 ) -> Result<f64> {
     let device = crate::train::device(&config.train)?;
     let mut of = |pattern: &str, key: &str| {
-        let set = open(pattern, key, &config.open_options())?;
-        features(net, &set, config.eval_loader()?, &device, |_| ())
+        let set = ShardSet::open_unless(pattern, &config.open_options(), given_up);
+        let set = set.map(Arc::new).with_context(|| key.to_owned())?;
+        features_unless(net, &set, config.eval_loader()?, &device, given_up, |_| ())
     };
     let references = of(&config.data.train, "data.train")?;
     let queries = of(&config.data.val, "data.val")?;

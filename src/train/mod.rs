@@ -140,9 +140,10 @@ pub fn train_watched(
         run.metrics.say("stopping: a signal was received");
     }
     run.metrics.record_bad(&stats.take_bad())?;
-    let snapshot = stats.snapshot();
+    // Saved before the stream ends, which may be in the middle of a read that hangs.
+    let summary = run.finish(config, clock, stats.snapshot(), interrupted);
     drop(stream);
-    run.finish(config, clock, snapshot, interrupted)
+    summary
 }
 
 /// Whether the metrics in `dir` have an evaluation after `step`.

@@ -67,7 +67,8 @@ pub fn write_shards(folder: &Path, counts: &[u64], coding: Coding, break_at: &[u
     folder.to_path_buf()
 }
 
-fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
+/// Adds a file to a tar.
+pub fn append(tar: &mut tar::Builder<Vec<u8>>, name: &str, data: &[u8]) {
     let mut header = tar::Header::new_gnu();
     header.set_size(data.len() as u64);
     header.set_mode(0o644);

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use bt_pipeline::shard::{OwnedSample, ReadScratch, unpack};
+use bt_pipeline::augment::DType;
+use bt_pipeline::shard::{OwnedSample, ReadScratch, index_shards, unpack};
 use bt_pipeline::{Error, Loader, Position, ShardSet, Shuffle};
 
 use crate::cache::{expected, seen, start};
 use crate::server::{Origin, Server};
-use crate::{Data, ORDERS, impatient, open, packed, run};
+use crate::{Data, ORDERS, common, impatient, open, packed, run};
 
 #[test]
 fn urls_give_the_bytes_of_the_files_in_every_order() {
@@ -47,6 +48,29 @@ fn shards_without_an_index_are_read_once_to_know_their_samples() {
     for shuffle in [Shuffle::None, ORDERS[2]] {
         assert_eq!(run(&set, shuffle, 2).unwrap(), data.local("stream", shuffle), "{shuffle:?}");
     }
+}
+
+#[test]
+fn batches_longer_than_what_is_looked_ahead_are_fetched_in_blocks_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for n in 0..20_000 {
+        common::append(&mut tar, &format!("{n:06}.ppm"), b"P6 1 1 255\n\x10\x20\x30");
+    }
+    std::fs::write(folder.path().join("a.tar"), tar.into_inner().unwrap()).unwrap();
+    let pattern = folder.path().to_string_lossy();
+    index_shards(&pattern, None, &[], &Default::default(), 1, &mut |_| ()).unwrap();
+    let server = Server::of_folder(folder.path());
+    let set = open(&server.url("a.tar"), &impatient()).unwrap();
+    let mut config = common::config(10_000);
+    config.views.truncate(1);
+    (config.dtype, config.shuffle, config.threads) = (DType::U8, Shuffle::None, 2);
+    let loader = Loader::new(set, config).unwrap();
+    server.take_seen();
+    let batches = loader.start(Position::default(), 1).unwrap();
+    assert_eq!(batches.map(|batch| batch.unwrap().size).sum::<usize>(), 20_000);
+    let asked = server.take_seen().len();
+    assert!(asked < 500, "{asked} requests");
 }
 
 #[test]

@@ -13,6 +13,8 @@ use std::ops::Range;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Instant;
 
+use futures_util::FutureExt;
+
 use super::Block;
 use super::download::Hurry;
 use super::expected::{Expected, Whereabouts};
@@ -169,7 +171,12 @@ impl Ahead {
     ) -> Result<tokio::task::AbortHandle> {
         let shared = Arc::clone(&self.shared);
         let task = handle()?.spawn(async move {
-            let arrived = request.await;
+            // Whoever waits has to know of a panic, too.
+            let arrived = std::panic::AssertUnwindSafe(request).catch_unwind().await;
+            let arrived = arrived.unwrap_or_else(|_| {
+                let cause = std::io::Error::other("a request panicked");
+                Err(crate::Error::io("the network's thread", cause))
+            });
             if let Some(block) = shared.lock().blocks.get_mut(&id) {
                 block.arrived = Some(arrived);
             }

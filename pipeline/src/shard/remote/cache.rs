@@ -58,6 +58,16 @@ pub(super) struct Lock {
     file: Option<File>,
 }
 
+/// The lock of those who count. It is let go of in words: where a process was forked meanwhile, the child
+/// has the file open, too, and closing it here lets go of nothing.
+struct Counting(File);
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        let _ = self.0.unlock();
+    }
+}
+
 impl Drop for Lock {
     fn drop(&mut self) {
         // Who waits for the file that is unlinked here gets a lock that no newcomer sees, and at
@@ -180,7 +190,7 @@ impl Cache {
 
     /// The lock of those who count what is there, one process at a time. It is held for milliseconds,
     /// but by a process that was stopped for ever: `None`, then.
-    fn count_alone(&self) -> Result<Option<File>> {
+    fn count_alone(&self) -> Result<Option<Counting>> {
         let file = open_lock(&self.folder.join(LOCKS).join("room.lock"))?;
         let start = Instant::now();
         while let Err(TryLockError::WouldBlock) = (self.try_lock)(&file) {
@@ -189,7 +199,7 @@ impl Cache {
             }
             std::thread::sleep(LOOK);
         }
-        Ok(Some(file))
+        Ok(Some(Counting(file)))
     }
 
     /// Removes the entries used longest ago, shards before indexes, until `size` bytes more stay within the limit.

@@ -1,6 +1,7 @@
 //! Fills the cache in the background: a few threads that download whole shards, in the order in which
 //! they were wanted, and now and then tell the cache what is in use. They end with the set.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -13,8 +14,8 @@ use super::cache::Cache;
 use super::net::hurried;
 use super::object::RemoteShard;
 use super::reader::Reader;
-use crate::Result;
 use crate::shard::damaged;
+use crate::{Error, Result};
 
 /// Downloads at a time.
 const THREADS: usize = 2;
@@ -80,7 +81,11 @@ fn work(queue: &Receiver<Weak<RemoteShard>>, cache: &Cache, remote: &Weak<Remote
 /// Downloads one shard, or finds that another process has done so.
 fn one(weak: &Weak<RemoteShard>, cache: &Cache, remote: &Weak<Remote>) {
     let Some(shard) = weak.upgrade() else { return };
-    match download(shard, weak, cache, remote) {
+    let download = || download(shard, weak, cache, remote);
+    // Whoever waits for the shard has to know of a panic, too.
+    let outcome = catch_unwind(AssertUnwindSafe(download))
+        .unwrap_or_else(|_| Err(Error::Panic("the download into the cache panicked".to_owned())));
+    match outcome {
         Ok(true) => {}
         Ok(false) => drop(weak.upgrade().map(|shard| shard.not_now())),
         Err(error) => {

@@ -2,10 +2,11 @@
 //! asked for and against the object that was opened; nothing is believed before it is counted.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use object_store::{GetOptions, GetRange, ObjectMeta};
 use tokio::time::{Instant, timeout_at};
 
@@ -93,10 +94,12 @@ impl Answer {
             if_match: identity.and_then(Identity::strong_etag),
             ..GetOptions::default()
         };
-        let asked = target.store.get_opts(&target.location, options);
-        let answer = tokio::time::timeout(limit, asked)
+        // The look-up of a name panics where the system has no thread for it.
+        let asked = AssertUnwindSafe(target.store.get_opts(&target.location, options));
+        let answer = tokio::time::timeout(limit, asked.catch_unwind())
             .await
             .map_err(|_| slow(limit))?
+            .map_err(|_| Failure::Passing("the request panicked".to_owned()))?
             .map_err(|e| Failure::of(&e))?;
         let is = Identity::of(&answer.meta);
         if let Some(how) = identity.and_then(|was| was.differs(&is)) {

@@ -122,10 +122,14 @@ impl Remote {
         std::thread::scope(|scope| {
             for _ in 1..parallel.min(shards.len()) {
                 let heeded = heeded.clone();
-                scope.spawn(move || {
+                let life = move || {
                     net::heed_as(heeded);
                     ask();
-                });
+                };
+                // Where there is no thread to be had, those that there are do it.
+                if std::thread::Builder::new().spawn_scoped(scope, life).is_err() {
+                    break;
+                }
             }
             ask();
         });

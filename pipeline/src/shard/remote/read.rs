@@ -161,7 +161,10 @@ impl ShardSet {
         let threads = self.options.remote.parallel.min(self.infos.len()).min(8);
         std::thread::scope(|scope| {
             for _ in 1..threads {
-                scope.spawn(open);
+                // Where there is no thread to be had, those that there are do it.
+                if std::thread::Builder::new().spawn_scoped(scope, open).is_err() {
+                    break;
+                }
             }
             open();
         });

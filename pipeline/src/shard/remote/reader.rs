@@ -13,7 +13,7 @@ use super::fetch::{Answer, Identity};
 use super::net::{given_up, handle, wait};
 use super::retry::{Failure, Tries};
 use super::store::Target;
-use crate::Result;
+use crate::{Error, Result};
 
 /// Pieces that wait for the reader; one is some 400 KB at most.
 const AHEAD: usize = 4;
@@ -22,6 +22,8 @@ const AHEAD: usize = 4;
 pub(crate) struct Reader {
     pieces: mpsc::Receiver<Result<Bytes>>,
     piece: Bytes,
+    /// Bytes still to come.
+    left: u64,
     path: PathBuf,
     task: tokio::task::AbortHandle,
 }
@@ -32,7 +34,8 @@ impl Reader {
         let (sender, pieces) = mpsc::channel(AHEAD);
         let path = target.path.clone();
         let task = handle()?.spawn(produce(target.clone(), identity.clone(), sender));
-        Ok(Reader { pieces, piece: Bytes::new(), path, task: task.abort_handle() })
+        let (piece, left) = (Bytes::new(), identity.size);
+        Ok(Reader { pieces, piece, left, path, task: task.abort_handle() })
     }
 
     /// As [`Reader::next_piece`]; `None` when nothing has come within `time`.
@@ -40,21 +43,34 @@ impl Reader {
         match wait(async { tokio::time::timeout(time, self.pieces.recv()).await })? {
             None => Err(given_up(&self.path)),
             Some(Err(_)) => Ok(None),
-            Some(Ok(piece)) => piece.unwrap_or_else(|| Ok(Bytes::new())).map(Some),
+            Some(Ok(piece)) => self.took(piece).map(Some),
         }
     }
 
     /// The next piece; empty at the end.
     pub fn next_piece(&mut self) -> Result<Bytes> {
         match self.pieces.try_recv() {
-            Ok(piece) => return piece,
-            Err(mpsc::error::TryRecvError::Disconnected) => return Ok(Bytes::new()),
+            Ok(piece) => return self.took(Some(piece)),
+            Err(mpsc::error::TryRecvError::Disconnected) => return self.took(None),
             Err(mpsc::error::TryRecvError::Empty) => {}
         }
         match wait(self.pieces.recv())? {
             None => Err(given_up(&self.path)),
-            Some(piece) => piece.unwrap_or_else(|| Ok(Bytes::new())),
+            Some(piece) => self.took(piece),
         }
+    }
+
+    /// What came, counted; the end is one only where all bytes have come.
+    fn took(&mut self, piece: Option<Result<Bytes>>) -> Result<Bytes> {
+        let Some(piece) = piece.transpose()? else {
+            if self.left == 0 {
+                return Ok(Bytes::new());
+            }
+            let cause = format!("the download ended {} bytes early", self.left);
+            return Err(Error::io(&self.path, io::Error::other(cause)));
+        };
+        self.left = self.left.saturating_sub(piece.len() as u64);
+        Ok(piece)
     }
 }
 

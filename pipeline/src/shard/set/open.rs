@@ -106,19 +106,35 @@ impl ShardSet {
             };
             return self.push(path, bytes, samples, seekable, shard);
         }
-        let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
-        let (samples, seekable) = match found.known {
-            Some(known) if known.bytes != bytes => {
+        let size = std::fs::metadata(&path).map(|file| file.len());
+        let size = size.map_err(|e| Error::io(&path, e));
+        let Some(known) = found.known else {
+            let bytes = size?;
+            let (bytes, samples) = self.count(&path, bytes, &shard)?;
+            let seekable = is_seekable(&path)?;
+            return self.push(path, bytes, samples, seekable, shard);
+        };
+        let agrees = size.and_then(|bytes| match known.bytes == bytes {
+            true => Ok(()),
+            false => {
                 let cause = format!(
                     "the manifest says {} bytes, the file has {bytes}: pack anew, or remove the manifest",
                     known.bytes
                 );
-                return Err(damaged(&path, bytes, cause));
+                Err(damaged(&path, bytes, cause))
             }
-            Some(known) => (known.samples, known.seekable),
-            None => (self.count(&path, bytes, &shard)?, is_seekable(&path)?),
-        };
-        self.push(path, bytes, samples, seekable, shard)
+        });
+        agrees.or_else(|error| self.keep_bad(error))?;
+        self.push(path, known.bytes, known.samples, known.seekable, shard)
+    }
+
+    /// Lets a shard that cannot be read be, where the options say so.
+    fn keep_bad(&self, error: Error) -> Result<()> {
+        if !self.options.keep_bad_shards {
+            return Err(error);
+        }
+        tracing::warn!("{error}; its samples count as bad ones");
+        Ok(())
     }
 
     fn push(
@@ -140,22 +156,21 @@ impl ShardSet {
         Ok(())
     }
 
-    /// Samples of a shard that no manifest knows.
-    fn count(&self, path: &Path, bytes: u64, shard: &Shard) -> Result<u64> {
+    /// Bytes and samples of a shard that no manifest knows.
+    fn count(&self, path: &Path, bytes: u64, shard: &Shard) -> Result<(u64, u64)> {
         let index = index_path(path);
         if self.options.use_index
             && let Some(head) = Head::read(&index)?
         {
-            return if head.shard_bytes == bytes {
-                Ok(head.samples)
-            } else {
-                Err(foreign(&index, path, &head, bytes))
-            };
+            if head.shard_bytes != bytes {
+                self.keep_bad(foreign(&index, path, &head, bytes))?;
+            }
+            return Ok((head.shard_bytes, head.samples));
         }
         let map = Map::open(path)?;
         let scanned = scan_map(&map, path, Depth::Headers, &self.options.limits)?;
         warn_of(&scanned, path);
-        Ok(shard.index.get_or_init(|| scanned.index).len() as u64)
+        Ok((bytes, shard.index.get_or_init(|| scanned.index).len() as u64))
     }
 }
 

@@ -244,3 +244,28 @@ fn another_state_of_an_object_is_another_entry() {
     assert!(cache.find(&is, Some(5)).is_none(), "a wrong size");
     assert!(!cache.path(&is).exists());
 }
+
+#[test]
+#[cfg(unix)]
+fn a_forked_child_does_not_keep_the_lock_of_those_who_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), 1000, Duration::from_secs(1)).unwrap();
+    let counting = cache.count_alone().unwrap().unwrap();
+    // SAFETY: the child calls nothing but what may be called after a fork.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        // SAFETY: as above.
+        unsafe {
+            libc::sleep(60);
+            libc::_exit(0);
+        }
+    }
+    drop(counting);
+    let begun = cache.begin(&named("a"), 10, false).unwrap().is_some();
+    // SAFETY: the child is this process's own, and is waited for once.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    assert!(begun, "nothing is cached by any process for as long as the child lives");
+}
