@@ -6,7 +6,9 @@ mod server;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use common::{bt_stream, newest_weights, tiny_run, tiny_shards};
 use server::{Fault, Server};
@@ -93,6 +95,45 @@ fn a_killed_run_on_urls_goes_on_and_its_features_are_judged_on_urls() {
     assert!(newest_weights(&folder) == weights);
     let judged = success(bt_stream().arg("knn").arg(&folder));
     assert!(judged.contains("96 training and 96 test images"), "{judged}");
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_an_evaluation_that_waits_for_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, folder) = (tiny_shards(dir.path()), dir.path().join("run"));
+    let server = Server::of_folder(&shards);
+    let stalls = Arc::new(AtomicBool::new(false));
+    let stalled = Arc::clone(&stalls);
+    server.misbehave(move |_, _| match stalled.load(Ordering::SeqCst) {
+        true => Fault::Hang(Duration::from_secs(120)),
+        false => Fault::None,
+    });
+    let mut command = tiny_run(&shards, &folder);
+    command.args(["--val", &server.url("part-0.tar"), "--epochs", "100000"]);
+    command.args(["--set", "eval.knn_every=1", "--set", "eval.k=4"]);
+    let mut child = command.stderr(Stdio::null()).spawn().unwrap();
+    let begun = Instant::now();
+    let mut wait_for = |ready: &dyn Fn() -> bool| {
+        while !ready() {
+            assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");
+            assert!(begun.elapsed() < Duration::from_secs(60), "no evaluation began");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    };
+    wait_for(&|| std::fs::metadata(folder.join("metrics.jsonl")).is_ok_and(|m| m.len() > 0));
+    stalls.store(true, Ordering::SeqCst);
+    server.take_seen();
+    wait_for(&|| !server.take_seen().is_empty());
+    std::thread::sleep(Duration::from_millis(100));
+    let signalled = Instant::now();
+    let sent = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(sent.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
+    let steps = bt_stream::checkpoint::find(&folder).unwrap().state.step;
+    let told = bt_stream::metrics::read(&folder).unwrap().last().unwrap().step;
+    assert!(steps >= told, "{steps} of {told} steps were saved");
 }
 
 #[test]
