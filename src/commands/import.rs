@@ -82,7 +82,13 @@ pub fn run(args: ImportArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::json!({ "model": model, "checkpoint": path }));
     } else {
-        println!("{} of width {}: {}", model.arch, model.width, path.display());
+        println!(
+            "{} of width {} with a new projector ({}; --set model.projector=...): {}",
+            model.arch,
+            model.width,
+            model.projector,
+            path.display()
+        );
     }
     Ok(())
 }

@@ -47,6 +47,10 @@ fn a_run_is_exported_with_its_card_imported_and_trained_on() {
     let imported = file("imported");
     let (good, said, errors) = output(bt_stream().arg("import").arg(&weights).arg(&imported));
     assert!(good && said.contains("resnet18 of width 8"), "{said}{errors}");
+    // Without a configuration the stem says which views are meant.
+    let state = bt_stream::checkpoint::find(&imported).unwrap().state;
+    let views = state.config.views.views().unwrap();
+    assert_eq!((views[0].out_size(), errors.contains("barlow-cifar")), ((32, 32), true));
     let again = file("again.safetensors");
     let (good, _, errors) = output(bt_stream().arg("export").arg(&imported).arg(&again));
     assert!(good, "{errors}");
