@@ -261,4 +261,6 @@ fn a_backbone_is_found_behind_the_prefix_that_others_give_it() {
     assert_eq!(names(&query), names(&bare));
     let error = import::backbone(behind(&moco), Some("encoder.")).unwrap_err().to_string();
     assert!(error.contains("no backbone stands behind `encoder.`"), "{error}");
+    let error = import::backbone(behind(&[""]), Some("encoder.")).unwrap_err().to_string();
+    assert!(error.contains("leave --prefix out"), "{error}");
 }
