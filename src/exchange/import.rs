@@ -67,7 +67,9 @@ pub fn backbone(
             bail!("no backbone stands behind `{prefix}`, nor behind anything else")
         }
         (Some(prefix), found) if found.iter().any(String::is_empty) => {
-            bail!("no backbone stands behind `{prefix}`; one does without a prefix: leave --prefix out")
+            bail!(
+                "no backbone stands behind `{prefix}`; one does without a prefix: leave --prefix out"
+            )
         }
         (Some(prefix), found) => {
             bail!("no backbone stands behind `{prefix}`; one does behind {}", quoted(found))

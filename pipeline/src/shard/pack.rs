@@ -106,8 +106,8 @@ pub struct Packed {
 ///
 /// # Errors
 /// [`Error::Usage`] for options that cannot be met; [`Error::Io`] when a file cannot be
-/// read or written (a full disk, say); [`Error::Sample`] for an image that
-/// cannot be used, with [`OnBad::Stop`].
+/// read or written (a full disk, say); [`Error::Sample`], [`Error::Decode`] or [`Error::Io`] for an
+/// image that cannot be used, with [`OnBad::Stop`]; [`Error::TooManyBad`] when none can.
 pub fn pack(
     source: &dyn Source,
     folder: &Path,
@@ -127,7 +127,7 @@ pub fn pack(
         return Err(Error::Usage(format!("{origin}: the selection leaves no samples")));
     }
     let layout = layout(folder, options);
-    let jobs = divide(source, &order, layout.samples_per_shard)?;
+    let jobs = divide(source, &order, layout.samples_per_shard, options.on_bad)?;
     let mut writer = SetWriter::new(layout, options.overwrite)?;
     let mut skipped = Vec::new();
     let (mut done, total) = (0, order.len() as u64);
@@ -147,10 +147,8 @@ pub fn pack(
         },
     )?;
     if skipped.len() as u64 == total {
-        return Err(Error::Usage(format!(
-            "{origin}: no image can be used; the first: {}",
-            skipped[0]
-        )));
+        let cause = format!("{origin}: no image can be used; the first: {}", skipped[0]);
+        return Err(Error::TooManyBad(cause));
     }
     if writer.renamed() > 0 {
         tracing::warn!(
@@ -184,7 +182,7 @@ fn check(options: &PackOptions) -> Result<()> {
     let levels = zstd::compression_level_range();
     if options.zstd.is_some_and(|level| !levels.contains(&level)) {
         return Err(Error::Usage(format!(
-            "zstd levels go from {} to {}",
+            "levels of zstd go from {} (fastest) to {} (smallest)",
             levels.start(),
             levels.end()
         )));
@@ -209,11 +207,17 @@ fn divide(
     source: &dyn Source,
     order: &[usize],
     per_shard: u64,
+    on_bad: OnBad,
 ) -> Result<Vec<std::ops::Range<usize>>> {
     let mut jobs = Vec::new();
     let (mut start, mut bytes) = (0, 0u64);
     for (at, &sample) in order.iter().enumerate() {
-        bytes = bytes.saturating_add(source.bytes(sample)?);
+        let image_bytes = match source.bytes(sample) {
+            // Loading it meets the same, and lists it.
+            Err(error) if on_bad == OnBad::Skip && is_of_one_image(&error) => 0,
+            known => known.map_err(|error| named(error, source, sample))?,
+        };
+        bytes = bytes.saturating_add(image_bytes);
         let end = at + 1;
         if end - start >= JOB_SAMPLES
             || bytes >= JOB_BYTES
@@ -257,11 +261,12 @@ impl Worker {
             match prepared {
                 Ok(kind) => builder.push(sample, kind)?,
                 Err(error) => {
-                    let named = named(error, source, i);
-                    match options.on_bad {
-                        OnBad::Stop => return Err(named),
-                        OnBad::Skip => skipped.push(named.to_string()),
+                    let skip = options.on_bad == OnBad::Skip && is_of_one_image(&error);
+                    let error = named(error, source, i);
+                    if !skip {
+                        return Err(error);
                     }
+                    skipped.push(error.to_string());
                 }
             }
         }
@@ -269,10 +274,35 @@ impl Worker {
     }
 }
 
-/// An error of decoding does not know whose bytes they were.
+/// Whether an error tells of an image that cannot be used: one that is damaged, or whose file is
+/// missing, may not be read or lies where the disk cannot read it. What would befall any image (too
+/// many open files, a server that is gone) is none: the set would lack images at random.
+fn is_of_one_image(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    let Error::Io { source, .. } = error else { return true };
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::PermissionDenied,
+        ErrorKind::IsADirectory,
+        ErrorKind::NotADirectory,
+        ErrorKind::InvalidInput,
+        ErrorKind::InvalidFilename,
+    ];
+    // A link that leads back to itself, and a place that the disk cannot read, have no kind.
+    #[cfg(unix)]
+    let unnamed = matches!(source.raw_os_error(), Some(libc::ELOOP | libc::EIO));
+    #[cfg(not(unix))]
+    let unnamed = false;
+    kinds.contains(&source.kind()) || unnamed
+}
+
+/// An error of decoding does not know whose bytes they were, one of reading which list named the file.
 fn named(error: Error, source: &dyn Source, i: usize) -> Error {
-    match error {
-        Error::Decode(cause) => Error::Decode(format!("{}: {cause}", source.name(i))),
-        other => other,
+    match (error, source.listed(i)) {
+        (Error::Decode(cause), _) => Error::Decode(format!("{}: {cause}", source.name(i))),
+        (Error::Io { path, source: cause }, Some(place)) => {
+            Error::io(path, std::io::Error::new(cause.kind(), format!("{cause}; {place}")))
+        }
+        (other, _) => other,
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
-use super::union::{is_url, split_union};
+use super::union::{difference, is_url, split_union};
 use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
 
@@ -37,6 +37,19 @@ pub(crate) struct Resolved {
     pub classes: Vec<String>,
     /// The manifests of files that were read, each once.
     pub manifests: Vec<(PathBuf, Manifest)>,
+    /// How the first two that do not agree name a class.
+    differing: Option<String>,
+}
+
+impl Resolved {
+    /// Says, where manifests do not agree on the classes, that labels are merged all the same.
+    pub fn warn_of_names(&self) {
+        if let Some(differing) = &self.differing {
+            tracing::warn!(
+                "{differing}: labels are merged by number, and the classes have no names"
+            );
+        }
+    }
 }
 
 /// Finds the shards of `pattern`, all of them files; see [`super::ShardSet::open`].
@@ -50,11 +63,20 @@ pub(crate) fn resolve(pattern: &str, use_manifest: bool, limits: &Limits) -> Res
         let text = format!("{url}: this works on files; download the shards first{reads}");
         return Err(Error::Usage(text));
     }
-    resolve_anywhere(pattern, use_manifest, limits, &RemoteOptions::default())
+    find(pattern, use_manifest, limits, &RemoteOptions::default())
 }
 
-/// As [`resolve`], files and URLs.
+/// As [`resolve`], files and URLs, for samples that are to be read as one set.
 pub(crate) fn resolve_anywhere(
+    pattern: &str,
+    use_manifest: bool,
+    limits: &Limits,
+    options: &RemoteOptions,
+) -> Result<Resolved> {
+    find(pattern, use_manifest, limits, options).inspect(Resolved::warn_of_names)
+}
+
+fn find(
     pattern: &str,
     use_manifest: bool,
     limits: &Limits,
@@ -66,6 +88,8 @@ pub(crate) fn resolve_anywhere(
         manifests: HashMap::new(),
         read: Vec::new(),
         classes: None,
+        named: None,
+        differing: None,
         options,
         lister: None,
     };
@@ -76,13 +100,13 @@ pub(crate) fn resolve_anywhere(
     if shards.is_empty() {
         return Err(Error::Usage(format!("no shards match `{}`", pattern.trim())));
     }
-    let (classes, manifests) = (finder.classes.unwrap_or_default(), finder.read);
-    Ok(Resolved { shards, classes, manifests })
+    let Finder { classes, read: manifests, differing, .. } = finder;
+    Ok(Resolved { shards, classes: classes.unwrap_or_default(), manifests, differing })
 }
 
 /// The members of a union. Whitespace separates, except in what names
 /// something as it stands: paths may have spaces.
-fn parts(pattern: &str) -> Vec<&str> {
+pub(crate) fn parts(pattern: &str) -> Vec<&str> {
     let pattern = pattern.trim();
     if Path::new(pattern).exists() {
         return vec![pattern];
@@ -118,6 +142,10 @@ struct Finder<'a> {
     read: Vec<(PathBuf, Manifest)>,
     /// `None` before the first shard.
     classes: Option<Vec<String>>,
+    /// The first names of classes, and whose they are.
+    named: Option<(Vec<String>, PathBuf)>,
+    /// What others call them.
+    differing: Option<String>,
     options: &'a RemoteOptions,
     /// For URLs, once there is one.
     lister: Option<remote::Lister>,
@@ -155,7 +183,7 @@ impl Finder<'_> {
         for url in expand_braces(part)? {
             let lister = self.lister.get_or_insert_with(|| remote::Lister::new(options, limits));
             for (found, classes) in lister.find(&url, self.use_manifest)? {
-                self.agree(&classes);
+                self.agree(&classes, &found.path);
                 out.push(found);
             }
         }
@@ -228,7 +256,7 @@ impl Finder<'_> {
         let names = manifest.class_names();
         self.keep(path, &manifest);
         for shard in manifest.shards {
-            self.agree(&names);
+            self.agree(&names, path);
             let path = folder.join(&shard.name);
             out.push(Found { known: Some(shard), ..Found::at(path) });
         }
@@ -263,7 +291,7 @@ impl Finder<'_> {
         let known = self.manifests.get(folder).and_then(|known| known.get(&name)).cloned();
         let (known, names) =
             known.map_or((None, Vec::new()), |(shard, names)| (Some(shard), names));
-        self.agree(&names);
+        self.agree(&names, &path);
         out.push(Found { known, ..Found::at(path) });
         Ok(())
     }
@@ -274,8 +302,17 @@ impl Finder<'_> {
         }
     }
 
-    /// Keeps the class names only as long as every shard has the same.
-    fn agree(&mut self, names: &[String]) {
+    /// Keeps the class names, here those of `from`, only as long as every shard has the same.
+    fn agree(&mut self, names: &[String], from: &Path) {
+        match &self.named {
+            // Shards without names contradict none.
+            _ if names.is_empty() => {}
+            None => self.named = Some((names.to_vec(), from.to_owned())),
+            Some((first, whose)) if self.differing.is_none() => {
+                self.differing = difference((first, whose), (names, from));
+            }
+            Some(_) => {}
+        }
         match &self.classes {
             None => self.classes = Some(names.to_vec()),
             Some(classes) if classes != names => self.classes = Some(Vec::new()),

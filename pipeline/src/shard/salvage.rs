@@ -20,6 +20,7 @@ use super::pattern::resolve;
 use super::pool::in_order;
 use super::scan::{Depth, entry_of};
 use super::source::ShardSource;
+use super::staging::existing;
 use super::tar::{SliceSource, Tar};
 use super::tar_write::append_member;
 use super::zst::{SeekTable, is_zstd};
@@ -46,7 +47,8 @@ pub struct Salvaged {
 /// Shards become `.tar.zst` when one of the damaged ones was.
 ///
 /// # Errors
-/// [`Error::Usage`] when nothing is found or nothing can be saved; [`Error::Io`].
+/// [`Error::Usage`] when nothing is found, or `out` has a set of the same name already;
+/// [`Error::TooManyBad`] when nothing can be saved; [`Error::Io`].
 pub fn salvage(
     pattern: &str,
     out: &Path,
@@ -58,10 +60,16 @@ pub fn salvage(
     let found = resolve(pattern, options.use_manifest, &options.limits)
         .or_else(|_| resolve(pattern, false, &options.limits))?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
+    let shards: Vec<PathBuf> = found.shards.iter().map(|shard| shard.path.clone()).collect();
+    let prefix = prefix(&shards);
+    // Before the work, not after it.
+    if let Some(path) = existing(out, &prefix)?.first() {
+        return Err(Error::Usage(format!("{} exists: choose another folder", path.display())));
+    }
+    found.warn_of_names();
     let temporary = tempfile::Builder::new().prefix(".salvage-").tempdir_in(out);
     let temporary = temporary.map_err(|e| Error::io(out, e))?;
     let classes = found.classes;
-    let shards: Vec<PathBuf> = found.shards.into_iter().map(|shard| shard.path).collect();
     let total = shards.len() as u64;
     let (mut lost, mut compressed) = (Vec::new(), false);
     in_order(
@@ -83,12 +91,12 @@ pub fn salvage(
     let whole = temporary.path().to_string_lossy().into_owned();
     let source = ShardSource::open(&whole, temporary.path(), options).map_err(|error| {
         let cause = lost.first().map_or_else(|| error.to_string(), |damage| damage.cause.clone());
-        Error::Usage(format!("{pattern}: no sample can be saved: {cause}"))
+        Error::TooManyBad(format!("{pattern}: no sample can be saved: {cause}"))
     })?;
     // Shards hold numbers; what they are called is in the manifest of the damaged set, if anywhere.
     let source = source.named(classes);
     let packing = PackOptions {
-        prefix: prefix(&shards),
+        prefix,
         zstd: compressed.then_some(3),
         threads: workers,
         ..PackOptions::default()

@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use super::ReadScratch;
+use super::pattern::parts;
 use super::union::is_url;
 use super::{Limits, OpenOptions};
 use crate::{Error, Result};
@@ -58,6 +59,12 @@ pub trait Source: Sync {
     /// Where image `i` is, for messages.
     fn name(&self, i: usize) -> String;
 
+    /// Where a list names image `i`, for messages: `line 7 of images.csv`. `None` where there is no
+    /// list.
+    fn listed(&self, _i: usize) -> Option<String> {
+        None
+    }
+
     /// Names of the classes by number; empty where only numbers are known.
     fn classes(&self) -> &[String];
 
@@ -75,21 +82,19 @@ pub trait Source: Sync {
 
 /// Opens what `source` names: an ImageFolder tree, a `.csv`/`.tsv` list of path
 /// and label, or WebDataset shards in any form [`super::ShardSet::open`]
-/// takes. Shards that can only be read in order are expanded into unnamed
-/// temporary files in `temporary` first.
+/// takes; several, separated by `::`, have to be shards. Shards that can only be read in order
+/// are expanded into unnamed temporary files in `temporary` first.
 ///
 /// # Errors
 /// [`Error::Usage`] when it is none of these or holds no image; those of the source.
 pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Box<dyn Source>> {
     let path = Path::new(source);
-    let is_list = path.extension().is_some_and(|extension| {
-        ["csv", "tsv", "txt"].iter().any(|list| extension.eq_ignore_ascii_case(list))
-    });
     let is_name = !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::");
     if is_name && !is_url(source) {
         std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     }
-    let opened: Box<dyn Source> = if path.is_file() && is_list {
+    alone(source)?;
+    let opened: Box<dyn Source> = if path.is_file() && is_list(path) {
         Box::new(ListSource::open(path, limits)?)
     } else if path.is_dir() && !has_shards(path)? {
         Box::new(FolderSource::open(path)?)
@@ -101,6 +106,27 @@ pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Bo
         return Err(Error::Usage(format!("{source}: no images found")));
     }
     Ok(opened)
+}
+
+/// Refuses a tree or a list that is one of several sources.
+fn alone(source: &str) -> Result<()> {
+    let parts = parts(source);
+    for part in parts.iter().filter(|_| parts.len() > 1) {
+        let path = Path::new(part);
+        if path.is_file() && is_list(path) || path.is_dir() && !has_shards(path)? {
+            return Err(Error::Usage(format!(
+                "{part}: of several sources each has to be shards, and this is {}: pack it alone",
+                if path.is_dir() { "a folder without shards" } else { "a list" }
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn is_list(path: &Path) -> bool {
+    let lists = ["csv", "tsv", "txt"];
+    let extension = extension_of(path);
+    lists.iter().any(|list| extension == *list)
 }
 
 fn has_shards(folder: &Path) -> Result<bool> {

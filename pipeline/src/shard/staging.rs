@@ -138,7 +138,7 @@ pub(crate) fn manifest_name(prefix: &str) -> String {
 }
 
 /// Shards, indexes and manifest of the set `prefix` in a folder.
-fn existing(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
+pub(crate) fn existing(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     let mut files = files_in(folder)?;
     files.retain(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();

@@ -1,5 +1,7 @@
-//! Unions of patterns, `a::b`, whose members may be URLs. In every build: one without the feature
-//! `remote` has to know a URL to say that it cannot read it.
+//! Unions of patterns, `a::b`, whose members may be URLs, and how the classes of two of them differ. In
+//! every build: one without the feature `remote` has to know a URL to say that it cannot read it.
+
+use std::path::Path;
 
 /// Whether `text` begins with one of the schemes that shards can be read from.
 pub(crate) fn is_url(text: &str) -> bool {
@@ -27,6 +29,18 @@ pub(crate) fn split_union(pattern: &str) -> Vec<&str> {
     parts
 }
 
+/// The first class that two sources call by different names, or that only one of them has; each with
+/// its names by number. `None` where they agree.
+pub(crate) fn difference(a: (&[String], &Path), b: (&[String], &Path)) -> Option<String> {
+    let longest = a.0.len().max(b.0.len());
+    let class = (0..longest).find(|&class| a.0.get(class) != b.0.get(class))?;
+    let called = |(names, whose): (&[String], &Path)| match names.get(class) {
+        Some(name) => format!("is {name:?} in {}", whose.display()),
+        None => format!("has no name in {}", whose.display()),
+    };
+    Some(format!("class {class} {} and {}", called(a), called(b)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +53,22 @@ mod tests {
         }
         for path in ["a.tar", "/s3/a.tar", "s3:/b/a.tar", "ftp://h/a.tar", "c:\\a.tar", "://", ""] {
             assert!(!is_url(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn the_first_class_that_is_called_otherwise_is_told() {
+        let names = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<_>>();
+        let told = |a: &[&str], b: &[&str]| {
+            difference((&names(a), Path::new("A")), (&names(b), Path::new("B")))
+        };
+        assert_eq!(told(&["ant", "bee"], &["ant", "bee"]), None);
+        for (b, text) in [
+            (&["ant", "cat", "dog"][..], "class 1 is \"bee\" in A and is \"cat\" in B"),
+            (&["ant"], "class 1 is \"bee\" in A and has no name in B"),
+            (&["ant", "bee", "cat"], "class 2 has no name in A and is \"cat\" in B"),
+        ] {
+            assert_eq!(told(&["ant", "bee"], b).as_deref(), Some(text));
         }
     }
 

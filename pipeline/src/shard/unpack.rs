@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use super::atomic::PART;
 use super::group::{Group, Groups, Keep, Part};
 use super::pack::Progress;
 use super::set::ShardSet;
@@ -38,7 +39,8 @@ pub struct Unpacked {
     pub renamed: u64,
 }
 
-/// Writes the samples of `pattern` below `folder`, which must be empty or missing.
+/// Writes the samples of `pattern` below `folder`, which must be empty or missing. Each file is
+/// written under a temporary name, `.unpack.part`, and renamed when it is whole.
 ///
 /// # Errors
 /// [`Error::Usage`] when the folder is not empty; those of [`ShardSet::open`]; the
@@ -211,15 +213,34 @@ impl Writer<'_> {
         let failed = |e| Error::io(&path, e);
         if !self.made.contains(&parent) {
             std::fs::create_dir_all(&parent).map_err(failed)?;
-            self.made.insert(parent);
+            self.made.insert(parent.clone());
         }
-        let mut file = std::fs::File::create_new(&path).map_err(failed)?;
-        file.write_all(data).map_err(failed)?;
+        write_whole(&path, &parent, data).map_err(failed)?;
         self.done.files += 1;
         self.done.bytes += data.len() as u64;
         self.taken.insert(relative);
         Ok(())
     }
+}
+
+/// A new file in `folder` that has its name only when it is whole. Not synced, unlike the files of a
+/// set: that takes milliseconds for each, and all of them can be unpacked again.
+fn write_whole(path: &Path, folder: &Path, data: &[u8]) -> std::io::Result<()> {
+    // No sample's name begins with a dot, and nobody else writes into what was an empty folder.
+    let temporary = folder.join(format!(".unpack{PART}"));
+    let mut file = std::fs::File::create_new(&temporary)?;
+    let named = file.write_all(data).and_then(|()| {
+        // Where `A` and `a` are one name, another sample may have it.
+        match path.symlink_metadata() {
+            Ok(_) => Err(std::io::ErrorKind::AlreadyExists.into()),
+            Err(_) => std::fs::rename(&temporary, path),
+        }
+    });
+    if named.is_err() {
+        // What kept it from being written is what the caller has to know.
+        let _ = std::fs::remove_file(&temporary);
+    }
+    named
 }
 
 /// A member's data as a file: packed coefficients as a JPEG, all else as it is.

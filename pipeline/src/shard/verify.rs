@@ -40,7 +40,7 @@ pub struct Damage {
 pub struct VerifyReport {
     /// Shards looked at.
     pub shards: usize,
-    /// Samples that were reached.
+    /// Samples that were reached, with those that cannot be used.
     pub samples: u64,
     /// Bytes of the shard files.
     pub bytes: u64,
@@ -245,6 +245,7 @@ fn verify_samples(
             Err(error) => {
                 examined.counted = false;
                 examined.note(error);
+                examined.report.samples += 1;
                 number += 1;
                 continue;
             }

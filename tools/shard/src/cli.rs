@@ -1,22 +1,34 @@
 //! The command line: flags, their defaults, units and help.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use bt_pipeline::Error;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Image shards: WebDataset tars with an index, plain or compressed.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 100)]
+#[command(version, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
 }
 
+/// What the process says when it ends: the codes of `bt-stream`, on which scripts depend.
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 something failed, or `verify` found damage; 2 the command line is wrong, or \
+nothing matches it.";
+
+/// The exit code that belongs to an error of a command.
+pub fn exit_code(error: &anyhow::Error) -> u8 {
+    if matches!(error.downcast_ref(), Some(Error::Usage(_))) { 2 } else { 1 }
+}
+
 /// One subcommand.
 #[derive(Subcommand)]
 pub enum Command {
     /// Pack images into shards
+    #[command(override_usage = "shard pack [OPTIONS] <SRC>... <OUT>")]
     Pack(Pack),
     /// Write the indexes of shards made elsewhere
     Index(Index),
@@ -25,9 +37,24 @@ pub enum Command {
     /// Check every byte; exit code 1 and a list when something is damaged
     Verify(Verify),
     /// Write the samples of shards as files; packed coefficients become JPEGs again
+    #[command(override_usage = "shard unpack [OPTIONS] <SHARDS>... <OUT>")]
     Unpack(Unpack),
     /// Pack the embedded data set, images drawn by this program
     Synth(Synth),
+}
+
+/// What to read and, the last of them, where to write. One list for both, so that options may stand
+/// between them.
+fn split(paths: &[PathBuf]) -> Result<(String, &Path), Error> {
+    let (out, sources) =
+        paths.split_last().filter(|(_, sources)| !sources.is_empty()).ok_or_else(|| {
+            Error::Usage("OUT is missing: what to read comes first, then where to write".to_owned())
+        })?;
+    let names = sources.iter().map(|source| {
+        let refused = || Error::Usage(format!("{}: the name is not UTF-8", source.display()));
+        source.to_str().ok_or_else(refused)
+    });
+    Ok((names.collect::<Result<Vec<_>, _>>()?.join("::"), out))
 }
 
 /// How samples are divided over shards.
@@ -40,8 +67,9 @@ pub struct Division {
     /// [default: 256M, or no limit with --samples-per-shard]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bytes_per_shard: Option<u64>,
-    /// Write .tar.zst that can be read at random, with this level of zstd (1 to 22) [default level: 3]
-    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", allow_negative_numbers = true)]
+    /// Write .tar.zst that can be read at random, with this level of zstd, -131072 (fastest) to 22
+    /// (smallest) [default level: 3]
+    #[arg(long, value_name = "LEVEL", num_args = 0..=1, default_missing_value = "3", allow_negative_numbers = true, value_parser = level)]
     pub zstd: Option<i32>,
     /// Replace a set of the same prefix, which may be the source. It stays until the new one is
     /// whole, so that the disk has to hold both
@@ -58,13 +86,11 @@ pub struct Division {
 /// `shard pack`.
 #[derive(Args)]
 pub struct Pack {
-    /// An ImageFolder tree (CLASS/NAME.jpg), a .csv or .tsv list of path and label, or
-    /// shards: a folder, glob, brace list or manifest
-    #[arg(required = true, value_name = "SRC")]
-    pub sources: Vec<String>,
-    /// The folder for the shards; made if need be
-    #[arg(required = true, value_name = "OUT")]
-    pub out: PathBuf,
+    /// SRC: an ImageFolder tree (CLASS/NAME.jpg), a .csv or .tsv list of path and label, or
+    /// shards: a folder, glob, brace list or manifest; of several, all have to be shards. OUT, the
+    /// last: the folder for the shards; made if need be
+    #[arg(required = true, value_name = "SRC|OUT")]
+    pub paths: Vec<PathBuf>,
     /// Shards are called PREFIX-000000.tar and so on
     #[arg(long, default_value = "shard")]
     pub prefix: String,
@@ -100,8 +126,22 @@ pub struct Pack {
     #[arg(long, conflicts_with = "raw")]
     pub recode: bool,
     /// Leave out images that cannot be used, and list them, instead of stopping
+    ///
+    /// Such are files that are missing or may not be read, and images that cannot be decoded, as far as
+    /// that shows: what is stored as it is (without --max-side, --short-side, --raw or --recode) is not
+    /// decoded, so that a JPEG that was cut short is packed. `shard verify OUT` finds those.
     #[arg(long)]
     pub skip_bad: bool,
+}
+
+impl Pack {
+    /// The sources as one, and the folder for the shards.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when one of them is missing.
+    pub fn paths(&self) -> Result<(String, &Path), Error> {
+        split(&self.paths)
+    }
 }
 
 /// What to read.
@@ -177,18 +217,26 @@ pub struct Verify {
 /// `shard unpack`.
 #[derive(Args)]
 pub struct Unpack {
-    /// Shards: a folder, glob, brace list or manifest
-    #[arg(required = true, value_name = "SHARDS")]
-    pub patterns: Vec<String>,
-    /// A folder that is empty or missing
-    #[arg(required = true, value_name = "OUT")]
-    pub out: PathBuf,
+    /// SHARDS: a folder, glob, brace list or manifest. OUT, the last: a folder that is empty or
+    /// missing
+    #[arg(required = true, value_name = "SHARDS|OUT")]
+    pub paths: Vec<PathBuf>,
     /// Every member of every sample as KEY.EXTENSION instead of CLASS/NAME.EXTENSION
     #[arg(long)]
     pub members: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+impl Unpack {
+    /// The shards as one pattern, and the folder for the files.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] when one of them is missing.
+    pub fn paths(&self) -> Result<(String, &Path), Error> {
+        split(&self.paths)
+    }
 }
 
 /// `shard synth`.
@@ -228,6 +276,12 @@ pub enum Split {
     Test,
 }
 
+/// A level of zstd; which there are the packer knows.
+fn level(text: &str) -> Result<i32, String> {
+    let other = "not a number: write --zstd=LEVEL, or --zstd behind the folders";
+    text.parse().map_err(|_| other.to_owned())
+}
+
 /// Bytes from `256M`, `1.5G`, `1000`.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
@@ -256,6 +310,32 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_stand_anywhere_between_what_is_read_and_where_it_goes() {
+        for line in [
+            "pack a b out --recode --zstd",
+            "pack a --recode b --zstd=3 out",
+            "pack --recode a --zstd 3 b out",
+            "pack --zstd --recode a b out",
+            "pack a b --recode --zstd -- out",
+        ] {
+            let parsed = Cli::try_parse_from(["shard"].into_iter().chain(line.split(' ')));
+            let Command::Pack(pack) = parsed.unwrap_or_else(|e| panic!("{line}: {e}")).command
+            else {
+                panic!("{line}")
+            };
+            assert_eq!(pack.paths().unwrap(), ("a::b".to_owned(), Path::new("out")), "{line}");
+            assert!(pack.recode && pack.division.zstd == Some(3), "{line}");
+        }
+        let parsed = Cli::try_parse_from(["shard", "unpack", "a", "--members", "out"]);
+        let Command::Unpack(unpack) = parsed.unwrap().command else { panic!() };
+        assert_eq!(unpack.paths().unwrap(), ("a".to_owned(), Path::new("out")));
+        let Err(error) = Cli::try_parse_from(["shard", "pack", "--zstd", "a", "out"]) else {
+            panic!("parsed")
+        };
+        assert!(error.to_string().contains("--zstd=LEVEL"), "{error}");
     }
 
     #[test]

@@ -10,13 +10,15 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use cli::{Cli, Command};
+use cli::{Cli, Command, exit_code};
+use output::say;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_max_level(tracing::Level::WARN)
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .with_target(false)
         .without_time()
@@ -36,10 +38,10 @@ fn main() -> ExitCode {
         Err(error) => {
             // The pipeline's errors say in one line what their sources say again.
             match error.downcast_ref::<bt_pipeline::Error>() {
-                Some(error) => eprintln!("error: {error}"),
-                None => eprintln!("error: {error:#}"),
+                Some(error) => say(format_args!("error: {error}")),
+                None => say(format_args!("error: {error:#}")),
             }
-            ExitCode::FAILURE
+            ExitCode::from(exit_code(&error))
         }
     }
 }

@@ -11,6 +11,11 @@ pub fn line(text: impl std::fmt::Display) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// A line of standard error, if there is one: nobody has to listen to it.
+pub fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
+}
+
 /// A progress bar on standard error, where that is a terminal.
 pub struct Bar(ProgressBar);
 
@@ -44,6 +49,15 @@ impl Drop for Bar {
 /// Bytes for people: `1.51 MiB`.
 pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
+}
+
+/// A name on one line: what would move the cursor (a newline, an escape sequence) is written out.
+pub fn printable(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_control() { text.extend(c.escape_debug()) } else { text.push(c) }
+    }
+    text
 }
 
 /// `1 shard`, `2 shards`.

@@ -128,32 +128,124 @@ fn bad_input_is_answered_by_one_line() {
     std::fs::write(root.join("file"), "in the way").unwrap();
     let (shards, to) = (path("shards"), path("out"));
     ok(&["pack", &tree, &shards]);
-    let cases: [(&[&str], &str); 16] = [
-        (&["pack", &path("absent"), &to], "No such file"),
-        (&["pack", &path("void"), &to], "no images"),
-        (&["pack", &path("zero.tar"), &to], "no samples"),
-        (&["pack", &path("text.tar"), &to], "not a tar"),
-        (&["pack", &path("list.csv"), &to], "absent.jpg"),
-        (&["pack", &path("mixed.csv"), &to], "not both"),
-        (&["pack", &tree, &path("file")], "file: "),
-        (&["pack", &tree, &shards], "--overwrite"),
-        (&["pack", &tree, &to, "--limit", "0"], "no samples"),
-        (&["pack", &tree, &to, "--fraction", "1.5"], "fraction"),
-        (&["ls", &path("void")], "no shards"),
-        (&["ls", &path("x-{0..3}.tar")], "x-0.tar"),
-        (&["verify", &path("none-*.tar")], "no shards"),
-        (&["index", &path("text.tar")], "not a tar"),
-        (&["index", &path("zero.tar"), "--manifest", &path("m.json")], "manifest.json"),
-        (&["unpack", &shards, &tree], "not empty"),
+    let levels = "-131072 (fastest) to 22 (smallest)";
+    // 1 for what is wrong with data or disk, 2 for what is wrong with the command line.
+    let cases: [(&[&str], i32, &str); 23] = [
+        (&["pack", &path("absent"), &to], 1, "No such file"),
+        (&["pack", &path("void"), &to], 2, "no images"),
+        (&["pack", &path("zero.tar"), &to], 2, "no samples"),
+        (&["pack", &path("text.tar"), &to], 1, "not a tar"),
+        (&["pack", &path("list.csv"), &to], 1, "absent.jpg"),
+        (&["pack", &path("list.csv"), &to, "--skip-bad"], 1, "no image can be used"),
+        (&["pack", &path("mixed.csv"), &to], 2, "not both"),
+        (&["pack", &tree, &path("file")], 1, "file: "),
+        (&["pack", &tree, &shards], 2, "--overwrite"),
+        (&["pack", &tree, &to, "--limit", "0"], 2, "no samples"),
+        (&["pack", &tree, &to, "--fraction", "1.5"], 2, "fraction"),
+        (&["pack", &tree, &to, "--samples-per-shard", "0"], 2, "0 samples"),
+        (&["pack", &tree, &to, "--prefix", ""], 2, "prefix"),
+        (&["pack", &tree, &to, "--zstd", "99"], 2, levels),
+        (&["pack", &tree, &shards, &to], 2, "several sources"),
+        (&["pack", &tree], 2, "OUT is missing"),
+        (&["ls", &path("void")], 2, "no shards"),
+        (&["ls", &path("x-{0..3}.tar")], 1, "x-0.tar"),
+        (&["verify", &path("none-*.tar")], 2, "no shards"),
+        (&["verify", &shards, "--repair", &shards], 2, "exists: choose another folder"),
+        (&["index", &path("text.tar")], 1, "not a tar"),
+        (&["index", &path("zero.tar"), "--manifest", &path("m.json")], 2, "manifest.json"),
+        (&["unpack", &shards, &tree], 2, "not empty"),
     ];
-    for (args, expected) in cases {
+    for (args, code, expected) in cases {
         let output = shard(args);
         let printed = err(&output);
-        assert_eq!(output.status.code(), Some(1), "{args:?}: {printed}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {printed}");
         assert!(printed.contains(expected), "{args:?}: {printed}");
         assert_eq!(printed.lines().count(), 1, "{args:?}: {printed}");
     }
-    assert_eq!(shard(&["pack", &tree]).status.code(), Some(2), "usage is answered by clap");
+    let refused = shard(&["verify", &shards, "--repair", &shards]);
+    assert!(!err(&refused).contains("--overwrite"), "it has no such option");
+    let help = ok(&["pack", "-h"]).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(help.contains(levels), "{help}");
+    assert!(ok(&["--help"]).contains("Exit codes: 0 done; 1 "));
+}
+
+#[test]
+fn samples_that_cannot_be_used_are_marked_counted_and_left_out_by_a_repair() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tree, shards, repaired) = (tree(folder.path(), 6), path("shards"), path("repaired"));
+    std::fs::rename(tree.join("dog/005.png"), tree.join("dog/\u{1b}[1m5.png")).unwrap();
+    ok(&["pack", tree.to_str().unwrap(), &shards]);
+    for name in ["shard.manifest.json", "shard-000000.tar.idx"] {
+        std::fs::remove_file(Path::new(&shards).join(name)).unwrap();
+    }
+    // The first four labels become no numbers.
+    let tar = Path::new(&shards).join("shard-000000.tar");
+    let mut bytes = std::fs::read(&tar).unwrap();
+    let labels = bytes.windows(5).enumerate().filter(|(_, name)| name == b".cls\0");
+    let labels: Vec<usize> = labels.map(|(at, _)| at.next_multiple_of(512)).take(4).collect();
+    labels.iter().for_each(|&at| bytes[at] = b'x');
+    std::fs::write(&tar, bytes).unwrap();
+    let listed = shard(&["ls", &shards]);
+    let rows = out(&listed);
+    assert_eq!(rows.lines().filter(|row| row.contains("  bad  ")).count(), 4, "{rows}");
+    assert!(rows.contains(r"dog/\u{1b}[1m5") && !rows.contains('\u{1b}'), "{rows}");
+    assert!(err(&listed).ends_with("4 samples cannot be used; `shard verify` tells why\n"));
+    assert_eq!(ok(&["ls", &shards, "--json"]).matches("\"usable\":false").count(), 4);
+    let verified = out(&shard(&["verify", &shards]));
+    assert!(verified.contains("\n4 faults in 6 samples of 1 shard"), "{verified}");
+    let saved = ok(&["verify", &shards, "--repair", &repaired]);
+    assert!(saved.contains("\n2 samples saved, 4 known to be lost\n"), "{saved}");
+}
+
+#[test]
+fn sets_that_name_their_classes_differently_are_merged_with_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (a, b) = (path("a"), path("b"));
+    let tree = tree(folder.path(), 4);
+    ok(&["pack", tree.to_str().unwrap(), &a]);
+    std::fs::rename(tree.join("dog"), tree.join("eel")).unwrap();
+    ok(&["pack", tree.to_str().unwrap(), &b]);
+    for (other, named) in [(&a, true), (&b, false)] {
+        let merged = shard(&["ls", "--summary", &a, other]);
+        let warned = err(&merged);
+        assert!(merged.status.success() && out(&merged).contains("dog") == named, "{warned}");
+        assert_eq!(warned.lines().count(), usize::from(!named), "{warned}");
+        for part in ["class 1 is \"dog\"", "\"eel\"", "a/shard", "b/shard", "by number"] {
+            assert_eq!(warned.contains(part), !named, "{warned}");
+        }
+    }
+}
+
+/// Runs a command whose files may not be larger than `kib`: writes fail after that, as on a full
+/// disk, and the signal that comes with it is ignored. `None` where that cannot be had.
+#[cfg(unix)]
+fn with_small_files(kib: u32, args: &[&str]) -> Option<Output> {
+    let script = format!("trap '' XFSZ; ulimit -f {kib} || exit 9; exec \"$@\"");
+    let mut command = Command::new("bash");
+    command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_shard")]).args(args);
+    let output = command.output().ok().filter(|output| output.status.code() != Some(9));
+    if output.is_none() {
+        println!("skipped: no bash, or no `ulimit -f`");
+    }
+    output
+}
+
+#[cfg(unix)]
+#[test]
+fn files_that_are_unpacked_are_whole_or_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tree, shards, to) = (tree(folder.path(), 4), path("shards"), folder.path().join("to"));
+    // Of 3.5 KiB, and a small one before them.
+    std::fs::write(tree.join("cat/#.ppm"), b"P6\n1 1\n255\nrgb").unwrap();
+    ok(&["pack", tree.to_str().unwrap(), &shards, "--raw"]);
+    let args = ["unpack", &shards, to.to_str().unwrap()];
+    let Some(output) = with_small_files(2, &args) else { return };
+    assert_eq!(output.status.code(), Some(1), "{}", err(&output));
+    assert!(err(&output).contains("cat/000.ppm: File too large"), "{}", err(&output));
+    assert_eq!(names(&to.join("cat")), ["#.ppm"]);
 }
 
 #[cfg(unix)]
@@ -161,21 +253,8 @@ fn bad_input_is_answered_by_one_line() {
 fn a_disk_that_is_full_leaves_nothing_half_done() {
     let folder = tempfile::tempdir().unwrap();
     let (tree, shards) = (tree(folder.path(), 200), folder.path().join("shards"));
-    // A limit on the size of files stands in for a full disk: writes fail
-    // after 64 KiB, and the signal that comes with it is ignored.
-    let script = "trap '' XFSZ; ulimit -f 64 || exit 9; exec \"$@\"";
-    let mut command = Command::new("bash");
-    command
-        .args(["-c", script, "bash", env!("CARGO_BIN_EXE_shard"), "pack"])
-        .args([&tree, &shards]);
-    let Ok(output) = command.output() else {
-        println!("skipped: no bash");
-        return;
-    };
-    if output.status.code() == Some(9) {
-        println!("skipped: no `ulimit -f`");
-        return;
-    }
+    let args = ["pack", tree.to_str().unwrap(), shards.to_str().unwrap()];
+    let Some(output) = with_small_files(64, &args) else { return };
     assert_eq!(output.status.code(), Some(1), "{}", err(&output));
     assert!(err(&output).contains("shard-000000.tar: File too large"), "{}", err(&output));
     assert_eq!(names(&shards), Vec::<String>::new());

@@ -18,7 +18,8 @@ struct File {
     path: PathBuf,
     key: String,
     label: Option<u32>,
-    bytes: u64,
+    /// `None` for a link that leads nowhere: whoever wants the image is told.
+    bytes: Option<u64>,
 }
 
 /// The images of a folder.
@@ -35,7 +36,8 @@ pub struct FolderSource {
 }
 
 impl FolderSource {
-    /// Lists the tree at `root`. Names that begin with a dot are passed over.
+    /// Lists the tree at `root`. Names that begin with a dot are passed over. A link with an image's
+    /// name that leads nowhere is listed, and an error when the image is asked for.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Usage`] when there is no image.
@@ -102,7 +104,7 @@ impl FolderSource {
         if !is_image(&path) {
             *self.others.entry(extension_of(&path)).or_default() += 1;
         } else {
-            let bytes = std::fs::metadata(&path).map_err(|e| Error::io(&path, e))?.len();
+            let bytes = std::fs::metadata(&path).ok().map(|found| found.len());
             let key = keys.make(path.strip_prefix(root).unwrap_or(&path));
             self.files.push(File { path, key, label, bytes });
         }
@@ -125,9 +127,15 @@ fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         }
         let mut kind = entry.file_type().map_err(failed)?;
         if kind.is_symlink() {
-            kind = std::fs::metadata(entry.path())
-                .map_err(|e| Error::io(entry.path(), e))?
-                .file_type();
+            kind = match std::fs::metadata(entry.path()) {
+                Ok(found) => found.file_type(),
+                Err(_) if is_image(&entry.path()) => {
+                    files.push(entry.path());
+                    continue;
+                }
+                // It may stand for a class, and the next ones would get its number.
+                Err(e) => return Err(Error::io(entry.path(), e)),
+            };
         }
         if kind.is_dir() {
             folders.push(entry.path());
@@ -150,7 +158,11 @@ impl Source for FolderSource {
     }
 
     fn bytes(&self, i: usize) -> Result<u64> {
-        Ok(self.files[i].bytes)
+        let File { path, bytes, .. } = &self.files[i];
+        match bytes {
+            Some(bytes) => Ok(*bytes),
+            None => Ok(std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len()),
+        }
     }
 
     fn name(&self, i: usize) -> String {

@@ -26,11 +26,19 @@ struct Row {
     path: PathBuf,
     key: String,
     label: Option<u32>,
+    line: u64,
+}
+
+/// A row as it stands in the list.
+struct Found {
+    path: PathBuf,
+    label: String,
+    line: u64,
 }
 
 /// The images of a list.
 pub struct ListSource {
-    folder: PathBuf,
+    list: PathBuf,
     rows: Vec<Row>,
     classes: Vec<String>,
 }
@@ -48,14 +56,20 @@ impl ListSource {
         let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
         let first = text.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
         let tabs = extension_of(path) == "tsv" || first.contains(&b'\t');
+        let delimiter = if tabs { b'\t' } else { b',' };
+        // The reader would take all that follows for one field.
+        if let Some((at, line)) = unclosed_quote(text, delimiter) {
+            let cause = format!("line {line}: a quote is opened here and not closed");
+            return Err(damaged(path, at, cause));
+        }
         let mut reader = csv::ReaderBuilder::new()
             .has_headers(false)
             .flexible(true)
             .trim(csv::Trim::All)
-            .delimiter(if tabs { b'\t' } else { b',' })
+            .delimiter(delimiter)
             .from_reader(text);
         let mut columns = None;
-        let mut found: Vec<(PathBuf, String)> = Vec::new();
+        let mut found: Vec<Found> = Vec::new();
         for record in reader.records() {
             let record = record.map_err(|e| {
                 let at = e.position().map_or(0, |position| position.byte());
@@ -65,24 +79,27 @@ impl ListSource {
                 let (place, heading) = header(&record);
                 columns = Some(place);
                 if !heading {
-                    push(&record, place, path, &mut found)?;
+                    push(&record, place, (path, text), &mut found)?;
                 }
                 continue;
             };
-            push(&record, (path_at, label_at), path, &mut found)?;
+            push(&record, (path_at, label_at), (path, text), &mut found)?;
         }
         let (labels, classes) = number(&found, path, limits)?;
         let mut keys = Keys::default();
-        let rows = found.into_iter().zip(labels).map(|((path, _), label)| {
+        let rows = found.into_iter().zip(labels).map(|(Found { path, line, .. }, label)| {
             let key = keys.make(&path);
-            Row { path, key, label }
+            Row { path, key, label, line }
         });
-        let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-        Ok(ListSource { folder, rows: rows.collect(), classes })
+        Ok(ListSource { list: path.to_owned(), rows: rows.collect(), classes })
     }
 
     fn path(&self, i: usize) -> PathBuf {
-        self.folder.join(&self.rows[i].path)
+        self.list.parent().unwrap_or(Path::new("")).join(&self.rows[i].path)
+    }
+
+    fn place(&self, i: usize) -> String {
+        format!("line {} of {}", self.rows[i].line, self.list.display())
     }
 }
 
@@ -100,27 +117,75 @@ fn header(record: &csv::StringRecord) -> ((usize, Option<usize>), bool) {
 fn push(
     record: &csv::StringRecord,
     (path_at, label_at): (usize, Option<usize>),
-    list: &Path,
-    found: &mut Vec<(PathBuf, String)>,
+    (list, text): (&Path, &[u8]),
+    found: &mut Vec<Found>,
 ) -> Result<()> {
     let path = record.get(path_at).unwrap_or("");
+    let (at, line) = start(record, text);
     if path.is_empty() {
-        let at = record.position().map_or(0, |position| position.byte());
-        let line = record.position().map_or(0, |position| position.line());
         return Err(damaged(list, at, format!("line {line} has no path")));
     }
     let label = label_at.and_then(|at| record.get(at)).unwrap_or("");
-    found.push((PathBuf::from(path), label.to_owned()));
+    found.push(Found { path: PathBuf::from(path), label: label.to_owned(), line });
     Ok(())
+}
+
+/// Byte and line where a record begins. The reader counts the empty lines before it as part of it.
+fn start(record: &csv::StringRecord, text: &[u8]) -> (u64, u64) {
+    let (at, line) = record.position().map_or((0, 0), |found| (found.byte(), found.line()));
+    let rest = usize::try_from(at).ok().and_then(|at| text.get(at..)).unwrap_or(&[]);
+    let empty = rest.iter().take_while(|byte| matches!(byte, b'\n' | b'\r'));
+    let (bytes, lines) =
+        empty.fold((0, 0), |(bytes, lines), &byte| (bytes + 1, lines + u64::from(byte == b'\n')));
+    (at + bytes, line + lines)
+}
+
+/// Byte and line of a quote that opens a field and that nothing closes: neither the end of the list
+/// nor, lines later, a quote that opens another field, which has text behind it then.
+fn unclosed_quote(text: &[u8], delimiter: u8) -> Option<(u64, u64)> {
+    let ends_field = |byte: u8| byte == delimiter || byte == b'\n' || byte == b'\r';
+    let (mut at, mut line, mut starts_field) = (0, 1, true);
+    while let Some(&byte) = text.get(at) {
+        if byte == b'"' && starts_field {
+            let opened = (at as u64, line);
+            let Some(field) = quoted(&text[at..]) else { return Some(opened) };
+            let lines = text[at..at + field].iter().filter(|&&byte| byte == b'\n').count() as u64;
+            at += field;
+            let behind = text[at..].iter().find(|&&byte| byte != b' ');
+            if lines > 0 && behind.is_some_and(|&byte| !ends_field(byte)) {
+                return Some(opened);
+            }
+            line += lines;
+            starts_field = false;
+            continue;
+        }
+        starts_field = ends_field(byte);
+        line += u64::from(byte == b'\n');
+        at += 1;
+    }
+    None
+}
+
+/// How many bytes a field takes that begins with a quote, up to the one that closes it; two in a row
+/// stand for one.
+fn quoted(field: &[u8]) -> Option<usize> {
+    let mut at = 1;
+    loop {
+        at += field.get(at..)?.iter().position(|&byte| byte == b'"')? + 1;
+        if field.get(at) != Some(&b'"') {
+            return Some(at);
+        }
+        at += 1;
+    }
 }
 
 /// Labels as numbers, and the names of the classes where they were names.
 fn number(
-    found: &[(PathBuf, String)],
+    found: &[Found],
     list: &Path,
     limits: &Limits,
 ) -> Result<(Vec<Option<u32>>, Vec<String>)> {
-    let given = || found.iter().map(|(_, label)| label.as_str()).filter(|label| !label.is_empty());
+    let given = || found.iter().map(|row| row.label.as_str()).filter(|label| !label.is_empty());
     let is_number = |label: &str| label.parse::<i64>().is_ok();
     if let (Some(name), Some(number)) =
         (given().find(|l| !is_number(l)), given().find(|l| is_number(l)))
@@ -131,15 +196,15 @@ fn number(
         )));
     }
     if given().next().is_none_or(is_number) {
-        let labels = found.iter().map(|(path, label)| match label.as_str() {
+        let labels = found.iter().map(|row| match row.label.as_str() {
             "" | "-1" => Ok(None),
             text => {
                 text.parse().ok().filter(|&label: &u32| label <= limits.label).map(Some).ok_or_else(
                     || {
-                        let (list, path) = (list.display(), path.display());
+                        let (list, path) = (list.display(), row.path.display());
                         Error::Usage(format!(
-                            "{list}: {path}: label {text}, expected 0 to {}",
-                            limits.label
+                            "{list}: line {}: {path}: label {text}, expected 0 to {}",
+                            row.line, limits.label
                         ))
                     },
                 )
@@ -150,7 +215,7 @@ fn number(
     let names: std::collections::BTreeSet<&str> = given().collect();
     let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
     let label = |label: &String| names.binary_search(label).ok().map(|at| at as u32);
-    Ok((found.iter().map(|(_, name)| label(name)).collect(), names))
+    Ok((found.iter().map(|row| label(&row.label)).collect(), names))
 }
 
 impl Source for ListSource {
@@ -168,7 +233,11 @@ impl Source for ListSource {
     }
 
     fn name(&self, i: usize) -> String {
-        self.path(i).display().to_string()
+        format!("{} ({})", self.path(i).display(), self.place(i))
+    }
+
+    fn listed(&self, i: usize) -> Option<String> {
+        Some(self.place(i))
     }
 
     fn classes(&self) -> &[String] {
@@ -198,6 +267,48 @@ mod tests {
         let list = ListSource::open(&path, &Limits::default())?;
         let rows = list.rows.iter().map(|row| (row.path.display().to_string(), row.label));
         Ok((rows.collect(), list.classes.clone()))
+    }
+
+    #[test]
+    fn a_quote_that_is_not_closed_is_told_with_its_line() {
+        for (text, at, line) in [
+            ("a,\"cat\nb,dog\nc,dog\n", 2, 1),
+            ("a,cat\n\n\"b,dog\n", 7, 3),
+            ("a,\"c\"\"\nb\"\n\"c,dog", 10, 3),
+            // The quote of another field closes it, lines later.
+            ("\"a\",1\nb,\"cat\nc,\"dog\"\nd,cat\n", 8, 2),
+        ] {
+            let Err(Error::Shard { path, offset, cause }) = read("l.csv", text) else {
+                panic!("{text}: read")
+            };
+            assert!(path.ends_with("l.csv") && offset == at, "{text}: {offset}");
+            assert!(cause.starts_with(&format!("line {line}: a quote")), "{text}: {cause}");
+        }
+        for (text, path) in [
+            ("\"a\nb\" ,1\n", "a\nb"),
+            ("a\"b,1\n", "a\"b"),
+            ("\"a\"\"b\",1", "a\"b"),
+            ("\"a\"\r\n", "a"),
+        ] {
+            assert_eq!(read("l.csv", text).unwrap().0[0].0, path, "{text}");
+        }
+        assert_eq!(unclosed_quote(b"a\t\"c,\"\n", b'\t'), None);
+    }
+
+    #[test]
+    fn rows_know_their_lines() {
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("l.csv");
+        std::fs::write(&list, "path,label\n\n\r\na,1\n\"b\nb\",1\n\n\nc,2").unwrap();
+        let source = ListSource::open(&list, &Limits::default()).unwrap();
+        let lines: Vec<u64> = source.rows.iter().map(|row| row.line).collect();
+        assert_eq!(lines, [4, 5, 9]);
+        let place = format!("line 9 of {}", list.display());
+        assert!(source.name(2).contains(&place) && source.listed(2) == Some(place));
+        let Err(Error::Shard { offset, cause, .. }) = read("l.csv", "a,1\n\n\n,2\n") else {
+            panic!("read")
+        };
+        assert!(offset == 6 && cause.contains("line 4"), "{offset}: {cause}");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
+use bt_pipeline::Error;
 use bt_pipeline::shard::{Limits, MANIFEST_SUFFIX, index_shards};
 
 use crate::cli::Index;
@@ -18,11 +19,11 @@ pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
     };
     if let Some(path) = &args.manifest {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        ensure!(
-            name.ends_with(MANIFEST_SUFFIX),
-            "{}: the name must end in {MANIFEST_SUFFIX}",
-            path.display()
-        );
+        if !name.ends_with(MANIFEST_SUFFIX) {
+            let path = path.display();
+            let cause = format!("{path}: the name must end in {MANIFEST_SUFFIX}");
+            return Err(Error::Usage(cause).into());
+        }
     }
     let bar = Bar::new("shards");
     let indexed = index_shards(

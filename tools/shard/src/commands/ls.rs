@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use bt_pipeline::shard::{OpenOptions, SampleMeta, ShardSet};
 
 use crate::cli::Ls;
-use crate::output::{bytes, count, line};
+use crate::output::{bytes, count, line, printable, say};
 
 pub fn run(args: &Ls) -> anyhow::Result<ExitCode> {
     let set = ShardSet::open(&args.shards.pattern(), &OpenOptions::default())?;
@@ -14,11 +14,28 @@ pub fn run(args: &Ls) -> anyhow::Result<ExitCode> {
     if args.summary {
         return summary(&set, samples, args.json);
     }
+    let mut unusable = 0;
     for sample in 0..samples {
         let meta = set.meta(sample)?;
+        unusable += u64::from(!is_usable(&meta));
         if args.json { line(as_json(&set, sample, &meta))? } else { line(as_row(&set, &meta))? }
     }
+    warn_of(unusable);
     Ok(ExitCode::SUCCESS)
+}
+
+/// Whether a sample may be used, as far as is known without reading it. A scan gives no bytes to a
+/// sample that it finds fault with; an index knows the pixels of each image whose header it understood.
+fn is_usable(meta: &SampleMeta) -> bool {
+    let understood = meta.checksum == 0 || meta.width > 0;
+    meta.length > 0 && understood
+}
+
+fn warn_of(unusable: u64) {
+    if unusable > 0 {
+        let samples = count(unusable, "sample");
+        say(format_args!("warning: {samples} cannot be used; `shard verify` tells why"));
+    }
 }
 
 fn shard_name<'a>(set: &'a ShardSet, meta: &SampleMeta) -> std::borrow::Cow<'a, str> {
@@ -37,6 +54,7 @@ fn as_json(set: &ShardSet, sample: usize, meta: &SampleMeta) -> serde_json::Valu
         "height": known(meta.height),
         "offset": meta.offset,
         "length": meta.length,
+        "usable": is_usable(meta),
         "checksum": (meta.checksum != 0).then(|| format!("xxh3:{:016x}", meta.checksum)),
     })
 }
@@ -46,25 +64,30 @@ fn known(pixels: u32) -> Option<u32> {
 }
 
 fn as_row(set: &ShardSet, meta: &SampleMeta) -> String {
-    let label = meta.label.map_or("-".to_owned(), |label| label.to_string());
+    let label = match meta.label {
+        _ if !is_usable(meta) => "bad".to_owned(),
+        Some(label) => label.to_string(),
+        None => "-".to_owned(),
+    };
     let size = match known(meta.width) {
         Some(width) => format!("{width}x{}", meta.height),
         None => "?".to_owned(),
     };
     let format = format!("{:?}", meta.format).to_lowercase();
-    let shard = shard_name(set, meta);
-    format!("{shard}  {label:>5}  {format:5}  {size:>9}  {:>9}  {}", meta.length, meta.key)
+    let (shard, key) = (shard_name(set, meta), printable(&meta.key));
+    format!("{shard}  {label:>5}  {format:5}  {size:>9}  {:>9}  {key}", meta.length)
 }
 
 fn summary(set: &ShardSet, samples: usize, json: bool) -> anyhow::Result<ExitCode> {
     let mut classes = BTreeMap::<Option<u32>, u64>::new();
     let mut formats = BTreeMap::<String, u64>::new();
-    let (mut sides, mut image_bytes) = (Vec::new(), 0u64);
+    let (mut sides, mut image_bytes, mut unusable) = (Vec::new(), 0u64, 0);
     for sample in 0..samples {
         let meta = set.meta(sample)?;
         *classes.entry(meta.label).or_default() += 1;
         *formats.entry(format!("{:?}", meta.format).to_lowercase()).or_default() += 1;
         image_bytes += meta.length;
+        unusable += u64::from(!is_usable(&meta));
         if let Some(width) = known(meta.width) {
             sides.push((width, meta.height));
         }
@@ -87,8 +110,9 @@ fn summary(set: &ShardSet, samples: usize, json: bool) -> anyhow::Result<ExitCod
         line(serde_json::json!({
             "shards": set.shards().len(), "samples": samples, "bytes": shard_bytes, "image_bytes": image_bytes,
             "seekable": set.seekable(), "classes": classes, "formats": formats,
-            "width": widths, "height": heights,
+            "width": widths, "height": heights, "unusable": unusable,
         }))?;
+        warn_of(unusable);
         return Ok(ExitCode::SUCCESS);
     }
     let shards = count(set.shards().len() as u64, "shard");
@@ -104,7 +128,8 @@ fn summary(set: &ShardSet, samples: usize, json: bool) -> anyhow::Result<ExitCod
         line(format_args!("pixels: {w0} to {w1} wide, {h0} to {h1} high"))?;
     }
     for (label, samples) in &classes {
-        line(format_args!("{samples:>9}  {}", name(*label)))?;
+        line(format_args!("{samples:>9}  {}", printable(&name(*label))))?;
     }
+    warn_of(unusable);
     Ok(ExitCode::SUCCESS)
 }

@@ -8,11 +8,11 @@ use bt_pipeline::shard::{
 };
 
 use crate::cli::{Division, Pack};
-use crate::output::{Bar, bytes, count, line};
+use crate::output::{Bar, bytes, count, line, say};
 
 pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
-    let origin = args.sources.join("::");
-    let source = open_source(&origin, &args.out, &Limits::default())?;
+    let (origin, out) = args.paths()?;
+    let source = open_source(&origin, out, &Limits::default())?;
     let options = PackOptions {
         selection: Selection {
             shuffle: args.shuffle,
@@ -29,7 +29,7 @@ pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
         on_bad: if args.skip_bad { OnBad::Skip } else { OnBad::Stop },
         ..divided(&args.prefix, &args.division)
     };
-    run_pack(source.as_ref(), &args.out, &origin, &options, args.division.json)
+    run_pack(source.as_ref(), out, &origin, &options, args.division.json)
 }
 
 /// Options that say how a set is divided, all else by default.
@@ -54,14 +54,14 @@ pub fn run_pack(
     json: bool,
 ) -> anyhow::Result<ExitCode> {
     for note in source.passed_over() {
-        eprintln!("warning: passed over: {note}");
+        say(format_args!("warning: passed over: {note}"));
     }
     let bar = Bar::new("images");
     let packed = pack(source, out, origin, options, &mut |progress| bar.show(progress));
     drop(bar);
     let Packed { manifest_path, manifest, skipped } = packed?;
     for cause in &skipped {
-        eprintln!("left out: {cause}");
+        say(format_args!("left out: {cause}"));
     }
     if json {
         line(serde_json::json!({

@@ -8,21 +8,20 @@ use crate::cli::Unpack;
 use crate::output::{Bar, bytes, count, line};
 
 pub fn run(args: &Unpack) -> anyhow::Result<ExitCode> {
+    let (pattern, out) = args.paths()?;
     let bar = Bar::new("samples");
     let (tree, named) = if args.members {
         (Tree::Members, "KEY.EXTENSION")
     } else {
         (Tree::Folders, "CLASS/NAME.EXTENSION, NAME being the key behind its last slash")
     };
-    let pattern = args.patterns.join("::");
-    let done = unpack(&pattern, &args.out, tree, &OpenOptions::default(), &mut |progress| {
-        bar.show(progress)
-    });
+    let done =
+        unpack(&pattern, out, tree, &OpenOptions::default(), &mut |progress| bar.show(progress));
     drop(bar);
     let done = done?;
     if args.json {
         line(serde_json::json!({
-            "folder": args.out, "samples": done.samples, "files": done.files, "bytes": done.bytes,
+            "folder": out, "samples": done.samples, "files": done.files, "bytes": done.bytes,
             "renamed": done.renamed,
         }))?;
         return Ok(ExitCode::SUCCESS);
@@ -35,6 +34,6 @@ pub fn run(args: &Unpack) -> anyhow::Result<ExitCode> {
             count(done.renamed, "sample")
         ))?;
     }
-    line(args.out.display())?;
+    line(out.display())?;
     Ok(ExitCode::SUCCESS)
 }

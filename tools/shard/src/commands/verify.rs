@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use bt_pipeline::shard::{Damage, OpenOptions, salvage, verify};
 
 use crate::cli::Verify;
-use crate::output::{Bar, bytes, count, line};
+use crate::output::{Bar, bytes, count, line, printable};
 
 pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.repair {
@@ -62,10 +62,17 @@ fn repair(args: &Verify, out: &Path) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     tell(&saved.lost)?;
+    // One damage often shows twice: where it was met, and in the samples that it took. Those that
+    // nothing names any more are in the first alone.
+    let lost = saved.lost.iter().filter(|damage| damage.key.is_some()).count() as u64;
+    let places = saved.lost.len() as u64 - lost;
+    let met = match places {
+        0 => String::new(),
+        places => format!(", damage met in {}", count(places, "place")),
+    };
     line(format_args!(
-        "{} saved, {} met\n{}",
+        "{} saved, {lost} known to be lost{met}\n{}",
         count(saved.packed.manifest.samples, "sample"),
-        count(saved.lost.len() as u64, "fault"),
         saved.packed.manifest_path.display()
     ))?;
     Ok(ExitCode::SUCCESS)
@@ -74,7 +81,8 @@ fn repair(args: &Verify, out: &Path) -> anyhow::Result<ExitCode> {
 /// One line for each fault.
 fn tell(faults: &[Damage]) -> anyhow::Result<()> {
     for damage in faults {
-        let key = damage.key.as_ref().map_or(String::new(), |key| format!("sample `{key}` "));
+        let sample = |key: &String| format!("sample `{}` ", printable(key));
+        let key = damage.key.as_ref().map_or(String::new(), sample);
         line(format_args!(
             "{}: {key}at byte {}: {}",
             damage.shard.display(),
