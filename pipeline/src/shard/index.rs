@@ -140,7 +140,7 @@ impl ShardIndex {
     /// Maps the index at `path` and verifies it.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] when it is damaged.
+    /// [`Error::Io`](crate::Error::Io); [`Error::Shard`](crate::Error::Shard) when it is damaged.
     pub fn open(path: &Path, limits: &Limits) -> Result<ShardIndex> {
         ShardIndex::new(Bytes::Mapped(Map::open(path)?), path, limits)
     }
@@ -284,7 +284,7 @@ impl ShardIndex {
     /// Entry and key of the `i`-th sample of the shard.
     ///
     /// # Errors
-    /// [`Error::Shard`] when the key lies outside the keys or is not UTF-8, or the label is
+    /// [`Error::Shard`](crate::Error::Shard) when the key lies outside the keys or is not UTF-8, or the label is
     /// beyond the index's classes.
     ///
     /// # Panics
@@ -332,7 +332,7 @@ impl ShardIndex {
     /// Checks that the index was made for a shard file with these bytes.
     ///
     /// # Errors
-    /// [`Error::Shard`], naming both, when it was not.
+    /// [`Error::Shard`](crate::Error::Shard), naming both, when it was not.
     pub(crate) fn belongs_to(&self, shard: &Path, bytes: &[u8]) -> Result<()> {
         if self.head.shard_bytes == bytes.len() as u64
             && self.head.fingerprint == fingerprint(bytes)
