@@ -22,6 +22,10 @@ use crate::{Error, Result};
 /// batch, large enough that tiny images do not drown in messages.
 const MOST_SLOTS: usize = 16;
 
+/// Samples of a batch after which it is looked ahead within it: a batch may be longer than the queue of
+/// what is fetched ahead, and a sample that is read before it is in there would be fetched for nobody.
+const FETCH_AGAIN: usize = 2048;
+
 /// The ends of the channels that the feeder holds.
 pub(crate) struct Outlets {
     /// Where a batch returns its buffer.
@@ -281,6 +285,7 @@ impl Feeder {
             return false;
         }
         let stats = Arc::clone(&self.recorder.stats);
+        let mut sent = 0;
         stats.queue(Queue::Filling, 1);
         for task in Filling::split(self.spec, place, buffer, pool.clone(), items, self.grain) {
             // It waits for room as long as there are workers, and they leave when
@@ -289,9 +294,11 @@ impl Feeder {
             if tasks.send(task).is_err() {
                 return false;
             }
-            // A batch may be longer than the queue of what is fetched ahead: a sample that is not in it
-            // before it is read would be fetched for nobody afterwards.
-            self.fetch_ahead();
+            sent += self.grain;
+            if sent >= FETCH_AGAIN {
+                self.fetch_ahead();
+                sent = 0;
+            }
         }
         true
     }

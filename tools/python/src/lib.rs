@@ -304,6 +304,17 @@ impl Stream {
     }
 }
 
+impl Drop for Stream {
+    /// Threads end with what they are at. Whoever else has Python code to run need not wait for that.
+    fn drop(&mut self) {
+        if self.inner.is_here() {
+            let stream = self.inner.value.take();
+            // At the interpreter's end there is no lock to let go of.
+            let _ = Python::try_attach(|py| py.detach(move || drop(stream)));
+        }
+    }
+}
+
 /// For a thread without the interpreter's lock.
 fn await_batch(stream: &Mutex<BatchStream>) -> PyResult<bt_pipeline::Batch> {
     let failed = |text: &'static str| PyRuntimeError::new_err(text);
