@@ -70,8 +70,8 @@ pub struct LoaderConfig {
     /// What to do with a shard that cannot be opened or read: each of its samples
     /// counts as a bad one, or the stream ends.
     pub on_bad_shard: OnBad,
-    /// The share of bad samples, of those read since the start, above which the
-    /// stream ends; looked at from the hundredth on.
+    /// The share of bad samples, of those read for the batches so far, above which the stream ends;
+    /// looked at from the hundredth on. It ends at the same batch for any number of threads.
     pub max_bad: f64,
     /// Limits and options of decoding.
     pub decode: DecodeOptions,
