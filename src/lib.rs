@@ -19,6 +19,7 @@
 #[cfg(test)]
 extern crate self as bt_stream;
 
+// First: the others print by its macros.
 #[macro_use]
 mod print;
 

@@ -77,14 +77,14 @@ impl Stop {
         let mut signals = handle().context("cannot handle signals")?;
         let (first, begun) = mpsc::channel();
         let watch = move || {
-            let mut since = None;
+            let mut since: Option<Instant> = None;
             for signal in signals.forever() {
                 match since {
                     None => {
                         since = Some(Instant::now());
                         let _ = first.send(());
                     }
-                    Some(since) if Instant::elapsed(&since) > ECHO => low_level::exit(128 + signal),
+                    Some(since) if since.elapsed() > ECHO => low_level::exit(128 + signal),
                     Some(_) => {}
                 }
             }

@@ -197,9 +197,7 @@ impl BatchStream {
         }
         Some(item)
     }
-}
 
-impl BatchStream {
     /// Gives a batch on, unless too many samples have been bad up to it.
     fn judge(&mut self, batch: Batch) -> Result<Batch> {
         self.stats.queue(Queue::Ready, -1);

@@ -49,13 +49,13 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let tensors = import::backbone(tensors, args.prefix.as_deref()).with_context(context)?;
     let mut config = args.source.load(&[])?;
     let model = import::describe(&tensors, &config.model).with_context(context)?;
-    let own_views = args.source.set.iter().any(|pair| pair.trim_start().starts_with("views."));
-    if model.stem == Stem::Cifar && args.source.config.is_none() && !own_views {
-        // Views of 224 x 224 with ImageNet's normalisation would cost much and find little.
-        config = args.source.load(&[Some("views.preset=barlow-cifar".to_owned())])?;
-        eprintln!(
-            "note: the stem is CIFAR's: views.preset = \"barlow-cifar\" (32 x 32); `--config` or `--set views. ...` says otherwise"
-        );
+    if model.stem == Stem::Cifar && args.source.config.is_none() {
+        // Views of 224 x 224 with ImageNet's normalisation would cost much and find little. Beneath
+        // what `--set` says.
+        let mut source = args.source.clone();
+        source.set.insert(0, "views.preset=barlow-cifar".into());
+        config = source.load(&[])?;
+        eprintln!("note: the stem is CIFAR's: views begin with the preset `barlow-cifar`");
     }
     config.model = model;
     config.train.dir = args.dir.clone();

@@ -1,7 +1,5 @@
 //! One file a subcommand: its arguments, and what it does with them.
 
-// First: the others print by its macros.
-
 pub mod bench;
 pub mod completions;
 pub mod config;

@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{CacheArgs, ConfigSource, TraceArgs, flag};
-use crate::config::{CONFIG_FILE, Misconfigured};
+use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::metrics::LEDGER_FILE;
-use crate::train::{From, Watch, train_watched};
+use crate::train::{From, Summary, Watch, train_watched};
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -58,47 +58,81 @@ pub struct TrainArgs {
     json: bool,
 }
 
+impl TrainArgs {
+    fn from(&self) -> From {
+        match &self.resume_from {
+            Some(path) => From::Checkpoint(path.clone()),
+            None if self.resume => From::Newest,
+            None => From::Start,
+        }
+    }
+
+    /// The effective configuration: of a run that is gone on with its own, under what the command line
+    /// says.
+    fn config(&self) -> Result<RunConfig> {
+        let quoted = |text: &str| format!("{text:?}");
+        let quoted_path = |path: &PathBuf| quoted(&path.to_string_lossy());
+        let mut source = self.source.clone();
+        // RUN/checkpoints/step-N names its run, too.
+        let run = self.resume_from.as_ref().and_then(|path| path.parent()?.parent());
+        let folder = self.dir.clone().or(run.map(Path::to_owned));
+        if !matches!(self.from(), From::Start) && source.config.is_none() {
+            let Some(dir) = &folder else {
+                bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));
+            };
+            let saved = dir.join(CONFIG_FILE);
+            if saved.exists() {
+                source.config = Some(saved);
+            } else if self.data.is_none() && source.set.is_empty() {
+                bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
+            }
+        }
+        let [cache, cache_size] = self.cache.pairs();
+        source.load(&[
+            cache,
+            cache_size,
+            flag("data.train", &self.data.as_deref().map(quoted)),
+            flag("data.val", &self.val.as_deref().map(quoted)),
+            flag("train.dir", &folder.as_ref().map(quoted_path)),
+            flag("train.epochs", &self.epochs),
+            flag("train.batch_size", &self.batch_size),
+            flag("train.seed", &self.seed),
+            flag("train.init", &self.init.as_ref().map(quoted_path)),
+            flag("data.threads", &self.threads),
+        ])
+    }
+}
+
+/// What a person is told at the end.
+fn tell(summary: &Summary, dir: &Path) {
+    println!(
+        "{} steps done; {:.0} images/s; limited by {}; newest checkpoint {}",
+        summary.steps,
+        summary.images as f64 / summary.seconds.max(1e-9),
+        summary.limit,
+        summary.checkpoint.display()
+    );
+    if summary.bad > 0 {
+        println!(
+            "{} times another sample was taken for one that could not be used: {}",
+            summary.bad,
+            dir.join(LEDGER_FILE).display()
+        );
+    }
+    if !summary.advice.is_empty() {
+        println!("{}", summary.advice);
+    }
+    if !summary.embeddings.is_empty() {
+        println!("{}", summary.embeddings);
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
 /// As [`crate::train::train`].
 pub fn run(args: TrainArgs) -> Result<()> {
-    let quoted = |text: &str| format!("{text:?}");
-    let quoted_path = |path: &PathBuf| quoted(&path.to_string_lossy());
-    let mut source = args.source.clone();
-    let from = match &args.resume_from {
-        Some(path) => From::Checkpoint(path.clone()),
-        None if args.resume => From::Newest,
-        None => From::Start,
-    };
-    // RUN/checkpoints/step-N names its run, too.
-    let run = args.resume_from.as_ref().and_then(|path| path.parent()?.parent());
-    let folder = args.dir.clone().or(run.map(Path::to_owned));
-    if !matches!(from, From::Start) && source.config.is_none() {
-        // The run's own configuration is the one to go on with.
-        let Some(dir) = &folder else {
-            bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));
-        };
-        let saved = dir.join(CONFIG_FILE);
-        if saved.exists() {
-            source.config = Some(saved);
-        } else if args.data.is_none() && source.set.is_empty() {
-            bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
-        }
-    }
-    let [cache, cache_size] = args.cache.pairs();
-    let config = source.load(&[
-        cache,
-        cache_size,
-        flag("data.train", &args.data.as_deref().map(quoted)),
-        flag("data.val", &args.val.as_deref().map(quoted)),
-        flag("train.dir", &folder.as_ref().map(quoted_path)),
-        flag("train.epochs", &args.epochs),
-        flag("train.batch_size", &args.batch_size),
-        flag("train.seed", &args.seed),
-        flag("train.init", &args.init.as_ref().map(quoted_path)),
-        flag("data.threads", &args.threads),
-    ])?;
+    let config = args.config()?;
     set_threads(config.train.threads)?;
     if !args.json {
         eprintln!("# effective configuration\n{}", config.to_toml()?);
@@ -106,7 +140,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin()?;
     let watch = Watch { metrics: args.metrics, trace: trace.clone(), ..Watch::default() };
-    let outcome = train_watched(&config, &from, &stop, &watch);
+    let outcome = train_watched(&config, &args.from(), &stop, &watch);
     // A trace may be large. One that cannot be written takes no summary away.
     let _hold = stop.hold();
     let traced = args.trace.write(trace.as_ref());
@@ -114,26 +148,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if args.json {
         println!("{}", serde_json::to_string_pretty(&summary)?);
     } else {
-        println!(
-            "{} steps done; {:.0} images/s; limited by {}; newest checkpoint {}",
-            summary.steps,
-            summary.images as f64 / summary.seconds.max(1e-9),
-            summary.limit,
-            summary.checkpoint.display()
-        );
-        if summary.bad > 0 {
-            println!(
-                "{} times another sample was taken for one that could not be used: {}",
-                summary.bad,
-                config.train.dir.join(LEDGER_FILE).display()
-            );
-        }
-        if !summary.advice.is_empty() {
-            println!("{}", summary.advice);
-        }
-        if !summary.embeddings.is_empty() {
-            println!("{}", summary.embeddings);
-        }
+        tell(&summary, &config.train.dir);
     }
     match stop.interrupted() {
         Some(interrupted) if summary.interrupted => {

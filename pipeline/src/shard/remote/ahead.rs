@@ -304,13 +304,17 @@ mod tests {
         }
     }
 
-    #[test]
-    fn whoever_waits_for_a_block_that_goes_looks_again() {
-        let folder = tempfile::tempdir().unwrap();
+    fn one_image() -> Vec<u8> {
         let mut tar = Vec::new();
         tar_write::append_member(&mut tar, "0.ppm", &[1; 100]);
         tar.extend(tar_write::END);
-        std::fs::write(folder.path().join("a.tar"), &tar).unwrap();
+        tar
+    }
+
+    #[test]
+    fn whoever_waits_for_a_block_that_goes_looks_again() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.tar"), one_image()).unwrap();
         let server = Server::of_folder(folder.path());
         let set = ShardSet::open(&server.url("a.tar"), &OpenOptions::default()).unwrap();
         let ahead = set.ahead(32 << 10, true).unwrap();
@@ -326,6 +330,29 @@ mod tests {
         ahead.forget(0);
         let taken = taken.recv_timeout(Duration::from_secs(20)).expect("it waits for ever");
         assert!(taken.unwrap().is_none(), "a request of its own");
+    }
+
+    #[test]
+    fn a_request_that_panics_is_an_error_for_whoever_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.tar"), one_image()).unwrap();
+        let server = Server::of_folder(folder.path());
+        let set = ShardSet::open(&server.url("a.tar"), &OpenOptions::default()).unwrap();
+        let ahead = set.ahead(32 << 10, true).unwrap();
+        let id = {
+            let mut state = ahead.shared.lock();
+            state.push(0);
+            state.pop();
+            state.join(0, 0..100, &[0]).unwrap()
+        };
+        let panics =
+            async { if true { panic!("as a look-up without a thread") } else { Ok(Block::new()) } };
+        let task = ahead.send(panics, id).unwrap();
+        ahead.shared.lock().blocks.get_mut(&id).unwrap().task = Some(task);
+        let (sender, taken) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(ahead.take(&set, 0)));
+        let taken = taken.recv_timeout(Duration::from_secs(20)).expect("it waits for ever");
+        assert!(taken.unwrap_err().to_string().contains("panicked"));
     }
 
     #[test]

@@ -127,3 +127,29 @@ async fn send(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shard::RemoteOptions;
+    use crate::shard::remote::server::{Fault, Server};
+    use crate::shard::remote::store::Stores;
+
+    #[test]
+    fn a_stream_whose_task_ends_is_no_end_of_the_object() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.tar"), [7; 5000]).unwrap();
+        let server = Server::of_folder(folder.path());
+        let target = Stores::new(&RemoteOptions::default()).target(&server.url("a.tar")).unwrap();
+        let identity = Identity { size: 5000, etag: None, modified: 0 };
+        let mut all = Vec::new();
+        Reader::open(&target, &identity).unwrap().read_to_end(&mut all).unwrap();
+        assert_eq!(all, [7; 5000]);
+
+        server.misbehave(|_, _| Fault::Hang(Duration::from_secs(60)));
+        let mut reader = Reader::open(&target, &identity).unwrap();
+        reader.task.abort();
+        let error = reader.read_to_end(&mut all).unwrap_err();
+        assert!(error.to_string().contains("5000 bytes early"), "{error}");
+    }
+}

@@ -109,9 +109,10 @@ impl ShardSet {
         let size = std::fs::metadata(&path).map(|file| file.len());
         let size = size.map_err(|e| Error::io(&path, e));
         let Some(known) = found.known else {
-            let bytes = size?;
-            let (bytes, samples) = self.count(&path, bytes, &shard)?;
-            let seekable = is_seekable(&path)?;
+            let size = size?;
+            let (bytes, samples) = self.count(&path, size, &shard)?;
+            // One that is torn may have lost its seek table, and nobody reads it: it decides no order.
+            let seekable = bytes != size || is_seekable(&path)?;
             return self.push(path, bytes, samples, seekable, shard);
         };
         let agrees = size.and_then(|bytes| match known.bytes == bytes {
