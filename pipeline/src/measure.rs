@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use serde::Serialize;
 
+use crate::stats::Stats;
 use crate::trace::{Lane, Trace};
 use crate::{BatchStream, Error, Loader, LoaderConfig, Position, Result, ShardSet};
 
@@ -49,7 +50,7 @@ pub struct Measurement {
     pub side_index: f64,
 }
 
-/// Loads `images` source images or a few more from the first epoch on.
+/// Loads `images` source images or a few batches more from the first epoch on.
 ///
 /// # Errors
 /// What [`Loader::new`] and the stream report; [`Error::Usage`] for 0 images.
@@ -78,11 +79,14 @@ pub fn measure_traced(
     let mut lane = trace.map(|trace| trace.lane("consumer"));
     let spec = *loader.spec();
     let batches = images.div_ceil(spec.size as u64);
-    let epochs = (WARM_UP + batches).div_ceil(loader.batches_per_epoch()) + 1;
-    let mut stream = loader.start(Position::default(), epochs)?;
-    take(&mut stream, WARM_UP, lane.as_mut())?;
+    // Batches are taken for as long as the measurement lasts.
+    let mut stream = loader.start(Position::default(), u64::MAX)?;
+    take(&mut stream, lane.as_mut(), |taken, _| taken == WARM_UP)?;
     let (before, cpu, start) = (stream.stats().snapshot(), cpu_seconds(), Instant::now());
-    take(&mut stream, batches, lane.as_mut())?;
+    // Those that waited at the start were made before it: what counts is what was made since.
+    take(&mut stream, lane.as_mut(), |taken, stats| {
+        taken >= batches && stats.snapshot().since(&before).samples >= images
+    })?;
     let (wall, cpu) = (start.elapsed().as_secs_f64(), cpu_seconds() - cpu);
     let stats = stream.stats().snapshot().since(&before);
     let busy = (stats.read + stats.decode + stats.augment).as_secs_f64();
@@ -106,11 +110,18 @@ pub fn measure_traced(
     })
 }
 
-fn take(stream: &mut BatchStream, batches: u64, mut lane: Option<&mut Lane>) -> Result<()> {
-    for _ in 0..batches {
+/// Takes batches until `enough` of them, whose number it is told, were taken.
+fn take(
+    stream: &mut BatchStream,
+    mut lane: Option<&mut Lane>,
+    enough: impl Fn(u64, &Stats) -> bool,
+) -> Result<()> {
+    let mut taken = 0;
+    while !enough(taken, stream.stats()) {
         let start = Instant::now();
         let Some(batch) = stream.next() else { break };
         batch?;
+        taken += 1;
         if let Some(lane) = &mut lane {
             lane.span("wait for data", start, Instant::now());
         }

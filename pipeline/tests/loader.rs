@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bt_pipeline::augment::{Augmenter, Crop, DType, Layout, ViewConfig, ViewOut, ViewParams};
+use bt_pipeline::measure::measure;
 use bt_pipeline::{
     Batch, Error, Image, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle,
 };
@@ -347,4 +348,16 @@ fn a_run_visits_each_sample_once_an_epoch() {
         assert_eq!(samples.len(), 49);
         assert_eq!(samples.iter().collect::<BTreeSet<_>>().len(), 49);
     }
+}
+
+#[test]
+fn a_measurement_counts_no_batch_that_waited_when_it_began() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    for _ in 0..20 {
+        let found = measure(&set, config(8), 16).unwrap();
+        assert!(found.images >= 16 && found.images_per_s > 0.0, "{found:?}");
+    }
+    // More than the set has.
+    assert!(measure(&set, config(8), 200).unwrap().images >= 200);
 }
