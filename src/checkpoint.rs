@@ -95,6 +95,12 @@ impl Checkpoint {
         name_of(&self.path).starts_with(PREFIX)
     }
 
+    /// Whether no checkpoint of its run is later.
+    pub fn is_newest(&self) -> bool {
+        let later = list(self.path.parent().unwrap_or(Path::new("."))).pop();
+        later.is_some_and(|newest| name_of(&newest) == name_of(&self.path))
+    }
+
     /// The network that was saved.
     ///
     /// # Errors

@@ -236,7 +236,7 @@ fn a_run_goes_on_from_an_earlier_checkpoint_and_sets_the_later_ones_aside() {
 }
 
 #[test]
-fn a_finished_run_that_is_asked_for_fewer_epochs_stays_as_it_is() {
+fn a_finished_run_that_is_asked_for_nothing_more_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
     assert!(tiny_run(&shards, &dir).args(["--epochs", "2"]).output().unwrap().status.success());
@@ -246,5 +246,11 @@ fn a_finished_run_that_is_asked_for_fewer_epochs_stays_as_it_is() {
     let again = tiny_run(&shards, &dir).args(["--resume", "--epochs", "1"]).output().unwrap();
     let said = String::from_utf8_lossy(&again.stderr);
     assert!(again.status.success() && said.contains("has all its steps already"), "{said}");
+    assert!(read() == before);
+    // Nor does its newest checkpoint, asked for by name, make it a run of no steps.
+    let newest = checkpoint::list(&dir.join(checkpoint::FOLDER)).pop().unwrap();
+    let output =
+        common::bt_stream().arg("train").arg("--resume-from").arg(newest).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(read() == before);
 }

@@ -213,7 +213,6 @@ impl ViewMaker {
         read: Sample<'_>,
     ) -> Result<()> {
         let start = Instant::now();
-        let task_epoch = task.epoch();
         let in_sample = |error: Error| match error {
             Error::Decode(cause) => Error::Sample {
                 path: read.shard.to_path_buf(),
@@ -223,38 +222,7 @@ impl ViewMaker {
             },
             other => other,
         };
-        let draw = |view: usize, (width, height): (usize, usize)| {
-            let mut rng = Rng::keyed(config.seed, task_epoch, sample, view as u64);
-            config.views[view].draw(&mut rng, width, height)
-        };
-        self.params.clear();
-        let mut held = None;
-        if matches!(read.format, Format::Jpeg | Format::Dct) {
-            // The views are drawn before the image is decoded, so that no more is
-            // decoded than they need.
-            let size = self.decoder.dimensions(read.format, read.image).map_err(in_sample)?;
-            let size = (size.0 as usize, size.1 as usize);
-            self.params.extend((0..config.views.len()).map(|view| draw(view, size)));
-            held = self.params.iter().map(|params| params.crop).reduce(Crop::union);
-        }
-        if let Some(region) = held {
-            let decoder = &mut self.decoder;
-            let part = decoder
-                .decode_region_into(
-                    read.format,
-                    read.image,
-                    region,
-                    read.side_index,
-                    &mut self.image,
-                )
-                .map_err(in_sample)?;
-            self.params.iter_mut().for_each(|params| *params = params.within(part));
-        } else {
-            let image = &mut self.image;
-            self.decoder.decode_into(read.format, read.image, image).map_err(in_sample)?;
-            let size = (image.width, image.height);
-            self.params.extend((0..config.views.len()).map(|view| draw(view, size)));
-        }
+        self.draw_and_decode(config, task.epoch(), sample, &read).map_err(in_sample)?;
         let decoded = recorder.lap(Stage::Decode, start);
         for (view, (transforms, params)) in config.views.iter().zip(&self.params).enumerate() {
             let out = task.view(nth, view);
@@ -271,6 +239,39 @@ impl ViewMaker {
         if config.finish == Finish::Consumer {
             task.leave(nth, &self.params);
         }
+        Ok(())
+    }
+    /// Draws the sample's views and decodes what of its image they need.
+    fn draw_and_decode(
+        &mut self,
+        config: &LoaderConfig,
+        epoch: u64,
+        sample: u64,
+        read: &Sample<'_>,
+    ) -> Result<()> {
+        let (params, decoder, image) = (&mut self.params, &mut self.decoder, &mut self.image);
+        let draw = |params: &mut Vec<ViewParams>, (width, height): (usize, usize)| {
+            params.clear();
+            params.extend(config.views.iter().enumerate().map(|(view, transforms)| {
+                let mut rng = Rng::keyed(config.seed, epoch, sample, view as u64);
+                transforms.draw(&mut rng, width, height)
+            }));
+        };
+        if matches!(read.format, Format::Jpeg | Format::Dct) {
+            // The views are drawn before the image is decoded, so that no more is
+            // decoded than they need.
+            let (width, height) = decoder.dimensions(read.format, read.image)?;
+            draw(params, (width as usize, height as usize));
+            if let Some(region) = params.iter().map(|params| params.crop).reduce(Crop::union) {
+                let index = read.side_index;
+                let part =
+                    decoder.decode_region_into(read.format, read.image, region, index, image)?;
+                params.iter_mut().for_each(|params| *params = params.within(part));
+                return Ok(());
+            }
+        }
+        decoder.decode_into(read.format, read.image, image)?;
+        draw(params, (image.width, image.height));
         Ok(())
     }
 }

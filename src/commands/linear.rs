@@ -131,6 +131,15 @@ impl LinearArgs {
         self.state.iter().try_for_each(|state| check_folder("--state", state))
     }
 
+    /// The samples that the classifier learns from; where they are few, packed into `folder`.
+    fn learnt_from(&self, source: &Source, folder: &Path) -> Result<Arc<ShardSet>> {
+        if self.labels == 1.0 {
+            return Ok(Arc::clone(&source.train));
+        }
+        let pattern = self.train.as_deref().unwrap_or(&source.config().data.train);
+        few_labels(pattern, self.labels, self.seed, folder, &source.config().open_options())
+    }
+
     /// Keeps how far the training of the network `name` is, in a file with this ending.
     fn progress(&self, name: &str, of: &str, ending: &str) -> Option<Progress> {
         let mut path = self.state.clone()?.into_os_string();
@@ -175,13 +184,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let stop = crate::signals::Stop::on_signals()?;
     stop.remove_at_exit(folder.path());
-    let train: Arc<ShardSet> = match args.labels == 1.0 {
-        true => Arc::clone(&source.train),
-        false => {
-            let pattern = args.train.as_deref().unwrap_or(&config.data.train);
-            few_labels(pattern, args.labels, args.seed, folder.path(), &config.open_options())?
-        }
-    };
+    let train = args.learnt_from(&source, folder.path())?;
     let of = format!(
         "weights {} on {} samples {}; {options}",
         source.checkpoint.state.weights_sum(),
@@ -220,13 +223,12 @@ pub fn run(args: LinearArgs) -> Result<()> {
     let recorded = args.record(&scores);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
-    } else {
-        let (few, tested) = (train.len(), found.tested);
-        println!("{few} labels, {tested} test images, {} epochs", options.epochs);
-        println!("{}", table(&scores));
-        if let Some(out) = args.out.filter(|_| written.is_ok()) {
-            println!("wrote {}", out.display());
-        }
+        return written.and(recorded);
+    }
+    println!("{} labels, {} test images, {} epochs", train.len(), found.tested, options.epochs);
+    println!("{}", table(&scores));
+    if let Some(out) = args.out.filter(|_| written.is_ok()) {
+        println!("wrote {}", out.display());
     }
     written.and(recorded)
 }

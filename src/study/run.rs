@@ -94,56 +94,28 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     if let Some(drawn) = &study.drawn {
         draw(&options.dir, drawn)?;
     }
-    let chosen = |cell: &&Cell| {
-        options.only.as_ref().is_none_or(|part| study.rows[cell.row].name.contains(part.as_str()))
-    };
-    let mut waiting = Vec::new();
-    for cell in study.cells.iter().filter(chosen) {
-        check_unchanged(cell, &study.rows[cell.row].name)?;
-        if result_of(cell)?.is_none() {
-            waiting.push(cell);
-        }
-    }
-    if !study.cells.iter().any(|cell| chosen(&cell)) {
-        bail!("no row's name contains `{}`", options.only.as_deref().unwrap_or_default());
-    }
+    let waiting = waiting(study, options)?;
     eprintln!("{} of {} cells to run", waiting.len(), study.cells.len());
     write_results(study, &options.dir)?;
-    let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
     let jobs = options.jobs.clamp(1, waiting.len().max(1));
-    for cell in waiting.iter().filter(|_| jobs > 1) {
-        // Its stream records whole steps: another cell's work would be recorded with them.
-        if !train::device(&cell.config.train)?.is_cpu() {
-            bail!(
-                "a CUDA device takes one cell at a time: --jobs 1, or --set train.device=\"'cpu'\""
-            );
-        }
+    if jobs > 1 {
+        only_cpus(&waiting)?;
     }
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let writing = Mutex::new(());
-    let work = || -> Result<()> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads((cores / jobs).max(1)).build()?;
-        while !stop.raised() {
-            let number = next.fetch_add(1, Ordering::Relaxed);
-            let Some(cell) = waiting.get(number) else { break };
-            let name = format!("{}, seed {}", study.rows[cell.row].name, cell.seed);
-            eprintln!("[{}/{}] {name}", number + 1, waiting.len());
-            let threads = (cores / jobs).max(1);
-            let done = pool
-                .install(|| run_cell(cell, &name, &study.measure, threads, stop))
-                .with_context(|| format!("cell `{name}`"))?;
-            if let Some(result) = done {
-                eprintln!("[{}/{}] {name}: {}", number + 1, waiting.len(), table::summary(&result));
-                let _one = writing.lock().unwrap_or_else(PoisonError::into_inner);
-                write_results(study, &options.dir)?;
-            }
-        }
-        Ok(())
+    let queue = Queue {
+        study,
+        dir: &options.dir,
+        waiting,
+        next: AtomicUsize::new(0),
+        threads: (cores / jobs).max(1),
+        writing: Mutex::new(()),
+        stop,
     };
+    let failed = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
-                if let Err(error) = work() {
+                if let Err(error) = queue.work() {
                     // The others end after the step in progress and can be continued.
                     stop.raise();
                     failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
@@ -156,6 +128,73 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     }
     write_results(study, &options.dir)?;
     Ok(!stop.raised())
+}
+
+/// The cells of the rows that `options` names which are not finished.
+fn waiting<'a>(study: &'a Study, options: &Options) -> Result<Vec<&'a Cell>> {
+    let chosen = |cell: &&Cell| {
+        options.only.as_ref().is_none_or(|part| study.rows[cell.row].name.contains(part.as_str()))
+    };
+    if !study.cells.iter().any(|cell| chosen(&cell)) {
+        bail!("no row's name contains `{}`", options.only.as_deref().unwrap_or_default());
+    }
+    let mut waiting = Vec::new();
+    for cell in study.cells.iter().filter(chosen) {
+        check_unchanged(cell, &study.rows[cell.row].name)?;
+        if result_of(cell)?.is_none() {
+            waiting.push(cell);
+        }
+    }
+    Ok(waiting)
+}
+
+/// A CUDA device's stream records whole steps: another cell's work would be recorded with them.
+fn only_cpus(cells: &[&Cell]) -> Result<()> {
+    for cell in cells {
+        if !train::device(&cell.config.train)?.is_cpu() {
+            bail!(
+                "a CUDA device takes one cell at a time: --jobs 1, or --set train.device=\"'cpu'\""
+            );
+        }
+    }
+    Ok(())
+}
+
+/// The cells that several threads take one by one.
+struct Queue<'a> {
+    study: &'a Study,
+    dir: &'a Path,
+    waiting: Vec<&'a Cell>,
+    /// The next of them.
+    next: AtomicUsize,
+    /// For each cell.
+    threads: usize,
+    /// Held by the one that writes the table.
+    writing: Mutex<()>,
+    stop: &'a Stop,
+}
+
+impl Queue<'_> {
+    /// Runs cells until none is left.
+    fn work(&self) -> Result<()> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build()?;
+        while !self.stop.raised() {
+            let number = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(cell) = self.waiting.get(number) else { break };
+            let name = format!("{}, seed {}", self.study.rows[cell.row].name, cell.seed);
+            let place = format!("[{}/{}] {name}", number + 1, self.waiting.len());
+            eprintln!("{place}");
+            let done = pool
+                .install(|| run_cell(cell, &name, &self.study.measure, self.threads, self.stop))
+                .with_context(|| format!("cell `{name}`"))?;
+            if let Some(result) = done {
+                eprintln!("{place}: {}", table::summary(&result));
+                let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                write_results(self.study, self.dir)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Draws and packs the data set once; the marker is written last.

@@ -111,19 +111,9 @@ pub fn train_watched(
             }
             found => found?,
         };
-        if let Some(cause) = trouble {
-            run.refuse(config, batch, cause)?;
-        } else {
-            let rates = run.schedule.rates(run.step);
-            run.optimizer.step(&mut run.learner.params(), rates.0, rates.1)?;
-            run.learner.follow(run.step, run.schedule.steps)?;
-            clock.lap("optimizer");
-            run.rewinds = 0;
-            run.advance(batch);
-            run.measure(config, batch)?;
-            run.metrics.step(run.step, batch.size, &out, rates, &stats)?;
-            clock.lap("measure");
-            run.board.iter().for_each(|board| board.step(run.step, batch.size, &clock.laps));
+        match trouble {
+            Some(cause) => run.refuse(config, batch, cause)?,
+            None => run.take_step(config, batch, &out, &stats, &mut clock)?,
         }
         drop(arriving);
         // Before a checkpoint: a run that goes on from there does not meet them again.

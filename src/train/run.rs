@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
+use bt_pipeline::stats::Stats;
 use bt_pipeline::{Batch, Loader, Position, ShardSet};
 use candle_core::Device;
 
 use super::clock::Clock;
-use super::save::{fingerprint, restore};
+use super::save::{check_unchanged, fingerprint, restore};
 use super::summary::SUMMARY_FILE;
 use super::warnings::warnings;
 use super::{Arriving, From, Intake, Watch, device};
@@ -75,20 +76,16 @@ impl Run {
         let mut learner = Learner::new(config, &device)?;
         let mut optimizer = config.optim.for_run(config.train.batch_size)?;
         let mut probe = online_probe(config, &mut learner, loader.set())?;
-        let (mut step, mut position) = (0, Position::default());
-        if let Some(found) = &found {
-            (step, position) = restore(
-                found,
-                config,
-                &loader,
-                &fingerprint,
-                &mut learner,
-                &mut *optimizer,
-                probe.as_mut(),
-            )?;
-        } else {
-            start_from(&config.train.init, &mut learner)?;
-        }
+        let (step, position) = match &found {
+            Some(found) => {
+                check_unchanged(found, config, &loader, &fingerprint)?;
+                restore(found, &mut learner, &mut *optimizer, probe.as_mut())?
+            }
+            None => {
+                start_from(&config.train.init, &mut learner)?;
+                (0, Position::default())
+            }
+        };
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
         let chosen = matches!(from, From::Checkpoint(_));
@@ -100,18 +97,9 @@ impl Run {
         let board = watch.metrics.map(|_| Arc::new(Board::default()));
         let server = watch.metrics.zip(board.clone());
         let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
-        // From here on the folder is changed.
-        if chosen {
-            checkpoint::set_aside_after(dir, step)?;
-        }
-        if step < steps || chosen {
-            forget_the_end(dir);
-        }
-        let events =
-            config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
-        let every = config.train.log_every;
-        let metrics = Metrics::open(dir, step, steps, steps_per_epoch, every)?;
-        let metrics = metrics.shown(events, board.clone()).named(&watch.name);
+        let earlier = chosen && !found.as_ref().is_some_and(Checkpoint::is_newest);
+        let length = [steps, steps_per_epoch];
+        let metrics = begin(config, step, length, earlier, watch, board.clone())?;
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
@@ -166,6 +154,28 @@ impl Run {
         learner.gradients_beside(&images, &mut |part| clock.lap(part), &mut || fetch(intake))
     }
 
+    /// Moves the weights along the gradients of `batch`, and notes what it gave.
+    pub(super) fn take_step(
+        &mut self,
+        config: &RunConfig,
+        batch: &Batch,
+        out: &LossOutput,
+        stats: &Stats,
+        clock: &mut Clock,
+    ) -> Result<()> {
+        let rates = self.schedule.rates(self.step);
+        self.optimizer.step(&mut self.learner.params(), rates.0, rates.1)?;
+        self.learner.follow(self.step, self.schedule.steps)?;
+        clock.lap("optimizer");
+        self.rewinds = 0;
+        self.advance(batch);
+        self.measure(config, batch)?;
+        self.metrics.step(self.step, batch.size, out, rates, stats)?;
+        clock.lap("measure");
+        self.board.iter().for_each(|board| board.step(self.step, batch.size, &clock.laps));
+        Ok(())
+    }
+
     pub(super) fn advance(&mut self, batch: &Batch) {
         self.step += 1;
         self.position = Position { epoch: batch.epoch, batch: batch.index + 1 };
@@ -188,6 +198,28 @@ impl From {
             From::Checkpoint(path) => of_this_run(path, dir).map(Some),
         }
     }
+}
+
+/// Begins to change the run's folder: nothing in it tells of steps after `step` any more, where some are
+/// to be done, or where the run goes on from an `earlier` checkpoint than its newest.
+fn begin(
+    config: &RunConfig,
+    step: u64,
+    [steps, steps_per_epoch]: [u64; 2],
+    earlier: bool,
+    watch: &Watch,
+    board: Option<Arc<Board>>,
+) -> Result<Metrics> {
+    let dir = &config.train.dir;
+    if earlier {
+        checkpoint::set_aside_after(dir, step)?;
+    }
+    if step < steps || earlier {
+        forget_the_end(dir);
+    }
+    let events = config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
+    let metrics = Metrics::open(dir, step, steps, steps_per_epoch, config.train.log_every)?;
+    Ok(metrics.shown(events, board).named(&watch.name))
 }
 
 /// The batches, checked with all that they are for, and their way to `device`.

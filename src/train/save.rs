@@ -129,17 +129,14 @@ pub(crate) fn fingerprint(set: &ShardSet) -> String {
 /// Samples that [`fingerprint`] looks at: each may cost a request where shards are behind URLs.
 const FINGERPRINT_SAMPLES: usize = 32;
 
-/// Puts a checkpoint's state into the network and the optimizer.
-pub(super) fn restore(
+/// Refuses a checkpoint after which the order of samples, or what the optimizer keeps, would be another.
+pub(super) fn check_unchanged(
     found: &Checkpoint,
     config: &RunConfig,
     loader: &Loader,
     fingerprint: &str,
-    learner: &mut Learner,
-    optimizer: &mut dyn Optimizer,
-    probe: Option<&mut OnlineProbe>,
-) -> Result<(u64, Position)> {
-    let State { step, position, samples, fingerprint: was, config: saved, .. } = &found.state;
+) -> Result<()> {
+    let State { step, samples, fingerprint: was, config: saved, .. } = &found.state;
     let here = loader.set().len() as u64;
     // Before the first step there is no order yet that could differ.
     if *step > 0 && *samples != here {
@@ -189,6 +186,16 @@ pub(super) fn restore(
             config.data.shuffle
         );
     }
+    Ok(())
+}
+
+/// Puts a checkpoint's state into the network and the optimizer.
+pub(super) fn restore(
+    found: &Checkpoint,
+    learner: &mut Learner,
+    optimizer: &mut dyn Optimizer,
+    probe: Option<&mut OnlineProbe>,
+) -> Result<(u64, Position)> {
     let context = || format!("{} does not fit this configuration", found.path.display());
     learner.net().load_state_dict(&found.weights()?).with_context(context)?;
     learner.load_state(found.method()?).with_context(context)?;
@@ -197,5 +204,5 @@ pub(super) fn restore(
         // A run that did without one so far may take one up.
         probe.load_state(&found.probe()?).with_context(context)?;
     }
-    Ok((*step, *position))
+    Ok((found.state.step, found.state.position))
 }

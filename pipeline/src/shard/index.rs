@@ -5,6 +5,7 @@
 //! passes over kinds that it does not know.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -19,7 +20,7 @@ pub(crate) use head::{fingerprint_of, fingerprint_ranges};
 
 use super::map::{Map, slice};
 use super::{Format, Limits, damaged};
-use crate::Result;
+use crate::{Error, Result};
 
 const MAGIC: &[u8; 8] = b"BTSHARDX";
 const VERSION: u32 = 1;
@@ -136,6 +137,47 @@ pub struct ShardIndex {
     faults: BTreeMap<usize, String>,
 }
 
+/// Where an index's sections lie; nowhere where it has none.
+struct Sections {
+    entries: Range<usize>,
+    keys: Range<usize>,
+    side_ends: Range<usize>,
+    side: Range<usize>,
+}
+
+impl Sections {
+    /// Finds them by their `table`. Side indexes are not checked here: each has a checksum of its own.
+    fn find(bytes: &[u8], table: &[u8], bad: &dyn Fn(usize, &str) -> Error) -> Result<Sections> {
+        let (mut entries, mut keys) = (None, None);
+        let (mut side_ends, mut side) = (0..0, 0..0);
+        for (number, section) in table.chunks_exact(SECTION).enumerate() {
+            let at = HEADER + number * SECTION;
+            let (kind, element, offset, length) =
+                (word(section, 0), word(section, 4), long(section, 8), long(section, 16));
+            let found = slice(bytes, offset, length)
+                .ok_or_else(|| bad(at, "a section lies beyond the end"))?;
+            let place = offset as usize..offset as usize + length as usize;
+            match kind {
+                KIND_ENTRIES if element as usize == ENTRY => entries = Some(place),
+                KIND_KEYS => keys = Some(place),
+                KIND_SIDE_ENDS if element == 8 => side_ends = place,
+                KIND_SIDE => {
+                    side = place;
+                    continue;
+                }
+                // Kinds of later versions; their readers verify them.
+                _ => continue,
+            }
+            if xxh3_64(found) != long(section, 24) {
+                return Err(bad(offset as usize, "a section does not match its checksum"));
+            }
+        }
+        let entries = entries.ok_or_else(|| bad(HEADER, "the index has no entries"))?;
+        let keys = keys.ok_or_else(|| bad(HEADER, "the index has no keys"))?;
+        Ok(Sections { entries, keys, side_ends, side })
+    }
+}
+
 impl ShardIndex {
     /// Maps the index at `path` and verifies it.
     ///
@@ -194,32 +236,7 @@ impl ShardIndex {
         if xxh3_64(&[&bytes[..HEADER - 8], table].concat()) != long(bytes, HEADER - 8) {
             return Err(bad(HEADER - 8, "the index's header does not match its checksum"));
         }
-        let (mut entries, mut keys) = (None, None);
-        let (mut side_ends, mut side) = (0..0, 0..0);
-        for (number, section) in table.chunks_exact(SECTION).enumerate() {
-            let at = HEADER + number * SECTION;
-            let (kind, element, offset, length) =
-                (word(section, 0), word(section, 4), long(section, 8), long(section, 16));
-            let found = slice(bytes, offset, length)
-                .ok_or_else(|| bad(at, "a section lies beyond the end"))?;
-            let place = offset as usize..offset as usize + length as usize;
-            match kind {
-                KIND_ENTRIES if element as usize == ENTRY => entries = Some(place),
-                KIND_KEYS => keys = Some(place),
-                KIND_SIDE_ENDS if element == 8 => side_ends = place,
-                KIND_SIDE => {
-                    side = place;
-                    continue;
-                }
-                // Kinds of later versions; their readers verify them.
-                _ => continue,
-            }
-            if xxh3_64(found) != long(section, 24) {
-                return Err(bad(offset as usize, "a section does not match its checksum"));
-            }
-        }
-        let entries = entries.ok_or_else(|| bad(HEADER, "the index has no entries"))?;
-        let keys = keys.ok_or_else(|| bad(HEADER, "the index has no keys"))?;
+        let Sections { entries, keys, side_ends, side } = Sections::find(bytes, table, &bad)?;
         if head.samples.checked_mul(ENTRY as u64) != Some(entries.len() as u64) {
             return Err(bad(
                 32,

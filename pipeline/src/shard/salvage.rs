@@ -141,12 +141,9 @@ fn save_shard(
         true => expand(shard, &file, to, limits, &mut saved)?,
         false => file,
     };
-    let failed = |error| Error::io(to, error);
-    let mut out: Option<BufWriter<File>> = None;
+    let mut clean = Clean { path: to, file: None, last: String::new() };
     let walked = walk(shard, tar.as_ref(), limits);
     let mut group = Group::default();
-    // What is written next, and the key of what was written last.
-    let (mut blocks, mut last) = (Vec::new(), String::new());
     // The keys that were met, and whether a sample of that key was lost.
     let (mut met, mut confirmed) = (HashMap::new(), known.belongs);
     for step in &walked.steps {
@@ -165,7 +162,7 @@ fn save_shard(
         });
         let whole = load(stretch, tar.as_ref(), shard, limits, &mut group)
             .and_then(|()| examine(&group, shard, limits, &known, lost, tools))
-            .and_then(|()| apart(&group, &last, shard, limits));
+            .and_then(|()| apart(&group, &clean.last, shard, limits));
         let before = met.insert(group.key.clone(), whole.is_err());
         if let Err(error) = whole {
             // Of the parts of one sample on both sides of damage the first is named.
@@ -175,27 +172,46 @@ fn save_shard(
             continue;
         }
         confirmed |= !known.of_key(&group.key).is_empty();
-        blocks.clear();
-        for part in group.parts() {
-            let name = format!("{}.{}", group.key, part.extension);
-            append_member(&mut blocks, &name, &part.data);
-        }
-        last.clone_from(&group.key);
-        let out = match &mut out {
-            Some(out) => out,
-            none => none.insert(BufWriter::new(File::create(to).map_err(failed)?)),
-        };
-        out.write_all(&blocks).map_err(failed)?;
+        clean.write(&group)?;
     }
     tar.check(shard).unwrap_or_else(|error| saved.note(shard, &error));
     // Of another shard's index, if it is that, nothing is missing here.
     if confirmed {
         saved.missing(shard, &known, &met);
     }
-    if let Some(mut out) = out {
-        out.write_all(&[0; 1024]).and_then(|()| out.flush()).map_err(failed)?;
-    }
+    clean.finish()?;
     Ok(saved)
+}
+
+/// The tar of what was saved; without a sample there is no file.
+struct Clean<'a> {
+    path: &'a Path,
+    file: Option<BufWriter<File>>,
+    /// The key of what was written last.
+    last: String,
+}
+
+impl Clean<'_> {
+    fn write(&mut self, group: &Group) -> Result<()> {
+        let mut blocks = Vec::new();
+        for part in group.parts() {
+            let name = format!("{}.{}", group.key, part.extension);
+            append_member(&mut blocks, &name, &part.data);
+        }
+        self.last.clone_from(&group.key);
+        let failed = |error| Error::io(self.path, error);
+        let file = match &mut self.file {
+            Some(file) => file,
+            none => none.insert(BufWriter::new(File::create(self.path).map_err(failed)?)),
+        };
+        file.write_all(&blocks).map_err(failed)
+    }
+
+    fn finish(self) -> Result<()> {
+        let Some(mut file) = self.file else { return Ok(()) };
+        let ended = file.write_all(&[0; 1024]).and_then(|()| file.flush());
+        ended.map_err(|error| Error::io(self.path, error))
+    }
 }
 
 impl Saved {

@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use bt_pipeline::measure::measure_traced;
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
+use candle_core::Device;
 use clap::Args;
 
 use super::step;
 use crate::commands::{ConfigSource, train::set_threads};
+use crate::config::RunConfig;
 use crate::learner::Learner;
 use crate::train::Intake;
 
@@ -38,48 +40,16 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let batch = config.train.batch_size.min(set.len());
     step::check(batch, args.steps)?;
     let device = crate::train::device(&config.train)?;
-    let mut intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
+    let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
     let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
     let images = (batch * args.steps) as u64;
     let loader_alone = measure_traced(&set, settings.clone(), images, None)?;
     let step_alone = step::measure(&config, batch, args.warmup.max(1), args.steps)?;
 
     let loader = intake.with_memory(Loader::new(Arc::clone(&set), settings)?);
-    let epochs = 1 + ((args.warmup + args.steps) as u64).div_ceil(loader.batches_per_epoch());
-    let mut stream = loader.start(Position::default(), epochs)?;
-    let mut learner = Learner::new(&config, &device)?;
-    let mut optimizer = config.optim.for_run(config.train.batch_size)?;
-    let mut waited = Duration::ZERO;
-    let mut fetch = |intake: &mut Intake, waited: &mut Duration| -> Result<_> {
-        let begun = Instant::now();
-        let batch = stream.next().ok_or_else(|| anyhow::anyhow!("the stream ended"))??;
-        *waited += begun.elapsed();
-        intake.begin(batch)
-    };
-    let mut ahead = Some(fetch(&mut intake, &mut waited)?);
-    let mut begun = Instant::now();
-    for step in 0..args.warmup + args.steps {
-        if step == args.warmup {
-            (begun, waited) = (Instant::now(), Duration::ZERO);
-        }
-        let arriving = match ahead.take() {
-            Some(arriving) => arriving,
-            None => fetch(&mut intake, &mut waited)?,
-        };
-        let images = intake.images(&arriving)?;
-        learner.remember()?;
-        let mut fetched = None;
-        let mut meanwhile = || fetched = Some(fetch(&mut intake, &mut waited));
-        let out = learner.gradients_beside(&images, &mut |_| (), &mut meanwhile)?.0;
-        ahead = fetched.transpose()?;
-        ensure!(out.loss.is_finite(), "the loss is {}", out.loss);
-        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
-        learner.follow(step as u64, (args.warmup + args.steps) as u64)?;
-    }
-    learner.net().engine().wait()?;
-    let seconds = begun.elapsed().as_secs_f64();
+    let (seconds, waited) = together(&config, &loader, intake, &device, [args.warmup, args.steps])?;
     let both = images as f64 / seconds;
-    let share = waited.as_secs_f64() / seconds;
+    let share = waited / seconds;
     if args.json {
         let line = serde_json::json!({
             "batch": batch, "threads": loader.threads(), "steps": args.steps,
@@ -102,4 +72,48 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
         100.0 * share
     );
     Ok(())
+}
+
+/// Seconds that `steps` training steps on `loader`'s batches take after `warmup` others, and how many of
+/// them they wait for data.
+fn together(
+    config: &RunConfig,
+    loader: &Loader,
+    mut intake: Intake,
+    device: &Device,
+    [warmup, steps]: [usize; 2],
+) -> Result<(f64, f64)> {
+    let epochs = 1 + ((warmup + steps) as u64).div_ceil(loader.batches_per_epoch());
+    let mut stream = loader.start(Position::default(), epochs)?;
+    let mut learner = Learner::new(config, device)?;
+    let mut optimizer = config.optim.for_run(config.train.batch_size)?;
+    let mut waited = Duration::ZERO;
+    let mut fetch = |intake: &mut Intake, waited: &mut Duration| -> Result<_> {
+        let begun = Instant::now();
+        let batch = stream.next().ok_or_else(|| anyhow::anyhow!("the stream ended"))??;
+        *waited += begun.elapsed();
+        intake.begin(batch)
+    };
+    let mut ahead = Some(fetch(&mut intake, &mut waited)?);
+    let mut begun = Instant::now();
+    for step in 0..warmup + steps {
+        if step == warmup {
+            (begun, waited) = (Instant::now(), Duration::ZERO);
+        }
+        let arriving = match ahead.take() {
+            Some(arriving) => arriving,
+            None => fetch(&mut intake, &mut waited)?,
+        };
+        let images = intake.images(&arriving)?;
+        learner.remember()?;
+        let mut fetched = None;
+        let mut meanwhile = || fetched = Some(fetch(&mut intake, &mut waited));
+        let out = learner.gradients_beside(&images, &mut |_| (), &mut meanwhile)?.0;
+        ahead = fetched.transpose()?;
+        ensure!(out.loss.is_finite(), "the loss is {}", out.loss);
+        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
+        learner.follow(step as u64, (warmup + steps) as u64)?;
+    }
+    learner.net().engine().wait()?;
+    Ok((begun.elapsed().as_secs_f64(), waited.as_secs_f64()))
 }

@@ -2,6 +2,7 @@
 //! they were wanted, and now and then tell the cache what is in use. They end with the set.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -10,10 +11,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, unbounded};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::Remote;
-use super::cache::Cache;
+use super::cache::{Cache, Lock};
+use super::fetch::Identity;
 use super::net::hurried;
 use super::object::RemoteShard;
 use super::reader::Reader;
+use super::store::Target;
 use crate::shard::damaged;
 use crate::{Error, Result};
 
@@ -96,6 +99,24 @@ fn one(weak: &Weak<RemoteShard>, cache: &Cache, remote: &Weak<Remote>) {
     }
 }
 
+/// What a download needs of its shard, which may be dropped meanwhile.
+struct Wanted<'a> {
+    shard: &'a Weak<RemoteShard>,
+    /// Its name in the cache.
+    entry: String,
+    target: Target,
+    identity: Identity,
+    checksum: Option<u64>,
+    gentle: bool,
+}
+
+impl Wanted<'_> {
+    /// Whether nobody wants the shard any more.
+    fn dropped(&self) -> bool {
+        self.shard.strong_count() == 0
+    }
+}
+
 /// False when there is no room, nobody wants the shard any more, it cannot be cached, or the process
 /// that is at it stands still.
 fn download(
@@ -105,78 +126,90 @@ fn download(
     remote: &Weak<Remote>,
 ) -> Result<bool> {
     let Some(entry) = shard.entry()? else { return Ok(false) };
-    let (identity, checksum) = (shard.identity()?.clone(), shard.checksum());
-    let target = shard.target.clone();
-    let gentle = shard.remote.gentle.load(Ordering::Relaxed);
+    let wanted = Wanted {
+        shard: weak,
+        entry,
+        target: shard.target.clone(),
+        identity: shard.identity()?.clone(),
+        checksum: shard.checksum(),
+        gentle: shard.remote.gentle.load(Ordering::Relaxed),
+    };
     // While it waits and loads, the set may be dropped.
     drop(shard);
     let mut reports = Reports { remote, last: None };
+    let Some(_lock) = turn(&wanted, cache, &mut reports)? else { return Ok(false) };
+    let cached = cache.find(&wanted.entry, Some(wanted.identity.size));
+    let loaded = cached.map_or_else(|| load(&wanted, cache, &mut reports), |path| Ok(Some(path)));
+    let Some(path) = loaded? else { return Ok(false) };
+    weak.upgrade().map(|shard| shard.adopt(path)).transpose()?;
+    Ok(true)
+}
+
+/// The entry's lock, once no other process holds it. None when nobody wants the shard any more, or
+/// the one that holds it stands still.
+fn turn(wanted: &Wanted<'_>, cache: &Cache, reports: &mut Reports<'_>) -> Result<Option<Lock>> {
     let (mut progress, mut since) = (None, Instant::now());
     let mut looks = 0;
-    let _lock = loop {
-        if let Some(lock) = cache.lock(&entry)? {
-            break lock;
+    loop {
+        if let Some(lock) = cache.lock(&wanted.entry)? {
+            return Ok(Some(lock));
         }
-        if weak.strong_count() == 0 {
-            return Ok(false);
+        if wanted.dropped() {
+            return Ok(None);
         }
         // A process that was stopped keeps its lock.
         if looks % LOOKS == 0 {
-            let now = cache.progress(&entry);
+            let now = cache.progress(&wanted.entry);
             if now != progress {
                 (progress, since) = (now, Instant::now());
-            } else if since.elapsed() > target.options.timeout {
+            } else if since.elapsed() > wanted.target.options.timeout {
                 tracing::warn!(
                     "{}: read past the cache: another process has begun to download it and stands still",
-                    target.path.display()
+                    wanted.target.path.display()
                 );
-                return Ok(false);
+                return Ok(None);
             }
         }
         looks += 1;
         reports.again();
         std::thread::sleep(LOOK);
+    }
+}
+
+/// Loads the object into the cache. None when there is no room, or nobody wants it any more.
+fn load(wanted: &Wanted<'_>, cache: &Cache, reports: &mut Reports<'_>) -> Result<Option<PathBuf>> {
+    reports.again();
+    let Some(mut part) = cache.begin(&wanted.entry, wanted.identity.size, wanted.gentle)? else {
+        return Ok(None);
     };
-    let found = cache.find(&entry, Some(identity.size));
-    let path = match found {
-        Some(path) => path,
-        None => {
-            reports.again();
-            let Some(mut part) = cache.begin(&entry, identity.size, gentle)? else {
-                return Ok(false);
-            };
-            let mut reader = Reader::open(&target, &identity)?;
-            let mut hash = Xxh3::new();
-            loop {
-                let piece = reader.next_piece_within(REPORT)?;
-                if piece.as_ref().is_some_and(|piece| piece.is_empty()) {
-                    break;
-                }
-                let piece = piece.unwrap_or_default();
-                part.write(&piece)?;
-                hash.update(&piece);
-                reports.again();
-                if weak.strong_count() == 0 {
-                    return Ok(false);
-                }
-                if hurried().load(Ordering::Relaxed) > 0 {
-                    std::thread::sleep(Duration::from_millis(10));
-                }
-            }
-            let found = hash.digest();
-            if let Some(known) = checksum.filter(|&known| known != found) {
-                let cause = format!(
-                    "the object's checksum is xxh3:{found:016x}, the manifest says xxh3:{known:016x}"
-                );
-                return Err(damaged(&target.path, 0, cause));
-            }
-            let path = part.finish()?;
-            cache.forget_stale(&entry);
-            path
+    let mut reader = Reader::open(&wanted.target, &wanted.identity)?;
+    let mut hash = Xxh3::new();
+    loop {
+        let piece = reader.next_piece_within(REPORT)?;
+        if piece.as_ref().is_some_and(|piece| piece.is_empty()) {
+            break;
         }
-    };
-    weak.upgrade().map(|shard| shard.adopt(path)).transpose()?;
-    Ok(true)
+        let piece = piece.unwrap_or_default();
+        part.write(&piece)?;
+        hash.update(&piece);
+        reports.again();
+        if wanted.dropped() {
+            return Ok(None);
+        }
+        if hurried().load(Ordering::Relaxed) > 0 {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+    let found = hash.digest();
+    if let Some(known) = wanted.checksum.filter(|&known| known != found) {
+        let cause = format!(
+            "the object's checksum is xxh3:{found:016x}, the manifest says xxh3:{known:016x}"
+        );
+        return Err(damaged(&wanted.target.path, 0, cause));
+    }
+    let path = part.finish()?;
+    cache.forget_stale(&wanted.entry);
+    Ok(Some(path))
 }
 
 /// The reports of a thread that is busy.
