@@ -5,7 +5,7 @@
 mod common;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{OpenOptions, PackOptions, SynthSource, pack};
@@ -27,13 +27,18 @@ fn shards(dir: &Path, images: u64, side: usize) -> String {
     dir.to_string_lossy().into_owned()
 }
 
+/// Held by the test that uses the device: a process has one stream for its steps, and what another test
+/// launches there would become part of a step that is being recorded.
+static STREAM: Mutex<()> = Mutex::new(());
+
 /// The CUDA device, where there is one: with `BT_DEVICE` there has to be.
-fn cuda() -> Option<(String, Device)> {
+fn cuda() -> Option<(String, Device, MutexGuard<'static, ()>)> {
+    let alone = STREAM.lock().unwrap_or_else(PoisonError::into_inner);
     let named = std::env::var("BT_DEVICE");
     let name = named.clone().unwrap_or_else(|_| "cuda:0".into());
     let config = TrainConfig { device: name.clone(), ..Default::default() };
     match bt_stream::train::device(&config) {
-        Ok(device) => Some((name, device)),
+        Ok(device) => Some((name, device, alone)),
         Err(error) => {
             assert!(named.is_err(), "{error:#}");
             println!("skipped: {error:#}");
@@ -61,7 +66,7 @@ fn images(set: &Arc<ShardSet>, device: &Device, finisher: AugmentDevice) -> Vec<
 
 #[test]
 fn a_cuda_device_gets_the_cpus_views_and_finishes_them_the_same() {
-    let Some((_, cuda)) = cuda() else { return };
+    let Some((_, cuda, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = shards(dir.path(), 24, 260);
     let set = Arc::new(ShardSet::open(&shards, &OpenOptions::default()).unwrap());
@@ -129,7 +134,7 @@ const METHODS: [&[&str]; 6] = [
 
 #[test]
 fn a_cuda_run_follows_a_cpu_run() {
-    let Some((device, _)) = cuda() else { return };
+    let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = shards(dir.path(), 128, 40);
     for method in METHODS {
@@ -144,7 +149,7 @@ fn a_cuda_run_follows_a_cpu_run() {
 
 #[test]
 fn a_cuda_device_takes_a_studys_cells_one_at_a_time_and_their_first_steps() {
-    let Some((device, _)) = cuda() else { return };
+    let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let rest =
         "[[cells]]\nname = \"barlow\"\n[[cells]]\nname = \"byol\"\nconfig.method = \"byol\"\n";
@@ -165,7 +170,7 @@ fn a_cuda_device_takes_a_studys_cells_one_at_a_time_and_their_first_steps() {
 
 #[test]
 fn a_cuda_device_computes_in_any_way_within_one_process() {
-    let Some((device, _)) = cuda() else { return };
+    let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let rest = r#"
 train = { epochs = 1, batch_size = 48 }
@@ -207,7 +212,7 @@ config.train.cuda_graph = false
 
 #[test]
 fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
-    let Some((device, _)) = cuda() else { return };
+    let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = tiny_shards(dir.path());
     // What is fastest differs between the processes: by this variable where CUDA is stood in for.

@@ -237,6 +237,9 @@ impl TwinNet {
             Ok(own)
         });
         self.ws.mode = Mode::Training;
+        if own.is_err() {
+            self.ws.let_go();
+        }
         own
     }
 
@@ -337,5 +340,23 @@ impl TwinNet {
     pub fn gradients(&mut self) -> Result<Vec<(String, Tensor)>> {
         let params = self.params().into_iter();
         params.map(|p| Ok((p.name.clone(), state::outside(&p.grad)?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Arch, Stem};
+
+    #[test]
+    fn an_evaluation_that_fails_keeps_no_memory_from_training() -> Result<()> {
+        let arch = ModelConfig { arch: Arch::ResNet18, stem: Stem::Cifar, ..Default::default() };
+        let mut net = TwinNet::new(&ModelConfig { width: 4, ..arch }, 1, &Device::Cpu)?;
+        let failed = net.evaluate(|net| {
+            let _taken = net.ws.take(&[3, 4])?;
+            bail!("no more memory")
+        });
+        assert!(failed.is_err() && net.in_use() == 0);
+        Ok(())
     }
 }

@@ -216,6 +216,14 @@ impl Workspace {
         }
     }
 
+    /// Lets go of what a pass that failed has taken and not given back: training may go on after an
+    /// evaluation that found no memory, and needs it.
+    pub fn let_go(&mut self) {
+        self.lent.clear();
+        self.overwritten.clear();
+        self.released += 1;
+    }
+
     /// Tensors that were taken and not given back: none between two passes.
     pub fn in_use(&self) -> usize {
         self.lent.len() + self.overwritten.len()

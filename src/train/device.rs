@@ -20,7 +20,7 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
         graphs: config.cuda_graph,
     };
     let number = match config.named_device()? {
-        Named::Auto => cuda_is_here().then_some(0),
+        Named::Auto => first_here(),
         Named::Cpu => None,
         Named::Cuda(number) => Some(number),
     };
@@ -76,16 +76,14 @@ fn devices_here() -> usize {
     }
 }
 
-/// Whether this build can look for a driver, and finds one.
-fn cuda_is_here() -> bool {
+/// The device that `auto` is. Where a driver has none to use, standard error says so, once.
+fn first_here() -> Option<usize> {
     #[cfg(feature = "cuda")]
-    {
-        crate::nn::cuda::present()
+    if devices_here() == 0 && crate::nn::cuda::present() {
+        static SAID: Once = Once::new();
+        SAID.call_once(|| eprintln!("the CUDA driver has no device to use: computing on the CPU"));
     }
-    #[cfg(not(feature = "cuda"))]
-    {
-        false
-    }
+    (devices_here() > 0).then_some(0)
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@
 #              default; CIFAR_EPOCHS epochs in place of the configuration's
 #   twice      an epoch of the first, twice, with train.deterministic: the same losses
 set -uo pipefail
-bin=${1:?folder of binaries}
+bin=$(cd "${1:?folder of binaries}" && pwd) || exit 1
 shards=${2:?JPEG shards}
 cifar=${3:?CIFAR-10 shards}
 out=${4:?folder for results}
@@ -31,6 +31,8 @@ if [ -n "$site" ]; then
     export LD_LIBRARY_PATH
 fi
 export BT_GOLDEN_DIR="${BT_GOLDEN_DIR:-$here/tests/golden}" BT_DEVICE=cuda:0
+# For tests that run the program, which was built elsewhere.
+export BT_STREAM="$bin/bt-stream"
 rm -f "$out/failed"
 run() {
     local name=$1 begun=$SECONDS
@@ -105,13 +107,16 @@ sys.exit(losses[0] != losses[1])" "$out/twice-1" "$out/twice-2"
 }
 cifar() {
     local seconds=${TRAIN_SECONDS:?seconds of training} config name options
+    [ "$seconds" -gt 20 ] || { echo "TRAIN_SECONDS is over 20" && exit 2; }
     for config in "${configs[@]}"; do
         name=$(basename "$config" .toml)
         options=(--config "$config" --dir "$out/$name")
         [ -n "${CIFAR_EPOCHS:-}" ] && options+=(--set "train.epochs=$CIFAR_EPOCHS")
         [ -d "$out/$name/checkpoints" ] && options+=(--resume)
-        LIMIT=$seconds run "$name" timeout --signal=INT "$((seconds - 20))" "${train_cifar[@]}" \
-            "${options[@]}" &
+        # Stopped by its time it has saved what it did, and ends with 130.
+        # shellcheck disable=SC2016
+        LIMIT=$seconds run "$name" bash -c 'timeout --preserve-status --signal=INT "$@" || [ $? = 130 ]' \
+            limited "$((seconds - 20))" "${train_cifar[@]}" "${options[@]}" &
     done
     wait
     for config in "${configs[@]}"; do

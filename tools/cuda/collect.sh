@@ -5,15 +5,15 @@
 #
 # With PREFIX, a folder where tools/cuda/setup.sh has put a compiler, no toolkit is needed.
 set -euo pipefail
-out=${1:?folder}
-prefix=${2:-}
+mkdir -p "${1:?folder}"
+out=$(cd "$1" && pwd)
+prefix=${2:+$(cd "$2" && pwd)}
 cd "$(dirname "$0")/../.."
 target=x86_64-unknown-linux-gnu
 if [ -n "$prefix" ]; then
     # shellcheck disable=SC1091
     . "$prefix/env.sh"
 fi
-mkdir -p "$out"
 # Executables of a target, wherever cargo puts them.
 executables() {
     cargo build --release --locked --target "$target" --features cuda --message-format=json \

@@ -109,7 +109,8 @@ def ours(args, steps):
         name = args.device if ":" in args.device else f"{args.device}:0"
         command += ["--device", name, "--precision", args.precision]
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads)}
-    out = subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout
+    # What went wrong there is said on standard error, which goes where ours does.
+    out = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
     timings = json.loads(out.strip().splitlines()[-1])
     parts = timings["cpu" if args.device == "cpu" else "wall"]
     return [sum(step.values()) for step in parts], parts, timings["peak_mb"]
