@@ -7,6 +7,7 @@ use std::process::{Command, Output};
 
 use bt_pipeline::shard::{Limits, PackOptions, open_source, pack};
 use bt_pipeline::synth;
+use bt_stream::metrics::LEDGER_FILE;
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
 /// The one line of a command that fails.
@@ -155,6 +156,30 @@ fn more_damage_than_may_be_is_a_failure_of_the_data() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("max_bad"), "{said}");
+    let ledger = std::fs::read_to_string(dir.path().join("run").join(LEDGER_FILE)).unwrap();
+    assert!(ledger.lines().count() > 9, "{ledger}");
+}
+
+#[test]
+fn names_that_are_no_ascii_are_taken_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    // Combining marks, a space that does not break, and a quote.
+    let names = ["\u{91a}\u{93f}\u{924}\u{94d}\u{930}", "cafe\u{301}", "a\u{a0}b", "say \"so\""];
+    for name in names {
+        let (shards, run) = (dir.path().join(format!("{name} in")), dir.path().join(name));
+        std::fs::rename(tiny_shards(dir.path()), &shards).unwrap();
+        let output = tiny_run(&shards, &run).args(["--epochs", "1"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(run.join("config.toml").exists(), "{name}");
+    }
+    #[cfg(unix)]
+    {
+        use std::os::unix::ffi::OsStrExt;
+        let run = dir.path().join(std::ffi::OsStr::from_bytes(b"run\xff"));
+        let output = tiny_run(&dir.path().join("cafe\u{301} in"), &run).output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("not UTF-8"));
+    }
 }
 
 /// Runs `command` with a limit on file sizes, whose excess is an error of the

@@ -17,7 +17,7 @@ pub mod study;
 pub mod train;
 pub mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -48,6 +48,16 @@ impl ConfigSource {
         RunConfig::load(self.config.as_deref(), &pairs)
             .map_err(|error| Misconfigured(format!("{error:#}")).into())
     }
+
+    /// The same with another `method`: the file's `[loss]` has the options of the file's method, and of
+    /// no other.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn load_for(&self, method: &str) -> anyhow::Result<RunConfig> {
+        RunConfig::load_for(self.config.as_deref(), method, &self.set)
+            .map_err(|error| Misconfigured(format!("{error:#}")).into())
+    }
 }
 
 /// Where shards behind URLs are kept, on the command line.
@@ -64,9 +74,8 @@ pub struct CacheArgs {
 impl CacheArgs {
     /// For [`ConfigSource::load`].
     pub fn pairs(&self) -> [Option<String>; 2] {
-        let quoted = |text: &String| format!("{text:?}");
-        let (cache, size) = (self.cache.as_ref(), self.cache_size.as_ref());
-        [flag("data.cache", &cache.map(quoted)), flag("data.cache_size", &size.map(quoted))]
+        let (cache, size) = (self.cache.as_deref(), self.cache_size.as_deref());
+        [text_flag("data.cache", cache), text_flag("data.cache_size", size)]
     }
 }
 
@@ -153,4 +162,24 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
 /// `key=value` for [`ConfigSource::load`] when the flag was given.
 pub fn flag(key: &str, value: &Option<impl std::fmt::Display>) -> Option<String> {
     value.as_ref().map(|value| format!("{key}={value}"))
+}
+
+/// [`flag`] of a text, whatever is in it.
+pub fn text_flag(key: &str, text: Option<&str>) -> Option<String> {
+    flag(key, &text.map(|text| toml::Value::String(text.to_owned())))
+}
+
+/// [`flag`] of a path.
+///
+/// # Errors
+/// A path that is not UTF-8, which no configuration can hold.
+pub fn path_flag(key: &str, path: Option<&Path>) -> anyhow::Result<Option<String>> {
+    let Some(path) = path else { return Ok(None) };
+    match path.to_str() {
+        Some(text) => Ok(text_flag(key, Some(text))),
+        None => {
+            let path = path.display();
+            Err(Misconfigured(format!("{key}: the name {path} is not UTF-8")).into())
+        }
+    }
 }

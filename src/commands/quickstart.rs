@@ -11,6 +11,7 @@ use bt_pipeline::shard::{PackOptions, ShardSet, SynthSource, pack};
 use bt_pipeline::synth::Spec;
 use clap::Args;
 
+use crate::commands::path_flag;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::compare::{Kind, encode, pixel_kinds, progress, table};
 use crate::eval::encode::open;
@@ -179,14 +180,15 @@ pub fn draw_shards(folder: &Path, images: u64, test_images: u64, seed: u64) -> R
 }
 
 fn configuration(args: &QuickstartArgs) -> Result<RunConfig> {
-    let quoted = |path: PathBuf| format!("{:?}", path.to_string_lossy());
-    let mut pairs = vec![
-        format!("data.train={}", quoted(args.dir.join("data/train.manifest.json"))),
-        format!("data.val={}", quoted(args.dir.join("data/test.manifest.json"))),
-        format!("train.dir={}", quoted(args.dir.join("run"))),
-        format!("train.epochs={}", args.epochs),
-        format!("train.seed={}", args.seed),
+    let within = |key: &str, name: &str| path_flag(key, Some(&args.dir.join(name)));
+    let places = [
+        within("data.train", "data/train.manifest.json")?,
+        within("data.val", "data/test.manifest.json")?,
+        within("train.dir", "run")?,
     ];
+    let mut pairs: Vec<String> = places.into_iter().flatten().collect();
+    pairs.push(format!("train.epochs={}", args.epochs));
+    pairs.push(format!("train.seed={}", args.seed));
     pairs.extend(args.set.iter().cloned());
     RunConfig::parse(include_str!("quickstart.toml"), "quickstart.toml", &pairs)
         .map_err(|error| Misconfigured(format!("{error:#}")).into())

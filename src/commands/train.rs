@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::{CacheArgs, ConfigSource, TraceArgs, flag};
+use super::{CacheArgs, ConfigSource, TraceArgs, flag, path_flag, text_flag};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::metrics::LEDGER_FILE;
 use crate::train::{From, Summary, Watch, train_watched};
@@ -70,8 +70,6 @@ impl TrainArgs {
     /// The effective configuration: of a run that is gone on with its own, under what the command line
     /// says.
     fn config(&self) -> Result<RunConfig> {
-        let quoted = |text: &str| format!("{text:?}");
-        let quoted_path = |path: &PathBuf| quoted(&path.to_string_lossy());
         let mut source = self.source.clone();
         // RUN/checkpoints/step-N names its run, too.
         let run = self.resume_from.as_ref().and_then(|path| path.parent()?.parent());
@@ -91,13 +89,13 @@ impl TrainArgs {
         source.load(&[
             cache,
             cache_size,
-            flag("data.train", &self.data.as_deref().map(quoted)),
-            flag("data.val", &self.val.as_deref().map(quoted)),
-            flag("train.dir", &folder.as_ref().map(quoted_path)),
+            text_flag("data.train", self.data.as_deref()),
+            text_flag("data.val", self.val.as_deref()),
+            path_flag("train.dir", folder.as_deref())?,
             flag("train.epochs", &self.epochs),
             flag("train.batch_size", &self.batch_size),
             flag("train.seed", &self.seed),
-            flag("train.init", &self.init.as_ref().map(quoted_path)),
+            path_flag("train.init", self.init.as_deref())?,
             flag("data.threads", &self.threads),
         ])
     }

@@ -85,10 +85,21 @@ impl RunConfig {
     /// A file that cannot be read, a key that does not exist (with the nearest
     /// known one), a value of the wrong type or out of range.
     pub fn load(file: Option<&Path>, overrides: &[String]) -> Result<Self> {
-        let Some(path) = file else { return Self::parse("", "", overrides) };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        Self::parse(&text, &path.display().to_string(), overrides)
+        Self::with(read(file)?, overrides)
+    }
+
+    /// The same with `method`; of a file for another one its `[loss]` is left out.
+    ///
+    /// # Errors
+    /// As [`RunConfig::load`].
+    pub fn load_for(file: Option<&Path>, method: &str, overrides: &[String]) -> Result<Self> {
+        let mut table = read(file)?;
+        let its = table.get("method").and_then(toml::Value::as_str).map(str::to_owned);
+        if its.unwrap_or_else(|| Method::default().0) != method {
+            table.remove("loss");
+        }
+        let named = toml::Value::String(method.to_owned());
+        Self::with(table, &[overrides, &[format!("method={named}")]].concat())
     }
 
     /// As [`RunConfig::load`], from the `text` of a file called `name`.
@@ -96,9 +107,10 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn parse(text: &str, name: &str, overrides: &[String]) -> Result<Self> {
-        let mut table = text
-            .parse::<toml::Table>()
-            .map_err(|error| anyhow::anyhow!("{name}: {}", set::one_line(&error)))?;
+        Self::with(table_of(text, name)?, overrides)
+    }
+
+    fn with(mut table: toml::Table, overrides: &[String]) -> Result<Self> {
         for pair in overrides {
             set(&mut table, pair)?;
         }
@@ -259,6 +271,19 @@ impl RunConfig {
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string_pretty(self)?)
     }
+}
+
+/// The table in `file`; an empty one without a file.
+fn read(file: Option<&Path>) -> Result<toml::Table> {
+    let Some(path) = file else { return Ok(toml::Table::new()) };
+    let text = std::fs::read_to_string(path)
+        .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+    table_of(&text, &path.display().to_string())
+}
+
+/// The table in the `text` of a file called `name`.
+fn table_of(text: &str, name: &str) -> Result<toml::Table> {
+    text.parse().map_err(|error| anyhow::anyhow!("{name}: {}", set::one_line(&error)))
 }
 
 #[cfg(test)]

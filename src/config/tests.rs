@@ -71,3 +71,16 @@ fn every_configuration_that_is_shipped_is_one() {
     }
     assert!(count >= 5, "{count}");
 }
+
+#[test]
+fn a_files_options_of_one_objective_are_not_those_of_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("run.toml");
+    std::fs::write(&file, "[loss]\nlambda = 0.01\n").unwrap();
+    let of = |method: &str, pairs: &[String]| RunConfig::load_for(Some(&file), method, pairs);
+    assert!(of("byol", &[]).unwrap().loss.is_empty());
+    assert!(of("barlow", &[]).unwrap().loss.contains_key("lambda"));
+    let asked = of("moco", &["loss.queue=64".into(), "method='simsiam'".into()]).unwrap();
+    assert!(asked.method.0 == "moco" && asked.loss.contains_key("queue"));
+    assert!(of("byol", &["loss.lambda=1.0".into()]).is_err());
+}

@@ -64,9 +64,10 @@ pub(super) fn check(batch: usize, steps: usize) -> Result<()> {
 
 /// Median wall and CPU milliseconds of each part, a line for each method.
 pub(super) fn step(args: StepArgs) -> Result<()> {
-    // Options under `[loss]` are those of the method that is asked for.
-    let first = args.method.first().map(|method| format!("method={method}"));
-    let configured = args.source.load(&[first])?;
+    let configured = match args.method.first() {
+        Some(method) => args.source.load_for(method)?,
+        None => args.source.load(&[])?,
+    };
     set_threads(configured.train.threads)?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
@@ -83,7 +84,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
         );
     }
     for method in &methods {
-        let config = args.source.load(&[Some(format!("method={method}"))])?;
+        let config = args.source.load_for(method)?;
         let found = measure(&config, batch, args.warmup, args.steps)?;
         ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
         match args.json {
@@ -95,7 +96,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
         && let Some(profiler) = Engine::profiled(&device)?
     {
         for method in &methods {
-            let config = args.source.load(&[Some(format!("method={method}"))])?;
+            let config = args.source.load_for(method)?;
             profile(&config, batch, &device, &profiler)?;
         }
     }
