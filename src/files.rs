@@ -60,18 +60,6 @@ where
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Adds a line to `path`.
-///
-/// # Errors
-/// When the file cannot be written.
-pub fn append_line(path: &Path, line: &str) -> Result<()> {
-    let open = || -> std::io::Result<()> {
-        let mut file = OpenOptions::new().create(true).append(true).open(path)?;
-        writeln!(file, "{line}")
-    };
-    open().with_context(|| format!("cannot write {}", path.display()))
-}
-
 /// A file that grows by lines. What a full disk does not take is kept and written with a later line,
 /// and no half of a line stays in the file.
 #[derive(Debug)]

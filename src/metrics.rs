@@ -2,8 +2,6 @@
 //! line on a terminal.
 
 use std::collections::HashSet;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,6 +23,9 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 
 /// File in the run's folder that lists the samples that were left out.
 pub const LEDGER_FILE: &str = "bad-samples.jsonl";
+
+/// File in the run's folder with the batches whose numbers were not finite.
+pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
 
 /// Time between two lines that are printed where there is no terminal.
 const BETWEEN_LINES: Duration = Duration::from_secs(60);
@@ -73,23 +74,50 @@ pub struct Line {
     pub diagnostics: Option<Diagnostics>,
 }
 
-/// Sums since the last line.
-#[derive(Default)]
-struct Sums {
+/// What is counted from line to line. A checkpoint keeps it, so that a run which goes on from there
+/// writes the lines of one that was not interrupted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Tally {
+    /// Samples left out since the run began.
+    bad: u64,
+    /// Since the last line: steps, and sums over them.
     steps: u64,
-    images: u64,
+    #[serde(with = "number")]
     loss: f64,
+    #[serde(with = "number")]
     invariance: f64,
+    #[serde(with = "number")]
     redundancy: f64,
+    /// Steps that had a C.
+    correlations: u64,
+    #[serde(with = "number")]
     on_diag: f64,
+    #[serde(with = "number")]
     off_diag: f64,
-    online: (f64, u64),
+    /// Of the online probe: batches, and the sum of their shares of right answers.
+    probed: u64,
+    #[serde(with = "number")]
+    online: f64,
+}
+
+/// Numbers of which JSON has none, as `null`.
+mod number {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
+        value.is_finite().then_some(value).serialize(to)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
+        Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
+    }
 }
 
 /// Writes the metrics file and keeps the progress line.
 pub struct Metrics {
     file: LineLog,
     ledger: LineLog,
+    batches: LineLog,
     /// Lines of the ledger, so that a resumed run adds none twice.
     listed: HashSet<String>,
     /// Whether the last write failed.
@@ -101,7 +129,9 @@ pub struct Metrics {
     last: (Instant, Snapshot),
     /// When a line was last printed for a log.
     told: Instant,
-    sums: Sums,
+    tally: Tally,
+    /// Source images of this process since the last line.
+    images: u64,
     health: Option<Health>,
     events: Option<EventWriter>,
     board: Option<Arc<Board>>,
@@ -127,7 +157,8 @@ impl Metrics {
         drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
         let ledger = dir.join(LEDGER_FILE);
         let (file, ledger_log) = (LineLog::open(&path)?, LineLog::open(&ledger)?);
-        let listed = std::fs::read_to_string(&ledger).unwrap_or_default();
+        let batches = LineLog::open(&dir.join(BAD_BATCHES_FILE))?;
+        let listed = std::fs::read(&ledger).unwrap_or_default();
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(
             ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {eta} left")
@@ -138,7 +169,8 @@ impl Metrics {
         Ok(Metrics {
             file,
             ledger: ledger_log,
-            listed: listed.lines().map(str::to_owned).collect(),
+            batches,
+            listed: lines_of(&listed).map(str::to_owned).collect(),
             failing: false,
             every,
             steps,
@@ -146,13 +178,24 @@ impl Metrics {
             begun: Instant::now(),
             last: (Instant::now(), Snapshot::default()),
             told: Instant::now(),
-            sums: Sums::default(),
+            tally: Tally::default(),
+            images: 0,
             health: None,
             events: None,
             board: None,
             name: String::new(),
             bar,
         })
+    }
+
+    /// The same, which goes on counting from `tally`, a checkpoint's.
+    pub fn counting_from(self, tally: Tally) -> Self {
+        Metrics { tally, ..self }
+    }
+
+    /// What was counted so far, for a checkpoint.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// The same, whose printed lines begin with `name`.
@@ -187,8 +230,8 @@ impl Metrics {
 
     /// Counts a batch of the online probe: the share of right answers.
     pub fn online(&mut self, accuracy: f64) {
-        self.sums.online.0 += accuracy;
-        self.sums.online.1 += 1;
+        self.tally.online += accuracy;
+        self.tally.probed += 1;
     }
 
     /// Writes what the embeddings of the batch of `step` tell; says so when that has changed for
@@ -208,49 +251,48 @@ impl Metrics {
         self.write(&Line { step, epoch, seconds, diagnostics, ..Line::default() })
     }
 
-    /// Counts a step; each `every` steps, and after the last, a line is written.
+    /// Counts a step on `images` source images.
+    pub fn count(&mut self, images: usize, out: &LossOutput) {
+        let tally = &mut self.tally;
+        tally.steps += 1;
+        tally.loss += out.loss;
+        tally.invariance += out.invariance;
+        tally.redundancy += out.redundancy;
+        if let Some(c) = &out.correlation {
+            tally.correlations += 1;
+            tally.on_diag += c.on_diag_mean;
+            tally.off_diag += c.off_diag_rms.unwrap_or(f64::NAN);
+        }
+        self.images += images as u64;
+    }
+
+    /// `step` steps are done, the last with a batch on the way to which `bad` samples were left out: each
+    /// `every` of them, and after the last, a line is written of those that moved the weights.
     ///
     /// # Errors
     /// When a line cannot be written.
-    pub fn step(
-        &mut self,
-        step: u64,
-        images: usize,
-        out: &LossOutput,
-        rates: (f64, f64),
-        stats: &Stats,
-    ) -> Result<()> {
-        let sums = &mut self.sums;
-        sums.steps += 1;
-        sums.images += images as u64;
-        sums.loss += out.loss;
-        sums.invariance += out.invariance;
-        sums.redundancy += out.redundancy;
-        if let Some(c) = &out.correlation {
-            sums.on_diag += c.on_diag_mean;
-            sums.off_diag += c.off_diag_rms.unwrap_or(f64::NAN);
-        }
+    pub fn step(&mut self, step: u64, bad: u32, rates: (f64, f64), stats: &Stats) -> Result<()> {
+        self.tally.bad += u64::from(bad);
         self.bar.set_position(step);
-        if step.is_multiple_of(self.every) || step == self.steps {
-            self.line(step, out, rates, stats)?;
-        }
-        Ok(())
+        let due = step.is_multiple_of(self.every) || step == self.steps;
+        if due && self.tally.steps > 0 { self.line(step, rates, stats) } else { Ok(()) }
     }
 
     fn line(
         &mut self,
         step: u64,
-        out: &LossOutput,
         (lr_weights, lr_biases): (f64, f64),
         stats: &Stats,
     ) -> Result<()> {
         let now = Instant::now();
         let snapshot = stats.snapshot();
         let (wall, since) = (now - self.last.0, snapshot.since(&self.last.1));
-        let sums = std::mem::take(&mut self.sums);
-        let mean = |sum: f64| Some(sum / sums.steps as f64).filter(|mean| mean.is_finite());
-        let correlation = |sum: f64| out.correlation.as_ref().and_then(|_| mean(sum));
-        let rate = sums.images as f64 / wall.as_secs_f64();
+        let bad = self.tally.bad;
+        let sums = std::mem::replace(&mut self.tally, Tally { bad, ..Tally::default() });
+        let of = |sum: f64, count: u64| Some(sum / count as f64).filter(|mean| mean.is_finite());
+        let mean = |sum: f64| of(sum, sums.steps);
+        let correlation = |sum: f64| of(sum, sums.correlations);
+        let rate = std::mem::take(&mut self.images) as f64 / wall.as_secs_f64();
         let wait = share(since.batch_wait, wall);
         let limit = since.limit(wall);
         let line = Line {
@@ -267,9 +309,9 @@ impl Metrics {
             images_per_s: Some(rate),
             wait: Some(wait),
             limit: Some(limit.to_owned()),
-            bad: Some(snapshot.bad),
+            bad: Some(bad),
             knn: None,
-            online: (sums.online.1 > 0).then(|| sums.online.0 / sums.online.1 as f64),
+            online: of(sums.online, sums.probed),
             diagnostics: None,
         };
         let said = format!(
@@ -277,7 +319,7 @@ impl Metrics {
             line.epoch,
             line.loss.unwrap_or(f64::NAN),
             rate,
-            if snapshot.bad > 0 { format!("  bad {}", snapshot.bad) } else { String::new() },
+            if bad > 0 { format!("  bad {bad}") } else { String::new() },
         );
         if self.bar.is_hidden() && (step == self.steps || now - self.told >= BETWEEN_LINES) {
             // A log of a run of days tells how it goes, too.
@@ -320,6 +362,12 @@ impl Metrics {
         Ok(())
     }
 
+    /// Notes a batch whose numbers were not finite.
+    pub fn record_batch(&mut self, line: &serde_json::Value) {
+        let written = self.batches.add(&line.to_string());
+        self.note(written);
+    }
+
     /// A line for the person, above the progress bar where there is one.
     pub fn say(&self, text: &str) {
         let text = format!("{}{text}", self.name);
@@ -337,7 +385,8 @@ impl Metrics {
     pub fn finish(&mut self) -> Result<()> {
         self.bar.finish_and_clear();
         self.file.flush()?;
-        self.ledger.flush()
+        self.ledger.flush()?;
+        self.batches.flush()
     }
 
     fn write(&mut self, line: &Line) -> Result<()> {
@@ -374,15 +423,22 @@ fn share(part: Duration, whole: Duration) -> f64 {
 /// When the file cannot be read.
 pub fn read(dir: &Path) -> Result<Vec<Line>> {
     let path = dir.join(METRICS_FILE);
-    let file = File::open(&path).with_context(|| path.display().to_string())?;
-    let lines = BufReader::new(file).lines().collect::<std::io::Result<Vec<_>>>()?;
-    Ok(lines.iter().filter_map(|line| serde_json::from_str(line).ok()).collect())
+    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    Ok(lines_of(&text).filter_map(|line| serde_json::from_str(line).ok()).collect())
+}
+
+/// The lines of `text` that are UTF-8: a disk may have put anything between them.
+fn lines_of(text: &[u8]) -> impl Iterator<Item = &str> {
+    text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
 }
 
 fn drop_later_lines(path: &Path, step: u64) -> Result<()> {
-    let Ok(text) = std::fs::read_to_string(path) else { return Ok(()) };
-    let kept: String = text
-        .lines()
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    };
+    let kept: String = lines_of(&text)
         .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step))
         .flat_map(|line| [line, "\n"])
         .collect();
@@ -419,7 +475,8 @@ mod tests {
         let stats = Stats::default();
         let step = |step: u64, metrics: &mut Metrics| {
             std::thread::sleep(Duration::from_millis(30));
-            metrics.step(step, 100, &out, (0.1, 0.1), &stats).unwrap();
+            metrics.count(100, &out);
+            metrics.step(step, 0, (0.1, 0.1), &stats).unwrap();
         };
         step(1, &mut metrics);
         metrics.knn(1, 0.5, Duration::ZERO).unwrap();
@@ -450,5 +507,43 @@ mod tests {
         }
         let text = std::fs::read_to_string(dir.path().join(LEDGER_FILE)).unwrap();
         assert_eq!(text.lines().count(), 3, "{text}");
+    }
+    #[test]
+    fn bytes_that_are_no_text_hide_no_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = |step: u64| format!("{{\"step\":{step},\"epoch\":0.0,\"seconds\":1.0}}\n");
+        let text = [line(1).as_bytes(), b"{\"step\":2,\"ep\xff\xfe\n", line(3).as_bytes()].concat();
+        std::fs::write(dir.path().join(METRICS_FILE), text).unwrap();
+        let steps = || read(dir.path()).unwrap().iter().map(|line| line.step).collect::<Vec<_>>();
+        assert_eq!(steps(), [1, 3]);
+        drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+        assert_eq!(steps(), [1]);
+    }
+
+    #[test]
+    fn steps_that_moved_nothing_are_in_no_mean_and_keep_no_line_from_being_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, 4, 4, 2).unwrap();
+        let pair = crate::loss::tests::pair_of(4, 3, 1);
+        let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
+        let out = objective.evaluate(&crate::loss::Embeddings::of(&pair.0, &pair.1)).unwrap();
+        let stats = Stats::default();
+        metrics.count(8, &out);
+        metrics.step(1, 1, (0.1, 0.1), &stats).unwrap();
+        metrics.step(2, 0, (0.1, 0.1), &stats).unwrap();
+        // The process ends; the next one has what a checkpoint kept.
+        metrics.count(8, &out);
+        metrics.step(3, 2, (0.1, 0.1), &stats).unwrap();
+        let kept = serde_json::to_string(metrics.tally()).unwrap();
+        let mut metrics = Metrics::open(dir.path(), 3, 4, 4, 2).unwrap();
+        metrics = metrics.counting_from(serde_json::from_str(&kept).unwrap());
+        metrics.step(4, 0, (0.1, 0.1), &stats).unwrap();
+        let lines = read(dir.path()).unwrap();
+        let told: Vec<_> = lines.iter().map(|line| (line.step, line.loss, line.bad)).collect();
+        assert_eq!(told, [(2, Some(out.loss), Some(1)), (4, Some(out.loss), Some(3))]);
+        // What is no number stays none.
+        let tally = Tally { off_diag: f64::NAN, ..Tally::default() };
+        let again: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
+        assert!(again.off_diag.is_nan());
     }
 }

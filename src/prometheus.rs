@@ -36,6 +36,11 @@ struct Shown {
 }
 
 impl Board {
+    /// Of a run that has done `step` steps so far.
+    pub fn after(step: u64) -> Self {
+        Board { shown: Mutex::new(Shown { step, ..Shown::default() }) }
+    }
+
     /// The loader whose counters are shown.
     pub fn follow(&self, stats: &Arc<Stats>) {
         self.lock().stats = Some(Arc::clone(stats));
@@ -274,8 +279,10 @@ mod tests {
 
     #[test]
     fn figures_are_served_and_the_thread_ends_with_the_server() {
-        let board = Arc::new(Board::default());
+        let board = Arc::new(Board::after(2));
         let server = Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&board)).unwrap();
+        let answer = ask(server.address(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(answer.contains("bt_stream_step 2\n"), "those before a resume: {answer}");
         board.step(3, 64, &[("forward", Duration::from_millis(1500))]);
         board.step(4, 64, &[("forward", Duration::from_millis(2500))]);
         board.line(&Line { loss: Some(7.5), epoch: 0.5, ..Line::default() });

@@ -47,7 +47,7 @@ impl Interrupted {
 pub struct Stop {
     raised: Arc<AtomicBool>,
     overdue: Arc<AtomicBool>,
-    /// The first signal's number; 0 before it.
+    /// The last signal's number; 0 before the first.
     signal: Arc<AtomicUsize>,
     /// Work that has something to save.
     holds: Arc<AtomicUsize>,

@@ -103,6 +103,7 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
             "optim.optimizer=adamw".to_owned(),
             "train.epochs=2".to_owned(),
             "train.batch_size=40".to_owned(),
+            "train.log_every=4".to_owned(),
             format!("data.train={shards:?}"),
             format!("data.threads={threads}"),
             format!("train.dir={dir:?}"),
@@ -126,7 +127,9 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
             .collect();
         keys.sort();
         assert_eq!(keys, DAMAGED.map(|sample| format!("{sample:06}")), "{name}");
-        newest_weights(&dir)
+        let lines = bt_stream::metrics::read(&dir).unwrap();
+        let means = lines.iter().filter_map(|line| Some((line.step, line.loss?, line.bad?)));
+        (means.collect::<Vec<_>>(), newest_weights(&dir))
     };
     let expected = run("one", 1, false);
     for (name, threads, interrupted) in [("two", 2, false), ("five", 5, false), ("torn", 3, true)] {
@@ -247,10 +250,42 @@ fn a_finished_run_that_is_asked_for_nothing_more_stays_as_it_is() {
     let said = String::from_utf8_lossy(&again.stderr);
     assert!(again.status.success() && said.contains("has all its steps already"), "{said}");
     assert!(read() == before);
+    let events = || std::fs::read_dir(dir.join("tensorboard")).unwrap().count();
+    assert_eq!(events(), 1, "a file of no events");
     // Nor does its newest checkpoint, asked for by name, make it a run of no steps.
     let newest = checkpoint::list(&dir.join(checkpoint::FOLDER)).pop().unwrap();
     let output =
         common::bt_stream().arg("train").arg("--resume-from").arg(newest).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(read() == before);
+}
+
+#[test]
+fn checkpoints_by_steps_are_written_at_the_ends_of_epochs_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let every = ["checkpoint.every_steps=6", "checkpoint.every_epochs=100", "checkpoint.keep=9"];
+    let mut command = tiny_run(&shards, &dir);
+    for pair in every {
+        command.args(["--set", pair]);
+    }
+    assert!(command.args(["--epochs", "3"]).output().unwrap().status.success());
+    let written = checkpoint::list(&dir.join(checkpoint::FOLDER));
+    let steps: Vec<_> = written.iter().map(|path| path.file_name().unwrap()).collect();
+    assert_eq!(steps, ["step-0000000006", "step-0000000012", "step-0000000018"]);
+}
+
+#[test]
+fn what_has_no_effect_may_change_when_a_run_is_resumed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(tiny_run(&shards, &dir).args(["--epochs", "1"]).output().unwrap().status.success());
+    let resume = |pair: &str| {
+        let mut command = tiny_run(&shards, &dir);
+        command.args(["--resume", "--epochs", "2", "--set", pair]).output().unwrap()
+    };
+    let refused = resume("data.shuffle=window");
+    assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
+    // The order is global.
+    assert!(resume("data.window_samples=100").status.success());
 }

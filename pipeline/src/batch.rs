@@ -73,7 +73,7 @@ pub struct Batch {
     /// and solarize to the consumer ([`Finish::Consumer`](crate::Finish)); else empty.
     pub unfinished: Vec<ViewParams>,
     /// How often a sample was left out for another on the way to it.
-    pub(crate) bad: u32,
+    pub bad: u32,
     spec: BatchSpec,
     buffer: Option<Buffer>,
     pool: Sender<Buffer>,

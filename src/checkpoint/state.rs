@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::WEIGHTS;
 use crate::config::RunConfig;
+use crate::metrics::Tally;
 
 /// What `state.json` holds.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -30,6 +31,10 @@ pub struct State {
     pub fingerprint: String,
     /// The effective configuration.
     pub config: RunConfig,
+    /// What the next line of metrics has to tell of steps before this. Absent in checkpoints of earlier
+    /// versions.
+    #[serde(default)]
+    pub tally: Tally,
     /// Name -> length and checksum of the other files.
     pub(super) files: BTreeMap<String, FileSum>,
     /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in checkpoints
@@ -63,6 +68,7 @@ impl State {
             samples,
             fingerprint: String::new(),
             config: config.clone(),
+            tally: Tally::default(),
             files: BTreeMap::new(),
             checksum: "0".repeat(DIGITS),
         }

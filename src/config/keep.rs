@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// Steps between checkpoints within an epoch; 0 saves only between epochs.
+    /// Steps between checkpoints, counted from the run's first; 0 saves only between epochs.
     pub every_steps: u64,
-    /// Epochs between checkpoints.
+    /// Epochs between checkpoints, beside those of `every_steps`.
     pub every_epochs: u64,
     /// Checkpoints that are kept.
     pub keep: usize,

@@ -359,7 +359,7 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     learner.follow(0, 1000)?;
     if !out.loss.is_finite() {
         let cause = format!("the loss is {}", out.loss);
-        bail!(Diverged { cause, step: 1, noted: false, before: None, resumable: false });
+        bail!(Diverged { cause, step: 1, passed: 0, noted: false, before: None, resumable: false });
     }
     Ok(out.loss)
 }

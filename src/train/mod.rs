@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
+use bt_pipeline::BatchStream;
 use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
@@ -25,7 +26,7 @@ use run::Run;
 
 pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
-pub use refuse::{BAD_BATCHES_FILE, Diverged};
+pub use refuse::Diverged;
 pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
@@ -83,57 +84,71 @@ pub fn train_watched(
         // The process before was stopped in it.
         run.evaluate(config, stop, &mut clock)?;
     }
-    let mut given_up = false;
-    // The batch that is on its way to the device while the one before is computed.
-    let mut ahead = None;
-    let mut fetch = |intake: &mut Intake| {
-        let batch = stream.next_unless(stop.overdue_flag())?;
-        Some(batch.map_err(anyhow::Error::from).and_then(|batch| intake.begin(batch)))
-    };
-    while let Some(fetched) = ahead.take().or_else(|| fetch(&mut run.intake)) {
-        let arriving = match fetched {
-            Err(error) if run.step > run.begun_step => {
-                // The steps so far are good, and the data may be mended.
-                run.save(config)
-                    .unwrap_or_else(|cause| run.metrics.say(&format!("warning: {cause:#}")));
-                return Err(error);
-            }
-            fetched => fetched?,
-        };
-        let batch = arriving.batch();
-        clock.lap("wait for data");
-        let begun = run.gradients(&arriving, &mut clock, |intake| ahead = fetch(intake));
-        let (out, trouble) = match begun {
-            Err(_) if stop.overdue() => {
-                run.learner.take_back()?;
-                given_up = true;
-                break;
-            }
-            found => found?,
-        };
-        match trouble {
-            Some(cause) => run.refuse(config, batch, cause)?,
-            None => run.take_step(config, batch, &out, &stats, &mut clock)?,
-        }
-        drop(arriving);
-        // Before a checkpoint: a run that goes on from there does not meet them again.
-        run.metrics.record_bad(&stats.take_bad())?;
-        run.after_step(config, stop, &mut clock)?;
-        if stop.raised() {
-            break;
-        }
-    }
-    let more = given_up || ahead.is_some() || stream.remaining() > 0;
-    let interrupted = more || run.unevaluated;
-    drop(ahead);
+    let trained = run.steps(config, &mut stream, stop, &mut clock);
+    // Too many of them may be what ended the stream.
+    run.metrics.record_bad(&stats.take_bad())?;
+    let interrupted = trained? || run.unevaluated;
     if interrupted {
         run.metrics.say("stopping: a signal was received");
     }
-    run.metrics.record_bad(&stats.take_bad())?;
     // Saved before the stream ends, which may be in the middle of a read that hangs.
     let summary = run.finish(config, clock, stats.snapshot(), interrupted);
     drop(stream);
     summary
+}
+
+impl Run {
+    /// A step for each batch of `stream`. Whether there are more that a signal left undone.
+    fn steps(
+        &mut self,
+        config: &RunConfig,
+        stream: &mut BatchStream,
+        stop: &Stop,
+        clock: &mut Clock,
+    ) -> Result<bool> {
+        let stats = Arc::clone(stream.stats());
+        let mut given_up = false;
+        // The batch that is on its way to the device while the one before is computed.
+        let mut ahead = None;
+        let mut fetch = |intake: &mut Intake| {
+            let batch = stream.next_unless(stop.overdue_flag())?;
+            Some(batch.map_err(anyhow::Error::from).and_then(|batch| intake.begin(batch)))
+        };
+        while let Some(fetched) = ahead.take().or_else(|| fetch(&mut self.intake)) {
+            let arriving = match fetched {
+                Err(error) if self.step > self.begun_step => {
+                    // The steps so far are good, and the data may be mended.
+                    self.save(config)
+                        .unwrap_or_else(|cause| self.metrics.say(&format!("warning: {cause:#}")));
+                    return Err(error);
+                }
+                fetched => fetched?,
+            };
+            let batch = arriving.batch();
+            clock.lap("wait for data");
+            let begun = self.gradients(&arriving, clock, |intake| ahead = fetch(intake));
+            let (out, trouble) = match begun {
+                Err(_) if stop.overdue() => {
+                    self.learner.take_back()?;
+                    given_up = true;
+                    break;
+                }
+                found => found?,
+            };
+            match trouble {
+                Some(cause) => self.refuse(config, batch, cause, &stats)?,
+                None => self.take_step(config, batch, &out, &stats, clock)?,
+            }
+            drop(arriving);
+            // Before a checkpoint: a run that goes on from there does not meet them again.
+            self.metrics.record_bad(&stats.take_bad())?;
+            self.after_step(config, stop, clock)?;
+            if stop.raised() {
+                break;
+            }
+        }
+        Ok(given_up || ahead.is_some() || stream.remaining() > 0)
+    }
 }
 
 /// Whether the metrics in `dir` have an evaluation after `step`.

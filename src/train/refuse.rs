@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use bt_pipeline::Batch;
+use bt_pipeline::stats::Stats;
 
 use super::run::Run;
 use crate::checkpoint;
 use crate::config::{OnNan, RunConfig};
-
-/// File in the run's folder with the batches whose numbers were not finite.
-pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
+use crate::metrics::BAD_BATCHES_FILE;
 
 /// Batches in a row that `train.on_nan = "rewind"` passes over.
 const MOST_REWINDS: u32 = 10;
@@ -18,8 +17,11 @@ const MOST_REWINDS: u32 = 10;
 /// Numbers that are not finite ended the run: what a configuration leads to, not what went wrong.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error(
-    "{cause} at step {step}{}{}. Lower the learning rate and {}, or pass over such \
-     batches with train.on_nan = \"rewind\"",
+    "{cause} at step {step}{}{}{}. Lower the learning rate and {}{}",
+    match .passed {
+        0 => String::new(),
+        batches => format!(", after {batches} batches that were passed over"),
+    },
     match .noted {
         true => format!("; {BAD_BATCHES_FILE} has the batch"),
         false => String::new(),
@@ -31,6 +33,10 @@ const MOST_REWINDS: u32 = 10;
     match .resumable {
         true => "go on from the newest checkpoint (--resume) or an earlier one (--resume-from)",
         false => "begin anew in another folder: there is no checkpoint yet",
+    },
+    match .passed {
+        0 => ", or pass over such batches with train.on_nan = \"rewind\"",
+        _ => "",
     }
 )]
 pub struct Diverged {
@@ -38,6 +44,8 @@ pub struct Diverged {
     pub cause: String,
     /// The step, from 1.
     pub step: u64,
+    /// Batches in a row before it that were passed over.
+    pub passed: u32,
     /// Whether its batch was noted.
     pub noted: bool,
     /// Where the state before it was saved; no run goes on from there by itself.
@@ -58,6 +66,7 @@ impl Run {
         config: &RunConfig,
         batch: &Batch,
         cause: String,
+        stats: &Stats,
     ) -> Result<()> {
         self.learner.take_back()?;
         let step = self.step + 1;
@@ -71,10 +80,8 @@ impl Run {
             "step": step, "epoch": batch.epoch, "batch": batch.index, "cause": cause,
             "samples": samples.collect::<Vec<_>>(),
         });
-        let path = config.train.dir.join(BAD_BATCHES_FILE);
-        crate::files::append_line(&path, &line.to_string())?;
-        self.rewinds += 1;
-        if config.train.on_nan == OnNan::Stop || self.rewinds > MOST_REWINDS {
+        self.metrics.record_batch(&line);
+        if config.train.on_nan == OnNan::Stop || self.rewinds == MOST_REWINDS {
             // A step so large that it left no number behind is not worth a file.
             let before = match self.learner.bad_weight()? {
                 None => Some(self.save_aside(config)?),
@@ -82,9 +89,11 @@ impl Run {
             };
             bail!(self.diverged(config, cause, step, true, before));
         }
+        self.rewinds += 1;
         self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
+        let rates = self.schedule.rates(self.step);
         self.advance(batch);
-        Ok(())
+        self.metrics.step(self.step, batch.bad, rates, stats)
     }
 
     /// Weights that no loss has seen yet.
@@ -111,6 +120,6 @@ impl Run {
     ) -> Diverged {
         let folder = config.train.dir.join(checkpoint::FOLDER);
         let resumable = !checkpoint::list(&folder).is_empty();
-        Diverged { cause, step, noted, before, resumable }
+        Diverged { cause, step, passed: self.rewinds, noted, before, resumable }
     }
 }

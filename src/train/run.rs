@@ -13,7 +13,7 @@ use super::clock::Clock;
 use super::save::{check_unchanged, fingerprint, restore};
 use super::summary::SUMMARY_FILE;
 use super::warnings::warnings;
-use super::{Arriving, From, Intake, Watch, device};
+use super::{Arriving, From, Intake, Watch, device, evaluated};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::eval::OnlineProbe;
@@ -53,6 +53,8 @@ pub(super) struct Run {
     pub(super) _server: Option<Server>,
     /// The epoch whose pictures were drawn last.
     pub(super) pictured: Option<u64>,
+    /// Source images that this process trained on.
+    pub(super) images: u64,
     /// Batches passed over since the last step.
     pub(super) rewinds: u32,
     /// Of the training set; see [`fingerprint`].
@@ -68,9 +70,11 @@ impl Run {
         let dir = &config.train.dir;
         let device = device(&config.train)?;
         let (intake, loader) = intake_and_loader(config, &device, watch)?;
-        let found = from.checkpoint(dir)?;
+        from.check(dir)?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        // What another process is about to save would be later than what is found here.
         let lock = lock(dir)?;
+        let found = from.checkpoint(dir)?;
         checkpoint::clean(dir)?;
         let fingerprint = fingerprint(loader.set());
         let mut learner = Learner::new(config, &device)?;
@@ -94,12 +98,16 @@ impl Run {
                 "nothing is to be done from a checkpoint of {step} steps: train.epochs ends the run at {steps}"
             )));
         }
-        let board = watch.metrics.map(|_| Arc::new(Board::default()));
+        let board = watch.metrics.map(|_| Arc::new(Board::after(step)));
         let server = watch.metrics.zip(board.clone());
         let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
         let earlier = chosen && !found.as_ref().is_some_and(Checkpoint::is_newest);
         let length = [steps, steps_per_epoch];
         let metrics = begin(config, step, length, earlier, watch, board.clone())?;
+        let metrics = match &found {
+            Some(found) => metrics.counting_from(found.state.tally.clone()),
+            None => metrics,
+        };
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
@@ -132,6 +140,7 @@ impl Run {
             board,
             _server: server,
             pictured: None,
+            images: 0,
             rewinds: 0,
             fingerprint,
             unevaluated: false,
@@ -168,9 +177,11 @@ impl Run {
         self.learner.follow(self.step, self.schedule.steps)?;
         clock.lap("optimizer");
         self.rewinds = 0;
+        self.images += batch.size as u64;
         self.advance(batch);
         self.measure(config, batch)?;
-        self.metrics.step(self.step, batch.size, out, rates, stats)?;
+        self.metrics.count(batch.size, out);
+        self.metrics.step(self.step, batch.bad, rates, stats)?;
         clock.lap("measure");
         self.board.iter().for_each(|board| board.step(self.step, batch.size, &clock.laps));
         Ok(())
@@ -186,14 +197,22 @@ impl Run {
 }
 
 impl From {
-    /// What a run in `dir` goes on from.
-    fn checkpoint(&self, dir: &Path) -> Result<Option<Checkpoint>> {
+    /// Whether a run may begin in `dir`.
+    fn check(&self, dir: &Path) -> Result<()> {
         match self {
-            From::Start if !checkpoint::any(dir) => Ok(None),
-            From::Start => bail!(
+            From::Start if checkpoint::any(dir) => bail!(
                 "{} already holds a run: continue it with --resume, or choose another --dir",
                 dir.display()
             ),
+            _ => Ok(()),
+        }
+    }
+
+    /// What a run in `dir`, which no other process trains in, goes on from.
+    fn checkpoint(&self, dir: &Path) -> Result<Option<Checkpoint>> {
+        self.check(dir)?;
+        match self {
+            From::Start => Ok(None),
             From::Newest => checkpoint::latest(dir, |text| eprintln!("warning: {text}")),
             From::Checkpoint(path) => of_this_run(path, dir).map(Some),
         }
@@ -217,7 +236,10 @@ fn begin(
     if step < steps || earlier {
         forget_the_end(dir);
     }
-    let events = config.train.tensorboard.then(|| EventWriter::create(dir, step)).transpose()?;
+    // A run that has all its steps has nothing to tell but an evaluation that is still due.
+    let more = step < steps || config.eval.knn_every > 0 && !evaluated(dir, step);
+    let events = (config.train.tensorboard && more).then(|| EventWriter::create(dir, step));
+    let events = events.transpose()?;
     let metrics = Metrics::open(dir, step, steps, steps_per_epoch, config.train.log_every)?;
     Ok(metrics.shown(events, board).named(&watch.name))
 }

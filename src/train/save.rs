@@ -10,7 +10,7 @@ use super::clock::Clock;
 use super::refuse::Diverged;
 use super::run::Run;
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
-use crate::config::{OnCheckpointError, RunConfig};
+use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};
 use crate::eval::OnlineProbe;
 use crate::learner::Learner;
 use crate::optim::Optimizer;
@@ -26,11 +26,9 @@ impl Run {
     ) -> Result<()> {
         let Position { epoch, batch } = self.position;
         let every = &config.checkpoint;
-        let due = match batch {
-            0 => epoch.is_multiple_of(every.every_epochs),
-            _ => every.every_steps > 0 && self.step.is_multiple_of(every.every_steps),
-        };
-        if due {
+        let due_by_epoch = batch == 0 && epoch.is_multiple_of(every.every_epochs);
+        let due_by_step = every.every_steps > 0 && self.step.is_multiple_of(every.every_steps);
+        if due_by_epoch || due_by_step {
             match self.save(config) {
                 Err(error)
                     if config.checkpoint.on_error == OnCheckpointError::Warn
@@ -99,6 +97,7 @@ impl Run {
         let samples = self.loader.set().len() as u64;
         let mut state = State::new(self.step, self.position, samples, config);
         state.fingerprint.clone_from(&self.fingerprint);
+        state.tally.clone_from(self.metrics.tally());
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
             optimizer: self.optimizer.state(),
@@ -155,28 +154,30 @@ pub(super) fn check_unchanged(
     }
     let (was, is) = (saved.optim.optimizer, config.optim.optimizer);
     if *step > 0 && was != is {
-        bail!(
+        bail!(Misconfigured(format!(
             "{} was made with optim.optimizer = {was:?}, not {is:?}, whose moments are others: resume with that, or begin \
              another run with train.init",
             found.path.display()
-        );
+        )));
     }
     let (was, is) = (&saved.train, &config.train);
     if *step > 0 && (was.batch_size, was.seed) != (is.batch_size, is.seed) {
-        bail!(
+        bail!(Misconfigured(format!(
             "{} was made with batch size {} and seed {}, not {} and {}: resume with those",
             found.path.display(),
             was.batch_size,
             was.seed,
             is.batch_size,
             is.seed
-        );
+        )));
     }
     let order = |config: &RunConfig| {
-        (config.data.shuffle, config.data.window_shards, config.data.window_samples)
+        let data = &config.data;
+        let window = (data.window_shards, data.window_samples);
+        (data.shuffle, (data.shuffle == ShuffleKind::Window).then_some(window))
     };
     if *step > 0 && (order(saved) != order(config) || saved.method.0 != config.method.0) {
-        bail!(
+        bail!(Misconfigured(format!(
             "{} was made with method `{}` and data.shuffle = {:?}, not `{}` and {:?} (or another window): resume \
              with those, or begin another run with train.init",
             found.path.display(),
@@ -184,7 +185,7 @@ pub(super) fn check_unchanged(
             saved.data.shuffle,
             config.method.0,
             config.data.shuffle
-        );
+        )));
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Run {
         };
         let summary = Summary {
             steps: self.step,
-            images: (self.step - self.begun_step) * config.train.batch_size as u64,
+            images: self.images,
             bad: loader.bad,
             interrupted,
             seconds: seconds(wall),
