@@ -271,3 +271,17 @@ fn write_one(folder: &Path, name: &str) {
 fn leftovers(folder: &Path) -> Vec<std::path::PathBuf> {
     std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
 }
+
+#[test]
+fn an_import_into_a_folder_that_holds_a_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weights.safetensors");
+    let (aside, lines) = (dir.path().join("aside"), dir.path().join("lines"));
+    std::fs::create_dir_all(aside.join("checkpoints/aside-0000000003")).unwrap();
+    std::fs::create_dir(&lines).unwrap();
+    std::fs::write(lines.join("metrics.jsonl"), "{}\n").unwrap();
+    for run in [aside, lines] {
+        let line = complaint(bt_stream().arg("import").arg(&file).arg(&run));
+        says(&line, &["already holds a run"]);
+    }
+}

@@ -12,6 +12,7 @@ use crate::config::CONFIG_FILE;
 use crate::exchange::import;
 use crate::files::write_atomically;
 use crate::learner::Learner;
+use crate::metrics::METRICS_FILE;
 use crate::model::Stem;
 use crate::train::device;
 
@@ -42,7 +43,8 @@ pub struct ImportArgs {
 /// Tensors that are no ResNet's, a configuration that does not fit, a folder that holds a run.
 pub fn run(args: ImportArgs) -> Result<()> {
     let context = || format!("cannot import {}", args.file.display());
-    if !checkpoint::list(&args.dir.join(checkpoint::FOLDER)).is_empty() {
+    // Checkpoints that were set aside are a run's, too, and so are the lines of one that has none yet.
+    if checkpoint::any(&args.dir) || args.dir.join(METRICS_FILE).exists() {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
     let tensors = import::read(&args.file)?;
@@ -80,7 +82,10 @@ pub fn run(args: ImportArgs) -> Result<()> {
         );
     }
     if args.json {
-        println!("{}", serde_json::json!({ "model": model, "checkpoint": path }));
+        println!(
+            "{}",
+            serde_json::json!({ "model": model, "checkpoint": path.display().to_string() })
+        );
     } else {
         println!(
             "{} of width {} with a new projector ({}; --set model.projector=...): {}",
