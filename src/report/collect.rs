@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use bt_pipeline::augment::ViewConfig;
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 
 use super::{Correlation, Report, Score, TimeTable, views};
@@ -143,6 +144,16 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
+/// What a loader needs for batches of another size than the run's, which its budget was made for: two in
+/// flight and a third for the rest.
+fn budget_of(loader: &LoaderConfig, batch_size: usize) -> u64 {
+    let image = |view: &ViewConfig| {
+        let (height, width) = view.out_size();
+        (height * width * 3 * size_of::<f32>()) as u64
+    };
+    3 * batch_size as u64 * loader.views.iter().map(image).sum::<u64>()
+}
+
 /// C of `net` over the first training batch of epoch 0, BatchNorm taking the batch's
 /// statistics as in training. It moves `net`'s running statistics: hand over a copy
 /// when they are still needed.
@@ -157,7 +168,9 @@ pub fn correlation(
 ) -> Result<Correlation> {
     let loader = config.loader()?;
     let batch_size = CORRELATION_BATCH.min(set.len());
-    let loader = Loader::new(Arc::clone(set), LoaderConfig { batch_size, ..loader })?;
+    let budget_bytes = loader.budget_bytes.max(budget_of(&loader, batch_size));
+    let config_of_batch = LoaderConfig { batch_size, budget_bytes, ..loader };
+    let loader = Loader::new(Arc::clone(set), config_of_batch)?;
     let mut stream = loader.start(Position::default(), 1)?;
     let batch = stream.next().context("the training set holds no batch")??;
     let images = images_of(&batch, &crate::train::evaluation_device(&config.train)?)?;

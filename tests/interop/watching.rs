@@ -179,7 +179,9 @@ fn any_run_becomes_a_page_and_several_stand_side_by_side() {
     let runs = ["calm", "hasty"].map(|name| dir.path().join(name));
     let rates = ["optim.lr_weights=1e-3", "optim.lr_weights=1e-2"];
     for (run, rate) in runs.iter().zip(rates) {
-        done(tiny_run(&shards, run).args(["--epochs", "2", "--set", rate]));
+        // A budget for the run's batches, which the larger one of the page does not fit.
+        let small = ["--set", "data.budget_mb=1"];
+        done(tiny_run(&shards, run).args(["--epochs", "2", "--set", rate]).args(small));
     }
     done(bt_stream().arg("knn").arg(&runs[0]).arg("--test").arg(&shards));
     assert!(!runs[0].join("evaluation.json").exists(), "on other shards than the run's");
