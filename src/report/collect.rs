@@ -12,7 +12,7 @@ use super::{Correlation, Report, Score, TimeTable, views};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::encode::open;
-use crate::metrics;
+use crate::metrics::{self, Line};
 use crate::model::TwinNet;
 use crate::train::{SUMMARY_FILE, Summary, images_of};
 
@@ -31,27 +31,32 @@ const CORRELATION_BATCH: usize = 256;
 /// # Errors
 /// A folder without metrics, or files that cannot be read.
 pub fn from_run(dir: &Path) -> Result<Report> {
-    let text = |name: &str| {
-        let path = dir.join(name);
-        std::fs::read_to_string(&path).with_context(|| path.display().to_string())
-    };
-    let summary: Option<Summary> = match text(SUMMARY_FILE) {
-        Ok(json) => Some(serde_json::from_str(&json).context(SUMMARY_FILE)?),
-        Err(_) => None,
-    };
-    let scores: Vec<Score> = match text(SCORES_FILE) {
-        Ok(json) => serde_json::from_str(&json).context(SCORES_FILE)?,
-        Err(_) => Vec::new(),
-    };
+    let metrics = metrics::read(dir)?;
+    let summary: Option<Summary> = optional(&dir.join(SUMMARY_FILE));
+    let processes = seconds_by_process(&metrics);
     Ok(Report {
         title: "Barlow Twins run".into(),
-        metrics: metrics::read(dir)?,
-        scores,
-        facts: summary.iter().flat_map(facts).collect(),
-        times: summary.iter().flat_map(times).collect(),
-        config: text(CONFIG_FILE).unwrap_or_default(),
+        scores: optional(&dir.join(SCORES_FILE)).unwrap_or_default(),
+        facts: summary.iter().flat_map(|summary| facts(summary, &processes)).collect(),
+        times: summary.iter().flat_map(|summary| times(summary, processes.len())).collect(),
+        config: std::fs::read_to_string(dir.join(CONFIG_FILE)).unwrap_or_default(),
+        metrics,
         ..Report::default()
     })
+}
+
+/// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
+fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let json = std::fs::read(path).ok()?;
+    let read = serde_json::from_slice(&json);
+    read.inspect_err(|error| tracing::warn!("{}: {error}; going on without it", path.display()))
+        .ok()
+}
+
+/// Seconds of each process that took part in a run: one begins where the lines begin to count anew.
+fn seconds_by_process(lines: &[Line]) -> Vec<f64> {
+    let processes = lines.chunk_by(|a, b| a.seconds <= b.seconds);
+    processes.filter_map(|lines| Some(lines.last()?.seconds)).collect()
 }
 
 /// As [`from_run`], with what the checkpoint and the shards add: samples with their views, and C of
@@ -61,10 +66,16 @@ pub fn from_run(dir: &Path) -> Result<Report> {
 /// As [`from_run`].
 pub fn with_pictures(dir: &Path) -> Result<(Report, Option<anyhow::Error>)> {
     let mut report = from_run(dir)?;
-    let name = dir.file_name().map_or_else(|| dir.to_string_lossy(), |name| name.to_string_lossy());
-    report.title = name.into_owned();
+    report.title = name_of(dir);
     let missing = pictures(dir, &mut report).err();
     Ok((report, missing))
+}
+
+/// The folder's own name, also where it was named `.` or `..`.
+fn name_of(dir: &Path) -> String {
+    let whole = dir.canonicalize().unwrap_or_default();
+    let name = dir.file_name().or(whole.file_name()).unwrap_or(dir.as_os_str());
+    name.to_string_lossy().into_owned()
 }
 
 fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
@@ -99,7 +110,7 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
 pub fn record(dir: &Path, fresh: &[Score]) -> Result<()> {
     let path = dir.join(SCORES_FILE);
     let mut scores: Vec<Score> = match std::fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).context(SCORES_FILE)?,
+        Ok(json) => serde_json::from_slice(&json).with_context(|| path.display().to_string())?,
         Err(_) => Vec::new(),
     };
     for score in fresh {
@@ -114,23 +125,33 @@ pub fn record(dir: &Path, fresh: &[Score]) -> Result<()> {
     crate::files::write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
 }
 
-fn facts(summary: &Summary) -> Vec<(String, String)> {
+fn facts(summary: &Summary, processes: &[f64]) -> Vec<(String, String)> {
     let rate = summary.images as f64 / summary.seconds.max(1e-9);
+    // Beside the steps of all processes stands the time of all of them.
+    let time = match processes {
+        [_, _, ..] => {
+            let all = duration(processes.iter().sum());
+            format!("{all} in {} processes", processes.len())
+        }
+        _ => duration(summary.seconds),
+    };
     vec![
         ("steps".into(), summary.steps.to_string()),
         ("source images per second".into(), format!("{rate:.0}")),
-        ("training time".into(), duration(summary.seconds)),
+        ("training time".into(), time),
         ("stage that limits".into(), summary.limit.clone()),
     ]
 }
 
-fn times(summary: &Summary) -> Vec<TimeTable> {
+fn times(summary: &Summary, processes: usize) -> Vec<TimeTable> {
+    let whose = if processes > 1 { " (the last process)" } else { "" };
+    let table = |title: &str, rows: &[(String, f64)]| TimeTable {
+        title: format!("{title}{whose}"),
+        rows: rows.to_vec(),
+    };
     vec![
-        TimeTable { title: "Training thread".into(), rows: summary.step_seconds.clone() },
-        TimeTable {
-            title: "Loader threads, added up".into(),
-            rows: summary.loader_seconds.clone(),
-        },
+        table("Training thread", &summary.step_seconds),
+        table("Loader threads, added up", &summary.loader_seconds),
     ]
 }
 
@@ -197,6 +218,43 @@ mod tests {
         let scores: Vec<Score> = serde_json::from_slice(&text).unwrap();
         let trained = Score { name: "trained".into(), knn: Some(0.5), linear };
         assert_eq!(scores, [trained, knn("untrained", 0.2)]);
+    }
+
+    #[test]
+    fn a_torn_file_beside_the_metrics_is_left_out_and_all_processes_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let put = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+        let line = |step: u64, seconds: f64| {
+            format!("{{\"step\":{step},\"epoch\":0,\"seconds\":{seconds}}}\n")
+        };
+        let lines = [line(1, 30.0), line(2, 70.0), line(3, 20.0), line(4, 25.0)].concat();
+        put(metrics::METRICS_FILE, &lines);
+        put(SCORES_FILE, "[{\"na");
+        put(SUMMARY_FILE, "{\"steps\": 4");
+        let report = from_run(dir.path()).unwrap();
+        assert!(report.scores.is_empty() && report.facts.is_empty());
+        assert_eq!(report.metrics.len(), 4);
+
+        let summary = Summary { steps: 4, seconds: 26.0, ..Summary::default() };
+        put(SUMMARY_FILE, &serde_json::to_string(&summary).unwrap());
+        let report = from_run(dir.path()).unwrap();
+        let time = ("training time".to_owned(), "1 min 35 s in 2 processes".to_owned());
+        assert!(report.facts.contains(&time), "{:?}", report.facts);
+        assert!(report.times[0].title.contains("the last process"));
+        // A process of its own has no need of that.
+        put(metrics::METRICS_FILE, &line(4, 25.0));
+        let report = from_run(dir.path()).unwrap();
+        assert!(report.facts.contains(&("training time".to_owned(), "26.0 s".to_owned())));
+    }
+
+    #[test]
+    fn a_folder_is_named_however_it_is_reached() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("a");
+        std::fs::create_dir_all(run.join("below")).unwrap();
+        for way in [run.clone(), run.join("."), run.join("below/..")] {
+            assert_eq!(name_of(&way), "a", "{}", way.display());
+        }
     }
 
     #[test]
