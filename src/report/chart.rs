@@ -41,6 +41,10 @@ const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 36.0;
 
+/// Columns of the drawing of which a line keeps its extremes: two for each unit, as a page that is twice
+/// as wide has pixels.
+const COLUMNS: f64 = 2.0 * (WIDTH - LEFT - RIGHT);
+
 /// The range of an axis and how values lie on it.
 struct Axis {
     low: f64,
@@ -72,8 +76,8 @@ impl Chart {
         self.axes(&mut out, &x, &y);
         for (i, points) in &drawn {
             let mut path = String::new();
-            for (px, py) in points {
-                let (px, py) = (horizontal(&x, *px), vertical(&y, *py));
+            for (px, py) in thinned(points, &x) {
+                let (px, py) = (horizontal(&x, px), vertical(&y, py));
                 let verb = if path.is_empty() { 'M' } else { 'L' };
                 let _ = write!(path, "{verb}{px:.1} {py:.1}");
             }
@@ -175,6 +179,24 @@ impl Chart {
     }
 }
 
+/// What a drawing can show of a long line: of the points in one column the first, the lowest, the highest
+/// and the last. A million lines of metrics would make a page of 80 MB.
+fn thinned(points: &[(f64, f64)], x: &Axis) -> Vec<(f64, f64)> {
+    let column = |point: &(f64, f64)| (x.share(point.0) * COLUMNS) as i64;
+    let mut out = Vec::new();
+    for group in points.chunk_by(|a, b| column(a) == column(b)) {
+        let by_height = |a: &&usize, b: &&usize| group[**a].1.total_cmp(&group[**b].1);
+        let all: Vec<usize> = (0..group.len()).collect();
+        let ends = [all.first(), all.last()];
+        let extremes = [all.iter().min_by(by_height), all.iter().max_by(by_height)];
+        let mut kept: Vec<usize> = ends.into_iter().chain(extremes).flatten().copied().collect();
+        kept.sort_unstable();
+        kept.dedup();
+        out.extend(kept.into_iter().map(|at| group[at]));
+    }
+    out
+}
+
 fn horizontal(axis: &Axis, value: f64) -> f64 {
     LEFT + axis.share(value) * (WIDTH - LEFT - RIGHT)
 }
@@ -224,14 +246,19 @@ impl Axis {
     }
 }
 
-/// A number without needless digits.
+/// A number without needless digits: with a power of ten below 0.001 and from a million on.
 fn number(value: f64) -> String {
-    if value.abs() >= 10_000.0 {
-        return format!("{}k", number(value / 1000.0));
+    let short = |text: &str| text.trim_end_matches('0').trim_end_matches('.').to_owned();
+    match value.abs() {
+        0.0 => "0".into(),
+        0.001..10_000.0 => short(&format!("{value:.6}")),
+        10_000.0..1e6 => format!("{}k", short(&format!("{:.6}", value / 1000.0))),
+        _ => {
+            let text = format!("{value:.6e}");
+            let (digits, power) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{}e{power}", short(digits))
+        }
     }
-    let text = format!("{value:.4}");
-    let short = text.trim_end_matches('0').trim_end_matches('.');
-    if short == "-0" { "0".into() } else { short.to_owned() }
 }
 
 /// Text made safe between tags and in attributes.
@@ -307,5 +334,28 @@ mod tests {
         );
         let axis = Axis::log(40.0, 260.0);
         assert_eq!(axis.ticks, [50.0, 100.0, 200.0]);
+    }
+
+    #[test]
+    fn small_and_large_ticks_are_told_apart() {
+        let told = |values: &[f64]| values.iter().map(|v| number(*v)).collect::<Vec<_>>();
+        assert_eq!(told(&[0.0, -0.0, 3e-5, -2e-5]), ["0", "0", "3e-5", "-2e-5"]);
+        assert_eq!(told(&[0.001, 0.00105, 12.5, -300.0]), ["0.001", "0.00105", "12.5", "-300"]);
+        assert_eq!(told(&[10_000.0, 250_500.0, 1e6, 2.5e7]), ["10k", "250.5k", "1e6", "2.5e7"]);
+        let axis = Axis::linear(0.0, 2.9e-5);
+        assert_eq!(told(&axis.ticks).last().unwrap(), "3e-5");
+    }
+
+    #[test]
+    fn a_long_line_keeps_its_extremes_and_little_else() {
+        let mut points: Vec<(f64, f64)> = (0..200_000).map(|i| (f64::from(i), 1.0)).collect();
+        (points[70_001].1, points[70_003].1) = (9.0, -3.0);
+        let svg = chart(points, false).svg();
+        assert!(svg.len() < 100_000, "{} bytes", svg.len());
+        let path = svg.split("class=\"line s0\" d=\"M").nth(1).unwrap().split('"').next().unwrap();
+        let heights = path.split('L').map(|pair| pair.split(' ').nth(1).unwrap().parse::<f64>());
+        let heights: Vec<f64> = heights.map(Result::unwrap).collect();
+        let usual = heights[0];
+        assert!(heights.iter().any(|y| *y < usual) && heights.iter().any(|y| *y > usual));
     }
 }
