@@ -24,7 +24,10 @@ pub fn render(runs: &[(String, Report)]) -> Result<String> {
     figures(&mut out, runs);
     for (name, report) in runs {
         // Whose scores they are comes first.
-        let note = format!("{name}: {}", report.scores_note);
+        let note = match report.scores_note.as_str() {
+            "" => name.clone(),
+            note => format!("{name}: {note}"),
+        };
         scores(
             &mut out,
             &Report { scores: report.scores.clone(), scores_note: note, ..Report::default() },
@@ -32,7 +35,7 @@ pub fn render(runs: &[(String, Report)]) -> Result<String> {
     }
     let curves: Vec<(&str, &[Line])> =
         runs.iter().map(|(name, report)| (name.as_str(), &report.metrics[..])).collect();
-    charts(&mut out, "curves", "Training", &curves_of(&curves));
+    charts(&mut out, "curves", &of_the_first("Training", runs.len()), &curves_of(&curves));
     let all = runs.iter().flat_map(|(name, report)| {
         report
             .correlations
@@ -43,6 +46,14 @@ pub fn render(runs: &[(String, Report)]) -> Result<String> {
     differences(&mut out, runs);
     foot(&mut out);
     Ok(out)
+}
+
+/// The heading of charts that do not show all of `count` runs says so.
+pub fn of_the_first(title: &str, count: usize) -> String {
+    match count > MOST_LINES {
+        true => format!("{title} (charts of the first {MOST_LINES} of {count})"),
+        false => title.to_owned(),
+    }
 }
 
 /// The runs' measurements over the epochs, a chart each.

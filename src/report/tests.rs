@@ -132,6 +132,18 @@ fn tags_are_closed_in_the_order_they_were_opened() {
 }
 
 #[test]
+fn side_by_side_says_which_runs_the_charts_leave_out_and_has_no_empty_note() {
+    let named = |count: usize| -> Vec<(String, Report)> {
+        let report = Report { scores_note: String::new(), ..full() };
+        (0..count).map(|i| (format!("run-{i}"), report.clone())).collect()
+    };
+    let page = side_by_side::render(&named(9)).unwrap();
+    assert!(page.contains("charts of the first 8 of 9"), "{page}");
+    assert!(page.contains("<p class=\"note\">run-3</p>"), "{page}");
+    assert!(!side_by_side::render(&named(2)).unwrap().contains("charts of the first"));
+}
+
+#[test]
 fn an_empty_report_is_a_page_without_empty_sections() {
     let page = render(&Report { title: "nothing".into(), ..Report::default() }).unwrap();
     assert!(!page.contains("<section"), "{page}");
