@@ -49,7 +49,7 @@ pub struct CellResult {
     pub knn: Option<f64>,
     /// The linear probe's.
     pub linear: Option<Accuracy>,
-    /// The last line of metrics' loss.
+    /// The last line of metrics' loss; absent, as what follows, for a run that diverged.
     pub loss: Option<f64>,
     /// Effective rank of the embeddings' covariance at the end.
     pub effective_rank: Option<f64>,
@@ -279,7 +279,7 @@ fn run_cell(
             scored => scored?,
         }
     }
-    if !cell.untrained {
+    if !cell.untrained && result.diverged.is_none() {
         from_metrics(dir, &mut result)?;
     }
     result.seconds = begun.elapsed().as_secs_f64();
@@ -310,11 +310,7 @@ fn score(
 
 /// What the metrics tell of the end of the run.
 fn from_metrics(dir: &Path, result: &mut CellResult) -> Result<()> {
-    let lines = match crate::metrics::read(dir) {
-        // It ended before the first line.
-        Err(_) if result.diverged.is_some() => return Ok(()),
-        lines => lines?,
-    };
+    let lines = crate::metrics::read(dir)?;
     result.loss = lines.iter().rev().find_map(|line| line.loss);
     if let Some(found) = lines.iter().rev().find_map(|line| line.diagnostics.as_ref()) {
         result.effective_rank = Some(found.effective_rank);

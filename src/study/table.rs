@@ -49,7 +49,8 @@ pub(super) fn columns(results: &[Option<CellResult>]) -> Vec<Column> {
         ("effective rank", |r| r.effective_rank, 1.0),
         ("loss", |r| r.loss, 1.0),
     ];
-    let has = |column: &Column| results.iter().flatten().any(|r| column.1(r).is_some());
+    let counted = || results.iter().flatten().filter(|r| r.diverged.is_none());
+    let has = |column: &Column| counted().any(|r| column.1(r).is_some());
     all.into_iter().filter(has).collect()
 }
 
@@ -63,15 +64,17 @@ pub(super) fn of_row<'a>(
     own.filter_map(|(_, result)| result.as_ref()).collect()
 }
 
-/// A column's spread over a row.
+/// A column's spread over a row. What diverged has no figures: those of its last line are of no end.
 pub(super) fn spread(row: &[&CellResult], column: &Column) -> Option<Spread> {
-    let values: Vec<f64> = row.iter().filter_map(|r| column.1(r)).collect();
+    let counted = row.iter().filter(|r| r.diverged.is_none());
+    let values: Vec<f64> = counted.filter_map(|r| column.1(r)).collect();
     Spread::of(&values)
 }
 
 /// What the embeddings of a row look like, in a word or two.
 pub(super) fn verdict(row: &[&CellResult]) -> String {
-    let count = |health| row.iter().filter(|r| r.health == Some(health)).count();
+    let is = |r: &CellResult, health| r.diverged.is_none() && r.health == Some(health);
+    let count = |health| row.iter().filter(|r| is(r, health)).count();
     let diverged = row.iter().filter(|r| r.diverged.is_some()).count();
     let all = [
         (count(Health::Healthy), "spread"),
@@ -105,11 +108,16 @@ pub fn summary(result: &CellResult) -> String {
     parts.join("; ")
 }
 
+/// Plain text in a line or a cell of Markdown.
+fn plain(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "&lt;").replace('\n', " ")
+}
+
 /// The table in Markdown; a dash stands where no seed is finished.
 pub fn markdown(study: &Study, results: &[Option<CellResult>]) -> String {
     let columns = columns(results);
     let seeds = study.cells.iter().filter(|cell| cell.row == 0).count();
-    let mut out = format!("# {}\n\n", study.title);
+    let mut out = format!("# {}\n\n", plain(&study.title));
     if !study.note.is_empty() {
         let _ = write!(out, "{}\n\n", study.note.trim());
     }
@@ -119,15 +127,15 @@ pub fn markdown(study: &Study, results: &[Option<CellResult>]) -> String {
         "{finished} of {} runs finished; mean ± standard deviation over {seeds} seeds.\n\n|  |",
         results.len()
     );
-    let mut heads: Vec<&str> = columns.iter().map(|column| column.0).collect();
-    heads.push("embeddings");
+    let mut heads: Vec<String> = columns.iter().map(|column| column.0.to_owned()).collect();
+    heads.push("embeddings".into());
     if !study.reference.is_empty() {
-        heads.push(&study.reference);
+        heads.push(plain(&study.reference));
     }
     let _ = writeln!(out, " {} |\n|---|{}", heads.join(" | "), "---|".repeat(heads.len()));
     for (number, row) in study.rows.iter().enumerate() {
         let own = of_row(study, results, number);
-        let _ = write!(out, "| {} |", row.name.replace('|', "\\|"));
+        let _ = write!(out, "| {} |", plain(&row.name));
         for column in &columns {
             let text = spread(&own, column).map_or("–".into(), |s| s.text(column.2));
             let _ = write!(out, " {text} |");

@@ -135,6 +135,25 @@ fn overrides_apply_to_every_cell_and_given_shards_are_not_drawn() {
 }
 
 #[test]
+fn what_diverged_is_counted_once_and_is_in_no_mean() {
+    let study =
+        parse("title = 'a <b>'\nreference = 'ref | <i>'\nseeds = [0, 1]\n[[cells]]\nname = 'a'")
+            .unwrap();
+    let with_rank = |rank: f64, diverged: Option<String>| CellResult {
+        effective_rank: Some(rank),
+        loss: Some(rank),
+        health: Some(Health::Healthy),
+        diverged,
+        ..CellResult::default()
+    };
+    let results = [Some(with_rank(8.0, None)), Some(with_rank(2.0, Some("NaN".into())))];
+    let text = markdown(&study, &results);
+    assert!(text.contains("| a | 8.0 | 8.0 | spread 1, diverged 1 | – |"), "{text}");
+    // What Markdown would take for a column or a tag is text.
+    assert!(text.contains("# a &lt;b>") && text.contains("| ref \\| &lt;i> |"), "{text}");
+}
+
+#[test]
 fn the_table_has_mean_spread_and_reference_and_a_dash_for_what_is_missing() {
     let study = parse(
         "title = 'x'\nreference = 'deck'\nseeds = [0, 1]\n[[cells]]\nname = 'a'\nreference = 71.4\n\
