@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
-use super::plan::Study;
+use super::plan::{Row, Study};
 use super::run::CellResult;
 use super::table::{Column, columns, of_row, spread, verdict};
 use crate::metrics::{self, Line};
 use crate::report::chart::{Chart, Series, escape};
 use crate::report::collect::duration;
-use crate::report::side_by_side::{MOST_LINES, curves_of};
+use crate::report::side_by_side::{MOST_LINES, curves_of, of_the_first};
 use crate::report::{charts, foot, head};
 
 /// The page. It names no other file and no address.
@@ -34,8 +34,9 @@ fn table(out: &mut String, study: &Study, results: &[Option<CellResult>]) {
     let seconds: f64 = finished.iter().map(|r| r.seconds).sum();
     let _ = write!(
         out,
-        "<section id=\"table\"><h2>Results</h2><p class=\"note\">{} of {} runs finished in {}; mean \
-         ± standard deviation over seeds, accuracies in percent.</p><table><thead><tr><th></th>",
+        "<section id=\"table\"><h2>Results</h2><p class=\"note\">{} of {} runs finished; the \
+         processes that finished them took {} together, what others did before not counted. Mean ± \
+         standard deviation over seeds, accuracies in percent.</p><table><thead><tr><th></th>",
         finished.len(),
         results.len(),
         duration(seconds)
@@ -69,32 +70,49 @@ fn table(out: &mut String, study: &Study, results: &[Option<CellResult>]) {
     out.push_str("</tbody></table></section>\n");
 }
 
+/// Values over the rows' x, rising: a series for each of the rows' lines.
+fn over_x(study: &Study, name: &str, value: impl Fn(usize, &Row) -> Option<f64>) -> Vec<Series> {
+    let mut lines: Vec<Series> = Vec::new();
+    for (number, row) in study.rows.iter().enumerate() {
+        let Some(point) = row.x.zip(value(number, row)) else { continue };
+        let label = match row.line.as_str() {
+            "" => name.to_owned(),
+            line => format!("{name}, {line}"),
+        };
+        match lines.iter_mut().find(|line| line.name == label) {
+            Some(line) => line.points.push(point),
+            None => lines.push(Series { name: label, points: vec![point] }),
+        }
+    }
+    lines.iter_mut().for_each(|line| line.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
+    lines
+}
+
 /// What was measured over the rows' x: accuracy, the reference's, effective rank. None for studies
 /// without an x.
 pub(super) fn charts_over_x(study: &Study, results: &[Option<CellResult>]) -> Vec<Chart> {
     if study.x_label.is_empty() {
         return Vec::new();
     }
-    let line = |column: &Column| {
-        let rows = study.rows.iter().enumerate();
-        let points = rows.filter_map(|(number, row)| {
-            Some((row.x?, spread(&of_row(study, results, number), column)?.mean))
-        });
-        Series { name: column.0.to_owned(), points: points.collect() }
-    };
     let columns = columns(results);
-    let accuracies = columns.iter().filter(|c| c.0 == "kNN" || c.0 == "linear top-1");
+    let lines = |names: &[&str]| -> Vec<Series> {
+        let wanted = columns.iter().filter(|column| names.contains(&column.0));
+        let mean = |number: usize, column: &Column| {
+            Some(spread(&of_row(study, results, number), column)?.mean)
+        };
+        wanted
+            .flat_map(|column| over_x(study, column.0, |number, _| mean(number, column)))
+            .collect()
+    };
     let chart = |title: &str, percent: bool, series: Vec<Series>| {
         let (title, x_label) = (title.to_owned(), study.x_label.clone());
         Chart { title, x_label, log_x: study.log_x, percent, series, ..Chart::default() }
     };
-    let references = study.rows.iter().filter_map(|row| Some((row.x?, row.reference? / 100.0)));
-    let references = Series { name: study.reference.clone(), points: references.collect() };
-    let rank = columns.iter().filter(|c| c.0 == "effective rank");
+    let references = over_x(study, &study.reference, |_, row| Some(row.reference? / 100.0));
     vec![
-        chart("Accuracy", true, accuracies.map(line).collect()),
-        chart("Reference", true, vec![references]),
-        chart("Effective rank of the embeddings", false, rank.map(line).collect()),
+        chart("Accuracy", true, lines(&["kNN", "linear top-1"])),
+        chart("Reference", true, references),
+        chart("Effective rank of the embeddings", false, lines(&["effective rank"])),
     ]
 }
 
@@ -111,7 +129,8 @@ fn curves(out: &mut String, study: &Study) {
         }
     }
     let runs: Vec<(&str, &[Line])> = runs.iter().map(|(name, lines)| (*name, &lines[..])).collect();
-    charts(out, "curves", "The runs, one seed each", &curves_of(&runs));
+    let title = of_the_first("The runs, one seed each", study.rows.len());
+    charts(out, "curves", &title, &curves_of(&runs));
 }
 
 fn configurations(out: &mut String, study: &Study) -> Result<()> {

@@ -126,6 +126,8 @@ pub struct Row {
     pub reference: Option<f64>,
     /// Its place on the chart's x axis.
     pub x: Option<f64>,
+    /// Which of the chart's lines it is on: in a grid the values beside x, else empty.
+    pub line: String,
 }
 
 /// One run of a study.
@@ -242,14 +244,16 @@ fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
             table.remove("loss");
         }
         merge(&mut table, &cell.config);
-        let row = Row { name: cell.name.clone(), reference: cell.reference, x: cell.x };
+        let (name, line) = (cell.name.clone(), String::new());
+        let row = Row { name, reference: cell.reference, x: cell.x, line };
         (row, table, cell.untrained)
     });
     let mut planned: Vec<_> = listed.collect();
     if !file.grid.is_empty() {
-        let start = Row { name: String::new(), reference: None, x: None };
+        let start = Row { name: String::new(), reference: None, x: None, line: String::new() };
         planned.push((start, file.base.clone(), false));
     }
+    let x_key = x_key(&file.grid);
     for (key, values) in &file.grid {
         let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
             bail!("grid: `{key}` must be a list of values");
@@ -262,17 +266,39 @@ fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
                     table.remove("loss");
                 }
                 config::put(&mut table, key, value.clone())?;
-                let last = key.rsplit('.').next().unwrap_or(key);
-                let text = value.as_str().map_or(value.to_string(), str::to_owned);
-                let gap = if row.name.is_empty() { "" } else { ", " };
-                let name = format!("{}{gap}{last} {text}", row.name);
-                let x = value.as_float().or(value.as_integer().map(|i| i as f64));
-                next.push((Row { name, reference: None, x }, table, *untrained));
+                next.push((grown(row, key, value, x_key == Some(key)), table, *untrained));
             }
         }
         planned = next;
     }
     Ok(planned)
+}
+
+/// `row` with the value of one more key of a grid, which is its x or belongs to its line.
+fn grown(row: &Row, key: &str, value: &toml::Value, is_x: bool) -> Row {
+    let last = key.rsplit('.').next().unwrap_or(key);
+    let text = value.as_str().map_or(value.to_string(), str::to_owned);
+    let after = |front: &str| {
+        let gap = if front.is_empty() { "" } else { ", " };
+        format!("{front}{gap}{last} {text}")
+    };
+    let (x, line) = match is_x {
+        true => (number(value), row.line.clone()),
+        false => (row.x, after(&row.line)),
+    };
+    Row { name: after(&row.name), reference: None, x, line }
+}
+
+/// The key of a grid whose values are the rows' x: the last one with nothing but numbers.
+fn x_key(grid: &toml::Table) -> Option<&String> {
+    let numeric = |values: &toml::Value| {
+        values.as_array().is_some_and(|list| list.iter().all(|value| number(value).is_some()))
+    };
+    grid.iter().rfind(|(_, values)| numeric(values)).map(|(key, _)| key)
+}
+
+fn number(value: &toml::Value) -> Option<f64> {
+    value.as_float().or(value.as_integer().map(|i| i as f64))
 }
 
 /// Whether a table says something of the dotted `key`.

@@ -135,6 +135,26 @@ fn overrides_apply_to_every_cell_and_given_shards_are_not_drawn() {
 }
 
 #[test]
+fn a_grids_chart_rises_over_the_last_numbers_with_a_line_for_each_of_the_others() {
+    // Whichever key comes last, and whatever the other one is.
+    let of = |grid: &str| {
+        let text = format!("title = 'x'\nx_label = 'x'\nseeds = [0]\n[grid]\n{grid}");
+        let study = parse(&text).unwrap();
+        let knn = |x: f64| CellResult { knn: Some(x / 100.0), ..CellResult::default() };
+        let results: Vec<_> = study.rows.iter().map(|row| Some(knn(row.x.unwrap()))).collect();
+        super::page::charts_over_x(&study, &results)[0].series.clone()
+    };
+    let lines = of("'loss.lambda' = [0.2, 0.1]\n'model.stem' = ['cifar', 'imagenet']");
+    let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+    assert_eq!(names, ["kNN, stem cifar", "kNN, stem imagenet"]);
+    assert!(lines.iter().all(|line| line.points == [(0.1, 0.001), (0.2, 0.002)]));
+    let lines = of("'loss.lambda' = [0.2, 0.1]\n'train.batch_size' = [16, 8]");
+    let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+    assert_eq!(names, ["kNN, lambda 0.2", "kNN, lambda 0.1"]);
+    assert!(lines.iter().all(|line| line.points == [(8.0, 0.08), (16.0, 0.16)]));
+}
+
+#[test]
 fn what_diverged_is_counted_once_and_is_in_no_mean() {
     let study =
         parse("title = 'a <b>'\nreference = 'ref | <i>'\nseeds = [0, 1]\n[[cells]]\nname = 'a'")
