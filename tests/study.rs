@@ -114,3 +114,38 @@ config = { optim.lr_weights = 1e37, train.batch_size = 96 }
     // Lines of cells that run side by side say whose they are.
     assert!(said.contains("calm, seed 0: step 6 of 6"), "{said}");
 }
+
+#[test]
+fn only_names_the_rows_in_every_mode_and_a_first_step_that_fails_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 1, batch_size = 16 }
+optim = { warmup_epochs = 0 }
+[[cells]]
+name = "ruined"
+config.loss.scale = 1e308
+[[cells]]
+name = "calm"
+"#;
+    let text = tiny_study(&tiny_shards(folder.path()), rest);
+    let study = folder.path().join("tiny.toml");
+    std::fs::write(&study, text).unwrap();
+    let run = |arguments: &[&str]| {
+        let output = command(&study, &folder.path().join("out")).args(arguments).output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout), text(&output.stderr))
+    };
+    let (code, listed, _) = run(&["--list", "--only", "calm"]);
+    assert!(code == Some(0) && listed.lines().count() == 2 && !listed.contains("ruined"));
+    let (code, said, _) = run(&["--first-step", "2", "--only", "calm"]);
+    assert!(code == Some(0) && said.lines().count() == 1 && said.starts_with("calm: loss"));
+    for mode in [&["--list"][..], &["--first-step", "2"], &[]] {
+        let (code, _, errors) = run(&[mode, &["--only", "nope"]].concat());
+        assert_eq!(code, Some(2), "{mode:?}: {errors}");
+    }
+    // The rows after it are tried, too; the code is that of its failure.
+    let (code, said, errors) = run(&["--first-step", "2"]);
+    assert_eq!(code, Some(3), "{errors}");
+    assert!(said.starts_with("calm: loss") && errors.contains("row `ruined`"), "{said}{errors}");
+    assert!(!folder.path().join("out").exists(), "nothing was run");
+}

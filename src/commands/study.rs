@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
+use crate::cli::one_line;
 use crate::config::Misconfigured;
 use crate::study::{Options, Study, first_step, result_of, run as run_study};
 
@@ -47,8 +48,10 @@ pub fn run(args: StudyArgs) -> Result<()> {
     let dir = args.dir.unwrap_or_else(|| PathBuf::from("runs/studies").join(stem));
     let study = Study::load(&args.study, &dir, &args.set)
         .map_err(|error| Misconfigured(format!("{error:#}")))?;
+    let rows = study.rows_named(args.only.as_deref())?;
+    let chosen = || study.cells.iter().filter(|cell| rows.contains(&cell.row));
     if args.list {
-        for cell in &study.cells {
+        for cell in chosen() {
             let (name, folder) = (&study.rows[cell.row].name, &cell.config.train.dir);
             match args.json {
                 true => println!("{}", json!({ "row": name, "seed": cell.seed, "folder": folder })),
@@ -61,21 +64,13 @@ pub fn run(args: StudyArgs) -> Result<()> {
         if batch < 2 {
             bail!(Misconfigured("--first-step wants a batch of at least 2".into()));
         }
-        for (number, row) in study.rows.iter().enumerate() {
-            let Some(cell) = study.cells.iter().find(|cell| cell.row == number) else { continue };
-            let loss = first_step(&cell.config, batch)?;
-            match args.json {
-                true => println!("{}", json!({ "row": row.name, "loss": loss })),
-                false => println!("{}: loss {loss:.4}", row.name),
-            }
-        }
-        return Ok(());
+        return first_steps(&study, &rows, batch, args.json);
     }
     let stop = crate::signals::Stop::on_signals()?;
     let options = Options { dir: dir.clone(), jobs: args.jobs, only: args.only };
     let whole = run_study(&study, &options, &stop)?;
     if args.json {
-        for cell in &study.cells {
+        for cell in chosen() {
             let (name, result) = (&study.rows[cell.row].name, result_of(cell)?);
             println!("{}", json!({ "row": name, "seed": cell.seed, "result": result }));
         }
@@ -88,5 +83,28 @@ pub fn run(args: StudyArgs) -> Result<()> {
             Err(interrupted).context("the same command continues the study")
         }
         _ => Ok(()),
+    }
+}
+
+/// The first step of each of `rows`, also of those after one that fails; the first error ends the command.
+fn first_steps(study: &Study, rows: &[usize], batch: usize, json: bool) -> Result<()> {
+    let (mut failed, mut first) = (0, None);
+    for number in rows {
+        let Some(cell) = study.cells.iter().find(|cell| cell.row == *number) else { continue };
+        let name = &study.rows[*number].name;
+        match first_step(&cell.config, batch) {
+            Ok(loss) if json => println!("{}", json!({ "row": name, "loss": loss })),
+            Ok(loss) => println!("{name}: loss {loss:.4}"),
+            Err(error) => {
+                let error = error.context(format!("row `{name}`"));
+                eprintln!("{}", one_line(&error));
+                failed += 1;
+                first.get_or_insert(error);
+            }
+        }
+    }
+    match first {
+        Some(error) => Err(error.context(format!("{failed} of {} rows failed", rows.len()))),
+        None => Ok(()),
     }
 }

@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
-use crate::config::{self, RunConfig};
+use crate::config::{self, Misconfigured, RunConfig};
 
 /// The file.
 #[derive(Clone, Debug, Deserialize)]
@@ -184,22 +184,15 @@ impl Study {
             merge(&mut table, &file.base);
             file.base = table;
         }
-        for key in ["train.seed", "train.dir"] {
-            ensure!(
-                !overrides.iter().any(|pair| pair.split('=').next().map(str::trim) == Some(key)),
-                "a study sets `{key}` itself: its file has the seeds, --dir the folder"
-            );
-        }
-        for key in overrides.iter().filter_map(|pair| pair.split('=').next().map(str::trim)) {
-            ensure!(
-                !file.grid.contains_key(key)
-                    && !file.cells.iter().any(|cell| has(&cell.config, key)),
-                "`{key}` is what the study's rows differ in: --set would make them all alike"
-            );
-        }
-        let given = |key: &str| overrides.iter().any(|pair| pair.starts_with(&format!("{key}=")));
+        check_overrides(&file, overrides)?;
+        let given = |key: &str| keys_of(overrides).any(|its| its == key);
         let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
         let drawn = file.drawn.filter(|_| !named && !given("data.train"));
+        // Other images than those that the networks are trained on have other classes.
+        ensure!(
+            drawn.is_none() || !given("data.val"),
+            "the study draws its data set: --set data.val wants data.train beside it"
+        );
         let planned = plan(&file)?;
         let (mut rows, mut cells) = (Vec::new(), Vec::new());
         for (row, table, untrained) in planned {
@@ -229,6 +222,42 @@ impl Study {
         let StudyFile { title, note, reference, x_label, log_x, measure, .. } = file;
         Ok(Study { title, note, reference, x_label, log_x, drawn, measure, rows, cells })
     }
+
+    /// The numbers of the rows whose name contains `part`; of all without one.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn rows_named(&self, part: Option<&str>) -> Result<Vec<usize>> {
+        let part = part.unwrap_or_default();
+        let rows = self.rows.iter().enumerate().filter(|(_, row)| row.name.contains(part));
+        let numbers: Vec<usize> = rows.map(|(number, _)| number).collect();
+        if numbers.is_empty() {
+            bail!(Misconfigured(format!("no row's name contains `{part}`")));
+        }
+        Ok(numbers)
+    }
+}
+
+/// The keys of `key=value` pairs; blanks around one are none of it.
+fn keys_of(overrides: &[String]) -> impl Iterator<Item = &str> {
+    overrides.iter().filter_map(|pair| pair.split('=').next().map(str::trim))
+}
+
+/// Whether every cell can have what `overrides` say.
+fn check_overrides(file: &StudyFile, overrides: &[String]) -> Result<()> {
+    for key in ["train.seed", "train.dir"] {
+        ensure!(
+            !keys_of(overrides).any(|its| its == key),
+            "a study sets `{key}` itself: its file has the seeds, --dir the folder"
+        );
+    }
+    for key in keys_of(overrides) {
+        ensure!(
+            !file.grid.contains_key(key) && !file.cells.iter().any(|cell| has(&cell.config, key)),
+            "`{key}` is what the study's rows differ in: --set would make them all alike"
+        );
+    }
+    Ok(())
 }
 
 /// Rows with their configuration, before seed and folder. Options of the base's objective are not

@@ -86,6 +86,7 @@ pub fn result_of(cell: &Cell) -> Result<Option<CellResult>> {
 /// Another process at work in the folder, a finished cell of another configuration, and what
 /// training and evaluation answer.
 pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
+    let rows = study.rows_named(options.only.as_deref())?;
     std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
     let lock = std::fs::File::create(options.dir.join(".lock"))?;
     if lock.try_lock().is_err() {
@@ -94,7 +95,7 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     if let Some(drawn) = &study.drawn {
         draw(&options.dir, drawn)?;
     }
-    let waiting = waiting(study, options)?;
+    let waiting = waiting(study, &rows)?;
     eprintln!("{} of {} cells to run", waiting.len(), study.cells.len());
     write_results(study, &options.dir)?;
     let jobs = options.jobs.clamp(1, waiting.len().max(1));
@@ -130,16 +131,10 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     Ok(!stop.raised())
 }
 
-/// The cells of the rows that `options` names which are not finished.
-fn waiting<'a>(study: &'a Study, options: &Options) -> Result<Vec<&'a Cell>> {
-    let chosen = |cell: &&Cell| {
-        options.only.as_ref().is_none_or(|part| study.rows[cell.row].name.contains(part.as_str()))
-    };
-    if !study.cells.iter().any(|cell| chosen(&cell)) {
-        bail!("no row's name contains `{}`", options.only.as_deref().unwrap_or_default());
-    }
+/// The cells of `rows` that are not finished.
+fn waiting<'a>(study: &'a Study, rows: &[usize]) -> Result<Vec<&'a Cell>> {
     let mut waiting = Vec::new();
-    for cell in study.cells.iter().filter(chosen) {
+    for cell in study.cells.iter().filter(|cell| rows.contains(&cell.row)) {
         check_unchanged(cell, &study.rows[cell.row].name)?;
         if result_of(cell)?.is_none() {
             waiting.push(cell);

@@ -128,10 +128,29 @@ fn overrides_apply_to_every_cell_and_given_shards_are_not_drawn() {
     let drawn = parse(text).unwrap();
     assert!(drawn.drawn.is_some());
     assert!(drawn.cells[1].config.data.train.ends_with("data/train.manifest.json"));
-    let overrides = ["data.train=own".to_owned(), "train.epochs=2".to_owned()];
-    let own = Study::parse(text, Path::new("."), Path::new("out"), &overrides).unwrap();
-    assert!(own.drawn.is_none());
-    assert!(own.cells.iter().all(|c| c.config.data.train == "own" && c.config.train.epochs == 2));
+    // Blanks change nothing.
+    for pair in ["data.train=own", "data.train = 'own'"] {
+        let overrides = [pair.to_owned(), "train.epochs=2".to_owned()];
+        let own = Study::parse(text, Path::new("."), Path::new("out"), &overrides).unwrap();
+        assert!(own.drawn.is_none());
+        assert!(
+            own.cells.iter().all(|c| c.config.data.train == "own" && c.config.train.epochs == 2)
+        );
+        assert!(own.cells.iter().all(|c| c.config.data.val.is_empty()));
+    }
+    for pair in ["data.val=own", "data.val = 'own'"] {
+        let mixed = Study::parse(text, Path::new("."), Path::new("out"), &[pair.to_owned()]);
+        assert!(mixed.unwrap_err().to_string().contains("data.train beside it"));
+    }
+}
+
+#[test]
+fn rows_are_named_by_a_part_and_no_row_is_a_mistake() {
+    let text = "title = 'x'\nseeds = [0]\n[[cells]]\nname = 'wide'\n[[cells]]\nname = 'narrow'";
+    let study = parse(text).unwrap();
+    assert_eq!(study.rows_named(None).unwrap(), [0, 1]);
+    assert_eq!(study.rows_named(Some("arr")).unwrap(), [1]);
+    assert!(study.rows_named(Some("nope")).unwrap_err().is::<crate::config::Misconfigured>());
 }
 
 #[test]
