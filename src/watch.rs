@@ -27,6 +27,12 @@ use crate::train::Summary;
 /// summary is shown as silent.
 const PATIENCE: f64 = 10.0;
 
+/// A figure of a line of metrics, where the line has it.
+type Figure = fn(&Line) -> Option<f64>;
+
+/// A curve of a chart: its name, how it is drawn, its values.
+type Curve = (&'static str, Marker, Figure);
+
 /// A run's folder, read as far as it is written.
 pub struct Folder {
     dir: PathBuf,
@@ -128,22 +134,43 @@ impl Folder {
     pub fn json(&self, now: SystemTime) -> serde_json::Value {
         let newest = |has: fn(&Line) -> bool| self.lines.iter().rev().find(|line| has(line));
         serde_json::json!({
-            "run": self.dir,
+            "run": self.dir.display().to_string(),
             "status": self.status(now),
             "training": newest(|line| line.loss.is_some()),
-            "evaluation": newest(|line| line.knn.is_some() || line.online.is_some()),
+            "evaluation": self.evaluation(),
             "summary": self.summary,
         })
     }
 
+    /// The newest kNN accuracy and the newest of the online probe, which have lines of their own, each with
+    /// its step.
+    fn evaluation(&self) -> Option<serde_json::Value> {
+        let with = |value: Figure| self.last(|line| Some((value(line)?, line.step, line.epoch)));
+        let (knn, online) = (with(|line| line.knn), with(|line| line.online));
+        let (_, step, epoch) = [knn, online].into_iter().flatten().max_by_key(|found| found.1)?;
+        Some(serde_json::json!({
+            "step": step,
+            "epoch": epoch,
+            "knn": knn.map(|found| found.0),
+            "knn_step": knn.map(|found| found.1),
+            "online": online.map(|found| found.0),
+            "online_step": online.map(|found| found.1),
+        }))
+    }
+
     /// Draws the dashboard; `now` decides whether the run is called silent.
     pub fn draw(&self, frame: &mut Frame<'_>, now: SystemTime) {
+        let text = self.words().join("\n");
+        let inner = usize::from(frame.area().width.saturating_sub(2)).max(1);
+        // Charts keep their rows on a small terminal.
+        let most = frame.area().height.saturating_sub(14).max(6);
+        let needed = u16::try_from(rows(&text, inner) + 2).unwrap_or(most).clamp(6, most);
         let [head, progress, charts, speed, words] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Min(8),
             Constraint::Length(4),
-            Constraint::Length(6),
+            Constraint::Length(needed),
         ])
         .areas(frame.area());
         let title = format!("{}  {}", self.dir.display(), self.status(now));
@@ -151,17 +178,20 @@ impl Folder {
         self.progress(frame, progress);
         let [left, right] =
             Layout::horizontal([Constraint::Fill(1), Constraint::Fill(1)]).areas(charts);
-        self.chart(frame, left, "loss", Marker::Braille, |line| line.loss);
+        self.chart(frame, left, &[("loss", Marker::Braille, |line| line.loss)]);
+        // Dots for the few, a line for the many.
+        let accuracy: [Curve; 2] = [
+            ("kNN •", Marker::Dot, |line| line.knn),
+            ("online probe", Marker::Braille, |line| line.online),
+        ];
         match self.last(|line| line.knn.or(line.online)) {
-            Some(_) => {
-                self.chart(frame, right, "accuracy", Marker::Dot, |line| line.knn.or(line.online))
+            Some(_) => self.chart(frame, right, &accuracy),
+            None => {
+                let off: Curve = ("off the diagonal of C", Marker::Braille, |line| line.off_diag);
+                self.chart(frame, right, &[off]);
             }
-            None => self.chart(frame, right, "off the diagonal of C", Marker::Braille, |line| {
-                line.off_diag
-            }),
         }
         self.speed(frame, speed);
-        let text = self.words().join("\n");
         let block = Block::bordered().title("now");
         frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).block(block), words);
     }
@@ -190,22 +220,17 @@ impl Folder {
         }
     }
 
-    fn chart(
-        &self,
-        frame: &mut Frame<'_>,
-        area: Rect,
-        title: &str,
-        marker: Marker,
-        value: impl Fn(&Line) -> Option<f64>,
-    ) {
-        let points: Vec<(f64, f64)> = self
-            .lines
-            .iter()
-            .filter_map(|line| Some((line.epoch, value(line).filter(|v| v.is_finite())?)))
-            .collect();
+    fn chart(&self, frame: &mut Frame<'_>, area: Rect, curves: &[Curve]) {
+        let points = |value: Figure| -> Vec<(f64, f64)> {
+            let finite = |line: &Line| value(line).filter(|v| v.is_finite());
+            self.lines.iter().filter_map(|line| Some((line.epoch, finite(line)?))).collect()
+        };
+        let curves = curves.iter().map(|(name, marker, value)| (*name, *marker, points(*value)));
+        let curves: Vec<_> = curves.filter(|(.., points)| !points.is_empty()).collect();
         let bounds = |of: fn(&(f64, f64)) -> f64| {
-            let low = points.iter().map(of).fold(f64::INFINITY, f64::min);
-            let high = points.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+            let all = || curves.iter().flat_map(|(.., points)| points.iter().map(of));
+            let low = all().fold(f64::INFINITY, f64::min);
+            let high = all().fold(f64::NEG_INFINITY, f64::max);
             if low <= high { [low, high] } else { [0.0, 1.0] }
         };
         let (x, y) = (bounds(|p| p.0), bounds(|p| p.1));
@@ -213,9 +238,14 @@ impl Folder {
         let axis = |[low, high]: [f64; 2]| {
             Axis::default().bounds([low, high.max(low + 1e-9)]).labels([label(low), label(high)])
         };
-        let name = points.last().map_or("–".into(), |(_, last)| format!("{title} {last:.4}"));
-        let line = Dataset::default().marker(marker).graph_type(GraphType::Line).data(&points);
-        let chart = Chart::new(vec![line]).x_axis(axis(x)).y_axis(axis(y));
+        let (mut names, mut lines) = (Vec::new(), Vec::new());
+        for (name, marker, points) in &curves {
+            names.extend(points.last().map(|(_, newest)| format!("{name} {newest:.4}")));
+            let line = Dataset::default().marker(*marker).graph_type(GraphType::Line);
+            lines.push(line.data(points));
+        }
+        let name = if names.is_empty() { "–".into() } else { names.join(", ") };
+        let chart = Chart::new(lines).x_axis(axis(x)).y_axis(axis(y));
         frame.render_widget(chart.block(Block::bordered().title(name)), area);
     }
 
@@ -255,6 +285,23 @@ impl Folder {
     }
 }
 
+/// Rows that `text` takes where its lines are broken between words at `width`.
+fn rows(text: &str, width: usize) -> usize {
+    let of_line = |line: &str| {
+        let (mut rows, mut column) = (1, 0);
+        for word in line.split_whitespace().map(|word| word.chars().count()) {
+            if column > 0 && column + 1 + word > width {
+                (rows, column) = (rows + 1, 0);
+            }
+            column += usize::from(column > 0) + word;
+            // A word that is longer than a row is cut.
+            (rows, column) = (rows + (column - 1) / width, (column - 1) % width + 1);
+        }
+        rows
+    };
+    text.lines().map(of_line).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use ratatui::Terminal;
@@ -289,6 +336,50 @@ mod tests {
             ..Line::default()
         };
         serde_json::to_string(&line).unwrap() + "\n"
+    }
+
+    fn begun(dir: &Path) -> Folder {
+        let config = RunConfig::default().to_toml().unwrap();
+        std::fs::write(dir.join(CONFIG_FILE), config).unwrap();
+        Folder::open(dir).unwrap()
+    }
+
+    #[test]
+    fn knn_and_the_online_probe_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut folder = begun(dir.path());
+        let now = SystemTime::now();
+        assert!(folder.json(now)["evaluation"].is_null());
+        let line = |step: u64, knn: Option<f64>, online: Option<f64>| {
+            let line = Line { step, epoch: step as f64, knn, online, ..Line::default() };
+            serde_json::to_string(&line).unwrap() + "\n"
+        };
+        append(dir.path(), &line(1, None, Some(0.125)));
+        append(dir.path(), &line(2, Some(0.5), None));
+        append(dir.path(), &line(3, Some(0.625), None));
+        append(dir.path(), &line(4, None, Some(0.25)));
+        folder.poll().unwrap();
+        let found = &folder.json(now)["evaluation"];
+        assert_eq!((&found["knn"], &found["knn_step"]), (&0.625.into(), &3.into()));
+        assert_eq!((&found["online"], &found["online_step"]), (&0.25.into(), &4.into()));
+        assert_eq!(found["step"], 4);
+        let page = shown(&folder, now);
+        assert!(page.contains("kNN • 0.6250, online probe 0.2500"), "{page}");
+    }
+
+    #[test]
+    fn advice_has_the_rows_that_it_needs() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut folder = begun(dir.path());
+        append(dir.path(), &line(40, 50.0));
+        let advice = format!("{}the end of it", "faster disks, more threads ".repeat(18));
+        let summary = Summary { steps: 40, advice, ..Summary::default() };
+        let json = serde_json::to_string(&summary).unwrap();
+        std::fs::write(dir.path().join(SUMMARY_FILE), json).unwrap();
+        folder.poll().unwrap();
+        let page = shown(&folder, SystemTime::now());
+        assert!(page.contains("the end of it"), "{page}");
+        assert_eq!([rows("", 9), rows("ab cd ef", 5), rows("a\nabcdefghijk", 5)], [0, 2, 4]);
     }
 
     #[test]
