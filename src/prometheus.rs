@@ -1,6 +1,7 @@
 //! `--metrics ADDRESS`: the run's figures for Prometheus, as text over HTTP.
 //!
-//! The training thread leaves its figures on a [`Board`]; one thread answers whoever asks. The
+//! The training thread leaves its figures on a [`Board`]. One thread waits for whoever asks, and each is
+//! answered in a thread of its own, so that a connection that says nothing delays no other. The
 //! loader's counters are read as they stand at that moment.
 
 use std::fmt::Write as _;
@@ -184,8 +185,12 @@ pub struct Server {
 /// Bytes of a request that are read: its first line is what counts.
 const MOST_REQUEST: usize = 8192;
 
-/// How long a client may take.
+/// How long a client may take, for its whole request.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Threads that answer at a time. A connection beyond them is answered by the thread that accepts, and
+/// further ones wait for that.
+const MOST_AT_ONCE: usize = 16;
 
 impl Server {
     /// Listens on `address`; port 0 takes a free one.
@@ -202,20 +207,24 @@ impl Server {
             listen().with_context(|| format!("cannot listen on {address}"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let stopped = Arc::clone(&stop);
-        let answer = move || {
+        let accept = move || {
+            // Each thread that answers has one of these.
+            let busy = Arc::new(());
             for stream in listener.incoming() {
                 if stopped.load(Ordering::Relaxed) {
                     return;
                 }
                 match stream {
-                    // A client that goes away, or never asks, is its own trouble.
-                    Ok(stream) => drop(serve(stream, &board)),
+                    Ok(stream) if Arc::strong_count(&busy) > MOST_AT_ONCE => {
+                        drop(serve(stream, &board));
+                    }
+                    Ok(stream) => answer(stream, Arc::clone(&board), Arc::clone(&busy)),
                     // No file descriptor left, perhaps: it would come again at once.
                     Err(_) => std::thread::sleep(Duration::from_millis(100)),
                 }
             }
         };
-        let thread = std::thread::Builder::new().name("bt-metrics".into()).spawn(answer)?;
+        let thread = std::thread::Builder::new().name("bt-metrics".into()).spawn(accept)?;
         Ok(Server { address, stop, thread: Some(thread) })
     }
 
@@ -237,27 +246,51 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: TcpStream, board: &Board) -> std::io::Result<()> {
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+/// Answers in a thread of its own, which `busy` stays with.
+fn answer(stream: TcpStream, board: Arc<Board>, busy: Arc<()>) {
+    let serve = move || {
+        // A client that goes away, or never asks, is its own trouble.
+        drop(serve(stream, &board));
+        drop(busy);
+    };
+    // Where the system gives no thread the connection is closed: whoever asked does it again.
+    drop(std::thread::Builder::new().name("bt-scrape".into()).spawn(serve));
+}
+
+/// The bytes of a request up to the blank line, as far as they come in time.
+fn request_of(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
     let (mut request, mut chunk) = (Vec::new(), [0; 1024]);
     let begun = Instant::now();
-    while request.len() < MOST_REQUEST
-        && begun.elapsed() < PATIENCE
-        && !request.windows(4).any(|end| end == b"\r\n\r\n")
-    {
+    while request.len() < MOST_REQUEST && !request.windows(4).any(|end| end == b"\r\n\r\n") {
+        let left = PATIENCE.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            break;
+        }
+        stream.set_read_timeout(Some(left))?;
         match stream.read(&mut chunk)? {
             0 => break,
             n => request.extend_from_slice(&chunk[..n]),
         }
     }
+    Ok(request)
+}
+
+fn serve(mut stream: TcpStream, board: &Board) -> std::io::Result<()> {
+    stream.set_write_timeout(Some(PATIENCE))?;
+    let request = request_of(&mut stream)?;
     let mut words = request.split(|byte| byte.is_ascii_whitespace());
-    let (status, body) = match (words.next(), words.next()) {
-        (Some(b"GET"), Some(b"/metrics" | b"/")) => ("200 OK", board.text()),
-        (Some(b"GET"), _) => ("404 Not Found", "the figures are at /metrics\n".into()),
+    let (method, target) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+    let (status, mut body) = match (method, path) {
+        (b"GET" | b"HEAD", b"/metrics" | b"/") => ("200 OK", board.text()),
+        (b"GET" | b"HEAD", _) => ("404 Not Found", "the figures are at /metrics\n".into()),
         _ => ("405 Method Not Allowed", "GET /metrics\n".into()),
     };
     let length = body.len();
+    if method == b"HEAD" {
+        // The length is that of what GET gives.
+        body.clear();
+    }
     write!(
         stream,
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
@@ -275,6 +308,17 @@ mod tests {
         let mut answer = String::new();
         stream.read_to_string(&mut answer).unwrap();
         answer
+    }
+
+    #[test]
+    fn connections_that_say_nothing_delay_nobody() {
+        let server = Server::start("127.0.0.1:0".parse().unwrap(), Arc::default()).unwrap();
+        let idle: Vec<TcpStream> =
+            (0..MOST_AT_ONCE - 1).map(|_| TcpStream::connect(server.address()).unwrap()).collect();
+        let begun = Instant::now();
+        assert!(ask(server.address(), "GET /metrics HTTP/1.1\r\n\r\n").contains("200 OK"));
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        drop(idle);
     }
 
     #[test]
@@ -305,6 +349,11 @@ mod tests {
         assert!(!body.contains("bt_stream_learning_rate"), "a figure that is not there yet");
         assert!(ask(server.address(), "GET /else HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 404"));
         assert!(ask(server.address(), "POST / HTTP/1.1\r\n\r\n").starts_with("HTTP/1.1 405"));
+        let asked = ask(server.address(), "GET /metrics?name=x HTTP/1.1\r\n\r\n");
+        assert!(asked.starts_with("HTTP/1.1 200 OK"), "{asked}");
+        let head = ask(server.address(), "HEAD /metrics HTTP/1.1\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 OK") && head.ends_with("\r\n\r\n"), "{head}");
+        assert!(!head.contains("Content-Length: 0\r\n"), "{head}");
         let address = server.address();
         drop(server);
         assert!(TcpStream::connect(address).is_err());
