@@ -9,8 +9,11 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-/// Spans for which a lane asks at a time.
+/// Spans for which a lane asks at a time, at most.
 const ROOM: usize = 1024;
+
+/// Into how many parts a small trace is divided: what a lane holds and does not use is lost to the others.
+const PARTS: usize = 256;
 
 /// The lanes of one process, with an end to their size.
 #[derive(Debug)]
@@ -52,6 +55,11 @@ impl Trace {
     /// Spans that found no room, of the lanes handed in so far.
     pub fn left_out(&self) -> u64 {
         self.left_out.load(Relaxed)
+    }
+
+    /// Spans of the lanes handed in so far.
+    pub fn held(&self) -> usize {
+        self.done().iter().map(|(_, spans)| spans.len()).sum()
     }
 
     fn done(&self) -> MutexGuard<'_, Vec<(String, Vec<Span>)>> {
@@ -128,11 +136,12 @@ impl Lane {
 
     #[cold]
     fn fetch_room(&mut self) -> bool {
+        let room = (self.trace.most / PARTS).clamp(1, ROOM);
         let taken = self
             .trace
             .left
-            .fetch_update(Relaxed, Relaxed, |left| (left > 0).then(|| left.saturating_sub(ROOM)));
-        self.room = taken.map_or(0, |left| left.min(ROOM));
+            .fetch_update(Relaxed, Relaxed, |left| (left > 0).then(|| left.saturating_sub(room)));
+        self.room = taken.map_or(0, |left| left.min(room));
         self.spans.reserve(self.room);
         self.room > 0
     }
@@ -180,6 +189,21 @@ mod tests {
         assert_eq!((&events[1]["ts"], &events[1]["dur"]), (&1002.003.into(), &7.0.into()));
         assert_eq!((&events[1]["tid"], &events[1502]["tid"]), (&1.into(), &2.into()));
         assert!(found["otherData"].get("cut").is_none());
+    }
+
+    #[test]
+    fn a_small_trace_is_shared_by_all_lanes() {
+        let trace = Trace::new(1000);
+        let mut lanes: Vec<Lane> = (0..8).map(|i| trace.lane(i.to_string())).collect();
+        let now = Instant::now();
+        // The last one is seldom at work.
+        for turn in 0..500 {
+            let busy = if turn % 100 == 0 { 8 } else { 7 };
+            lanes[..busy].iter_mut().for_each(|lane| lane.span("read", now, now));
+        }
+        drop(lanes);
+        assert!((980..=1000).contains(&trace.held()), "{}", trace.held());
+        assert_eq!(trace.held() as u64 + trace.left_out(), 7 * 500 + 5);
     }
 
     #[test]

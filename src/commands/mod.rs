@@ -113,8 +113,8 @@ impl TraceArgs {
         crate::files::write_atomically(path, &text)?;
         if trace.left_out() > 0 {
             eprintln!(
-                "the trace holds the first {} events, {} found no room: --trace-events",
-                self.trace_events,
+                "the trace holds {} events, the first of each thread; {} found no room: --trace-events",
+                trace.held(),
                 trace.left_out()
             );
         }
