@@ -54,18 +54,19 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     let count = |n| bar.set_position(n as u64);
     let rows = features(&mut net, &set, config.eval_loader()?, &device, count)?;
     bar.finish_and_clear();
+    let mut files = vec![args.out.clone()];
     if extension == "npy" {
-        write_npy(&rows, &args.out)?;
+        files.push(write_npy(&rows, &args.out)?);
     } else {
         write_safetensors(&rows, &args.out)?;
     }
     let keys = args.out.with_extension("keys.txt");
     write_keys(&rows, &set, &keys)?;
+    files.push(keys);
     let (count, dim) = (rows.len(), rows.dim());
     if args.json {
-        let line =
-            serde_json::json!({ "features": count, "dim": dim, "written": [args.out, keys] });
-        println!("{line}");
+        let files: Vec<String> = files.iter().map(|file| file.display().to_string()).collect();
+        println!("{}", serde_json::json!({ "features": count, "dim": dim, "written": files }));
     } else {
         println!("wrote {count} features of {dim} values to {}", args.out.display());
     }
@@ -87,9 +88,12 @@ fn write_safetensors(rows: &Features, out: &Path) -> Result<()> {
     crate::files::save_tensors(&tensors, out)
 }
 
-fn write_npy(rows: &Features, out: &Path) -> Result<()> {
+/// Writes the features to `out`, and the labels to the file that is returned.
+fn write_npy(rows: &Features, out: &Path) -> Result<PathBuf> {
     written(out, |file| Ok(npy::write_f32(file, &[rows.len(), rows.dim()], rows.values())?))?;
-    written(&out.with_extension("labels.npy"), |file| Ok(npy::write_i64(file, &labels(rows))?))
+    let beside = out.with_extension("labels.npy");
+    written(&beside, |file| Ok(npy::write_i64(file, &labels(rows))?))?;
+    Ok(beside)
 }
 
 fn write_keys(rows: &Features, set: &ShardSet, out: &Path) -> Result<()> {
@@ -121,7 +125,7 @@ mod tests {
             Features::from_parts(2, vec![1., 2., 3., 4.], vec![5, Features::NO_LABEL]).unwrap();
         let (a, b) = (dir.path().join("f.safetensors"), dir.path().join("f.npy"));
         write_safetensors(&rows, &a).unwrap();
-        write_npy(&rows, &b).unwrap();
+        assert_eq!(write_npy(&rows, &b).unwrap(), dir.path().join("f.labels.npy"));
         let tensors = candle_core::safetensors::load(&a, &Device::Cpu).unwrap();
         let npy = Tensor::read_npy(&b).unwrap();
         assert_eq!(tensors["features"].to_vec2::<f32>().unwrap(), npy.to_vec2::<f32>().unwrap());

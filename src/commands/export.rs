@@ -34,7 +34,9 @@ pub fn run(args: ExportArgs) -> Result<()> {
     let format = args.format.map_or_else(|| Format::of(&args.out), Ok)?;
     let written = format.export(&checkpoint::find(&args.checkpoint)?, &args.out)?;
     if args.json {
-        println!("{}", serde_json::to_string(&serde_json::json!({ "written": written }))?);
+        // A name that is no UTF-8 has no JSON of its own.
+        let names: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();
+        println!("{}", serde_json::json!({ "written": names }));
         return Ok(());
     }
     for path in written {

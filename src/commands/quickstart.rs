@@ -114,7 +114,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     write_atomically(&path, render(&report)?.as_bytes())?;
     if args.json {
         let seconds = begun.elapsed().as_secs_f64();
-        let line = serde_json::json!({ "scores": scores, "report": path, "seconds": seconds });
+        let line = serde_json::json!({ "scores": scores, "report": path.display().to_string(), "seconds": seconds });
         println!("{}", serde_json::to_string_pretty(&line)?);
     } else {
         say(&scores, &path, &report, begun);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
+use crate::cli::one_line;
 use crate::files::write_atomically;
 use crate::metrics::METRICS_FILE;
 use crate::report::{Report, collect, render, side_by_side};
@@ -38,7 +39,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
         }
         let (report, missing) = collect::with_pictures(dir)?;
         if let Some(why) = missing {
-            eprintln!("{}: without pictures: {why:#}", dir.display());
+            eprintln!("{}: without pictures: {}", dir.display(), one_line(&why));
         }
         reports.push(report);
     }
@@ -49,7 +50,7 @@ pub fn run(args: ReportArgs) -> Result<()> {
     let path = args.out.unwrap_or(default);
     write_atomically(&path, page.as_bytes())?;
     match args.json {
-        true => println!("{}", serde_json::json!({ "written": [path] })),
+        true => println!("{}", serde_json::json!({ "written": [path.display().to_string()] })),
         false => println!("wrote {}", path.display()),
     }
     Ok(())

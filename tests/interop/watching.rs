@@ -2,6 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -201,9 +202,15 @@ fn any_run_becomes_a_page_and_several_stand_side_by_side() {
 
     // Without the shards there is a page too, and a word about what it lacks.
     std::fs::remove_dir_all(&shards).unwrap();
-    let output = bt_stream().arg("report").arg(&runs[0]).output().unwrap();
-    assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("without pictures"));
+    // Its name need be no text.
+    let page = dir.path().join(std::ffi::OsStr::from_bytes(b"p\xff.html"));
+    let mut command = bt_stream();
+    let output = command.arg("report").arg(&runs[0]).arg("--json").arg("--out").arg(&page).output();
+    let output = output.unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && page.exists(), "{said}");
+    assert!(said.contains("without pictures"), "{said}");
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
     assert!(done(bt_stream().arg("watch").arg(&runs[0])).contains("finished"));
     let json = done(bt_stream().arg("watch").arg(&runs[0]).arg("--json"));
     let json: Value = serde_json::from_str(&json).unwrap();
