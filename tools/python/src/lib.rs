@@ -164,7 +164,9 @@ impl Loader {
             rank,
             world,
             max_bad,
-            budget_bytes: budget_mb << 20,
+            budget_bytes: budget_mb.checked_mul(1 << 20).ok_or_else(|| {
+                wrong(format!("budget_mb {budget_mb}: more than 64 bits of bytes"))
+            })?,
             ..LoaderConfig::training(views_of(views)?, batch_size, seed)
         };
         let cache_bytes = parse_bytes(cache_size)

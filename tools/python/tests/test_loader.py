@@ -4,6 +4,7 @@ The shards are drawn by `shard synth`; `pipeline/examples/batches.rs` says what 
 """
 
 import contextlib
+import copy
 import functools
 import gc
 import http.server
@@ -12,6 +13,7 @@ import itertools
 import json
 import os
 import pathlib
+import pickle
 import re
 import select
 import signal
@@ -358,11 +360,57 @@ class LoaderTest(unittest.TestCase):
             ({"shuffle": "some"}, "global, window or none"),
             ({"batch_size": 71}, "71"),
             ({"cache_size": "much"}, "much"),
+            ({"batch_size": -1}, "batch_size -1"),
+            ({"seed": -1}, "seed -1"),
+            ({"seed": 1 << 64}, "64 bits"),
+            ({"window": (-1, 4)}, "window -1"),
+            ({"budget_mb": 1 << 63}, "budget_mb"),
         ]:
             with self.assertRaisesRegex(ValueError, text):
                 self.loader(**settings)
         with self.assertRaises((OSError, ValueError)):
             bt_stream.Loader(os.path.join(self.folder.name, "nothing"))
+        with self.assertRaisesRegex(TypeError, "batch_size 'x'"):
+            self.loader(batch_size="x")
+        with self.assertRaisesRegex(ValueError, "epoch -1"):
+            self.loader().set_epoch(-1)
+
+    def test_a_state_that_tells_no_place_is_refused(self):
+        loader = self.loader()
+        state = loader.state_dict()
+        for wrong, text in [
+            ({key: value for key, value in state.items() if key != "epoch"}, "tell its epoch"),
+            ({key: value for key, value in state.items() if key != "batch"}, "tell its batch"),
+            ({**state, "epoch": "1"}, "epoch '1'"),
+            ({**state, "epoch": -1}, "epoch -1"),
+            ({**state, "batch": None}, "batch None"),
+            ({**state, "batch": 1.5}, "batch 1.5"),
+            (None, "NoneType"),
+            (7, "int"),
+        ]:
+            with self.assertRaisesRegex(ValueError, text):
+                loader.load_state_dict(wrong)
+        self.assertEqual(loader.state_dict(), state)
+
+    def test_numpys_numbers_are_settings_and_the_state_is_json(self):
+        settings = {"batch_size": np.int64(BATCH), "seed": np.uint32(5), "shuffle": "window",
+                    "window": np.array([2, 30]), "drop_last": np.bool_(True), "threads": np.int8(2)}
+        loader = self.loader(**settings)
+        loader.set_epoch(np.int64(1))
+        state = json.loads(json.dumps(loader.state_dict()))
+        self.assertEqual((state["epoch"], state["batch_size"], state["window"]), (1, BATCH, [2, 30]))
+        self.loader(resume=state, **settings)
+
+    def test_a_batch_can_be_copied_and_pickled(self):
+        batch = next(iter(self.loader()))
+        for same in (copy.copy(batch), copy.deepcopy(batch), pickle.loads(pickle.dumps(batch))):
+            self.assertIs(type(same), bt_stream.Batch)
+            self.assert_same([same], [batch])
+            self.assertEqual((same.epoch, same.index), (batch.epoch, batch.index))
+            np.testing.assert_array_equal(same.labels, batch.labels)
+            np.testing.assert_array_equal(same.samples, batch.samples)
+        self.assertTrue(np.shares_memory(copy.copy(batch)[0], batch[0]))
+        self.assertFalse(np.shares_memory(copy.deepcopy(batch)[0], batch[0]))
 
     def test_tensors_share_the_memory(self):
         try:

@@ -19,6 +19,8 @@ the one that was awaited.
 
 from __future__ import annotations
 
+import collections.abc
+import operator
 import typing
 
 import numpy as np
@@ -50,6 +52,16 @@ class Batch(tuple):
         self.samples = np.asarray(native.samples, dtype=np.int64)
         return self
 
+    def __reduce__(self):
+        """For `copy` and `pickle`: arrays alone, no native memory. A shallow copy shares them, others have their own."""
+        return _batch, (type(self), tuple(self), self.epoch, self.index, self.labels, self.samples)
+
+
+def _batch(cls, views, epoch, index, labels, samples):
+    self = tuple.__new__(cls, views)
+    self.epoch, self.index, self.labels, self.samples = epoch, index, labels, samples
+    return self
+
 
 class _Memory:
     """One view of a native batch, which it keeps alive; what NumPy's arrays have as their base."""
@@ -61,6 +73,17 @@ class _Memory:
 
 def _view(native, view):
     return np.asarray(_Memory(native, view))
+
+
+def _whole(name, value):
+    """A whole number as Python's own, which JSON takes; NumPy's are welcome."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} {value!r}: a whole number is expected") from None
+    if not 0 <= number < 1 << 64:
+        raise ValueError(f"{name} {number}: 0 or more, of at most 64 bits")
+    return number
 
 
 class Loader:
@@ -116,15 +139,20 @@ class Loader:
                  cache=None, cache_size="100GB"):
         if preset not in PRESETS:
             raise ValueError(f"preset {preset!r}: {', '.join(PRESETS)}")
+        batch_size, seed = _whole("batch_size", batch_size), _whole("seed", seed)
+        window = tuple(_whole("window", part) for part in window)
+        drop_last = bool(drop_last)
         self._native = _native.Loader(
-            str(shards), views=f'preset = "{preset}"\n{views}', batch_size=batch_size, threads=threads, seed=seed,
-            shuffle=shuffle, window=tuple(window), layout=layout, dtype=dtype, drop_last=drop_last, rank=rank,
-            world=world, budget_mb=budget_mb, on_bad=on_bad, max_bad=max_bad, cache=cache, cache_size=cache_size)
+            str(shards), views=f'preset = "{preset}"\n{views}', batch_size=batch_size,
+            threads=_whole("threads", threads), seed=seed, shuffle=shuffle, window=window, layout=layout, dtype=dtype,
+            drop_last=drop_last, rank=_whole("rank", rank), world=_whole("world", world),
+            budget_mb=_whole("budget_mb", budget_mb), on_bad=on_bad, max_bad=max_bad, cache=cache,
+            cache_size=cache_size)
         self._labels = labels
         # What the order rests on, as JSON gives it back. Not rank and world: a position is one of all ranks.
         self._identity = {
             "seed": seed, "batch_size": batch_size, "samples": self._native.samples, "shuffle": shuffle,
-            "window": list(window) if shuffle == "window" else None, "drop_last": bool(drop_last)}
+            "window": list(window) if shuffle == "window" else None, "drop_last": drop_last}
         self._next = (0, 0)
         self._stream = None
         if resume is not None:
@@ -152,6 +180,7 @@ class Loader:
     def set_epoch(self, epoch: int) -> None:
         """Makes the first batch of ``epoch`` the next one, as ``DistributedSampler.set_epoch`` does; nothing
         happens where it is, or where that epoch has begun."""
+        epoch = _whole("epoch", epoch)
         if epoch != self._next[0]:
             self._next, self._stream = (epoch, 0), None
 
@@ -191,15 +220,24 @@ class Loader:
         ------
         ValueError
             When it was taken of another order: another seed, batch size, number of samples, shuffle, window or
-            drop_last; or when it does not tell. When an epoch has fewer batches than it says.
+            drop_last; or when it does not tell. When an epoch has fewer batches than it says, or when what it tells
+            is no number.
         """
+        if not isinstance(state, collections.abc.Mapping):
+            raise ValueError(f"the state is a {type(state).__name__}, no dict")
+        for key in ("epoch", "batch"):
+            if key not in state:
+                raise ValueError(f"the state does not tell its {key}")
         for key, own in self._identity.items():
             if key not in state:
                 raise ValueError(f"the state does not tell its {key}, this loader has {own}")
             theirs = list(state[key]) if isinstance(state[key], tuple) else state[key]
             if theirs != own:
                 raise ValueError(f"the state is of {key} {theirs}, this loader has {own}")
-        epoch, batch = state["epoch"], state["batch"]
+        try:
+            epoch, batch = _whole("epoch", state["epoch"]), _whole("batch", state["batch"])
+        except TypeError as error:
+            raise ValueError(f"the state's {error}") from None
         if not 0 <= batch <= len(self):
             raise ValueError(f"the state is of batch {batch}, an epoch of this loader has {len(self)}")
         self._next, self._stream = self._after(epoch, batch), None

@@ -1,17 +1,21 @@
-from typing import Any, Dict, Iterator, List, Optional, Tuple, Union
+from typing import Any, Dict, Iterator, List, Mapping, Optional, Tuple, Union
 import os
 
 import numpy as np
 from numpy.typing import NDArray
 
+__all__ = ["Batch", "Loader"]
 __version__: str
 PRESETS: Tuple[str, ...]
 
 class Batch(Tuple[NDArray[Any], ...]):
     epoch: int
-    index: int
+    # The batch's number has the name of a tuple's method.
+    index: int  # type: ignore[assignment]
     labels: NDArray[np.int64]
     samples: NDArray[np.int64]
+    def __new__(cls, native: Any, views: int) -> "Batch": ...
+    def __reduce__(self) -> Tuple[Any, ...]: ...
 
 class Loader:
     def __init__(
@@ -21,7 +25,7 @@ class Loader:
         batch_size: int = 256,
         threads: int = 0,
         seed: int = 0,
-        resume: Optional[Dict[str, int]] = None,
+        resume: Optional[Mapping[str, Any]] = None,
         *,
         views: str = "",
         shuffle: str = "global",
@@ -48,5 +52,5 @@ class Loader:
     def epoch(self) -> int: ...
     def set_epoch(self, epoch: int) -> None: ...
     def state_dict(self) -> Dict[str, Any]: ...
-    def load_state_dict(self, state: Dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
     def stats(self) -> Dict[str, Union[int, float]]: ...
