@@ -204,7 +204,7 @@ impl Study {
                 let folder = cell_folder(dir, &row.name, seed);
                 config::put(&mut table, "train.dir", folder.to_string_lossy().as_ref().into())?;
                 config::put(&mut table, "train.seed", (seed as i64).into())?;
-                if drawn.is_some() {
+                if drawn.is_some() && !has(&table, "data.train") {
                     for (key, name) in [("data.train", "train"), ("data.val", "test")] {
                         let path = dir.join("data").join(format!("{name}.manifest.json"));
                         config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
