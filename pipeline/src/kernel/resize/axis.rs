@@ -10,6 +10,10 @@ pub(super) const WEIGHT_BITS: u32 = 14;
 /// Fractional bits of a fine weight; Pillow's have as many.
 pub(super) const FINE_BITS: u32 = 22;
 
+/// Above so many taps an axis has fine weights alone, and `fine` adds them up. The other way loses at most
+/// half of 2^-6 of a level with each tap: half a level here, and one level in both passes.
+const COARSE_TAPS: usize = 64;
+
 /// Two fine weights: `256 * high + low`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct FinePair {
@@ -91,9 +95,10 @@ pub(super) struct Axis {
     flip: bool,
     /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
-    /// Weights with [`FINE_BITS`], where they were asked for: two taps a pair, zeros after each output
-    /// pixel's own.
+    /// In the place of `weights` where [`Axis::is_fine`]: weights with [`FINE_BITS`], two taps a pair, zeros
+    /// after each output pixel's own.
     fine: Vec<FinePair>,
+    is_fine: bool,
 }
 
 /// Where the windows of [`LANES`] output pixels lie.
@@ -128,12 +133,12 @@ fn fill_inner(axis: &mut Axis, filter: Filter, range: AxisRange, asked: Asked) {
 }
 
 impl Axis {
-    /// Computes the tables; weights sum to one.
+    /// Computes the tables, [`Axis::fine`] where there are many taps; weights sum to one.
     pub fn build(&mut self, level: Level, filter: Filter, range: AxisRange, flip: bool) {
         fill(level, self, filter, range, Asked { flip, fine: false });
     }
 
-    /// [`Axis::build`] with [`Axis::fine`].
+    /// [`Axis::build`] with [`Axis::fine`] for any number of taps.
     pub fn build_fine(&mut self, level: Level, filter: Filter, range: AxisRange) {
         fill(level, self, filter, range, Asked { flip: false, fine: true });
     }
@@ -151,7 +156,12 @@ impl Axis {
         self.starts.clear();
         self.lengths.clear();
         self.fine.clear();
-        self.weights.resize(range.count * self.taps, 0);
+        self.is_fine = asked.fine || self.taps > COARSE_TAPS;
+        if self.is_fine {
+            self.fine.reserve(range.count * self.taps.div_ceil(2));
+        } else {
+            self.weights.resize(range.count * self.taps, 0);
+        }
         self.exact.resize(self.taps, [0.0; LANES]);
         let inverse = (1.0 / stretch) as f32;
         for group in (0..range.count).step_by(LANES) {
@@ -174,21 +184,25 @@ impl Axis {
                 windows.largest[lane] = (center as i64 as usize).min(end - 1) - start;
             }
             let sums = weigh(&mut self.exact, &windows, |offset| at(offset * inverse));
-            if asked.fine {
-                for (lane, sum) in sums.iter().enumerate().take(count) {
-                    let scale = (1u32 << FINE_BITS) as f32 / sum;
-                    let of = |taps: &[f32; LANES]| (taps[lane] * scale).round_ties_even() as i32;
-                    self.fine.extend(self.exact.chunks(2).map(|two| {
-                        let two = [of(&two[0]), two.get(1).map_or(0, of)];
-                        FinePair {
-                            high: two.map(|w| (w >> 8) as i16),
-                            low: two.map(|w| (w & 255) as i16),
-                        }
-                    }));
-                }
+            if self.is_fine {
+                self.round_fine(&sums[..count]);
+            } else {
+                let weights = &mut self.weights[group * self.taps..][..count * self.taps];
+                round(&self.exact, &windows, sums, weights);
             }
-            let weights = &mut self.weights[group * self.taps..][..count * self.taps];
-            round(&self.exact, &windows, sums, weights);
+        }
+    }
+
+    /// Scales the weights of a group to a sum of one and rounds them to [`FINE_BITS`].
+    #[inline(always)]
+    fn round_fine(&mut self, sums: &[f32]) {
+        for (lane, sum) in sums.iter().enumerate() {
+            let scale = (1u32 << FINE_BITS) as f32 / sum;
+            let of = |taps: &[f32; LANES]| (taps[lane] * scale).round_ties_even() as i32;
+            self.fine.extend(self.exact.chunks(2).map(|two| {
+                let two = [of(&two[0]), two.get(1).map_or(0, of)];
+                FinePair { high: two.map(|w| (w >> 8) as i16), low: two.map(|w| (w & 255) as i16) }
+            }));
         }
     }
 
@@ -216,6 +230,16 @@ impl Axis {
     /// The first input pixel of output pixel `index`.
     pub fn start(&self, index: usize) -> usize {
         self.starts[index] as usize
+    }
+
+    /// Whether it has [`Axis::fine`], and neither [`Axis::weights`] nor [`Axis::pairs`].
+    pub fn is_fine(&self) -> bool {
+        self.is_fine
+    }
+
+    /// How many input pixels output pixel `index` draws from.
+    pub fn length(&self, index: usize) -> usize {
+        self.lengths[index] as usize
     }
 
     /// The weights of output pixel `index`, each twice.

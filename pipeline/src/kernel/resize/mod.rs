@@ -8,7 +8,8 @@
 //!
 //! Pillow rounds to 8 bits between the passes. Here the intermediate keeps 7
 //! fractional bits and is clamped as Pillow's is; the result differs from
-//! Pillow's by what its own rounding loses, at most one level.
+//! Pillow's by what its own rounding loses, at most one level. That holds for up to
+//! 64 taps, each of which is rounded; sums of more go another way (`fine`).
 //!
 //! Where the height shrinks by more than twice what the width does, Pillow (13 and
 //! later) goes vertically first, and clamping between the passes makes that
@@ -18,6 +19,7 @@
 mod axis;
 mod band;
 mod block;
+mod fine;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;
@@ -146,7 +148,7 @@ impl Resize {
             self.next += 1;
             return;
         }
-        let weights = self.vertical.weights(self.next).len();
+        let weights = self.vertical.length(self.next);
         let start = self.vertical.start(self.next) - self.vertical.lowest();
         while self.done < start + weights {
             self.next_block(level, image);
@@ -159,7 +161,12 @@ impl Resize {
         let (first, end) = (start % capacity * row_len, capacity * row_len);
         let wrap = |at: usize| if at < end { at } else { at - end };
         self.rows.extend((0..weights).map(|row| wrap(first + row * row_len)));
-        vertical(level, ring, &self.rows, self.vertical.weights(self.next), planes);
+        if self.vertical.is_fine() {
+            let (weights, _) = self.vertical.fine(self.next);
+            fine::vertical(level, ring, &self.rows, weights, planes);
+        } else {
+            vertical(level, ring, &self.rows, self.vertical.weights(self.next), planes);
+        }
         self.next += 1;
     }
 
@@ -305,14 +312,24 @@ fn horizontal(
 #[target_feature(enable = "avx2")]
 fn horizontal_avx2(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
     // SAFETY: this function runs only where AVX2 is.
-    unsafe { vector::horizontal::<Avx2>(b, axis, columns, out, len) }
+    unsafe {
+        match axis.is_fine() {
+            true => vector::horizontal::<Avx2, true>(b, axis, columns, out, len),
+            false => vector::horizontal::<Avx2, false>(b, axis, columns, out, len),
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,avx512f,avx512bw")]
 fn horizontal_avx512(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
     // SAFETY: this function runs only where AVX-512 BW is.
-    unsafe { vector::horizontal::<Avx512>(b, axis, columns, out, len) }
+    unsafe {
+        match axis.is_fine() {
+            true => vector::horizontal::<Avx512, true>(b, axis, columns, out, len),
+            false => vector::horizontal::<Avx512, false>(b, axis, columns, out, len),
+        }
+    }
 }
 
 /// `(a * b + 2^14) >> 15`: x86's `pmulhrsw`.

@@ -2,12 +2,13 @@
 
 use super::axis::Axis;
 use super::block::Block;
-use super::{BITS, IN_BITS, mulhrs};
+use super::{BITS, IN_BITS, fine, mulhrs};
 
 /// Resizes the rows of a block into `out[row * row_len..]`, three planes of
 /// values with [`IN_BITS`] fractional bits, clamped to 0..=255. The padding is
 /// not touched.
 pub(super) fn horizontal(block: &Block<'_>, axis: &Axis, out: &mut [i16], row_len: usize) {
+    let one_row = if axis.is_fine() { fine::one_row } else { one_row };
     for (row, out) in block.rows.iter().zip(out.chunks_exact_mut(row_len)) {
         one_row(&row[..block.bytes], axis, out);
     }

@@ -13,10 +13,10 @@ use std::ops::Range;
 
 use super::axis::Axis;
 use super::block::{Block, MAX_ROWS};
-use super::{BITS, IN_BITS};
+use super::{BITS, IN_BITS, fine};
 use crate::kernel::vector::{Vector, transpose};
 
-/// Resizes a block of rows; the vector twin of `scalar::horizontal`.
+/// Resizes a block of rows; the vector twin of `scalar::horizontal`. `FINE` is what [`Axis::is_fine`] says.
 ///
 /// `scratch` is for byte columns. Row r of the block goes to `out[r * row_len..]`,
 /// three planes of equal padded length; columns up to the next multiple of 8 after
@@ -28,7 +28,7 @@ use crate::kernel::vector::{Vector, transpose};
 /// # Panics
 /// When a slice is too short.
 #[inline(always)]
-pub(super) unsafe fn horizontal<V: Vector>(
+pub(super) unsafe fn horizontal<V: Vector, const FINE: bool>(
     block: &Block<'_>,
     axis: &Axis,
     scratch: &mut [i16],
@@ -53,7 +53,13 @@ pub(super) unsafe fn horizontal<V: Vector>(
         for (index, x) in group.enumerate() {
             let window = &windows[(3 * (axis.start(x) - axis.lowest()) - left) * V::LEN..];
             // SAFETY: as above.
-            unsafe { column::<V>(axis.pairs(x), window, index, &mut ready) };
+            unsafe {
+                if FINE {
+                    fine_column::<V>(axis, x, window, index, &mut ready);
+                } else {
+                    column::<V>(axis.pairs(x), window, index, &mut ready);
+                }
+            }
         }
         for (channel, ready) in ready.0.iter().enumerate() {
             let plane = channel * (row_len / 3) + x;
@@ -173,6 +179,24 @@ unsafe fn column<V: Vector>(weights: &[[i16; 2]], window: &[i16], index: usize, 
         let most = V::splat(255 << BITS);
         for (sum, ready) in sums.into_iter().zip(&mut ready.0) {
             sum.clamp(most).shl::<{ IN_BITS - BITS }>().store(ready[index].as_mut_ptr());
+        }
+    }
+}
+
+/// [`column`] of fine weights.
+#[inline(always)]
+unsafe fn fine_column<V: Vector>(
+    axis: &Axis,
+    x: usize,
+    window: &[i16],
+    index: usize,
+    ready: &mut Ready,
+) {
+    for (channel, ready) in ready.0.iter_mut().enumerate() {
+        // SAFETY: the CPU has the instructions, as the caller knows; `ready` has `MAX_ROWS` elements for
+        // each column, at least `LEN`.
+        unsafe {
+            fine::column::<V>(axis.fine(x), window, channel).store(ready[index].as_mut_ptr());
         }
     }
 }
