@@ -34,6 +34,12 @@ impl Scratch {
         trim(&mut self.0);
     }
 
+    /// Bytes that it takes.
+    #[cfg(test)]
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.capacity() * size_of::<Line>()
+    }
+
     /// `len` elements of unspecified value, the first of which begins a cache line.
     pub fn get<T: Pod>(&mut self, len: usize) -> &mut [T] {
         let lines = (len * size_of::<T>()).div_ceil(64);

@@ -210,6 +210,21 @@ impl Axis {
     pub fn trim(&mut self) {
         crate::scratch::trim(&mut self.weights);
         crate::scratch::trim(&mut self.exact);
+        crate::scratch::trim(&mut self.fine);
+    }
+
+    /// Bytes that its tables take.
+    #[cfg(test)]
+    pub fn bytes(&self) -> usize {
+        let windows = 4 * (self.starts.capacity() + self.lengths.capacity());
+        let weights = 4 * self.weights.capacity() + 8 * self.fine.capacity();
+        windows + weights + 64 * self.exact.capacity()
+    }
+
+    /// Takes so many bytes for fine weights.
+    #[cfg(test)]
+    pub fn grow_fine(&mut self, bytes: usize) {
+        self.fine.reserve_exact(bytes / size_of::<FinePair>());
     }
 
     /// Whether windows go to the left from one output pixel to the next.

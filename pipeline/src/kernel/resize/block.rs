@@ -38,6 +38,7 @@ impl<'a> Block<'a> {
         let last = (y + MAX_ROWS).min(y_end) - 1;
         tail.clear();
         let first_tail = (y..=last).find(|&row| is_tail(row)).unwrap_or(last + 1);
+        tail.reserve_exact((last + 1 - first_tail) * (bytes + OVERREAD));
         for row in first_tail..=last {
             tail.extend(&pixels[begin(row)..][..bytes]);
             tail.resize(tail.len() + OVERREAD, 0);

@@ -83,21 +83,41 @@ pub struct Resize {
 
 impl Resize {
     /// The most bytes that the view takes on its way: tables, rows of the ring, columns of a
-    /// block, rows at the image's end. All grow with how many pixels become one.
+    /// block, rows at the image's end, the band. All grow with how many pixels become one.
     pub fn bytes(geometry: &Geometry) -> u64 {
+        const ROWS: u64 = MAX_ROWS as u64;
         let Geometry { in_y, in_x, out_y, out_x, .. } = *geometry;
         // A window of the widest filter, and the way to the next.
         let steps = |input: usize, total: usize| input.div_ceil(total.max(1)) as u64;
         let (down, across) = (steps(in_y.1, out_y.0), steps(in_x.1, out_x.0));
         let taps = |step: u64| step.saturating_mul(6).saturating_add(2);
-        let table = |step: u64, count: usize| taps(step).saturating_mul(4 * count as u64 + 64);
-        let ring = taps(down).saturating_mul(6 * padded(out_x.2) as u64);
-        let columns = across.saturating_mul((8 + 6) * 3 * 2 * MAX_ROWS as u64);
+        let table = |step: u64, count: usize| {
+            let windows = 16 * count as u64;
+            taps(step).saturating_mul(4 * count as u64 + 64).saturating_add(windows)
+        };
+        let (row, place) = (6 * padded(out_x.2) as u64, 16);
+        let ring = taps(down).saturating_add(2 * ROWS).saturating_mul(row + place);
+        let columns = across.saturating_mul((8 + 6) * 3).saturating_add(160);
         let reach = across.saturating_mul(out_x.2 as u64).saturating_add(taps(across));
-        let rows = reach.min(in_x.1 as u64).saturating_mul(3 * MAX_ROWS.min(in_y.1) as u64);
-        [table(down, out_y.2), table(across, out_x.2), ring, columns, rows]
+        let bytes = reach.min(in_x.1 as u64).saturating_mul(3).saturating_add(16);
+        let tail = bytes.saturating_mul(MAX_ROWS.min(in_y.1) as u64);
+        let band = match is_vertical_first((in_x.1, in_y.1), (out_x.0, out_y.0)) {
+            true => bytes.saturating_mul(MAX_ROWS.min(out_y.2) as u64),
+            false => 0,
+        };
+        let columns = columns.saturating_mul(2 * ROWS);
+        [table(down, out_y.2), table(across, out_x.2), ring, columns, tail, band]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+
+    /// What [`Resize::bytes`] bounds.
+    #[cfg(test)]
+    fn taken(&self) -> usize {
+        let scratch = self.ring.bytes() + self.columns.bytes();
+        let rows = self.rows.capacity() * size_of::<usize>();
+        let pixels = self.tail.capacity() + self.band.pixels_hwc.capacity();
+        self.horizontal.bytes() + self.vertical.bytes() + scratch + rows + pixels
     }
 
     /// Gives back what a crop far larger than others took.
@@ -106,6 +126,7 @@ impl Resize {
         self.vertical.trim();
         self.ring.trim();
         self.columns.trim();
+        self.band.trim();
         crate::scratch::trim(&mut self.tail);
     }
 
@@ -336,4 +357,50 @@ fn horizontal_avx512(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut 
 #[inline(always)]
 pub(super) fn mulhrs(a: i16, b: i16) -> i16 {
     ((((i32::from(a) * i32::from(b)) >> 14) + 1) >> 1) as i16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::KEPT_BYTES;
+
+    /// One view of a gray image, by a resize of its own.
+    fn resized(level: Level, geometry: Geometry) -> Resize {
+        let (height, width) = (geometry.in_y.1, geometry.in_x.1);
+        let (image, mut resize) = (Image::new(width, height), Resize::default());
+        let mut planes = vec![0; 3 * padded(geometry.out_x.2)];
+        resize.begin(level, Filter::Lanczos3, geometry);
+        for _ in 0..geometry.out_y.2 {
+            resize.next_row(level, &image, &mut planes);
+        }
+        resize
+    }
+
+    #[test]
+    fn a_view_takes_no_more_than_was_told() {
+        let sides = [(1, 1), (7, 40), (300, 8), (3000, 8), (40, 224), (2000, 33)];
+        for level in Level::available() {
+            for (down, across) in sides.iter().flat_map(|down| sides.map(|across| (*down, across)))
+            {
+                let geometry = Geometry {
+                    in_y: (0, down.0),
+                    in_x: (0, across.0),
+                    out_y: (down.1, 0, down.1),
+                    out_x: (across.1, 0, across.1),
+                    flip: false,
+                };
+                let (taken, told) = (resized(level, geometry).taken(), Resize::bytes(&geometry));
+                assert!(taken as u64 <= told, "{taken} of {told} bytes, {level:?} {geometry:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_far_larger_than_other_views_take_is_given_back() {
+        let mut resize = Resize::default();
+        resize.vertical.grow_fine(KEPT_BYTES + 8);
+        resize.band.pixels_hwc.reserve(KEPT_BYTES + 1);
+        resize.trim();
+        assert_eq!(resize.taken(), 0);
+    }
 }
