@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use super::{OpenOptions, Shard, ShardInfo, ShardSet, warn_of};
 use crate::shard::damaged;
@@ -94,7 +94,7 @@ impl ShardSet {
 
     fn add(&mut self, found: Found, remote: Option<Arc<RemoteShard>>) -> Result<()> {
         let path = found.path;
-        let shard = Shard { index: OnceLock::new(), data: OnceLock::new(), remote };
+        let shard = Shard::new(remote);
         if let Some(remote) = &shard.remote {
             let Survey { bytes, samples, seekable } = remote.survey(self.options.use_index)?;
             let samples = match samples {
