@@ -1,10 +1,12 @@
 //! [`ViewConfig`]: the transforms of one view, with torchvision's names.
 
+use half::bf16;
 use serde::{Deserialize, Serialize};
 
 use super::color_jitter::ColorJitter;
 use super::crop::{Interpolation, RandomResizedCrop, Resize, Size};
 use super::params::{Crop, ViewParams};
+use crate::kernel::store::Affine;
 use crate::rng::Rng;
 use crate::{Error, Result};
 
@@ -175,6 +177,15 @@ impl ViewConfig {
                     "normalize: mean must be finite and std above 0, found mean {mean} and std {std}"
                 ));
             }
+            // What 255 and 0 become: no number where std is next to nothing, or mean beside it enormous.
+            let affine = Affine::normalize(self.normalize.mean, self.normalize.std);
+            let (scale, offset) = (affine.scale[channel], affine.offset[channel]);
+            let ends = [255.0 * scale + offset, offset].map(bf16::from_f32);
+            if !(scale.is_finite() && ends.iter().all(|end| end.is_finite())) {
+                return usage(format!(
+                    "normalize: (value - mean) / std must be finite, found mean {mean} and std {std}"
+                ));
+            }
         }
         Ok(())
     }
@@ -287,6 +298,10 @@ mod tests {
             ("[random_resized_crop]\nsize = 0\n", "random_resized_crop.size"),
             ("[color_jitter]\nhue = 0.7\n", "color_jitter.hue"),
             ("[normalize]\nstd = [0.2, 0.0, 0.2]\n", "normalize"),
+            // 1 / (255 std), 1 / std and mean / std are beyond 32-bit floats.
+            ("[normalize]\nstd = [1e-44, 1.0, 1.0]\n", "normalize"),
+            ("[normalize]\nmean = [0.0, 0.0, 0.0]\nstd = [1.0, 2e-39, 1.0]\n", "normalize"),
+            ("[normalize]\nmean = [0.0, 0.0, 1e38]\n", "normalize"),
         ] {
             let patch: ViewPatch = toml::from_str(text).unwrap();
             let error = patch.apply(&base).unwrap_err().to_string();
