@@ -37,18 +37,9 @@ impl BatchSpec {
         self.height.saturating_mul(self.width).saturating_mul(3)
     }
 
-    /// Bytes of an element.
-    pub fn element_bytes(&self) -> usize {
-        match self.dtype {
-            DType::F32 => 4,
-            DType::Bf16 => 2,
-            DType::U8 => 1,
-        }
-    }
-
     /// Bytes of a full batch; `usize::MAX`, which no buffer has, for more than that.
     pub fn bytes(&self) -> usize {
-        [self.size, self.view_len(), self.element_bytes()]
+        [self.size, self.view_len(), self.dtype.size()]
             .into_iter()
             .fold(self.views, usize::saturating_mul)
     }
@@ -91,7 +82,7 @@ impl Batch {
     /// The data's bytes, `views * size * view_len` elements.
     pub fn as_bytes(&self) -> &[u8] {
         let spec = &self.spec;
-        let bytes = spec.views * self.size * spec.view_len() * spec.element_bytes();
+        let bytes = spec.views * self.size * spec.view_len() * spec.dtype.size();
         match &self.buffer {
             Some(buffer) => &buffer.bytes()[..bytes],
             None => &[],
@@ -258,7 +249,7 @@ impl Task {
         let Filling { spec, size, .. } = *self.filling;
         let slot = self.slots.start + nth;
         assert!(slot < self.slots.end && view < spec.views);
-        let bytes = spec.view_len() * spec.element_bytes();
+        let bytes = spec.view_len() * spec.dtype.size();
         // SAFETY: the offset lies in the buffer (`slot < size <= spec.size`, and
         // `split` checked the buffer against the spec). Nobody else has this slot
         // (`split` hands out disjoint ranges and `Task` is not cloned), `&mut self`
