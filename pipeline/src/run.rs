@@ -39,8 +39,8 @@ type Numbered = (u64, Result<Batch>);
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// A running loader: an iterator over batches in order. Dropping it ends its
-/// threads. Batches are made in a few buffers that come back when a batch is
-/// dropped: whoever keeps four of them waits for a fifth for ever.
+/// threads. Batches are made in a few buffers ([`Loader::buffers`]) that come back when a batch is
+/// dropped: whoever keeps as many waits for another for ever.
 pub struct BatchStream {
     done: Receiver<Numbered>,
     /// Finished ahead of their turn.

@@ -165,7 +165,7 @@ pub fn assign(tensor: &Tensor, values: &[f32]) -> Result<()> {
     }
 }
 
-/// Whether two tensors are of the same memory.
+/// Whether two tensors have one storage, whichever parts of it they are.
 pub fn same(a: &Tensor, b: &Tensor) -> bool {
     let place = |t: &Tensor| std::ptr::from_ref::<Storage>(&t.storage_and_layout().0);
     std::ptr::eq(place(a), place(b))
