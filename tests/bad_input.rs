@@ -226,20 +226,23 @@ fn packed(shards: &Path, out: &Path, zstd: Option<i32>) {
 fn every_limit_can_be_set_and_is_kept() {
     let dir = tempfile::tempdir().unwrap();
     let plain = tiny_shards(dir.path());
-    let [indexed, framed, streamed, nested] =
-        ["indexed", "framed", "streamed", "nested"].map(|name| dir.path().join(name));
+    let [indexed, framed, streamed, nested, large] =
+        ["indexed", "framed", "streamed", "nested", "large"].map(|name| dir.path().join(name));
     packed(&plain, &indexed, None);
     packed(&plain, &framed, Some(1));
     std::fs::create_dir(&streamed).unwrap();
     let tar = std::fs::read(plain.join("part-0.tar")).unwrap();
     std::fs::write(streamed.join("a.tar.zst"), zstd::encode_all(&tar[..], 1).unwrap()).unwrap();
-    write_one(&nested, &format!("{}/a", "d/".repeat(60)));
+    write_ppm(&nested, &[format!("{}/a", "d/".repeat(60))], b"P6 1 1 255\nabc");
+    let names: Vec<String> = (0..16).map(|i| i.to_string()).collect();
+    write_ppm(&large, &names, b"P6 1001 1000 255\nabc");
     for (shards, limit, answer) in [
         (&plain, "data.limits.members=100", "more than 100 members (limit)"),
         (&plain, "data.limits.members_per_sample=1", "more than 1 members (limit)"),
         (&plain, "data.limits.label=2", "expected a class number from 0 to 2"),
         (&plain, "data.limits.member_bytes=64", "limit of 64"),
-        (&plain, "data.max_megapixels=0", "above the limit of 0"),
+        (&large, "data.max_megapixels=1", "above the limit of 1000000"),
+        (&plain, "data.max_megapixels=0", "`data.max_megapixels` must be at least 1"),
         (&nested, "data.limits.name_bytes=80", "limit"),
         (&indexed, "data.limits.index_bytes=900", "over the limit of 900"),
         (&framed, "data.limits.frame_bytes=4096", "4096"),
@@ -248,7 +251,8 @@ fn every_limit_can_be_set_and_is_kept() {
         let run = dir.path().join("run");
         let mut command = tiny_run(shards, &run);
         command.args(["--set", "data.shuffle=window", "--set", "train.epochs=1"]);
-        let works = shards == &nested || command.output().unwrap().status.success();
+        let works =
+            [&nested, &large].contains(&shards) || command.output().unwrap().status.success();
         assert!(works, "{}: it is read within the usual limits", shards.display());
         std::fs::remove_dir_all(&run).unwrap_or_default();
         let line = complaint(command.args(["--set", limit]));
@@ -257,14 +261,16 @@ fn every_limit_can_be_set_and_is_kept() {
     }
 }
 
-/// A tar of one image under a long path.
-fn write_one(folder: &Path, name: &str) {
+/// A tar of one PPM under some names.
+fn write_ppm(folder: &Path, names: &[String], ppm: &[u8]) {
     std::fs::create_dir(folder).unwrap();
     let mut tar = tar::Builder::new(std::fs::File::create(folder.join("a.tar")).unwrap());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(14);
-    header.set_cksum();
-    tar.append_data(&mut header, format!("{name}.ppm"), &b"P6 1 1 255\nabc"[..]).unwrap();
+    for name in names {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(ppm.len() as u64);
+        header.set_cksum();
+        tar.append_data(&mut header, format!("{name}.ppm"), ppm).unwrap();
+    }
     tar.into_inner().unwrap();
 }
 

@@ -198,6 +198,13 @@ impl Loader {
                  or pack it anew with `shard pack` for random access"
             ));
         }
+        if let Shuffle::Window { shards, samples } = config.shuffle
+            && (shards == 0 || samples == 0)
+        {
+            return usage(format!(
+                "a window of {samples} samples from {shards} shards holds nothing: both must be at least 1"
+            ));
+        }
         if config.threads > MOST_THREADS {
             return usage(format!(
                 "{} threads are more than {MOST_THREADS}, the most that a loader takes",

@@ -130,6 +130,17 @@ fn shards_that_can_only_be_streamed_give_the_same_batches() {
 }
 
 #[test]
+fn a_window_of_nothing_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[]));
+    for (shards, samples) in [(0, 9), (2, 0)] {
+        let config = LoaderConfig { shuffle: Shuffle::Window { shards, samples }, ..config(10) };
+        let message = Loader::new(Arc::clone(&set), config).err().unwrap().to_string();
+        assert!(message.contains("window") && message.contains("at least 1"), "{message}");
+    }
+}
+
+#[test]
 fn a_bad_sample_is_replaced_and_enters_the_ledger_once() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &COUNTS, Coding::Tar, &[3, 40]));

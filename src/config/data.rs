@@ -18,9 +18,9 @@ pub struct DataConfig {
     pub val: String,
     /// `global`, `window` or `none`.
     pub shuffle: ShuffleKind,
-    /// Shards that `window` reads in turns.
+    /// Shards that `window` reads in turns; at least 1.
     pub window_shards: usize,
-    /// Samples that `window` mixes.
+    /// Samples that `window` mixes; at least 1.
     pub window_samples: usize,
     /// Threads that decode and augment; 0 takes one for each core.
     pub threads: usize,
@@ -34,7 +34,7 @@ pub struct DataConfig {
     pub max_bad: f64,
     /// Turn images as their EXIF orientation says.
     pub exif: bool,
-    /// Largest image that is decoded, in millions of pixels.
+    /// Largest image that is decoded, in millions of pixels; at least 1.
     pub max_megapixels: u64,
     /// A folder where shards behind URLs are kept; several processes may share it. Empty for none.
     pub cache: String,

@@ -142,6 +142,7 @@ impl RunConfig {
             ("train.epochs", self.train.epochs),
             ("train.batch_size", self.train.batch_size as u64),
             ("train.log_every", self.train.log_every),
+            ("data.max_megapixels", self.data.max_megapixels),
             ("checkpoint.every_epochs", self.checkpoint.every_epochs),
             ("checkpoint.keep", self.checkpoint.keep as u64),
             ("eval.k", self.eval.k as u64),
