@@ -57,21 +57,20 @@ impl Evaluated {
     pub fn measure(
         &self,
         record: bool,
-        score: impl Fn(&Kind, &EvalConfig) -> Result<Score>,
+        score: impl Fn(Kind, &EvalConfig) -> Result<Score>,
     ) -> Result<()> {
         let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
-        let score = |kind: &Kind| score(kind, &source.config().eval);
+        let score = |kind: Kind| score(kind, &source.config().eval);
         let trained = source.trained()?;
         // Of the samples that could be used.
         let (train, test) = (trained.train.len(), trained.test.len());
-        let mut scores = vec![score(&trained)?];
-        drop(trained);
+        let mut scores = vec![score(trained)?];
         if !self.no_untrained {
-            scores.push(score(&source.untrained()?)?);
+            scores.push(score(source.untrained()?)?);
         }
         if self.pixels {
             for kind in source.pixels()? {
-                scores.push(score(&kind)?);
+                scores.push(score(kind)?);
             }
         }
         let own = self.train.is_none() && self.test.is_none();

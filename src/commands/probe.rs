@@ -48,8 +48,7 @@ pub fn run(args: ProbeArgs) -> Result<()> {
         if share == 1.0 {
             return kind.score(None, Some(&options));
         }
-        let (name, test) = (kind.name.clone(), kind.test.clone());
         let train = kind.train.few_labels(share, seed)?;
-        Kind { name, train, test }.score(None, Some(&options))
+        Kind { train, ..kind }.score(None, Some(&options))
     })
 }

@@ -93,7 +93,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     let device = train::device(&config.train)?;
     let mut net = found.network(&device)?;
     let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
-    let mut scores = vec![score(&trained, &config)?];
+    let mut scores = vec![score(trained.clone(), &config)?];
     scores.extend(before.scores.iter().cloned());
     let text = serde_json::to_vec_pretty(&scores)?;
     write_atomically(&config.train.dir.join(collect::SCORES_FILE), &text)?;
@@ -233,16 +233,16 @@ impl Before {
         let device = train::device(&config.train)?;
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         let untrained = encode("untrained network", &mut net, data.sets(), config, &device)?;
-        let mut scores = vec![score(&untrained, config)?];
+        let mut scores = vec![score(untrained.clone(), config)?];
         for kind in pixel_kinds(&data.train, &data.test, config)? {
-            scores.push(score(&kind, config)?);
+            scores.push(score(kind, config)?);
         }
         let correlation = correlation("before training", &mut net, &data.train, config)?;
         Ok(Before { untrained, scores, correlation })
     }
 }
 
-fn score(kind: &Kind, config: &RunConfig) -> Result<Score> {
+fn score(kind: Kind, config: &RunConfig) -> Result<Score> {
     let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
     // Raw pixels have 3,072 dimensions: few iterations keep them within seconds.
     let probe =
@@ -268,7 +268,7 @@ fn neighbours(data: &Data, untrained: &Kind, trained: &Kind) -> Result<Vec<Neigh
     for kind in [untrained, trained] {
         let place: Vec<u64> = asked.iter().map(|(place, _)| *place).collect();
         let rows = kind.test.select(|i| place.contains(&kind.test.samples()[i]));
-        let found = nearest(&kind.train, &rows, NEAR)?;
+        let found = nearest(kind.train.clone(), rows.clone(), NEAR)?;
         let all = found.iter().flatten().map(|one| kind.train.samples()[one.index as usize]);
         let images = pictures(&data.train, all.collect())?;
         let image = |index: u32| {

@@ -17,6 +17,7 @@ use crate::model::TwinNet;
 use crate::report::{Score, percent};
 
 /// Features of the two sets that an evaluation compares.
+#[derive(Clone)]
 pub struct Kind {
     /// Whose they are.
     pub name: String,
@@ -77,7 +78,8 @@ impl Source {
         self.encode("trained network", &mut net)
     }
 
-    /// Features of the network as it was before its first step.
+    /// Features of a network of the same shape with the random weights of `train.seed`: what a run begins with
+    /// that is given no others (`train.init`, `bt-stream import`).
     ///
     /// # Errors
     /// Unreadable samples.
@@ -150,15 +152,16 @@ pub fn progress(total: u64, name: &str) -> Result<ProgressBar> {
 }
 
 impl Kind {
-    /// The accuracies that `knn` and `probe` ask for.
+    /// The accuracies that `knn` and `probe` ask for. Takes the features, which kNN normalises where they are,
+    /// after the probe has seen them as they were.
     ///
     /// # Errors
     /// Missing labels, or options out of range.
-    pub fn score(&self, knn: Option<KnnConfig>, probe: Option<&ProbeConfig>) -> Result<Score> {
-        let knn = knn.map(|options| knn_accuracy(&self.train, &self.test, options)).transpose()?;
+    pub fn score(self, knn: Option<KnnConfig>, probe: Option<&ProbeConfig>) -> Result<Score> {
         let fit = |options| Probe::fit(&self.train, options)?.accuracy(&self.test);
         let linear: Option<Accuracy> = probe.map(fit).transpose()?;
-        Ok(Score { name: self.name.clone(), knn, linear })
+        let knn = knn.map(|options| knn_accuracy(self.train, self.test, options)).transpose()?;
+        Ok(Score { name: self.name, knn, linear })
     }
 }
 

@@ -76,6 +76,7 @@ fn features_unless(
     mut done: impl FnMut(usize),
 ) -> Result<Features> {
     let mut out = Features::empty(net.feature_dim());
+    out.reserve(set.len());
     each_batch(set, config, given_up, |batch, own| {
         let values = net.features(&images_of(batch, device)?)?.flatten_all()?.to_vec1::<f32>()?;
         for i in own {
@@ -98,6 +99,7 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
     let side = height.max(width).min(RAW_SIDE);
     let mut raw: Option<Features> = None;
     let mut histograms = Features::empty(HISTOGRAM_DIM);
+    histograms.reserve(set.len());
     let config = LoaderConfig { dtype: DType::U8, ..config };
     each_batch(set, config, &AtomicBool::new(false), |batch, own| {
         let len = batch.spec().view_len();
@@ -106,8 +108,12 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
             let (label, sample) = (&batch.labels[i..=i], &batch.samples[i..=i]);
             let view = Image { width, height, pixels_hwc: pixels.to_vec() };
             let values = raw_pixels(&fit(&view, side).pixels_hwc);
-            raw.get_or_insert_with(|| Features::empty(values.len()))
-                .append(&values, label, sample)?;
+            let raw = raw.get_or_insert_with(|| {
+                let mut raw = Features::empty(values.len());
+                raw.reserve(set.len());
+                raw
+            });
+            raw.append(&values, label, sample)?;
             histograms.append(&colour_histogram(pixels), label, sample)?;
         }
         Ok(())
@@ -168,5 +174,5 @@ pub fn knn_during_training(
     let references = of(&config.data.train, "data.train")?;
     let queries = of(&config.data.val, "data.val")?;
     let options = super::KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
-    super::knn::knn_accuracy_unless(&references, &queries, options, given_up)
+    super::knn::knn_accuracy_unless(references, queries, options, given_up)
 }

@@ -47,6 +47,13 @@ impl Features {
         Ok(features)
     }
 
+    /// Takes memory for as many more rows, so that what is appended is not moved about.
+    pub fn reserve(&mut self, rows: usize) {
+        self.values.reserve_exact(rows.saturating_mul(self.dim));
+        self.labels.reserve_exact(rows);
+        self.samples.reserve_exact(rows);
+    }
+
     /// Adds rows: `values` is `[labels.len(), dim]`, `samples` the places in the set.
     ///
     /// # Errors

@@ -32,12 +32,13 @@ impl Default for KnnConfig {
     }
 }
 
-/// Share (0 to 1) of `queries` whose class the neighbours in `references` find.
+/// Share (0 to 1) of `queries` whose class the neighbours in `references` find. Takes both, to normalise them
+/// where they are: those of ImageNet are 10 GB.
 ///
 /// # Errors
 /// When labels are missing, values are not finite, the dimensions differ or an
 /// option is out of range.
-pub fn knn_accuracy(references: &Features, queries: &Features, config: KnnConfig) -> Result<f64> {
+pub fn knn_accuracy(references: Features, queries: Features, config: KnnConfig) -> Result<f64> {
     knn_accuracy_unless(references, queries, config, &AtomicBool::new(false))
 }
 
@@ -46,37 +47,34 @@ pub fn knn_accuracy(references: &Features, queries: &Features, config: KnnConfig
 /// # Errors
 /// As [`knn_accuracy`], and when it was given up.
 pub fn knn_accuracy_unless(
-    references: &Features,
-    queries: &Features,
+    references: Features,
+    queries: Features,
     config: KnnConfig,
     given_up: &AtomicBool,
 ) -> Result<f64> {
-    let predicted = predict(references, queries, config, given_up)?;
     queries.check_labelled("the query set")?;
-    let right = predicted.iter().zip(queries.labels()).filter(|(p, l)| p == l).count();
-    Ok(right as f64 / queries.len() as f64)
+    let labels = queries.labels().to_vec();
+    let predicted = predict(references, queries, config, given_up)?;
+    let right = predicted.iter().zip(&labels).filter(|(p, l)| p == l).count();
+    Ok(right as f64 / labels.len() as f64)
 }
 
 /// The class that the neighbours of each query vote for; the smallest of equals.
 ///
 /// # Errors
 /// As [`knn_accuracy`].
-pub fn knn_predict(
-    references: &Features,
-    queries: &Features,
-    config: KnnConfig,
-) -> Result<Vec<u32>> {
+pub fn knn_predict(references: Features, queries: Features, config: KnnConfig) -> Result<Vec<u32>> {
     predict(references, queries, config, &AtomicBool::new(false))
 }
 
 fn predict(
-    references: &Features,
-    queries: &Features,
+    mut references: Features,
+    queries: Features,
     config: KnnConfig,
     given_up: &AtomicBool,
 ) -> Result<Vec<u32>> {
     references.check_labelled("the reference set")?;
-    let neighbours = nearest_unless(references, queries, config.k, given_up)?;
+    let neighbours = nearest_unless(&mut references, queries, config.k, given_up)?;
     if config.temperature.is_nan() || config.temperature <= 0.0 {
         bail!("the temperature must be positive, not {}", config.temperature);
     }
@@ -109,13 +107,18 @@ pub struct Neighbour {
 ///
 /// # Errors
 /// When the dimensions differ, `k` is 0 or there are no references.
-pub fn nearest(references: &Features, queries: &Features, k: usize) -> Result<Vec<Vec<Neighbour>>> {
-    nearest_unless(references, queries, k, &AtomicBool::new(false))
+pub fn nearest(
+    mut references: Features,
+    queries: Features,
+    k: usize,
+) -> Result<Vec<Vec<Neighbour>>> {
+    nearest_unless(&mut references, queries, k, &AtomicBool::new(false))
 }
 
+/// As [`nearest`], unless it is given up; the references are unit vectors afterwards.
 fn nearest_unless(
-    references: &Features,
-    queries: &Features,
+    references: &mut Features,
+    mut queries: Features,
     k: usize,
     given_up: &AtomicBool,
 ) -> Result<Vec<Vec<Neighbour>>> {
@@ -132,12 +135,12 @@ fn nearest_unless(
     if u32::try_from(references.len()).is_err() {
         bail!("{} references are too many", references.len());
     }
-    let (mut references, mut queries) = (references.clone(), queries.clone());
     references.normalize();
     queries.normalize();
+    let references = &*references;
     let starts: Vec<usize> = (0..queries.len()).step_by(QUERIES).collect();
     let blocks: Option<Vec<_>> =
-        starts.par_iter().map(|start| block(&references, &queries, *start, k, given_up)).collect();
+        starts.par_iter().map(|start| block(references, &queries, *start, k, given_up)).collect();
     let blocks = blocks.context("the search for neighbours was given up")?;
     Ok(blocks.into_iter().flatten().collect())
 }
@@ -253,7 +256,7 @@ mod tests {
         let (references, queries) = (random(2500, 17, 7, 1), random(150, 17, 7, 2));
         for (k, temperature) in [(1, 0.1), (20, 0.1), (200, 0.5), (5000, 0.07)] {
             let config = KnnConfig { k, temperature };
-            let predicted = knn_predict(&references, &queries, config).unwrap();
+            let predicted = knn_predict(references.clone(), queries.clone(), config).unwrap();
             for (i, class) in predicted.iter().enumerate() {
                 assert_eq!(*class, naive(&references, queries.row(i), config), "query {i}, k {k}");
             }
@@ -266,7 +269,7 @@ mod tests {
         let references = Features::from_parts(2, vec![1., 0., 1., 0.1, 0., 1.], labels).unwrap();
         let config = KnnConfig { k: 2, temperature: 0.1 };
         let queries = Features::from_parts(2, vec![1., 0., 0., 1.], vec![7, 7]).unwrap();
-        let predicted = knn_predict(&references, &queries, config).unwrap();
+        let predicted = knn_predict(references, queries, config).unwrap();
         assert_eq!(predicted, [Features::NO_LABEL - 1, 7]);
     }
 
@@ -274,7 +277,7 @@ mod tests {
     fn neighbours_are_in_order_and_equals_by_their_place() {
         let references = Features::from_parts(1, vec![-1., 2., 1., 3.], vec![0, 1, 2, 3]).unwrap();
         let queries = Features::from_parts(1, vec![5.], vec![1]).unwrap();
-        let near = nearest(&references, &queries, 4).unwrap();
+        let near = nearest(references, queries, 4).unwrap();
         let indices: Vec<u32> = near[0].iter().map(|one| one.index).collect();
         assert_eq!(indices, [1, 2, 3, 0]);
     }
@@ -284,7 +287,7 @@ mod tests {
         let (references, queries) = (random(1500, 8, 5, 3), random(200, 8, 5, 4));
         let with = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| nearest(&references, &queries, 10).unwrap())
+            pool.install(|| nearest(references.clone(), queries.clone(), 10).unwrap())
         };
         assert_eq!(with(1), with(3));
     }
@@ -292,10 +295,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let (references, queries) = (random(5, 3, 2, 1), random(5, 4, 2, 2));
-        assert!(knn_predict(&references, &queries, KnnConfig::default()).is_err());
+        assert!(knn_predict(references.clone(), queries, KnnConfig::default()).is_err());
         let zero = KnnConfig { k: 0, temperature: 0.1 };
-        assert!(knn_predict(&references, &references, zero).is_err());
+        assert!(knn_predict(references.clone(), references.clone(), zero).is_err());
         let cold = KnnConfig { k: 1, temperature: 0.0 };
-        assert!(knn_predict(&references, &references, cold).is_err());
+        assert!(knn_predict(references.clone(), references, cold).is_err());
     }
 }
