@@ -128,10 +128,12 @@ fn overrides_apply_to_every_cell_and_given_shards_are_not_drawn() {
     let drawn = parse(text).unwrap();
     assert!(drawn.drawn.is_some());
     assert!(drawn.cells[1].config.data.train.ends_with("data/train.manifest.json"));
-    let other = text.replace("[drawn]", "[[cells]]\nname = 'other'\nconfig.data.train = 'o'\n[drawn]");
+    let other =
+        text.replace("[drawn]", "[[cells]]\nname = 'other'\nconfig.data.train = 'o'\n[drawn]");
     let other = parse(&other).unwrap();
     let data = other.cells.iter().map(|cell| &cell.config.data);
-    let named: Vec<_> = data.map(|data| (data.train.as_str() == "o", data.val.is_empty())).collect();
+    let named: Vec<_> =
+        data.map(|data| (data.train.as_str() == "o", data.val.is_empty())).collect();
     assert!(named.contains(&(true, true)) && named.contains(&(false, false)), "{named:?}");
     // Blanks change nothing.
     for pair in ["data.train=own", "data.train = 'own'"] {
