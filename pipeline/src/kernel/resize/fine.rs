@@ -2,7 +2,8 @@
 //!
 //! The other passes round each product, which may lose 1/128 of a level, and mostly in the same direction
 //! where neighbours are equal. Here a tap loses what half the last bit of its weight is worth, 255 / 2^23 of
-//! a level, so that even 16,000 of them stay below half a level. It takes about three times as long.
+//! a level, so that even 16,000 of them stay below half a level. 24 megapixels to 64 x 64 take 8.3 ms in place
+//! of 7.0 with AVX-512 and 11.4 in place of 7.3 with AVX2.
 
 use super::IN_BITS;
 use super::axis::{Axis, FINE_BITS, FinePair};

@@ -315,14 +315,18 @@ fn horizontal(
     #[cfg(target_arch = "x86_64")]
     if level != Level::SCALAR {
         let columns = columns.get(vector::scratch_len(axis, block_rows));
-        if level.kind() == Kind::Avx512 && block_rows == Avx512::LEN {
-            // SAFETY: a level of this kind exists only where the CPU was found to
-            // have these features (`Level::available`).
-            unsafe { horizontal_avx512(block, axis, columns, out, row_len) }
-        } else {
-            // SAFETY: as above; both kinds have AVX2.
-            unsafe { horizontal_avx2(block, axis, columns, out, row_len) }
-        }
+        let wide = level.kind() == Kind::Avx512 && block_rows == Avx512::LEN;
+        // A function for each: the usual one is compiled as if there were no other.
+        let horizontal: unsafe fn(&Block<'_>, &Axis, &mut [i16], &mut [i16], usize) =
+            match (wide, axis.is_fine()) {
+                (true, false) => horizontal_avx512::<false>,
+                (true, true) => horizontal_avx512::<true>,
+                (false, false) => horizontal_avx2::<false>,
+                (false, true) => horizontal_avx2::<true>,
+            };
+        // SAFETY: a level of this kind exists only where the CPU was found to have these
+        // features (`Level::available`); both kinds have AVX2.
+        unsafe { horizontal(block, axis, columns, out, row_len) }
         return;
     }
     let _ = (level, columns);
@@ -331,26 +335,28 @@ fn horizontal(
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn horizontal_avx2(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
+fn horizontal_avx2<const FINE: bool>(
+    block: &Block<'_>,
+    axis: &Axis,
+    columns: &mut [i16],
+    out: &mut [i16],
+    row_len: usize,
+) {
     // SAFETY: this function runs only where AVX2 is.
-    unsafe {
-        match axis.is_fine() {
-            true => vector::horizontal::<Avx2, true>(b, axis, columns, out, len),
-            false => vector::horizontal::<Avx2, false>(b, axis, columns, out, len),
-        }
-    }
+    unsafe { vector::horizontal::<Avx2, FINE>(block, axis, columns, out, row_len) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,avx512f,avx512bw")]
-fn horizontal_avx512(b: &Block<'_>, axis: &Axis, columns: &mut [i16], out: &mut [i16], len: usize) {
+fn horizontal_avx512<const FINE: bool>(
+    block: &Block<'_>,
+    axis: &Axis,
+    columns: &mut [i16],
+    out: &mut [i16],
+    row_len: usize,
+) {
     // SAFETY: this function runs only where AVX-512 BW is.
-    unsafe {
-        match axis.is_fine() {
-            true => vector::horizontal::<Avx512, true>(b, axis, columns, out, len),
-            false => vector::horizontal::<Avx512, false>(b, axis, columns, out, len),
-        }
-    }
+    unsafe { vector::horizontal::<Avx512, FINE>(block, axis, columns, out, row_len) }
 }
 
 /// `(a * b + 2^14) >> 15`: x86's `pmulhrsw`.
