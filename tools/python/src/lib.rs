@@ -447,7 +447,7 @@ impl Batch {
         if view >= spec.views {
             return Err(PyIndexError::new_err(format!("view {view} of {}", spec.views)));
         }
-        let offset = view * size * spec.view_len() * spec.element_bytes();
+        let offset = view * size * spec.view_len() * spec.dtype.size();
         let out = PyDict::new(py);
         out.set_item("version", 3)?;
         out.set_item("shape", shape(spec, size))?;
