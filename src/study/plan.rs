@@ -166,6 +166,10 @@ impl Study {
             let message = error.message().lines().collect::<Vec<_>>().join(" ");
             anyhow::anyhow!("line {}: {message}", line + 1)
         })?;
+        if dir.to_str().is_none() {
+            // Its cells' configurations name it.
+            bail!(Misconfigured(format!("the name {} is not UTF-8", dir.display())));
+        }
         ensure!(!file.seeds.is_empty(), "`seeds` is empty");
         let mut seeds = file.seeds.clone();
         seeds.sort_unstable();

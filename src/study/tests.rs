@@ -244,3 +244,13 @@ fn the_files_that_the_documentation_shows_are_studies() {
     assert!(cells.cells[1].untrained && cells.rows[0].reference == Some(57.3));
     assert!(shown.next().is_none());
 }
+
+#[test]
+#[cfg(unix)]
+fn a_folder_whose_name_no_configuration_can_hold_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let text = "title = 'x'\nseeds = [0]\n[[cells]]\nname = 'a'";
+    let dir = Path::new(std::ffi::OsStr::from_bytes(b"out\xff"));
+    let error = Study::parse(text, Path::new("."), dir, &[]).unwrap_err();
+    assert!(error.to_string().contains("not UTF-8"), "{error}");
+}

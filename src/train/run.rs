@@ -104,17 +104,16 @@ impl Run {
         let earlier = chosen && !found.as_ref().is_some_and(Checkpoint::is_newest);
         let length = [steps, steps_per_epoch];
         let metrics = begin(config, step, length, earlier, watch, board.clone())?;
-        let metrics = match &found {
-            Some(found) => metrics.counting_from(found.state.tally.clone()),
-            None => metrics,
-        };
+        let state = found.as_ref().map(|found| &found.state);
+        let tally = state.map(|state| state.tally.clone()).unwrap_or_default();
+        let metrics = metrics.counting_from(tally);
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
         }
         if step < steps {
             let parameters = learner.params().iter().map(|param| param.len() as u64).sum();
-            let state = found.as_ref().filter(|_| step > 0).map(|found| &found.state);
-            for text in warnings(config, state, device.is_cpu().then_some(parameters))? {
+            let cpu = device.is_cpu().then_some(parameters);
+            for text in warnings(config, state.filter(|_| step > 0), cpu)? {
                 metrics.say(&text);
             }
         }

@@ -1,0 +1,98 @@
+//! Lines across interruptions, and what is in none.
+
+use super::*;
+
+#[test]
+fn resuming_takes_out_the_lines_of_steps_that_will_be_repeated() {
+    let dir = tempfile::tempdir().unwrap();
+    let text: String = (1..=4)
+        .map(|step| format!("{{\"step\":{step},\"epoch\":0.0,\"seconds\":1.0}}\n"))
+        .collect();
+    std::fs::write(dir.path().join(METRICS_FILE), text + "{\"step\":5,\"ep").unwrap();
+    drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+    let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
+    assert_eq!(steps, [1, 2]);
+}
+
+#[test]
+fn an_evaluation_between_two_lines_costs_no_images_and_the_last_step_has_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut metrics = Metrics::open(dir.path(), 0, 3, 3, 2).unwrap();
+    let pair = crate::loss::tests::pair_of(4, 3, 1);
+    let seen = crate::loss::Embeddings::of(&pair.0, &pair.1);
+    let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
+    let out = objective.evaluate(&seen).unwrap();
+    let stats = Stats::default();
+    let step = |step: u64, metrics: &mut Metrics| {
+        std::thread::sleep(Duration::from_millis(30));
+        metrics.count(100, &out);
+        metrics.step(step, 0, (0.1, 0.1), &stats).unwrap();
+    };
+    step(1, &mut metrics);
+    metrics.knn(1, 0.5, Duration::ZERO).unwrap();
+    step(2, &mut metrics);
+    step(3, &mut metrics);
+    metrics.finish().unwrap();
+    let lines = read(dir.path()).unwrap();
+    let rates: Vec<f64> = lines.iter().filter_map(|line| line.images_per_s).collect();
+    // 200 images in 60 ms, then 100 in 30.
+    assert!(rates.len() == 2 && rates.iter().all(|rate| *rate < 3400.0), "{rates:?}");
+    let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
+    assert_eq!(losses, [out.loss, out.loss]);
+}
+
+#[test]
+fn a_bad_sample_is_listed_once_however_often_the_run_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let bad = |key: &str| BadSample {
+        shard: "a.tar".into(),
+        key: key.into(),
+        offset: 512,
+        cause: "torn".into(),
+    };
+    for process in [["1", "2"], ["2", "3"], ["1", "3"]] {
+        let mut metrics = Metrics::open(dir.path(), 0, 10, 5, 1).unwrap();
+        metrics.record_bad(&process.map(bad)).unwrap();
+        metrics.finish().unwrap();
+    }
+    let text = std::fs::read_to_string(dir.path().join(LEDGER_FILE)).unwrap();
+    assert_eq!(text.lines().count(), 3, "{text}");
+}
+#[test]
+fn bytes_that_are_no_text_hide_no_lines() {
+    let dir = tempfile::tempdir().unwrap();
+    let line = |step: u64| format!("{{\"step\":{step},\"epoch\":0.0,\"seconds\":1.0}}\n");
+    let text = [line(1).as_bytes(), b"{\"step\":2,\"ep\xff\xfe\n", line(3).as_bytes()].concat();
+    std::fs::write(dir.path().join(METRICS_FILE), text).unwrap();
+    let steps = || read(dir.path()).unwrap().iter().map(|line| line.step).collect::<Vec<_>>();
+    assert_eq!(steps(), [1, 3]);
+    drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+    assert_eq!(steps(), [1]);
+}
+
+#[test]
+fn steps_that_moved_nothing_are_in_no_mean_and_keep_no_line_from_being_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut metrics = Metrics::open(dir.path(), 0, 4, 4, 2).unwrap();
+    let pair = crate::loss::tests::pair_of(4, 3, 1);
+    let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
+    let out = objective.evaluate(&crate::loss::Embeddings::of(&pair.0, &pair.1)).unwrap();
+    let stats = Stats::default();
+    metrics.count(8, &out);
+    metrics.step(1, 1, (0.1, 0.1), &stats).unwrap();
+    metrics.step(2, 0, (0.1, 0.1), &stats).unwrap();
+    // The process ends; the next one has what a checkpoint kept.
+    metrics.count(8, &out);
+    metrics.step(3, 2, (0.1, 0.1), &stats).unwrap();
+    let kept = serde_json::to_string(metrics.tally()).unwrap();
+    let mut metrics = Metrics::open(dir.path(), 3, 4, 4, 2).unwrap();
+    metrics = metrics.counting_from(serde_json::from_str(&kept).unwrap());
+    metrics.step(4, 0, (0.1, 0.1), &stats).unwrap();
+    let lines = read(dir.path()).unwrap();
+    let told: Vec<_> = lines.iter().map(|line| (line.step, line.loss, line.bad)).collect();
+    assert_eq!(told, [(2, Some(out.loss), Some(1)), (4, Some(out.loss), Some(3))]);
+    // What is no number stays none.
+    let tally = Tally { off_diag: f64::NAN, ..Tally::default() };
+    let again: Tally = serde_json::from_str(&serde_json::to_string(&tally).unwrap()).unwrap();
+    assert!(again.off_diag.is_nan());
+}
