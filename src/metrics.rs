@@ -1,6 +1,8 @@
 //! What a run says about itself: one JSON line every n steps, and the progress
 //! line on a terminal.
 
+mod tally;
+
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +19,8 @@ use crate::loss::LossOutput;
 use crate::loss::diagnostics::{Diagnostics, Health};
 use crate::prometheus::Board;
 use crate::tensorboard::EventWriter;
+
+pub use tally::Tally;
 
 /// File in the run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
@@ -72,45 +76,6 @@ pub struct Line {
     /// Collapse and information, of one batch's embeddings.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub diagnostics: Option<Diagnostics>,
-}
-
-/// What is counted from line to line. A checkpoint keeps it, so that a run which goes on from there
-/// writes the lines of one that was not interrupted.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Tally {
-    /// Samples left out since the run began.
-    bad: u64,
-    /// Since the last line: steps, and sums over them.
-    steps: u64,
-    #[serde(with = "number")]
-    loss: f64,
-    #[serde(with = "number")]
-    invariance: f64,
-    #[serde(with = "number")]
-    redundancy: f64,
-    /// Steps that had a C.
-    correlations: u64,
-    #[serde(with = "number")]
-    on_diag: f64,
-    #[serde(with = "number")]
-    off_diag: f64,
-    /// Of the online probe: batches, and the sum of their shares of right answers.
-    probed: u64,
-    #[serde(with = "number")]
-    online: f64,
-}
-
-/// Numbers of which JSON has none, as `null`.
-mod number {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-    pub fn serialize<S: Serializer>(value: &f64, to: S) -> Result<S::Ok, S::Error> {
-        value.is_finite().then_some(value).serialize(to)
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<f64, D::Error> {
-        Ok(Option::deserialize(from)?.unwrap_or(f64::NAN))
-    }
 }
 
 /// Writes the metrics file and keeps the progress line.
