@@ -116,6 +116,33 @@ config = { optim.lr_weights = 1e37, train.batch_size = 96 }
 }
 
 #[test]
+fn a_cell_that_fails_keeps_no_other_from_its_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 1, batch_size = 16 }
+optim = { warmup_epochs = 0 }
+[[cells]]
+name = "without data"
+config.data.train = "nowhere"
+[[cells]]
+name = "calm"
+"#;
+    let text = tiny_study(&tiny_shards(folder.path()), rest);
+    let study = folder.path().join("tiny.toml");
+    std::fs::write(&study, text).unwrap();
+    let dir = folder.path().join("out");
+    let output = command(&study, &dir).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("2 of 4 cells failed") && said.contains("`without data, seed 1`"),
+        "{said}"
+    );
+    let table = std::fs::read_to_string(dir.join("table.md")).unwrap();
+    assert!(table.contains("2 of 4 runs finished"), "{table}");
+}
+
+#[test]
 fn only_names_the_rows_in_every_mode_and_a_first_step_that_fails_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let rest = r#"

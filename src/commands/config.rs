@@ -34,6 +34,9 @@ pub fn run(args: ConfigArgs) -> Result<()> {
     }
     let config = args.source.load(&[])?;
     let Some(asked) = args.explain else {
+        for said in config.idle()? {
+            eprintln!("warning: {said}");
+        }
         match args.json {
             true => println!("{}", serde_json::to_string_pretty(&config)?),
             false => print!("{}", config.to_toml()?),

@@ -3,6 +3,7 @@
 
 mod augment;
 mod data;
+mod idle;
 mod keep;
 mod set;
 mod train;

@@ -158,6 +158,16 @@ impl Objective for Barlow {
         super::to_table(&self.config)
     }
 
+    fn idle(&self) -> Vec<(&'static str, &'static str)> {
+        let config = &self.config;
+        let rules = [
+            (config.loss == Shape::Squared, ("temperature", "loss.loss is `squared`")),
+            (config.terms == Terms::Invariance, ("lambda", "loss.terms is `invariance`")),
+            (config.normalize != Normalize::Batch, ("eps", "loss.normalize is not `batch`")),
+        ];
+        rules.into_iter().filter(|(idle, _)| *idle).map(|(_, option)| option).collect()
+    }
+
     fn needs(&self) -> Needs {
         let hidden = self.config.predictor;
         let predictor = (hidden > 0).then_some(PredictorShape { hidden, both: false });

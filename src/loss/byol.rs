@@ -64,6 +64,10 @@ impl Objective for Byol {
         super::to_table(&self.config)
     }
 
+    fn idle(&self) -> Vec<(&'static str, &'static str)> {
+        super::idle_predictor(self.config.predictor)
+    }
+
     fn needs(&self) -> Needs {
         let ByolConfig { momentum: base, final_momentum: last, predictor, predictor_hidden } =
             self.config;

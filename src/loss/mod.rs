@@ -67,6 +67,11 @@ pub trait Objective: Send {
     /// The options in effect, defaults included.
     fn options(&self) -> toml::Table;
 
+    /// Options that do nothing, whatever their values, and the other option that makes it so.
+    fn idle(&self) -> Vec<(&'static str, &'static str)> {
+        Vec::new()
+    }
+
     /// What it wants beside the network's embeddings.
     fn needs(&self) -> Needs {
         Needs::default()
@@ -330,6 +335,12 @@ fn parse<T: DeserializeOwned>(options: toml::Table) -> anyhow::Result<T> {
 fn to_table(options: &impl Serialize) -> toml::Table {
     // The options are flat structs of numbers and names, which always serialise to a table.
     toml::Table::try_from(options).unwrap_or_default()
+}
+
+/// [`Objective::idle`] of one that may have a predictor: without it the width of the hidden layer.
+fn idle_predictor(predictor: bool) -> Vec<(&'static str, &'static str)> {
+    let width = ("predictor_hidden", "loss.predictor is false");
+    if predictor { Vec::new() } else { vec![width] }
 }
 
 /// Checks that `value` is finite and greater than zero.

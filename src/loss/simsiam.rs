@@ -62,6 +62,10 @@ impl Objective for SimSiam {
         super::to_table(&self.config)
     }
 
+    fn idle(&self) -> Vec<(&'static str, &'static str)> {
+        super::idle_predictor(self.config.predictor)
+    }
+
     fn needs(&self) -> Needs {
         let shape = PredictorShape { hidden: self.config.predictor_hidden, both: true };
         Needs { predictor: self.config.predictor.then_some(shape), teacher: None }

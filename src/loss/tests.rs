@@ -234,3 +234,34 @@ fn views_of_one_tensor_are_read_in_place_and_give_the_same() {
     assert_eq!(to_vec(&x.grad), to_vec(&y.grad));
     assert_eq!(x.loss, y.loss);
 }
+
+#[test]
+fn an_option_that_is_called_idle_changes_nothing() {
+    let (z_a, z_b) = pair_of(6, 5, 11);
+    let cases = [
+        ("barlow", toml! { lambda = 0.1 }, "temperature", 0.7),
+        ("barlow", toml! { terms = "invariance" }, "lambda", 0.7),
+        ("barlow", toml! { loss = "cross_entropy" terms = "invariance" }, "lambda", 0.7),
+        ("barlow", toml! { normalize = "feature" }, "eps", 0.7),
+        ("barlow", toml! { normalize = "none" }, "eps", 0.7),
+    ];
+    for (name, options, key, value) in cases {
+        let mut plain = build(name, options.clone()).unwrap();
+        assert!(plain.idle().iter().any(|(idle, _)| *idle == key), "{name} {key}");
+        let mut other = options.clone();
+        other.insert(key.into(), value.into());
+        let mut other = build(name, other).unwrap();
+        let seen = Embeddings::of(&z_a, &z_b);
+        let (one, two) = (plain.evaluate(&seen).unwrap(), other.evaluate(&seen).unwrap());
+        assert_eq!(one.loss, two.loss, "{name} {key}");
+        assert_eq!(to_vec(&one.grad_a), to_vec(&two.grad_a), "{name} {key}");
+    }
+    for name in ["byol", "simsiam"] {
+        let without = build(name, toml! { predictor = false }).unwrap();
+        assert_eq!(without.idle()[0].0, "predictor_hidden");
+        assert!(
+            without.needs().predictor.is_none()
+                && build(name, toml::Table::new()).unwrap().idle().is_empty()
+        );
+    }
+}

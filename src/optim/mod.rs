@@ -74,6 +74,17 @@ pub enum OptimizerKind {
     AdamW,
 }
 
+impl OptimizerKind {
+    /// As configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Lars => "lars",
+            Self::Sgd => "sgd",
+            Self::AdamW => "adamw",
+        }
+    }
+}
+
 /// `[optim]`: optimizer and schedule; the defaults are the authors'.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Cell, Drawn, Measure, Study};
 use super::{page, table};
 use crate::checkpoint;
+use crate::cli::one_line;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::eval::compare::encode;
 use crate::eval::encode::open;
@@ -83,8 +84,8 @@ pub fn result_of(cell: &Cell) -> Result<Option<CellResult>> {
 /// all are finished; `stop` ends it after the steps in progress.
 ///
 /// # Errors
-/// Another process at work in the folder, a finished cell of another configuration, and what
-/// training and evaluation answer.
+/// Another process at work in the folder, a finished cell of another configuration, a table that
+/// cannot be written; and, once the others were run, the first error of a cell's training or evaluation.
 pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     let rows = study.rows_named(options.only.as_deref())?;
     std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;
@@ -110,25 +111,34 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
         next: AtomicUsize::new(0),
         threads: (cores / jobs).max(1),
         writing: Mutex::new(()),
+        failed: Mutex::new(Vec::new()),
         stop,
     };
-    let failed = Mutex::new(None);
+    let ended = Mutex::new(None);
     std::thread::scope(|scope| {
         for _ in 0..jobs {
             scope.spawn(|| {
                 if let Err(error) = queue.work() {
                     // The others end after the step in progress and can be continued.
                     stop.raise();
-                    failed.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
                 }
             });
         }
     });
-    if let Some(error) = failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(error) = ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }
     write_results(study, &options.dir)?;
-    Ok(!stop.raised())
+    if stop.raised() {
+        return Ok(false);
+    }
+    let (failed, cells) = (queue.failed.into_inner(), queue.waiting.len());
+    let mut failed = failed.unwrap_or_else(PoisonError::into_inner).into_iter();
+    match (failed.len(), failed.next()) {
+        (count, Some(first)) => Err(first.context(format!("{count} of {cells} cells failed"))),
+        _ => Ok(true),
+    }
 }
 
 /// The cells of `rows` that are not finished.
@@ -166,11 +176,13 @@ struct Queue<'a> {
     threads: usize,
     /// Held by the one that writes the table.
     writing: Mutex<()>,
+    /// What ended cells, in that order.
+    failed: Mutex<Vec<anyhow::Error>>,
     stop: &'a Stop,
 }
 
 impl Queue<'_> {
-    /// Runs cells until none is left.
+    /// Runs cells until none is left: one that fails keeps no other from its turn.
     fn work(&self) -> Result<()> {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build()?;
         while !self.stop.raised() {
@@ -181,11 +193,18 @@ impl Queue<'_> {
             eprintln!("{place}");
             let done = pool
                 .install(|| run_cell(cell, &name, &self.study.measure, self.threads, self.stop))
-                .with_context(|| format!("cell `{name}`"))?;
-            if let Some(result) = done {
-                eprintln!("{place}: {}", table::summary(&result));
-                let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-                write_results(self.study, self.dir)?;
+                .with_context(|| format!("cell `{name}`"));
+            match done {
+                Ok(Some(result)) => {
+                    eprintln!("{place}: {}", table::summary(&result));
+                    let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                    write_results(self.study, self.dir)?;
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    eprintln!("{}", one_line(&error));
+                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(error);
+                }
             }
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! What a run is told before its first step: settings that it did not begin with, a warm-up that does not end, and memory
-//! that there is not, since who asks for more than there is, is ended by the system without a word.
+//! What a run is told before its first step: settings that it did not begin with, settings that do nothing, a warm-up that
+//! does not end, and memory that there is not, since who asks for more than there is, is ended by the system without a word.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -48,6 +48,7 @@ pub(super) fn warnings(
             ));
         }
     }
+    all.extend(config.idle()?.into_iter().map(|said| format!("warning: {said}")));
     let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
     if warmup >= epochs as f64 {
         all.push(format!(

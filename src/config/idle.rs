@@ -1,0 +1,95 @@
+//! Settings that do nothing beside the others: who sets one should hear of it.
+
+use anyhow::Result;
+
+use super::{RunConfig, ShuffleKind};
+use crate::optim::OptimizerKind;
+
+impl RunConfig {
+    /// Keys that were given another value than their default and do nothing here, each in a
+    /// sentence with the reason.
+    ///
+    /// # Errors
+    /// A method or an option that does not exist.
+    pub fn idle(&self) -> Result<Vec<String>> {
+        let (set, default) =
+            (toml::Value::try_from(self)?, toml::Value::try_from(Self::default())?);
+        let mut all: Vec<String> = self
+            .unused()
+            .into_iter()
+            .filter(|(key, _)| at(&set, key) != at(&default, key))
+            .map(|(key, why)| sentence(key, &why))
+            .collect();
+        let objective = self.objective()?;
+        let options = objective.options();
+        let defaults = crate::loss::build(&self.method.0, toml::Table::new())?.options();
+        let idle = objective.idle().into_iter();
+        let idle = idle.filter(|(option, _)| options.get(*option) != defaults.get(*option));
+        all.extend(idle.map(|(option, why)| sentence(&format!("loss.{option}"), why)));
+        Ok(all)
+    }
+
+    /// Keys outside `[loss]` that nobody reads, whatever their values, and why.
+    fn unused(&self) -> Vec<(&'static str, String)> {
+        let optimizer = self.optim.optimizer;
+        let belongs_to = |owners: &[OptimizerKind]| !owners.contains(&optimizer);
+        let (lars, sgd, adamw) = (OptimizerKind::Lars, OptimizerKind::Sgd, OptimizerKind::AdamW);
+        let name = format!("optim.optimizer is `{}`", optimizer.name());
+        let window = "data.shuffle is not `window`".to_owned();
+        let rules = [
+            (belongs_to(&[lars]), "optim.eta", name.clone()),
+            (belongs_to(&[lars]), "optim.clip_lr", name.clone()),
+            (belongs_to(&[lars, sgd]), "optim.momentum", name.clone()),
+            (belongs_to(&[sgd]), "optim.nesterov", name.clone()),
+            (belongs_to(&[sgd, adamw]), "optim.decay_biases", name.clone()),
+            (belongs_to(&[adamw]), "optim.betas", name.clone()),
+            (belongs_to(&[adamw]), "optim.eps", name),
+            (self.data.shuffle != ShuffleKind::Window, "data.window_shards", window.clone()),
+            (self.data.shuffle != ShuffleKind::Window, "data.window_samples", window),
+            (self.data.cache.is_empty(), "data.cache_size", "there is no data.cache".into()),
+            (!self.eval.online_probe, "eval.online_lr", "eval.online_probe is false".into()),
+        ];
+        rules.into_iter().filter(|(unused, ..)| *unused).map(|(_, key, why)| (key, why)).collect()
+    }
+}
+
+fn sentence(key: &str, why: &str) -> String {
+    format!("{key} does nothing here: {why}")
+}
+
+/// The value of `a.b` in `table`.
+fn at<'a>(table: &'a toml::Value, key: &str) -> Option<&'a toml::Value> {
+    key.split('.').try_fold(table, |table, part| table.get(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn idle(overrides: &[&str]) -> Vec<String> {
+        let overrides: Vec<String> = overrides.iter().map(|text| text.to_string()).collect();
+        RunConfig::load(None, &overrides).unwrap().idle().unwrap()
+    }
+
+    #[test]
+    fn what_is_set_and_not_read_is_named_with_the_reason() {
+        assert!(idle(&[]).is_empty() && idle(&["optim.eta=0.002", "loss.lambda=0.1"]).is_empty());
+        let said = idle(&["optim.optimizer=adamw", "optim.eta=0.002", "optim.momentum=0.9"]);
+        assert_eq!(said, ["optim.eta does nothing here: optim.optimizer is `adamw`"]);
+        assert_eq!(idle(&["data.window_samples=9"]).len(), 1);
+        assert_eq!(idle(&["data.window_samples=9", "data.shuffle=window"]).len(), 0);
+        let said = idle(&["loss.temperature=0.5"]);
+        assert_eq!(said, ["loss.temperature does nothing here: loss.loss is `squared`"]);
+        assert!(idle(&["method=infonce", "loss.temperature=0.5"]).is_empty());
+    }
+
+    #[test]
+    fn shipped_configurations_set_nothing_that_is_not_read() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/configs");
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            let idle = RunConfig::load(Some(&path), &[]).unwrap().idle().unwrap();
+            assert!(idle.is_empty(), "{}: {idle:?}", path.display());
+        }
+    }
+}
