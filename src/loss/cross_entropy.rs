@@ -10,10 +10,11 @@
 
 use rayon::prelude::*;
 
-use super::barlow::{BarlowConfig, BarlowTerms, Terms, Twins};
+use super::barlow::{BarlowConfig, Terms};
 use super::embeddings::column_fold;
 use super::exp::{exp, positive_exps};
 use super::matmul::{Mat, matmul_serial};
+use super::twins::{BarlowTerms, Twins};
 
 /// Rows of a tile of C (dimensions of view a).
 const TILE_ROWS: usize = 256;

@@ -12,7 +12,7 @@
 //! - [`infonce`], [`ntxent`], [`cosine`], [`imax`]: the objectives the paper compares with.
 //! - [`simsiam`], [`byol`], [`moco`]: those with a predictor, a teacher or a queue.
 //! - [`diagnostics`]: whether embeddings collapse, and how much they keep.
-//! - `embeddings`, `normalize`, `matmul`, `linalg`, `exp`: what the objectives share.
+//! - `embeddings`, `normalize`, `twins`, `matmul`, `linalg`, `exp`: what the objectives share.
 //!
 //! Every sum has a fixed order and every product fixed blocks: results do not depend on the
 //! number of threads.
@@ -44,6 +44,7 @@ mod exp;
 mod linalg;
 pub(crate) mod matmul;
 mod normalize;
+mod twins;
 
 pub use barlow::{BarlowConfig, Normalize, Shape, Terms, barlow_twins, cross_correlation};
 
