@@ -89,8 +89,8 @@ fn params_of(case: &Case, input: &Image) -> ViewParams {
         }
         "hflip" => params.flip = true,
         "grayscale" => params.grayscale = true,
-        // Nothing is at or above 256.
-        "solarize" => params.solarize = (p.threshold < 256.0).then(|| p.threshold.ceil() as u8),
+        // Nothing is above 255.
+        "solarize" => params.solarize = (p.threshold <= 255.0).then(|| p.threshold.ceil() as u8),
         "gaussian_blur" => params.blur_sigma = Some(p.sigma),
         "brightness" => jitter.brightness = p.factor,
         "contrast" => jitter.contrast = p.factor,
