@@ -11,7 +11,8 @@
 //! ```
 //!
 //! `aside-0000000320` is such a folder, too, that no run goes on from by itself: the state before a step whose numbers were
-//! not finite, or one later than what [`set_aside_after`] was asked to go on from.
+//! not finite, or one later than what [`set_aside_after`] was asked to go on from. One that finds the name taken has `.2`
+//! behind it, and so on.
 
 use std::collections::HashMap;
 use std::fs;
@@ -20,8 +21,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 
+mod folder;
 mod state;
 
+use folder::{PREFIX, TEMPORARY, free_name, name, name_of, prune, step_of};
+pub use folder::{any, clean, list, set_aside_after};
 pub use state::State;
 use state::{FORMAT, FileSum, seal_of, sum_of};
 
@@ -36,11 +40,6 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const METHOD: &str = "method.safetensors";
 const PROBE: &str = "probe.safetensors";
 const STATE: &str = "state.json";
-const TEMPORARY: &str = ".tmp-";
-/// What the names of checkpoints begin with.
-const PREFIX: &str = "step-";
-/// What the names of those begin with that no run goes on from by itself.
-const ASIDE: &str = "aside-";
 
 /// A checkpoint that was read and verified.
 pub struct Checkpoint {
@@ -92,13 +91,16 @@ impl Checkpoint {
 
     /// Whether a run goes on from it by itself: it was not set aside.
     pub fn is_in_line(&self) -> bool {
-        name_of(&self.path).starts_with(PREFIX)
+        step_of(&self.path).is_some()
     }
 
     /// Whether no checkpoint of its run is later.
     pub fn is_newest(&self) -> bool {
-        let later = list(self.path.parent().unwrap_or(Path::new("."))).pop();
-        later.is_some_and(|newest| name_of(&newest) == name_of(&self.path))
+        let later = list(self.path.parent().unwrap_or(Path::new(".")));
+        later
+            .ok()
+            .and_then(|mut all| all.pop())
+            .is_some_and(|newest| name_of(&newest) == name_of(&self.path))
     }
 
     /// The network that was saved.
@@ -133,8 +135,11 @@ pub struct Tensors {
 /// When it cannot be written; older checkpoints are then untouched.
 pub fn save(run: &Path, state: State, tensors: Tensors, keep: usize) -> Result<PathBuf> {
     let folder = run.join(FOLDER);
-    let target = write(&folder, PREFIX, state, tensors)?;
-    prune(&folder, &target, keep)?;
+    let target = write(folder.join(name(PREFIX, state.step)), state, tensors)?;
+    // It is written: what stays beside it is no reason to end a run.
+    if let Err(error) = prune(&folder, &target, keep) {
+        tracing::warn!("an older checkpoint was not removed: {error:#}");
+    }
     Ok(target)
 }
 
@@ -143,33 +148,11 @@ pub fn save(run: &Path, state: State, tensors: Tensors, keep: usize) -> Result<P
 /// # Errors
 /// When it cannot be written.
 pub fn save_aside(run: &Path, state: State, tensors: Tensors) -> Result<PathBuf> {
-    write(&run.join(FOLDER), ASIDE, state, tensors)
+    write(free_name(&run.join(FOLDER), state.step), state, tensors)
 }
 
-/// Sets the checkpoints after `step` aside, so that a run that goes on from there is not taken up at them later.
-///
-/// # Errors
-/// When one cannot be renamed.
-pub fn set_aside_after(run: &Path, step: u64) -> Result<()> {
-    let folder = run.join(FOLDER);
-    for path in list(&folder) {
-        let number = name_of(&path)[PREFIX.len()..].to_owned();
-        if number.parse::<u64>().is_ok_and(|its| its > step) {
-            let aside = folder.join(format!("{ASIDE}{number}"));
-            let rename = || -> std::io::Result<()> {
-                if aside.exists() {
-                    fs::remove_dir_all(&aside)?;
-                }
-                fs::rename(&path, &aside)
-            };
-            rename().with_context(|| format!("cannot set {} aside", path.display()))?;
-        }
-    }
-    Ok(())
-}
-
-fn write(folder: &Path, prefix: &str, mut state: State, tensors: Tensors) -> Result<PathBuf> {
-    let target = folder.join(format!("{prefix}{:010}", state.step));
+fn write(target: PathBuf, mut state: State, tensors: Tensors) -> Result<PathBuf> {
+    let folder = target.parent().unwrap_or(Path::new("."));
     let write = || -> Result<()> {
         fs::create_dir_all(folder)?;
         let temporary = tempfile::Builder::new()
@@ -206,11 +189,11 @@ fn write(folder: &Path, prefix: &str, mut state: State, tensors: Tensors) -> Res
 /// at all. `warn` is told of those that are not.
 ///
 /// # Errors
-/// When there are checkpoints and none is intact.
+/// When there are checkpoints and none is intact, or their folder cannot be read.
 pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
     let folder = run.join(FOLDER);
     let mut last_error = None;
-    for path in list(&folder).into_iter().rev() {
+    for path in list(&folder)?.into_iter().rev() {
         match open(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             // Nothing is damaged: an older one would be another run's result.
@@ -282,52 +265,6 @@ fn open(path: &Path) -> Result<Checkpoint> {
         }
     }
     Ok(Checkpoint { path: path.to_path_buf(), state })
-}
-
-/// The checkpoints of a run, oldest first.
-pub fn list(folder: &Path) -> Vec<PathBuf> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut paths: Vec<PathBuf> = entries
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| name_of(path).starts_with(PREFIX))
-        .collect();
-    paths.sort();
-    paths
-}
-
-/// Whether a run has left checkpoints in its folder, also such that were set aside.
-pub fn any(run: &Path) -> bool {
-    let entries = fs::read_dir(run.join(FOLDER)).into_iter().flatten().flatten();
-    let mut paths = entries.map(|entry| entry.path());
-    paths.any(|path| [PREFIX, ASIDE].iter().any(|begin| name_of(&path).starts_with(begin)))
-}
-
-/// Removes what a killed process left behind under temporary names.
-///
-/// # Errors
-/// When a leftover cannot be removed.
-pub fn clean(run: &Path) -> Result<()> {
-    let Ok(entries) = fs::read_dir(run.join(FOLDER)) else { return Ok(()) };
-    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-        if name_of(&path).starts_with(TEMPORARY) {
-            fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
-        }
-    }
-    Ok(())
-}
-
-/// Keeps the newest `keep` checkpoints up to and with `newest`. Later ones are an earlier life's, damaged, or
-/// the run would have gone on from there: they take nobody's place.
-fn prune(folder: &Path, newest: &Path, keep: usize) -> Result<()> {
-    let paths: Vec<PathBuf> = list(folder).into_iter().filter(|path| **path <= *newest).collect();
-    for path in &paths[..paths.len().saturating_sub(keep)] {
-        fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
-}
-
-fn name_of(path: &Path) -> &str {
-    path.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 fn write_tensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileSum> {

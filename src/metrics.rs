@@ -1,6 +1,7 @@
 //! What a run says about itself: one JSON line every n steps, and the progress
 //! line on a terminal.
 
+mod history;
 mod tally;
 
 use std::collections::HashSet;
@@ -20,10 +21,15 @@ use crate::loss::diagnostics::{Diagnostics, Health};
 use crate::prometheus::Board;
 use crate::tensorboard::EventWriter;
 
+use history::{drop_later_lines, lines_of};
+pub use history::{read, set_aside_after};
 pub use tally::Tally;
 
 /// File in the run's folder.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+
+/// File in the run's folder with the lines of steps that the run was taken back before.
+pub const ASIDE_METRICS_FILE: &str = "aside-metrics.jsonl";
 
 /// File in the run's folder that lists the samples that were left out.
 pub const LEDGER_FILE: &str = "bad-samples.jsonl";
@@ -379,38 +385,6 @@ impl Metrics {
 
 fn share(part: Duration, whole: Duration) -> f64 {
     (part.as_secs_f64() / whole.as_secs_f64().max(1e-9)).min(1.0)
-}
-
-/// Reads the metrics of a run; lines that are no metrics are passed over, as the
-/// last one of a run that was killed may be cut off.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn read(dir: &Path) -> Result<Vec<Line>> {
-    let path = dir.join(METRICS_FILE);
-    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    Ok(lines_of(&text).filter_map(|line| serde_json::from_str(line).ok()).collect())
-}
-
-/// The lines of `text` that are UTF-8: a disk may have put anything between them.
-fn lines_of(text: &[u8]) -> impl Iterator<Item = &str> {
-    text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
-}
-
-fn drop_later_lines(path: &Path, step: u64) -> Result<()> {
-    let text = match std::fs::read(path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error.into()),
-    };
-    let kept: String = lines_of(&text)
-        .filter(|line| serde_json::from_str::<Line>(line).is_ok_and(|line| line.step <= step))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    if kept.len() != text.len() {
-        crate::files::write_atomically(path, kept.as_bytes())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

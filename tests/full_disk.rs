@@ -61,7 +61,7 @@ fn a_run_on_a_full_disk_keeps_its_last_checkpoint_and_goes_on_when_told_to() {
             "\"$@\"; code=$?; rm -rf \"$KEEP\"/*; cp -r \"$DISK/run\" \"$KEEP\"; exit $code";
         let Some(output) = on_small_disk(folder.path(), 3500, script, &command) else { return };
         let kept = folder.path().join("keep/run");
-        let left = checkpoint::list(&kept.join(checkpoint::FOLDER));
+        let left = checkpoint::list(&kept.join(checkpoint::FOLDER)).unwrap();
         assert_eq!(left.len(), 1, "{left:?} {}", said(&output));
         assert_eq!(checkpoint::find(&kept).unwrap().state.step, 2);
         let inside = std::fs::read_dir(kept.join(checkpoint::FOLDER)).unwrap().count();

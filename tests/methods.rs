@@ -49,7 +49,8 @@ fn config(method: &str, shards: &Path, dir: &Path) -> RunConfig {
 
 /// The bytes of every file of the newest checkpoint but the one that holds the folder's name.
 fn newest(dir: &Path) -> Vec<(String, Vec<u8>)> {
-    let path = bt_stream::checkpoint::list(&dir.join("checkpoints")).pop().expect("a checkpoint");
+    let path =
+        bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().pop().expect("a checkpoint");
     let mut files: Vec<_> = std::fs::read_dir(path)
         .unwrap()
         .map(|entry| entry.unwrap().path())

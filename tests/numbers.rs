@@ -34,7 +34,7 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
     let aside = dir.join("checkpoints/aside-0000000001");
     assert!(said.contains("aside-0000000001"), "{said}");
     assert_eq!(bt_stream::checkpoint::find(&aside).unwrap().state.step, 1);
-    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).is_empty());
+    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().is_empty());
     // There is nothing to go on from, and what is there is not run over.
     assert!(said.contains("there is no checkpoint yet"), "{said}");
     let again = tiny_run(&shards, &dir).output().unwrap();
@@ -51,7 +51,7 @@ fn a_ruined_state_takes_no_good_checkpoints_place() {
     let ruin = ["--resume", "--epochs", "4", "--set", "optim.lr_weights=1e37"];
     let output = tiny_run(&shards, &dir).args(keep).args(ruin).output().unwrap();
     assert_eq!(output.status.code(), Some(3));
-    let left = bt_stream::checkpoint::list(&dir.join("checkpoints"));
+    let left = bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap();
     let [good] = &left[..] else { panic!("{left:?}") };
     assert!(good.ends_with("step-0000000006"), "{good:?}");
 }
@@ -82,5 +82,5 @@ fn weights_that_the_last_step_ruins_are_no_checkpoint() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("is not finite at step 1."), "{said}");
-    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).is_empty());
+    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().is_empty());
 }

@@ -148,7 +148,9 @@ fn a_run_is_continued_by_one_process_with_the_objective_and_order_it_was_begun_w
     };
     let first = tiny_run(&shards, &dir).args(["--set", "train.epochs=1"]).output().unwrap();
     assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
-    for other in ["method='infonce'", "data.shuffle='none'", "optim.optimizer='sgd'"] {
+    let others =
+        ["method='infonce'", "data.shuffle='none'", "optim.optimizer='sgd'", "model.width=12"];
+    for other in others {
         let (done, text) = said(&shards, &["--set", "train.epochs=2", "--set", other]);
         assert!(!done && text.contains("resume with th"), "{other}: {text}");
     }
@@ -209,7 +211,7 @@ fn a_run_goes_on_from_an_earlier_checkpoint_and_sets_the_later_ones_aside() {
         command.arg("train").arg("--resume-from").arg(path).args(more).output().unwrap()
     };
     // What cannot be begun changes nothing.
-    let listed = || checkpoint::list(&checkpoints);
+    let listed = || checkpoint::list(&checkpoints).unwrap();
     let before = listed();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -253,7 +255,7 @@ fn a_finished_run_that_is_asked_for_nothing_more_stays_as_it_is() {
     let events = || std::fs::read_dir(dir.join("tensorboard")).unwrap().count();
     assert_eq!(events(), 1, "a file of no events");
     // Nor does its newest checkpoint, asked for by name, make it a run of no steps.
-    let newest = checkpoint::list(&dir.join(checkpoint::FOLDER)).pop().unwrap();
+    let newest = checkpoint::list(&dir.join(checkpoint::FOLDER)).unwrap().pop().unwrap();
     let output =
         common::bt_stream().arg("train").arg("--resume-from").arg(newest).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -270,7 +272,7 @@ fn checkpoints_by_steps_are_written_at_the_ends_of_epochs_too() {
         command.args(["--set", pair]);
     }
     assert!(command.args(["--epochs", "3"]).output().unwrap().status.success());
-    let written = checkpoint::list(&dir.join(checkpoint::FOLDER));
+    let written = checkpoint::list(&dir.join(checkpoint::FOLDER)).unwrap();
     let steps: Vec<_> = written.iter().map(|path| path.file_name().unwrap()).collect();
     assert_eq!(steps, ["step-0000000006", "step-0000000012", "step-0000000018"]);
 }
@@ -288,4 +290,35 @@ fn what_has_no_effect_may_change_when_a_run_is_resumed() {
     assert_eq!(refused.status.code(), Some(2), "{}", String::from_utf8_lossy(&refused.stderr));
     // The order is global.
     assert!(resume("data.window_samples=100").status.success());
+}
+
+#[test]
+fn metrics_of_steps_that_are_lost_are_set_aside() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(tiny_run(&shards, &dir).args(["--epochs", "2"]).output().unwrap().status.success());
+    let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+    let before = read("metrics.jsonl");
+    assert!(before.lines().count() > 2);
+    // Back to an earlier checkpoint: the later steps need not come out the same.
+    let checkpoints = dir.join(checkpoint::FOLDER);
+    let earlier = checkpoint::list(&checkpoints).unwrap().swap_remove(0);
+    let mut back = common::bt_stream();
+    assert!(back.arg("train").arg("--resume-from").arg(earlier).output().unwrap().status.success());
+    let aside = read("aside-metrics.jsonl");
+    assert!(before.ends_with(&aside) && !aside.is_empty());
+    // No checkpoint at all: the run begins anew, and says so.
+    std::fs::remove_dir_all(&checkpoints).unwrap();
+    let all = read("metrics.jsonl");
+    let again = tiny_run(&shards, &dir).args(["--resume", "--epochs", "2"]).output().unwrap();
+    let said = String::from_utf8_lossy(&again.stderr);
+    assert!(again.status.success() && said.contains("there is no checkpoint"), "{said}");
+    assert_eq!(read("aside-metrics.jsonl"), aside + &all);
+    // Those of a disk that is not there are not taken for none.
+    std::fs::rename(&checkpoints, folder.path().join("gone")).unwrap();
+    std::os::unix::fs::symlink(folder.path().join("unmounted"), &checkpoints).unwrap();
+    let all = read("metrics.jsonl");
+    let again = tiny_run(&shards, &dir).args(["--resume", "--epochs", "3"]).output().unwrap();
+    assert_eq!(again.status.code(), Some(1), "{}", String::from_utf8_lossy(&again.stderr));
+    assert_eq!(read("metrics.jsonl"), all);
 }

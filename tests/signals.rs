@@ -81,7 +81,7 @@ fn in_a_slow_step(shards: &Path, dir: &Path) -> Child {
 }
 
 fn checkpoints(dir: &Path) -> Vec<PathBuf> {
-    checkpoint::list(&dir.join(checkpoint::FOLDER))
+    checkpoint::list(&dir.join(checkpoint::FOLDER)).unwrap()
 }
 
 #[test]

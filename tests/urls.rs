@@ -85,7 +85,7 @@ fn a_killed_run_on_urls_goes_on_and_its_features_are_judged_on_urls() {
     };
     let mut child = run().stderr(Stdio::null()).spawn().unwrap();
     let checkpoints = folder.join("checkpoints");
-    while bt_stream::checkpoint::list(&checkpoints).is_empty() {
+    while bt_stream::checkpoint::list(&checkpoints).unwrap().is_empty() {
         assert_eq!(child.try_wait().unwrap(), None, "the run ended by itself");
         std::thread::sleep(Duration::from_millis(2));
     }

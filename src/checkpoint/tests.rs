@@ -22,7 +22,7 @@ fn the_last_ones_are_kept_and_the_newest_is_found() {
     for step in [1, 2, 30] {
         saved(run.path(), step, 2);
     }
-    assert_eq!(list(&run.path().join(FOLDER)).len(), 2);
+    assert_eq!(list(&run.path().join(FOLDER)).unwrap().len(), 2);
     let found = find(run.path()).unwrap();
     assert_eq!((found.state.step, found.state.position.batch), (30, 2));
     assert_eq!(found.weights().unwrap()["t"].to_vec2::<f64>().unwrap()[1][2], 30.0);
@@ -36,7 +36,7 @@ fn a_later_checkpoint_that_was_passed_over_takes_nobodys_place() {
     fs::write(damaged.join(STATE), "{").unwrap();
     // Resumed from 900.
     let own = saved(run.path(), 950, 1);
-    assert_eq!(list(&run.path().join(FOLDER)), [own, damaged]);
+    assert_eq!(list(&run.path().join(FOLDER)).unwrap(), [own, damaged]);
     assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 950);
 }
 
@@ -53,9 +53,11 @@ fn what_is_set_aside_is_read_when_it_is_asked_for_and_never_by_itself() {
     assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
     let aside = run.path().join(FOLDER).join("aside-0000000030");
     assert_eq!(find(&aside).unwrap().state.step, 30);
+    // The attempt's own has a name of its own.
+    assert!(find(&run.path().join(FOLDER).join("aside-0000000002.2")).is_ok());
     // They take nobody's place, and nobody takes theirs.
     saved(run.path(), 5, 1);
-    assert_eq!(list(&run.path().join(FOLDER)).len(), 1);
+    assert_eq!(list(&run.path().join(FOLDER)).unwrap().len(), 1);
     assert!(aside.exists());
 }
 
@@ -102,4 +104,32 @@ fn what_a_killed_process_left_is_cleaned_and_never_found() {
     assert!(latest(run.path(), |_| ()).unwrap().is_none());
     clean(run.path()).unwrap();
     assert!(!left.exists());
+}
+
+#[test]
+fn copies_and_archives_of_checkpoints_are_nobodys() {
+    let run = tempfile::tempdir().unwrap();
+    let folder = run.path().join(FOLDER);
+    saved(run.path(), 1, 9);
+    let others = ["step-0000000001.bak", "step-9", "step-00000000x1"].map(|name| folder.join(name));
+    others.iter().for_each(|path| fs::create_dir(path).unwrap());
+    let archive = folder.join("step-0000000002");
+    fs::write(&archive, "no folder").unwrap();
+    let newest = saved(run.path(), 3, 1);
+    assert_eq!(list(&folder).unwrap(), [newest]);
+    assert!(others.iter().all(|path| path.is_dir()) && archive.is_file());
+    assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 3);
+}
+
+#[test]
+fn a_folder_of_checkpoints_that_is_out_of_reach_is_not_an_empty_one() {
+    let run = tempfile::tempdir().unwrap();
+    let elsewhere = run.path().join("unmounted");
+    std::os::unix::fs::symlink(&elsewhere, run.path().join(FOLDER)).unwrap();
+    assert!(latest(run.path(), |_| ()).is_err() && any(run.path()).is_err());
+    fs::create_dir(&elsewhere).unwrap();
+    assert!(latest(run.path(), |_| ()).unwrap().is_none());
+    fs::remove_dir(&elsewhere).unwrap();
+    fs::write(&elsewhere, "a file").unwrap();
+    assert!(latest(run.path(), |_| ()).is_err());
 }

@@ -44,7 +44,7 @@ pub struct ImportArgs {
 pub fn run(args: ImportArgs) -> Result<()> {
     let context = || format!("cannot import {}", args.file.display());
     // Checkpoints that were set aside are a run's, too, and so are the lines of one that has none yet.
-    if checkpoint::any(&args.dir) || args.dir.join(METRICS_FILE).exists() {
+    if checkpoint::any(&args.dir)? || args.dir.join(METRICS_FILE).exists() {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
     let tensors = import::read(&args.file)?;

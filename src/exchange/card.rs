@@ -122,7 +122,7 @@ fn accuracy(checkpoint: &Checkpoint) -> Accuracy {
     let folder = checkpoint.path.parent();
     let run = folder.and_then(|folder| folder.parent());
     let lines = run.and_then(|run| metrics::read(run).ok()).unwrap_or_default();
-    let newest = folder.and_then(|folder| crate::checkpoint::list(folder).pop());
+    let newest = folder.and_then(|folder| crate::checkpoint::list(folder).ok()?.pop());
     let evaluation = run
         .filter(|_| newest.as_ref() == Some(&checkpoint.path))
         .and_then(|run| std::fs::read_to_string(run.join(collect::SCORES_FILE)).ok())

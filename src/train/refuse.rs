@@ -119,7 +119,7 @@ impl Run {
         before: Option<PathBuf>,
     ) -> Diverged {
         let folder = config.train.dir.join(checkpoint::FOLDER);
-        let resumable = !checkpoint::list(&folder).is_empty();
+        let resumable = checkpoint::list(&folder).is_ok_and(|all| !all.is_empty());
         Diverged { cause, step, passed: self.rewinds, noted, before, resumable }
     }
 }

@@ -21,7 +21,7 @@ use crate::eval::encode::{open, same_classes};
 use crate::exchange::import;
 use crate::learner::Learner;
 use crate::loss::LossOutput;
-use crate::metrics::Metrics;
+use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics};
 use crate::optim::{Optimizer, Schedule};
 use crate::prometheus::{Board, Server};
 use crate::report::collect::SCORES_FILE;
@@ -199,7 +199,7 @@ impl From {
     /// Whether a run may begin in `dir`.
     fn check(&self, dir: &Path) -> Result<()> {
         match self {
-            From::Start if checkpoint::any(dir) => bail!(
+            From::Start if checkpoint::any(dir)? => bail!(
                 "{} already holds a run: continue it with --resume, or choose another --dir",
                 dir.display()
             ),
@@ -229,8 +229,13 @@ fn begin(
     board: Option<Arc<Board>>,
 ) -> Result<Metrics> {
     let dir = &config.train.dir;
+    let mut aside = 0;
     if earlier {
         checkpoint::set_aside_after(dir, step)?;
+    }
+    // A run that was only cut off comes by the steps after its checkpoint once more, as they were.
+    if earlier || step == 0 {
+        aside = metrics::set_aside_after(dir, step)?;
     }
     if step < steps || earlier {
         forget_the_end(dir);
@@ -240,7 +245,13 @@ fn begin(
     let events = (config.train.tensorboard && more).then(|| EventWriter::create(dir, step));
     let events = events.transpose()?;
     let metrics = Metrics::open(dir, step, steps, steps_per_epoch, config.train.log_every)?;
-    Ok(metrics.shown(events, board).named(&watch.name))
+    let metrics = metrics.shown(events, board).named(&watch.name);
+    if aside > 0 && step == 0 {
+        metrics.say(&format!(
+            "warning: there is no checkpoint: the run begins anew; {aside} lines of metrics until now are in {ASIDE_METRICS_FILE}"
+        ));
+    }
+    Ok(metrics)
 }
 
 /// The batches, checked with all that they are for, and their way to `device`.

@@ -13,6 +13,7 @@ use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};
 use crate::eval::OnlineProbe;
 use crate::learner::Learner;
+use crate::model::ModelConfig;
 use crate::optim::Optimizer;
 use crate::signals::Stop;
 
@@ -128,7 +129,7 @@ pub(crate) fn fingerprint(set: &ShardSet) -> String {
 /// Samples that [`fingerprint`] looks at: each may cost a request where shards are behind URLs.
 const FINGERPRINT_SAMPLES: usize = 32;
 
-/// Refuses a checkpoint after which the order of samples, or what the optimizer keeps, would be another.
+/// Refuses a checkpoint after which the order of samples, the network, or what the optimizer keeps, would be another.
 pub(super) fn check_unchanged(
     found: &Checkpoint,
     config: &RunConfig,
@@ -136,58 +137,71 @@ pub(super) fn check_unchanged(
     fingerprint: &str,
 ) -> Result<()> {
     let State { step, samples, fingerprint: was, config: saved, .. } = &found.state;
-    let here = loader.set().len() as u64;
+    let path = found.path.display();
+    if let Some((was, is)) = other_network(saved, config) {
+        bail!(Misconfigured(format!("{path} was made with {was}, not {is}: resume with that")));
+    }
     // Before the first step there is no order yet that could differ.
-    if *step > 0 && *samples != here {
+    if *step == 0 {
+        return Ok(());
+    }
+    let here = loader.set().len() as u64;
+    if *samples != here {
         bail!(
-            "{} was made with {samples} training samples, the shards hold {here}: the order of \
-             the samples would differ",
-            found.path.display()
+            "{path} was made with {samples} training samples, the shards hold {here}: the order of the samples would differ"
         );
     }
-    if *step > 0 && !was.is_empty() && !fingerprint.is_empty() && was != fingerprint {
+    if !was.is_empty() && !fingerprint.is_empty() && was != fingerprint {
         bail!(
-            "{} was made with other training samples, or with these in another order: resume with those, or begin another \
-             run with train.init",
-            found.path.display()
+            "{path} was made with other training samples, or with these in another order: resume with those, or begin another \
+             run with train.init"
         );
     }
-    let (was, is) = (saved.optim.optimizer, config.optim.optimizer);
-    if *step > 0 && was != is {
-        bail!(Misconfigured(format!(
-            "{} was made with optim.optimizer = {was:?}, not {is:?}, whose moments are others: resume with that, or begin \
-             another run with train.init",
-            found.path.display()
-        )));
+    match other_course(saved, config) {
+        None => Ok(()),
+        Some((was, is)) => bail!(Misconfigured(format!(
+            "{path} was made with {was}, not {is}: resume with that, or begin another run with train.init"
+        ))),
     }
-    let (was, is) = (&saved.train, &config.train);
-    if *step > 0 && (was.batch_size, was.seed) != (is.batch_size, is.seed) {
-        bail!(Misconfigured(format!(
-            "{} was made with batch size {} and seed {}, not {} and {}: resume with those",
-            found.path.display(),
-            was.batch_size,
-            was.seed,
-            is.batch_size,
-            is.seed
-        )));
-    }
-    let order = |config: &RunConfig| {
-        let data = &config.data;
-        let window = (data.window_shards, data.window_samples);
-        (data.shuffle, (data.shuffle == ShuffleKind::Window).then_some(window))
+}
+
+/// A setting of the network by which tensors would not fit: as it was, and what it is now.
+fn other_network(saved: &RunConfig, config: &RunConfig) -> Option<(String, String)> {
+    let described = |config: &RunConfig| {
+        // How weights begin changes no shape.
+        let model = ModelConfig { zero_init: false, ..config.model.clone() };
+        let table = toml::Table::try_from(model).unwrap_or_default();
+        table.into_iter().map(|(key, value)| (format!("model.{key}"), value.to_string())).collect()
     };
-    if *step > 0 && (order(saved) != order(config) || saved.method.0 != config.method.0) {
-        bail!(Misconfigured(format!(
-            "{} was made with method `{}` and data.shuffle = {:?}, not `{}` and {:?} (or another window): resume \
-             with those, or begin another run with train.init",
-            found.path.display(),
-            saved.method.0,
-            saved.data.shuffle,
-            config.method.0,
-            config.data.shuffle
-        )));
-    }
-    Ok(())
+    different(described(saved), described(config))
+}
+
+/// The same of settings by which a run would take other batches or other steps.
+fn other_course(saved: &RunConfig, config: &RunConfig) -> Option<(String, String)> {
+    let described = |config: &RunConfig| {
+        let RunConfig { method, optim, train, data, .. } = config;
+        let window = match data.shuffle {
+            ShuffleKind::Window => [data.window_shards, data.window_samples],
+            _ => [0; 2],
+        };
+        let all = [
+            ("method", method.0.clone()),
+            ("optim.optimizer", optim.optimizer.name().to_owned()),
+            ("train.batch_size", train.batch_size.to_string()),
+            ("train.seed", train.seed.to_string()),
+            ("data.shuffle", format!("{:?}", data.shuffle).to_lowercase()),
+            ("data.window_shards", window[0].to_string()),
+            ("data.window_samples", window[1].to_string()),
+        ];
+        all.map(|(key, value)| (key.to_owned(), value)).to_vec()
+    };
+    different(described(saved), described(config))
+}
+
+/// The first of the settings that differs.
+fn different(was: Vec<(String, String)>, is: Vec<(String, String)>) -> Option<(String, String)> {
+    let (was, is) = was.into_iter().zip(is).find(|(was, is)| was != is)?;
+    Some((format!("{} = {}", was.0, was.1), is.1))
 }
 
 /// Puts a checkpoint's state into the network and the optimizer.

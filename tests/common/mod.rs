@@ -77,7 +77,7 @@ pub fn tiny_run(shards: &Path, dir: &Path) -> Command {
 /// The bytes of the newest checkpoint's weights and optimizer state.
 pub fn newest_weights(dir: &Path) -> [Vec<u8>; 2] {
     let folder = dir.join("checkpoints");
-    let newest = bt_stream::checkpoint::list(&folder).pop().expect("a checkpoint");
+    let newest = bt_stream::checkpoint::list(&folder).unwrap().pop().expect("a checkpoint");
     ["weights.safetensors", "optimizer.safetensors"]
         .map(|name| std::fs::read(newest.join(name)).unwrap())
 }

@@ -22,7 +22,7 @@ fn tensorboards_own_reader_finds_curves_histograms_and_pictures_of_a_resumed_run
     // A process that was killed after it wrote more than its checkpoint holds: files are read in
     // the order of their names, which begin with the second.
     std::thread::sleep(Duration::from_millis(1100));
-    let newest = bt_stream::checkpoint::list(&run.join("checkpoints")).pop().unwrap();
+    let newest = bt_stream::checkpoint::list(&run.join("checkpoints")).unwrap().pop().unwrap();
     std::fs::remove_dir_all(newest)?;
     done(tiny_run(&shards, &run).args(every).args(["--epochs", "3", "--resume"]));
     let found: Value =
