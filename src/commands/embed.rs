@@ -99,7 +99,13 @@ fn write_npy(rows: &Features, out: &Path) -> Result<PathBuf> {
 fn write_keys(rows: &Features, set: &ShardSet, out: &Path) -> Result<()> {
     written(out, |file| {
         for sample in rows.samples() {
-            writeln!(file, "{}", set.meta(*sample as usize)?.key)?;
+            // A line each: what would break one is escaped.
+            let key = set.meta(*sample as usize)?.key;
+            writeln!(
+                file,
+                "{}",
+                key.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r")
+            )?;
         }
         Ok(())
     })

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use safetensors::SafeTensors;
+use xxhash_rust::xxh3::Xxh3;
 
 use crate::config::Misconfigured;
 
@@ -21,6 +22,8 @@ pub struct Progress {
 /// Metadata: what it is the state of, and how many epochs are done.
 const OF: &str = "evaluation";
 const EPOCHS: &str = "epochs";
+/// Metadata: XXH3 of the tensors, by name.
+const SUM: &str = "xxh3";
 
 impl Progress {
     /// The state in `path` of what `of` describes.
@@ -50,6 +53,11 @@ impl Progress {
         }
         let epochs = metadata.get(EPOCHS).and_then(|epochs| epochs.parse().ok());
         let epochs = epochs.with_context(|| format!("{path}: it does not say its epochs"))?;
+        if metadata.get(SUM) != Some(&sum(&SafeTensors::deserialize(&bytes)?)) {
+            bail!(
+                "{path} is damaged: its tensors do not match their checksum; remove it to begin anew"
+            );
+        }
         let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu);
         Ok(Some((epochs, tensors.with_context(|| path.to_string())?)))
     }
@@ -59,13 +67,28 @@ impl Progress {
     /// # Errors
     /// When it cannot be written; the one before is then intact.
     pub fn write(&self, epochs: u64, tensors: Vec<(String, Tensor)>) -> Result<()> {
+        let plain = safetensors::serialize(tensors, None)?;
+        let tensors = SafeTensors::deserialize(&plain)?;
         let metadata = HashMap::from([
             (OF.to_owned(), self.of.clone()),
             (EPOCHS.to_owned(), epochs.to_string()),
+            (SUM.to_owned(), sum(&tensors)),
         ]);
-        let bytes = safetensors::serialize(tensors, Some(metadata))?;
+        let bytes = safetensors::serialize(tensors.tensors(), Some(metadata))?;
         crate::files::write_atomically(&self.path, &bytes)
     }
+}
+
+/// Of names, shapes and bytes, in the names' order.
+fn sum(tensors: &SafeTensors<'_>) -> String {
+    let mut all = tensors.tensors();
+    all.sort_by(|(one, _), (other, _)| one.cmp(other));
+    let mut hash = Xxh3::new();
+    for (name, tensor) in all {
+        hash.update(format!("{name:?} {:?} {:?}", tensor.dtype(), tensor.shape()).as_bytes());
+        hash.update(tensor.data());
+    }
+    format!("{:016x}", hash.digest())
 }
 
 #[cfg(test)]
@@ -86,6 +109,10 @@ mod tests {
         let other = Progress::new(path.clone(), "a, seed 2".into());
         let error = other.read().unwrap_err();
         assert!(error.is::<Misconfigured>() && error.to_string().contains("seed 2"), "{error}");
+        let mut bytes = std::fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 0x40;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(own.read().unwrap_err().to_string().contains("damaged"));
         std::fs::write(&path, "torn").unwrap();
         assert!(format!("{:#}", own.read().unwrap_err()).contains("state.safetensors"));
     }
