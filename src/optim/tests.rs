@@ -134,11 +134,13 @@ fn the_schedule_is_the_authors() {
         config.schedule(integer("batch_size") as usize, per_epoch, per_epoch * integer("epochs"));
     let rows = golden["rows"].as_array().unwrap();
     assert!(!rows.is_empty());
+    // The repository's own are written with all their digits.
+    let tolerance = if std::env::var_os("BT_GOLDEN_DIR").is_some() { 1e-6 } else { 1e-9 };
     for row in rows {
         let (weights, biases) = schedule.rates(row["step"].as_u64().unwrap());
         for (got, key) in [(weights, "lr_weights"), (biases, "lr_biases")] {
             let want = row[key].as_f64().unwrap();
-            assert!((got - want).abs() <= 1e-9 * want.abs(), "{row}: {got}");
+            assert!((got - want).abs() <= tolerance * want.abs(), "{row}: {got}");
         }
     }
 }

@@ -95,7 +95,10 @@ fn a_fixed_target_gets_no_gradient() {
 #[test]
 fn the_reference_values_and_gradients_come_out() {
     let own = || Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
-    let dir = std::env::var_os("BT_GOLDEN_DIR").map_or_else(own, PathBuf::from);
+    let given = std::env::var_os("BT_GOLDEN_DIR").map(PathBuf::from);
+    // Values of the repository's own vectors come out nearer than the README asks for.
+    let tolerance = if given.is_some() { 1e-4 } else { 1e-5 };
+    let dir = given.unwrap_or_else(own);
     let text = std::fs::read_to_string(dir.join("losses.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     let tensors =
@@ -106,17 +109,18 @@ fn the_reference_values_and_gradients_come_out() {
     };
     let z = [slice("z_a"), slice("z_b")].concat();
     let batch = tensors["z_a"].dims()[0];
+    assert!(json["value"]["barlow"].is_number());
     on_device(|b| {
         for (name, terms) in [
             ("barlow", Terms::Both),
             ("invariance", Terms::Invariance),
             ("redundancy", Terms::Redundancy),
         ] {
+            let Some(want) = json["value"][name].as_f64() else { continue };
             let lambda = json["lambda_"].as_f64().unwrap();
             let config = BarlowConfig { lambda, eps: 0.0, terms, ..Default::default() };
             let (figures, grad) = evaluate(b, &z, batch, &config);
-            let want = json["value"][name].as_f64().unwrap();
-            near(name, figures[0] + figures[1], want, 1e-5);
+            near(name, figures[0] + figures[1], want, tolerance);
             for (view, got) in ["a", "b"].into_iter().zip(grad.chunks(z.len() / 2)) {
                 let what = format!("{name}.grad_{view}");
                 close(&what, got, &slice(&what), DType::F32, 1e-4);
