@@ -32,9 +32,10 @@ pub fn run(args: ConfigArgs) -> Result<()> {
         print!("{}", markdown());
         return Ok(());
     }
-    let config = args.source.load(&[])?;
+    let given = args.source.load(&[])?;
+    let config = given.in_full()?;
     let Some(asked) = args.explain else {
-        for said in config.idle()? {
+        for said in given.idle()? {
             eprintln!("warning: {said}");
         }
         match args.json {

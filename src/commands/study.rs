@@ -19,7 +19,7 @@ pub struct StudyArgs {
     /// The study's folder; what is there already is continued [default: runs/studies/STUDY]
     #[arg(long)]
     dir: Option<PathBuf>,
-    /// Cells at a time; each gets its share of the cores
+    /// Cells at a time, on the CPU; each gets its share of the cores
     #[arg(long, default_value_t = 1)]
     jobs: usize,
     /// Only the cells whose name contains this

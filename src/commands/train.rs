@@ -16,10 +16,10 @@ use crate::train::{From, Summary, Watch, train_watched};
 pub struct TrainArgs {
     #[command(flatten)]
     source: ConfigSource,
-    /// Training shards: a folder, a glob, a brace list or a manifest [data.train]
+    /// Training shards: a folder, a glob, a brace list, a manifest, URLs, or several joined by :: [data.train]
     #[arg(long, value_name = "SHARDS")]
     data: Option<String>,
-    /// Shards that are evaluated on, in the same forms [data.val; default: none]
+    /// Labelled shards for evaluations: of knn, probe and linear, and every eval.knn_every epochs [data.val; default: none]
     #[arg(long, value_name = "SHARDS")]
     val: Option<String>,
     /// The run's folder [train.dir; default: runs/default]
@@ -133,7 +133,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let config = args.config()?;
     set_threads(config.train.threads)?;
     if !args.json {
-        eprintln!("# effective configuration\n{}", config.to_toml()?);
+        eprintln!("# effective configuration\n{}", config.in_full()?.to_toml()?);
     }
     let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin()?;

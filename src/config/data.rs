@@ -12,9 +12,10 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training shards: a folder, a glob, a brace list, a manifest, or URLs of them.
+    /// Training shards: a folder, a glob, a brace list, a manifest, URLs of them, or several of these joined by `::`.
     pub train: String,
-    /// Shards whose labels are predicted by kNN during training; empty for none.
+    /// Labelled shards for `knn`, `probe` and `linear`, and for kNN during training where `eval.knn_every` asks for
+    /// it; empty for none.
     pub val: String,
     /// `global`, `window` or `none`.
     pub shuffle: ShuffleKind,

@@ -20,6 +20,9 @@ impl RunConfig {
             .filter(|(key, _)| at(&set, key) != at(&default, key))
             .map(|(key, why)| sentence(key, &why))
             .collect();
+        all.extend(self.views.hidden()?.iter().map(|key| {
+            sentence(&format!("views.both.{key}"), "views.a and views.b have values of their own")
+        }));
         let objective = self.objective()?;
         let options = objective.options();
         let defaults = crate::loss::build(&self.method.0, toml::Table::new())?.options();
@@ -81,6 +84,10 @@ mod tests {
         let said = idle(&["loss.temperature=0.5"]);
         assert_eq!(said, ["loss.temperature does nothing here: loss.loss is `squared`"]);
         assert!(idle(&["method=infonce", "loss.temperature=0.5"]).is_empty());
+        let blur = ["views.both.gaussian_blur.p=1", "views.a.gaussian_blur.p=0"];
+        assert!(idle(&blur).is_empty());
+        let said = idle(&[blur[0], blur[1], "views.b.gaussian_blur.p=0.5"]);
+        assert!(said[0].starts_with("views.both.gaussian_blur.p does nothing"), "{said:?}");
     }
 
     #[test]

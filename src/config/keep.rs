@@ -40,16 +40,16 @@ impl Default for CheckpointConfig {
 pub struct EvalConfig {
     /// Epochs between two kNN evaluations on `data.val`; 0 for none.
     pub knn_every: u64,
-    /// Neighbours.
+    /// Neighbours that vote in kNN: 200 for large sets, 20 for small ones.
     pub k: usize,
-    /// Temperature of their weights.
+    /// Temperature t of the votes, each of weight exp(similarity / t).
     pub temperature: f64,
     /// Images of an evaluation batch.
     pub batch_size: usize,
     /// A linear classifier learns the labels beside the training, from features that it does not
     /// change.
     pub online_probe: bool,
-    /// Its learning rate.
+    /// Learning rate of the online probe.
     pub online_lr: f64,
 }
 

@@ -40,7 +40,7 @@ pub const CONFIG_FILE: &str = "config.toml";
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// The objective; `barlow` is the paper's.
+    /// The objective: `barlow`, the paper's, `infonce`, `ntxent`, `cosine`, `imax`, `simsiam`, `byol` or `moco`.
     pub method: Method,
     /// Shards and how they are read.
     pub data: DataConfig,
@@ -264,6 +264,15 @@ impl RunConfig {
             max_pixels: self.data.max_megapixels.saturating_mul(1_000_000),
             ..DecodeOptions::default()
         }
+    }
+
+    /// The same with every option of the objective and every value of the views, defaults included.
+    ///
+    /// # Errors
+    /// As [`RunConfig::check`].
+    pub fn in_full(&self) -> Result<Self> {
+        let (loss, views) = (self.objective()?.options(), self.views.in_full()?);
+        Ok(RunConfig { loss, views, ..self.clone() })
     }
 
     /// The configuration as TOML.

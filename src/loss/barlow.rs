@@ -94,9 +94,9 @@ pub struct BarlowConfig {
     /// Added to each dimension's variance, as by the authors' batch normalisation; equation 2
     /// itself has 0.
     pub eps: f64,
-    /// Which terms count.
+    /// Which terms count: `both`, or `invariance` or `redundancy` alone.
     pub terms: Terms,
-    /// What is normalised.
+    /// What is normalised: each dimension over the batch, each sample's `feature`s, or nothing.
     pub normalize: Normalize,
     /// Squares or cross-entropy.
     pub loss: Shape,
@@ -104,7 +104,7 @@ pub struct BarlowConfig {
     pub temperature: f64,
     /// View b's embeddings are a fixed target (the paper's asymmetry ablation).
     pub stop_gradient: bool,
-    /// Hidden width of a predictor behind view a's embeddings; 0 for none (likewise).
+    /// Hidden width of a predictor behind view a's embeddings; 0 for none (the same ablation).
     pub predictor: usize,
 }
 

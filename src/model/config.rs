@@ -119,7 +119,8 @@ pub struct ModelConfig {
     pub arch: Arch,
     /// Channels of the stem and of the first layer; the others double it.
     pub width: usize,
-    /// How the backbone begins.
+    /// How the backbone begins: `imagenet` with a 7 x 7 convolution of stride 2 and a max pool, `cifar` with a 3 x 3 one and
+    /// no pool.
     pub stem: Stem,
     /// Initialise the scale of each block's last BatchNorm to zero, so that blocks begin as identities.
     pub zero_init: bool,

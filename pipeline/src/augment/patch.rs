@@ -34,7 +34,7 @@ patch!(
     RandomResizedCropPatch {
         /// Size of the view.
         size: Size,
-        /// Range of the area.
+        /// Range of the crop's share of the image's area.
         scale: [f64; 2],
         /// Range of width / height.
         ratio: [f64; 2],
@@ -63,13 +63,13 @@ patch!(
     ColorJitterPatch {
         /// Probability.
         p: f64,
-        /// Brightness.
+        /// Range of the factor: `[low, high]`, or x for `[max(0, 1 - x), 1 + x]`.
         brightness: FactorRange,
-        /// Contrast.
+        /// Range of the factor, as of the brightness.
         contrast: FactorRange,
-        /// Saturation.
+        /// Range of the factor, as of the brightness.
         saturation: FactorRange,
-        /// Hue.
+        /// Range of the shift in turns, from -0.5 to 0.5: `[low, high]`, or x for `[-x, x]`.
         hue: HueRange,
         /// Turn the hue exactly, as torchvision does for tensors, not in 8-bit HSV, as it does for
         /// Pillow's images and so in the authors' code.
@@ -81,7 +81,7 @@ patch!(
     GaussianBlurPatch {
         /// Probability.
         p: f64,
-        /// Range of the standard deviation.
+        /// Range of the standard deviation in pixels.
         sigma: [f64; 2],
     }
 );
@@ -90,7 +90,7 @@ patch!(
     RandomSolarizePatch {
         /// Probability.
         p: f64,
-        /// Threshold.
+        /// Values from here on, of 255, are inverted.
         threshold: u8,
     }
 );

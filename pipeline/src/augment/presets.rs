@@ -21,6 +21,8 @@ pub enum Preset {
     /// BYOL's: as the authors of Barlow Twins, who took theirs from it.
     Byol,
     /// One view for evaluation: resize to 256, central 224 x 224.
+    // Nobody can train on one.
+    #[cfg_attr(feature = "schema", schemars(skip))]
     Eval,
 }
 
