@@ -12,6 +12,6 @@ mkdir -p "$out"
 [ -e "$out/test" ] || target/release/shard pack "$data/cifar10-test-{000000..000001}.tar.zst" "$out/test" --per-class 200
 for seed in 0 1 2; do
     target/release/bt-stream train --config configs/cifar10-subset.toml --data "$out/train" \
-        --set data.val="'$out/test'" --dir "$out/seed-$seed" --seed $seed
+        --val "$out/test" --dir "$out/seed-$seed" --seed $seed
     target/release/bt-stream knn "$out/seed-$seed" --k 20 --temperature 0.1
 done

@@ -57,15 +57,13 @@ fn what_the_kernel_leaves_out_is_less_than_a_level() {
         let middle = side / 2;
         // All that the kernel sees of the middle is black, all that it does not is white; and checks.
         let square = |x: usize| x.abs_diff(middle) <= radius;
-        let patterns: [&dyn Fn(usize, usize) -> bool; 3] = [
-            &|x, y| square(x) && square(y),
-            &|x, _| square(x),
-            &|x, y| (x / radius + y / (radius + 1)) % 2 == 0,
-        ];
+        let patterns: [&dyn Fn(usize, usize) -> bool; 3] =
+            [&|x, y| square(x) && square(y), &|x, _| square(x), &|x, y| {
+                (x / radius + y / (radius + 1)) % 2 == 0
+            }];
         for (number, black) in patterns.iter().enumerate() {
-            let gray: Vec<u8> = (0..side * side)
-                .map(|i| if black(i % side, i / side) { 0 } else { 255 })
-                .collect();
+            let gray: Vec<u8> =
+                (0..side * side).map(|i| if black(i % side, i / side) { 0 } else { 255 }).collect();
             let expected = exact(f64::from(sigma), side, &gray);
             for level in Level::available() {
                 let got = blurred(sigma, side, &gray, level);
