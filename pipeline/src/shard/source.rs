@@ -1,10 +1,10 @@
 //! Where images to be packed come from. Sources are lists with random
 //! access, so that selection, shuffling and threads need not know them.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::ReadScratch;
-use super::pattern::parts;
+use super::pattern::{expand_braces, files_in, is_shard_name, parts};
 use super::union::is_url;
 use super::{Limits, OpenOptions};
 use crate::{Error, Result};
@@ -13,11 +13,13 @@ mod folder;
 mod list;
 mod shards;
 mod synth;
+mod tree;
 
 pub use folder::FolderSource;
 pub use list::ListSource;
 pub use shards::ShardSource;
 pub use synth::SynthSource;
+pub(crate) use tree::image_below;
 
 /// One image with its key and label, as a source gives it.
 #[derive(Clone, Debug, Default)]
@@ -86,17 +88,18 @@ pub trait Source: Sync {
 /// are expanded into unnamed temporary files in `temporary` first.
 ///
 /// # Errors
-/// [`Error::Usage`] when it is none of these or holds no image; those of the source.
+/// [`Error::Usage`] when it is none of these, holds no image, or is a folder of shards and of images
+/// as well; those of the source.
 pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Box<dyn Source>> {
     let path = Path::new(source);
     let is_name = !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::");
     if is_name && !is_url(source) {
         std::fs::metadata(path).map_err(|e| Error::io(path, e))?;
     }
-    alone(source)?;
+    unmistakable(source)?;
     let opened: Box<dyn Source> = if path.is_file() && is_list(path) {
         Box::new(ListSource::open(path, limits)?)
-    } else if path.is_dir() && !has_shards(path)? {
+    } else if path.is_dir() && first_shard(path)?.is_none() {
         Box::new(FolderSource::open(path)?)
     } else {
         let options = OpenOptions { limits: *limits, ..OpenOptions::default() };
@@ -108,19 +111,47 @@ pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Bo
     Ok(opened)
 }
 
-/// Refuses a tree or a list that is one of several sources.
-fn alone(source: &str) -> Result<()> {
+/// Refuses what would be read as less than it holds: a folder of shards and of images as well, and a
+/// tree or a list that is one of several sources.
+fn unmistakable(source: &str) -> Result<()> {
     let parts = parts(source);
-    for part in parts.iter().filter(|_| parts.len() > 1) {
-        let path = Path::new(part);
-        if path.is_file() && is_list(path) || path.is_dir() && !has_shards(path)? {
-            return Err(Error::Usage(format!(
-                "{part}: of several sources each has to be shards, and this is {}: pack it alone",
-                if path.is_dir() { "a folder without shards" } else { "a list" }
-            )));
-        }
+    for part in parts.iter().filter(|part| !is_url(part)) {
+        // Braces that cannot be expanded are an error of who opens the shards.
+        let names = match Path::new(part).exists() {
+            true => vec![(*part).to_owned()],
+            false => expand_braces(part).unwrap_or_default(),
+        };
+        names.iter().try_for_each(|name| unmistakable_path(name, parts.len() == 1))?;
     }
     Ok(())
+}
+
+fn unmistakable_path(name: &str, alone: bool) -> Result<()> {
+    let path = Path::new(name);
+    let shard = if path.is_dir() { first_shard(path)? } else { None };
+    if let Some(shard) = &shard {
+        return only_shards(name, shard);
+    }
+    if !alone && (path.is_dir() || path.is_file() && is_list(path)) {
+        return Err(Error::Usage(format!(
+            "{name}: of several sources each has to be shards, and this is {}: pack it alone",
+            if path.is_dir() { "a folder without shards" } else { "a list" }
+        )));
+    }
+    Ok(())
+}
+
+/// Refuses a folder that holds images beside its shards, as an extracted archive leaves it: which of
+/// them are meant? Either alone would be read without a word of the other.
+fn only_shards(folder: &str, shard: &Path) -> Result<()> {
+    let Some(image) = image_below(Path::new(folder)) else { return Ok(()) };
+    let (shard, image) = (shard.display(), image.display());
+    let glob = Path::new(folder).join("*.tar*");
+    Err(Error::Usage(format!(
+        "{folder}: it holds shards ({shard}) and images ({image}): name the shards by a glob ('{}'), or \
+         move them away for the images to be packed",
+        glob.display()
+    )))
 }
 
 fn is_list(path: &Path) -> bool {
@@ -129,8 +160,8 @@ fn is_list(path: &Path) -> bool {
     lists.iter().any(|list| extension == *list)
 }
 
-fn has_shards(folder: &Path) -> Result<bool> {
-    Ok(super::pattern::files_in(folder)?.iter().any(|path| super::pattern::is_shard_name(path)))
+fn first_shard(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(files_in(folder)?.into_iter().find(|path| is_shard_name(path)))
 }
 
 /// Makes keys of file paths: forward slashes, no extension, no dots behind

@@ -6,4 +6,5 @@ mod pack;
 mod read;
 mod readable;
 mod salvage;
+mod sources;
 mod verify;

@@ -218,6 +218,17 @@ fn sets_that_name_their_classes_differently_are_merged_with_a_warning() {
     }
 }
 
+#[test]
+fn what_a_source_holds_beside_what_is_read_is_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tree, to) = (tree(folder.path(), 4), path("out"));
+    std::fs::write(tree.join("cat.tar"), "").unwrap();
+    let refused = shard(&["pack", tree.to_str().unwrap(), &to]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(err(&refused).contains("cat.tar) and images ("), "{}", err(&refused));
+}
+
 /// Runs a command whose files may not be larger than `kib`: writes fail after that, as on a full
 /// disk, and the signal that comes with it is ignored. `None` where that cannot be had.
 #[cfg(unix)]

@@ -5,14 +5,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use super::tree::{EXTENSIONS, MAX_DEPTH, entries, is_image};
 use super::{Keys, Loaded, Source, extension_of};
 use crate::shard::ReadScratch;
 use crate::{Error, Result};
-
-/// What torchvision takes for an image.
-const EXTENSIONS: [&str; 9] = ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
-/// Folders within folders, before it looks like a loop of links.
-const MAX_DEPTH: usize = 64;
 
 struct File {
     path: PathBuf,
@@ -110,42 +106,6 @@ impl FolderSource {
         }
         Ok(())
     }
-}
-
-fn is_image(path: &Path) -> bool {
-    EXTENSIONS.contains(&extension_of(path).as_str())
-}
-
-/// Folders and files in a folder, both by name; links are followed.
-fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
-    let (mut folders, mut files) = (Vec::new(), Vec::new());
-    let failed = |e| Error::io(folder, e);
-    for entry in std::fs::read_dir(folder).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name().as_encoded_bytes().starts_with(b".") {
-            continue;
-        }
-        let mut kind = entry.file_type().map_err(failed)?;
-        if kind.is_symlink() {
-            kind = match std::fs::metadata(entry.path()) {
-                Ok(found) => found.file_type(),
-                Err(_) if is_image(&entry.path()) => {
-                    files.push(entry.path());
-                    continue;
-                }
-                // It may stand for a class, and the next ones would get its number.
-                Err(e) => return Err(Error::io(entry.path(), e)),
-            };
-        }
-        if kind.is_dir() {
-            folders.push(entry.path());
-        } else if kind.is_file() {
-            files.push(entry.path());
-        }
-    }
-    folders.sort();
-    files.sort();
-    Ok((folders, files))
 }
 
 impl Source for FolderSource {
