@@ -1,11 +1,43 @@
 //! The crate's only memory map. Shards and indexes are read through it, so
 //! that an image goes from the page cache to the decoder without a copy.
 
-use std::fs::File;
+use std::fs::{File, FileType};
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::{Error, Result};
+
+/// Opens a file to be read. Not a FIFO, whose opening may wait for ever for one who writes, nor a device,
+/// which may have no end.
+///
+/// # Errors
+/// [`Error::Io`], of the kind `InvalidInput` for what is neither a file nor a folder.
+pub(crate) fn open_regular(path: &Path) -> Result<File> {
+    let kind = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.file_type();
+    if !kind.is_file() && !kind.is_dir() {
+        let cause = format!("{}, not a file", special(kind));
+        return Err(Error::io(path, std::io::Error::new(std::io::ErrorKind::InvalidInput, cause)));
+    }
+    File::open(path).map_err(|e| Error::io(path, e))
+}
+
+/// What is neither a file nor a folder, in words.
+pub(crate) fn special(kind: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        let kinds = [
+            (kind.is_fifo(), "a FIFO"),
+            (kind.is_socket(), "a socket"),
+            (kind.is_char_device() || kind.is_block_device(), "a device"),
+        ];
+        if let Some((_, name)) = kinds.into_iter().find(|(is, _)| *is) {
+            return name;
+        }
+    }
+    let _ = kind;
+    "something else"
+}
 
 /// A whole file, mapped read-only. Cloning shares the map.
 #[derive(Clone, Debug)]
@@ -22,7 +54,7 @@ struct Mapped {
 impl Map {
     /// Maps the file at `path`.
     pub fn open(path: &Path) -> Result<Map> {
-        let file = File::open(path).map_err(|e| Error::io(path, e))?;
+        let file = open_regular(path)?;
         Map::of(&file).map_err(|e| Error::io(path, e))
     }
 

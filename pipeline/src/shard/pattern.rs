@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
+use super::map::special;
 use super::union::{difference, is_url, split_union};
 use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
@@ -188,8 +189,9 @@ impl Finder<'_> {
             } else if name.contains(['*', '?', '[']) {
                 self.glob(&name, out)?;
             } else {
-                std::fs::metadata(&name).map_err(|e| other_scheme(&name, e))?;
-                return Err(Error::Usage(format!("{name}: neither a file nor a folder")));
+                let found = std::fs::metadata(&name).map_err(|e| other_scheme(&name, e))?;
+                let kind = special(found.file_type());
+                return Err(Error::Usage(format!("{name}: {kind}, neither a file nor a folder")));
             }
         }
         Ok(())

@@ -2,7 +2,6 @@
 //! indexes without reading either the samples or their entries. Between
 //! `pattern`, which finds the files, and `access`, which reads samples.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -12,13 +11,13 @@ mod open;
 
 use super::access::Data;
 use super::index::{ShardIndex, index_path};
-use super::map::Map;
+use super::map::{Map, open_regular};
 use super::remote::{self, RemoteShard};
 use super::scan::{Depth, Scanned, open_tar, scan_map};
 use super::stream::ShardStream;
 use super::tar::AnyTar;
 use super::{Entry, Format, Limits, RemoteOptions, damaged};
-use crate::{Error, Result};
+use crate::Result;
 
 /// How a set is opened.
 #[derive(Clone, Debug)]
@@ -207,7 +206,8 @@ impl ShardSet {
     /// The number of classes: of names, or the largest label + 1.
     ///
     /// # Errors
-    /// Those of opening an index; [`Error::Shard`] for one whose largest label is over the limit.
+    /// Those of opening an index; [`Error::Shard`](crate::Error::Shard) for one whose largest label is
+    /// over the limit.
     pub fn num_classes(&self) -> Result<usize> {
         let mut classes = self.classes.len();
         if classes == 0 {
@@ -287,7 +287,8 @@ impl ShardSet {
     /// The samples of one shard in order.
     ///
     /// # Errors
-    /// [`Error::Io`] and [`Error::Shard`] when the file cannot be opened.
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Shard`](crate::Error::Shard) when the file cannot be
+    /// opened.
     ///
     /// # Panics
     /// When `shard >= shards().len()`.
@@ -314,7 +315,7 @@ impl ShardSet {
             return remote.bytes();
         }
         let path = &self.infos[shard].path;
-        Ok(Box::new(File::open(path).map_err(|e| Error::io(path, e))?))
+        Ok(Box::new(open_regular(path)?))
     }
 
     /// Reads a shard from `map`, its decompressed archive, from now on.
@@ -427,6 +428,8 @@ fn warn_of(scanned: &Scanned, path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
     use crate::shard::ReadScratch;
 

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use bt_pipeline::shard::{Limits, PackOptions, Source, open_source};
+use bt_pipeline::shard::{
+    Limits, OnBad, OpenOptions, PackOptions, ReadScratch, ShardSet, Source, open_source,
+};
 use bt_pipeline::{Error, Result};
 
 use super::pack::{Memory, image, packed};
@@ -46,4 +48,62 @@ fn a_folder_of_shards_and_images_is_refused_and_a_glob_tells_which_are_meant() {
     assert_eq!(opened(&root.join("*.tar*")).unwrap().len(), 5);
     std::fs::remove_file(root.join("shard-000000.tar")).unwrap();
     assert_eq!(opened(&root).unwrap().len(), 2);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_that_lead_back_are_followed_once() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    put(&root.join("ant/1.ppm"), &image(3, 3, 1));
+    put(&root.join("bee/2.ppm"), &image(3, 3, 2));
+    // Each of the two would be followed within each, 64 folders deep.
+    symlink(".", root.join("ant/a.ppm")).unwrap();
+    symlink("../ant", root.join("ant/b.ppm")).unwrap();
+    symlink("..", root.join("bee/up")).unwrap();
+    // A class may be another by a second name.
+    symlink("bee", root.join("cat")).unwrap();
+    let source = opened(root).unwrap();
+    let labels: Vec<_> = (0..source.len()).map(|i| source.label(i).unwrap()).collect();
+    assert_eq!(labels, [Some(0), Some(1), Some(2)]);
+    let notes = source.passed_over();
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("behind links: 4") && notes[0].contains("a.ppm"), "{notes:?}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_file_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let (root, fifo) = (folder.path(), folder.path().join("fifo.ppm"));
+    let made = std::process::Command::new("mkfifo").arg(&fifo).status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!("skipped: no mkfifo");
+        return;
+    }
+    put(&root.join("1.ppm"), &image(3, 3, 1));
+    std::fs::write(root.join("list.csv"), "1.ppm,0\nfifo.ppm,1\n").unwrap();
+    let source = opened(&root.join("list.csv")).unwrap();
+    let out = tempfile::tempdir().unwrap();
+    let error = packed(source.as_ref(), out.path(), &PackOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("fifo.ppm: a FIFO, not a file; line 2 of"), "{error}");
+    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let done = packed(source.as_ref(), out.path(), &skip).unwrap();
+    assert_eq!((done.manifest.samples, done.skipped.len()), (1, 1));
+    assert!(refusal(&fifo).contains("a FIFO, neither a file nor a folder"));
+    // A shard that a manifest lists.
+    let shard = out.path().join("shard-000000.tar");
+    std::fs::remove_file(&shard).unwrap();
+    std::fs::rename(&fifo, &shard).unwrap();
+    let options = OpenOptions { keep_bad_shards: true, ..OpenOptions::default() };
+    let set = ShardSet::open(&out.path().to_string_lossy(), &options).unwrap();
+    let error = set.read(0, &mut ReadScratch::new()).unwrap_err();
+    assert!(error.to_string().contains("a FIFO, not a file"), "{error}");
+    // And an index, where no manifest makes it unneeded.
+    let plain = root.join("plain");
+    std::fs::remove_file(packed(&Memory::some(3), &plain, &skip).unwrap().manifest_path).unwrap();
+    std::fs::rename(&shard, plain.join("shard-000000.tar.idx")).unwrap();
+    let error = ShardSet::open(&plain.to_string_lossy(), &options).unwrap_err();
+    assert!(error.to_string().contains("idx: a FIFO, not a file"), "{error}");
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::{HEADER, MAGIC, VERSION, long, word};
+use crate::shard::map::open_regular;
 use crate::shard::{Limits, damaged, union};
 use crate::{Error, Result};
 
@@ -26,10 +27,11 @@ impl Head {
     pub fn read(path: &Path) -> Result<Option<Head>> {
         use std::io::Read;
         let mut bytes = [0; HEADER];
-        let mut file = match std::fs::File::open(path) {
-            Ok(file) => file,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(e) => return Err(Error::io(path, e)),
+        let mut file = match open_regular(path) {
+            Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            file => file?,
         };
         match file.read_exact(&mut bytes) {
             Ok(()) => Head::parse(&bytes, path).map(Some),

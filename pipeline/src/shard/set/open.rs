@@ -1,6 +1,5 @@
 //! Opening a set: what there is to know of each shard before any sample is read.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::{OpenOptions, Shard, ShardInfo, ShardSet, warn_of};
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign, index_path};
-use crate::shard::map::Map;
+use crate::shard::map::{Map, open_regular};
 use crate::shard::pattern::{Found, resolve_anywhere};
 use crate::shard::remote::{self, Remote, RemoteShard, Survey};
 use crate::shard::scan::{Depth, scan_map};
@@ -178,7 +177,7 @@ impl ShardSet {
 /// Whether a file allows random access, from its first and last bytes.
 fn is_seekable(path: &Path) -> Result<bool> {
     let failed = |e| Error::io(path, e);
-    let mut file = File::open(path).map_err(failed)?;
+    let mut file = open_regular(path)?;
     let mut head = [0; 4];
     if file.read(&mut head).map_err(failed)? < 4 || !is_zstd(&head) {
         return Ok(true);

@@ -2,10 +2,10 @@
 //! classes sorted by name, files sorted within. A folder with images and
 //! no subfolders is a set without labels.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use super::tree::{EXTENSIONS, MAX_DEPTH, entries, is_image};
+use super::tree::{EXTENSIONS, MAX_DEPTH, entries, is_image, read_image};
 use super::{Keys, Loaded, Source, extension_of};
 use crate::shard::ReadScratch;
 use crate::{Error, Result};
@@ -29,6 +29,17 @@ pub struct FolderSource {
     unclassed: usize,
     /// Classes without an image.
     empty: Vec<String>,
+    /// Links to folders whose images their class has already.
+    repeated: Vec<PathBuf>,
+}
+
+/// A class whose folders are walked.
+struct Class<'a> {
+    root: &'a Path,
+    label: u32,
+    keys: &'a mut Keys,
+    /// Its folders by their own names: links that lead back would be followed for ever.
+    visited: HashSet<PathBuf>,
 }
 
 impl FolderSource {
@@ -50,7 +61,8 @@ impl FolderSource {
         for (label, folder) in folders.into_iter().enumerate() {
             let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let before = source.files.len();
-            source.walk(root, &folder, label as u32, &mut keys, 0)?;
+            let (label, visited) = (label as u32, own_name(root).into_iter().collect());
+            source.walk(&mut Class { root, label, keys: &mut keys, visited }, &folder, 0)?;
             if source.files.len() == before {
                 source.empty.push(name.clone());
             }
@@ -66,28 +78,22 @@ impl FolderSource {
         Ok(source)
     }
 
-    fn walk(
-        &mut self,
-        root: &Path,
-        folder: &Path,
-        label: u32,
-        keys: &mut Keys,
-        depth: usize,
-    ) -> Result<()> {
+    fn walk(&mut self, class: &mut Class<'_>, folder: &Path, depth: usize) -> Result<()> {
         if depth > MAX_DEPTH {
             return Err(Error::Usage(format!(
                 "{}: folders nest deeper than {MAX_DEPTH}",
                 folder.display()
             )));
         }
+        if own_name(folder).is_some_and(|name| !class.visited.insert(name)) {
+            self.repeated.push(folder.to_owned());
+            return Ok(());
+        }
         let (folders, files) = entries(folder)?;
         for file in files {
-            self.add(root, file, Some(label), keys)?;
+            self.add(class.root, file, Some(class.label), class.keys)?;
         }
-        for inner in folders {
-            self.walk(root, &inner, label, keys, depth + 1)?;
-        }
-        Ok(())
+        folders.iter().try_for_each(|inner| self.walk(class, inner, depth + 1))
     }
 
     fn add(
@@ -106,6 +112,11 @@ impl FolderSource {
         }
         Ok(())
     }
+}
+
+/// The name of a folder without links. Where there is none, reading the folder fails as well.
+fn own_name(folder: &Path) -> Option<PathBuf> {
+    folder.canonicalize().ok()
 }
 
 impl Source for FolderSource {
@@ -158,6 +169,12 @@ impl Source for FolderSource {
             let more = if self.empty.len() > 5 { ", ..." } else { "" };
             notes.push(format!("classes without an image, which have a number: {few}{more}"));
         }
+        if let Some(first) = self.repeated.first() {
+            let (links, first) = (self.repeated.len(), first.display());
+            notes.push(format!(
+                "folders whose images their class has already, behind links: {links} ({first})"
+            ));
+        }
         notes
     }
 
@@ -166,7 +183,7 @@ impl Source for FolderSource {
         into.key.clone_from(&file.key);
         (into.label, into.extension) = (file.label, extension_of(&file.path));
         into.extras.clear();
-        into.image = std::fs::read(&file.path).map_err(|e| Error::io(&file.path, e))?;
+        into.image = read_image(&file.path)?;
         Ok(())
     }
 }

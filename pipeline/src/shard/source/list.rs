@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::tree::read_image;
 use super::{Keys, Loaded, Source, extension_of};
 use crate::shard::ReadScratch;
 use crate::shard::{Limits, damaged};
@@ -249,7 +250,7 @@ impl Source for ListSource {
         into.key.clone_from(&row.key);
         (into.label, into.extension) = (row.label, extension_of(&path));
         into.extras.clear();
-        into.image = std::fs::read(&path).map_err(|e| Error::io(path, e))?;
+        into.image = read_image(&path)?;
         Ok(())
     }
 }

@@ -3,9 +3,11 @@
 
 use std::collections::HashSet;
 use std::fs::{DirEntry, FileType};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::extension_of;
+use crate::shard::map::open_regular;
 use crate::{Error, Result};
 
 /// What torchvision takes for an image.
@@ -50,6 +52,13 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
     folders.sort();
     files.sort();
     Ok((folders, files))
+}
+
+/// The bytes of an image's file.
+pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
+    Ok(bytes)
 }
 
 /// An image in `folder` or below it, if one is found among its first folders; what begins with a dot
