@@ -50,6 +50,43 @@ fn a_folder_of_shards_and_images_is_refused_and_a_glob_tells_which_are_meant() {
     assert_eq!(opened(&root).unwrap().len(), 2);
 }
 
+/// Label of each image, names of the classes and what is passed over.
+fn listed(root: &Path, text: &str) -> (Vec<Option<u32>>, Vec<String>, Vec<String>) {
+    let list = root.join("list.csv");
+    std::fs::write(&list, text).unwrap();
+    let source = opened(&list).unwrap();
+    let labels = (0..source.len()).map(|i| source.label(i).unwrap()).collect();
+    (labels, source.classes().to_vec(), source.passed_over())
+}
+
+#[test]
+fn labels_of_a_list_are_found_whatever_their_column_is_called() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["0.ppm", "1.ppm", "2"] {
+        put(&folder.path().join(name), &image(3, 3, 1));
+    }
+    let names = ["akita", "pug"].map(str::to_owned).to_vec();
+    for (heading, notes) in [
+        ("filename,labels", 0),
+        ("filename,class_id", 0),
+        ("filename,variety", 0),
+        ("image_id,species", 0),
+        // Neither is known, but no image is called like that.
+        ("image_id,variety", 1),
+    ] {
+        let text = format!("{heading}\n0.ppm,pug\n1.ppm,akita\n2,pug\n");
+        let (labels, classes, passed_over) = listed(folder.path(), &text);
+        assert_eq!(labels, [Some(1), Some(0), Some(1)], "{heading}");
+        assert_eq!(classes, names, "{heading}");
+        assert_eq!(passed_over.len(), notes, "{heading}: {passed_over:?}");
+    }
+    let (labels, _, passed_over) = listed(folder.path(), "file,width,height\n0.ppm,4,4\n");
+    assert_eq!(labels, [None]);
+    assert!(passed_over[0].contains("columns \"width\", \"height\""), "{passed_over:?}");
+    let (labels, classes, _) = listed(folder.path(), "0.ppm,10.0\n1.ppm,\n2,2.0\n");
+    assert_eq!((labels, classes), (vec![Some(10), None, Some(2)], vec![]));
+}
+
 #[cfg(unix)]
 #[test]
 fn links_that_lead_back_are_followed_once() {

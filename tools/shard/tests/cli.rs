@@ -227,6 +227,12 @@ fn what_a_source_holds_beside_what_is_read_is_told_of() {
     let refused = shard(&["pack", tree.to_str().unwrap(), &to]);
     assert_eq!(refused.status.code(), Some(2));
     assert!(err(&refused).contains("cat.tar) and images ("), "{}", err(&refused));
+    let rows = "tree/cat/000.png,cat\ntree/dog/001.png,dog\nabsent.png,eel\n";
+    std::fs::write(path("list.csv"), format!("photo,variety\n{rows}")).unwrap();
+    let packed = shard(&["pack", &path("list.csv"), &to, "--skip-bad"]);
+    assert!(err(&packed).contains("line 1 as a heading"), "{}", err(&packed));
+    let expected = "2 samples of 3 classes (1 of them without a sample) in 1 shard";
+    assert!(out(&packed).starts_with(expected), "{}", out(&packed));
 }
 
 /// Runs a command whose files may not be larger than `kib`: writes fail after that, as on a full

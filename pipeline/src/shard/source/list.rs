@@ -3,25 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
-use super::tree::read_image;
+use super::tree::{is_image, read_image};
 use super::{Keys, Loaded, Source, extension_of};
 use crate::shard::ReadScratch;
 use crate::shard::{Limits, damaged};
 use crate::{Error, Result};
 
-/// Headings of the column of paths, and of labels.
-const PATH_NAMES: [&str; 9] = [
-    "path",
-    "file",
-    "filename",
-    "file_name",
-    "filepath",
-    "file_path",
-    "image",
-    "image_path",
-    "img",
-];
-const LABEL_NAMES: [&str; 6] = ["label", "class", "target", "cls", "class_name", "category"];
+mod columns;
+
+use columns::Columns;
 
 struct Row {
     path: PathBuf,
@@ -42,12 +32,15 @@ pub struct ListSource {
     list: PathBuf,
     rows: Vec<Row>,
     classes: Vec<String>,
+    /// What of the list is not read.
+    passed_over: Vec<String>,
 }
 
 impl ListSource {
     /// Reads the list at `path`: tab-separated when its name ends in `.tsv` or its
     /// first line has a tab. A first line of known headings (`path,label`)
-    /// orders the columns; without one they are path and label. The label may be missing throughout.
+    /// orders the columns, of two of which one has to be known; without such a line they are path and
+    /// label. The label may be missing throughout.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Shard`] with the byte of a line that cannot be
@@ -55,36 +48,17 @@ impl ListSource {
     pub fn open(path: &Path, limits: &Limits) -> Result<ListSource> {
         let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
         let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
-        let first = text.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
-        let tabs = extension_of(path) == "tsv" || first.contains(&b'\t');
-        let delimiter = if tabs { b'\t' } else { b',' };
-        // The reader would take all that follows for one field.
-        if let Some((at, line)) = unclosed_quote(text, delimiter) {
-            let cause = format!("line {line}: a quote is opened here and not closed");
-            return Err(damaged(path, at, cause));
+        let (columns, mut found) = read(text, path)?;
+        if let Some(guessed) = &columns.guessed {
+            tracing::warn!("{}: {guessed}", path.display());
         }
-        let mut reader = csv::ReaderBuilder::new()
-            .has_headers(false)
-            .flexible(true)
-            .trim(csv::Trim::All)
-            .delimiter(delimiter)
-            .from_reader(text);
-        let mut columns = None;
-        let mut found: Vec<Found> = Vec::new();
-        for record in reader.records() {
-            let record = record.map_err(|e| {
-                let at = e.position().map_or(0, |position| position.byte());
-                damaged(path, at, format!("the list cannot be read: {e}"))
-            })?;
-            let Some((path_at, label_at)) = columns else {
-                let (place, heading) = header(&record);
-                columns = Some(place);
-                if !heading {
-                    push(&record, place, (path, text), &mut found)?;
-                }
-                continue;
-            };
-            push(&record, (path_at, label_at), (path, text), &mut found)?;
+        let mut passed_over: Vec<String> = columns.others.into_iter().collect();
+        if !columns.heading && is_heading(&found, path) {
+            let first = found.remove(0);
+            passed_over.push(format!(
+                "line {} as a heading, there is no such file: {:?}",
+                first.line, first.path
+            ));
         }
         let (labels, classes) = number(&found, path, limits)?;
         let mut keys = Keys::default();
@@ -92,11 +66,11 @@ impl ListSource {
             let key = keys.make(&path);
             Row { path, key, label, line }
         });
-        Ok(ListSource { list: path.to_owned(), rows: rows.collect(), classes })
+        Ok(ListSource { list: path.to_owned(), rows: rows.collect(), classes, passed_over })
     }
 
     fn path(&self, i: usize) -> PathBuf {
-        self.list.parent().unwrap_or(Path::new("")).join(&self.rows[i].path)
+        beside(&self.list, &self.rows[i].path)
     }
 
     fn place(&self, i: usize) -> String {
@@ -104,29 +78,64 @@ impl ListSource {
     }
 }
 
-/// Columns of path and label, and whether the record is a heading.
-fn header(record: &csv::StringRecord) -> ((usize, Option<usize>), bool) {
-    let position = |names: &[&str]| {
-        record.iter().position(|field| names.contains(&field.to_lowercase().as_str()))
-    };
-    match (position(&PATH_NAMES), position(&LABEL_NAMES)) {
-        (Some(path), label) => ((path, label), true),
-        (None, _) => ((0, Some(1)), false),
+/// A path of a list, from its folder.
+fn beside(list: &Path, path: impl AsRef<Path>) -> PathBuf {
+    list.parent().unwrap_or(Path::new("")).join(path)
+}
+
+/// The rows of the list `text`, whose file is `list`, and what its columns are.
+fn read(text: &[u8], list: &Path) -> Result<(Columns, Vec<Found>)> {
+    let first = text.split(|&byte| byte == b'\n').next().unwrap_or(&[]);
+    let tabs = extension_of(list) == "tsv" || first.contains(&b'\t');
+    let delimiter = if tabs { b'\t' } else { b',' };
+    // The reader would take all that follows for one field.
+    if let Some((at, line)) = unclosed_quote(text, delimiter) {
+        let cause = format!("line {line}: a quote is opened here and not closed");
+        return Err(damaged(list, at, cause));
     }
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .flexible(true)
+        .trim(csv::Trim::All)
+        .delimiter(delimiter)
+        .from_reader(text);
+    let mut columns: Option<Columns> = None;
+    let mut found: Vec<Found> = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|e| {
+            let at = e.position().map_or(0, |position| position.byte());
+            damaged(list, at, format!("the list cannot be read: {e}"))
+        })?;
+        let is_there = |path: &str| beside(list, path).is_file();
+        let is_first = columns.is_none();
+        let columns = columns.get_or_insert_with(|| Columns::of(&record, is_there));
+        if !(is_first && columns.heading) {
+            push(&record, columns, (list, text), &mut found)?;
+        }
+    }
+    Ok((columns.unwrap_or_default(), found))
+}
+
+/// Whether the first row is a heading that nobody knows: it names no image, and no file as others do.
+fn is_heading(found: &[Found], list: &Path) -> bool {
+    let is_there = |row: &Found| beside(list, &row.path).is_file();
+    found.split_first().is_some_and(|(first, others)| {
+        !is_image(&first.path) && !is_there(first) && others.iter().any(is_there)
+    })
 }
 
 fn push(
     record: &csv::StringRecord,
-    (path_at, label_at): (usize, Option<usize>),
+    columns: &Columns,
     (list, text): (&Path, &[u8]),
     found: &mut Vec<Found>,
 ) -> Result<()> {
-    let path = record.get(path_at).unwrap_or("");
+    let path = record.get(columns.path).unwrap_or("");
     let (at, line) = start(record, text);
     if path.is_empty() {
         return Err(damaged(list, at, format!("line {line} has no path")));
     }
-    let label = label_at.and_then(|at| record.get(at)).unwrap_or("");
+    let label = columns.label.and_then(|at| record.get(at)).unwrap_or("");
     found.push(Found { path: PathBuf::from(path), label: label.to_owned(), line });
     Ok(())
 }
@@ -188,16 +197,8 @@ fn number(
 ) -> Result<(Vec<Option<u32>>, Vec<String>)> {
     let given = || found.iter().map(|row| row.label.as_str()).filter(|label| !label.is_empty());
     let is_number = |label: &str| label.parse::<i64>().is_ok();
-    if let (Some(name), Some(number)) =
-        (given().find(|l| !is_number(l)), given().find(|l| is_number(l)))
-    {
-        return Err(Error::Usage(format!(
-            "{}: labels are class numbers or class names, not both: {number:?} and {name:?}",
-            list.display()
-        )));
-    }
-    if given().next().is_none_or(is_number) {
-        let labels = found.iter().map(|row| match row.label.as_str() {
+    if given().all(|label| is_number(whole(label))) {
+        let labels = found.iter().map(|row| match whole(&row.label) {
             "" | "-1" => Ok(None),
             text => {
                 text.parse().ok().filter(|&label: &u32| label <= limits.label).map(Some).ok_or_else(
@@ -213,10 +214,26 @@ fn number(
         });
         return Ok((labels.collect::<Result<_>>()?, Vec::new()));
     }
+    if let (Some(name), Some(number)) =
+        (given().find(|l| !is_number(l)), given().find(|l| is_number(l)))
+    {
+        return Err(Error::Usage(format!(
+            "{}: labels are class numbers or class names, not both: {number:?} and {name:?}",
+            list.display()
+        )));
+    }
     let names: std::collections::BTreeSet<&str> = given().collect();
     let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
     let label = |label: &String| names.binary_search(label).ok().map(|at| at as u32);
     Ok((found.iter().map(|row| label(&row.label)).collect(), names))
+}
+
+/// A label without `.0`: pandas writes numbers like that when one of them is missing.
+fn whole(label: &str) -> &str {
+    match label.split_once('.') {
+        Some((whole, zeros)) if zeros.bytes().all(|byte| byte == b'0') => whole,
+        _ => label,
+    }
 }
 
 impl Source for ListSource {
@@ -245,6 +262,10 @@ impl Source for ListSource {
         &self.classes
     }
 
+    fn passed_over(&self) -> Vec<String> {
+        self.passed_over.iter().map(|what| format!("of {}: {what}", self.list.display())).collect()
+    }
+
     fn load(&self, i: usize, _: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
         let (row, path) = (&self.rows[i], self.path(i));
         into.key.clone_from(&row.key);
@@ -265,6 +286,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
         std::fs::write(&path, text).unwrap();
+        std::fs::write(folder.path().join("there"), "x").unwrap();
         let list = ListSource::open(&path, &Limits::default())?;
         let rows = list.rows.iter().map(|row| (row.path.display().to_string(), row.label));
         Ok((rows.collect(), list.classes.clone()))
@@ -313,6 +335,20 @@ mod tests {
     }
 
     #[test]
+    fn a_first_line_that_names_no_file_as_the_others_do_is_a_heading() {
+        let paths = |text: &str| -> Vec<String> {
+            let (rows, classes) = read("l.csv", text).unwrap();
+            assert!(
+                !classes.iter().any(|class| class == "variety") || rows[0].0.starts_with("photo")
+            );
+            rows.into_iter().map(|(path, _)| path).collect()
+        };
+        assert_eq!(paths("photo,variety\nb.jpg,cat\nthere,dog\n"), ["b.jpg", "there"]);
+        assert_eq!(paths("photo,variety\nb.jpg,cat\nc.jpg,dog\n").len(), 3);
+        assert_eq!(paths("photo.jpg,variety\nthere,cat\n").len(), 2);
+    }
+
+    #[test]
     fn lists_are_read_with_and_without_a_heading() {
         let ab = |a, b| vec![("x/a.jpg".to_owned(), a), ("b, c.png".to_owned(), b)];
         let names = vec!["cat".to_owned(), "dog".to_owned()];
@@ -324,11 +360,16 @@ mod tests {
                 (ab(Some(1), Some(0)), names),
             ),
             ("l.tsv", "x/a.jpg\t\nb, c.png\t-1", (ab(None, None), vec![])),
-            ("l.txt", "Image\tid\nx/a.jpg\t1\nb, c.png\t2", (ab(None, None), vec![])),
+            ("l.txt", "Image\tid\nx/a.jpg\t1\nb, c.png\t2", (ab(Some(1), Some(2)), vec![])),
+            ("l.tsv", "Image\tw\th\nx/a.jpg\t1\t1\nb, c.png\t2\t2", (ab(None, None), vec![])),
+            ("l.csv", "x/a.jpg,10.0\n\"b, c.png\",2.0\n", (ab(Some(10), Some(2)), vec![])),
+            ("l.csv", "x/a.jpg,-1.0\n\"b, c.png\",7\n", (ab(None, Some(7)), vec![])),
         ] {
             assert_eq!(read(name, text).unwrap(), expected, "{text}");
         }
-        for bad in ["a,1\nb,cat\n", "a,-2\n", "a,99999999999\n", ",1\n"] {
+        for bad in
+            ["a,1\nb,cat\n", "a,1.0\nb,1.5\nc,2\n", "a,-2\n", "a,-2.0\n", "a,99999999999\n", ",1\n"]
+        {
             assert!(
                 matches!(read("l.csv", bad), Err(Error::Shard { .. } | Error::Usage(_))),
                 "{bad}"

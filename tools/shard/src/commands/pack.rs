@@ -76,8 +76,12 @@ pub fn run_pack(
         let (shards, samples) = (manifest.shards.len() as u64, manifest.samples);
         let (shards, samples) = (count(shards, "shard"), count(samples, "sample"));
         let classes = manifest.classes.len();
+        let empty = match manifest.classes.iter().filter(|class| class.samples == 0).count() {
+            0 => String::new(),
+            empty => format!(" ({empty} of them without a sample)"),
+        };
         line(format_args!(
-            "{samples} of {classes} classes in {shards}, {}",
+            "{samples} of {classes} classes{empty} in {shards}, {}",
             bytes(manifest.bytes)
         ))?;
         if !skipped.is_empty() {
