@@ -72,6 +72,7 @@ pub use select::{Selection, select};
 pub use set::{OpenOptions, SampleMeta, ShardInfo, ShardSet};
 pub use source::{FolderSource, ListSource, Loaded, ShardSource, Source, SynthSource, open_source};
 pub use stream::{OwnedSample, ShardStream};
+pub use tar::Links;
 pub use unpack::{Tree, Unpacked, unpack};
 pub use verify::{Damage, VerifyReport, verify};
 

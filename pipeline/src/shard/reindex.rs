@@ -14,6 +14,7 @@ use super::pack::{Progress, threads};
 use super::pattern::resolve;
 use super::pool::in_order;
 use super::scan::{Depth, Scanned, scan_map};
+use super::tar::Links;
 use super::zst::{has_table, is_zstd};
 use crate::{Error, Result};
 
@@ -26,6 +27,8 @@ pub struct Indexed {
     pub samples: u64,
     /// Samples passed over because they have no image.
     pub without_image: u64,
+    /// Links in place of members of samples; they are not followed.
+    pub links: Links,
     /// Images whose header was not understood.
     pub unreadable: u64,
     /// Whether the archive ends as it should.
@@ -93,7 +96,7 @@ fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<On
         )));
     }
     let map = Map::open(path)?;
-    let Scanned { index, bytes, without_image, ended, trailing } =
+    let Scanned { index, bytes, without_image, links, ended, trailing } =
         scan_map(&map, path, Depth::Full, limits)?;
     AtomicFile::write_all(&index_path(path), &bytes)?;
     let (mut unreadable, mut labels) = (0, vec![0; index.head().classes as usize]);
@@ -123,6 +126,7 @@ fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<On
         shard: path.to_owned(),
         samples,
         without_image,
+        links,
         unreadable,
         ended,
         trailing,

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, IndexBuilder, ShardIndex, fingerprint};
 use super::map::Map;
-use super::tar::{AnyTar, BLOCK, ReadSource, SliceSource, Source, Tar};
+use super::tar::{AnyTar, BLOCK, Links, ReadSource, SliceSource, Source, Tar};
 use super::zst::is_zstd;
 use super::{Format, Limits, damaged, dimensions_of, sniff};
 use crate::jpeg::SideIndex;
@@ -33,6 +33,8 @@ pub struct Scanned {
     pub bytes: Vec<u8>,
     /// Samples passed over because they have no image.
     pub without_image: u32,
+    /// Links in place of members of samples.
+    pub links: Links,
     /// Whether the archive ends with the end-of-archive marker, as it should.
     pub ended: bool,
     /// Where bytes stand behind the end of the archive that are not zero: those of another archive,
@@ -110,7 +112,8 @@ fn scan_tar(
     let bytes = builder.finish(length, fingerprint);
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?.with_faults(faults);
     let without_image = index.head().skipped;
-    Ok(Scanned { index, bytes, without_image, ended: tar.ended, trailing })
+    let Tar { ended, links, .. } = tar;
+    Ok(Scanned { index, bytes, without_image, links, ended, trailing })
 }
 
 /// The side index of an image, where it is a JPEG that can have one.

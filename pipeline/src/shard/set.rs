@@ -424,6 +424,9 @@ fn warn_of(scanned: &Scanned, path: &Path) {
         let count = scanned.without_image;
         tracing::warn!("{path}: {count} samples have no image and are passed over");
     }
+    if scanned.links.count > 0 {
+        tracing::warn!("{path}: {}: their samples lack an image or a label", scanned.links);
+    }
 }
 
 #[cfg(test)]

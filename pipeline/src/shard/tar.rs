@@ -11,10 +11,12 @@ use super::{Limits, damaged};
 use crate::{Error, Result};
 
 mod header;
+mod links;
 mod source;
 
 use header::{carries_data, checksums, number, pax_record, readable, short_name};
 pub(crate) use header::{is_header, is_zero, span};
+pub use links::Links;
 pub(crate) use source::{ReadSource, SliceSource, Source};
 
 /// Bytes of a header, and the unit that data is padded to.
@@ -56,6 +58,8 @@ pub(crate) struct Tar<S> {
     global: Extended,
     /// Whether the end-of-archive marker was met, all of it.
     pub ended: bool,
+    /// Links in place of members of samples, so far.
+    pub links: Links,
 }
 
 /// What headers before a member say about it.
@@ -69,7 +73,8 @@ impl<S: Source> Tar<S> {
     /// A reader whose first byte stands at offset `at` of the shard `path`.
     pub fn new(source: S, path: &Path, at: u64, limits: Limits) -> Self {
         let (path, global) = (path.to_owned(), Extended::default());
-        Tar { source, path, limits, at, unread: 0, padding: 0, members: 0, global, ended: false }
+        let (unread, padding, members, ended, links) = (0, 0, 0, false, Links::default());
+        Tar { source, path, limits, at, unread, padding, members, global, ended, links }
     }
 
     /// The path of the shard, for messages.
@@ -150,6 +155,9 @@ impl<S: Source> Tar<S> {
             said.path.or_else(|| self.global.path.clone()).unwrap_or_else(|| short_name(block));
         let regular = matches!(type_flag, 0 | b'0' | b'7') && !name.ends_with(b"/");
         if !regular {
+            if matches!(type_flag, b'1' | b'2') {
+                self.links.note(&name);
+            }
             return Ok(None);
         }
         self.members += 1;

@@ -15,7 +15,7 @@ use super::pack::{Progress, threads};
 use super::pattern::{Found, Resolved, resolve};
 use super::pool::in_order;
 use super::scan::{Depth, entry_of, open_tar};
-use super::tar::Source;
+use super::tar::{Links, Source};
 use super::zst::{SeekTable, is_zstd};
 use super::{Limits, OpenOptions, sniff};
 use crate::decode::Decoder;
@@ -48,6 +48,8 @@ pub struct VerifyReport {
     pub indexed: usize,
     /// Samples passed over because they have no image.
     pub without_image: u64,
+    /// Links in place of members of samples; they are not followed.
+    pub links: Links,
     /// Everything that is wrong, in the order of the shards.
     pub damage: Vec<Damage>,
 }
@@ -82,6 +84,7 @@ pub fn verify(
             report.bytes += shard.bytes;
             report.indexed += shard.indexed;
             report.without_image += shard.without_image;
+            report.links.add(shard.links);
             report.damage.extend(shard.damage);
             progress(Progress { done: done as u64 + 1, total, bytes: report.bytes });
             Ok(())
@@ -312,6 +315,7 @@ fn verify_end(
         examined.note(super::damaged(examined.path, groups.tar().position(), cause));
     }
     let mut tar = groups.into_tar();
+    examined.report.links = std::mem::take(&mut tar.links);
     if let Some(at) = tar.drain()? {
         let cause = "more follows the end of the archive, which no reader sees";
         examined.note(super::damaged(examined.path, at, cause));

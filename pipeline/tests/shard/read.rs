@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 
 use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    Depth, Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, index_path, scan,
+    Depth, Limits, Links, OpenOptions, OwnedSample, ReadScratch, ShardSet, index_path,
+    index_shards, scan, verify,
 };
 
 /// Key, label and bytes of a sample.
@@ -91,6 +92,45 @@ fn gnu_long_names_and_members_without_a_sample_are_understood() {
     assert_eq!(contents(&set), expected);
     assert_eq!(set.num_classes().unwrap(), 8);
     assert!(set.classes().is_empty());
+}
+
+#[test]
+fn links_in_place_of_members_are_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |name: &str, target: Option<&str>, kind| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        match target {
+            Some(target) => builder.append_link(&mut header, name, target).unwrap(),
+            None => {
+                header.set_size(1);
+                builder.append_data(&mut header, name, &b"3"[..]).unwrap();
+            }
+        }
+    };
+    use tar::EntryType::{Link, Regular, Symlink};
+    let long = format!("{}/c.jpg", "folder".repeat(30));
+    add("a.jpg", None, Regular);
+    add("a.cls", None, Regular);
+    add("b.jpg", None, Regular);
+    // As `ln a.cls b.cls` before `tar`; the other two are no members of samples.
+    add("b.cls", Some("a.cls"), Link);
+    add("README", Some("a.cls"), Link);
+    add(".hidden", Some("a.cls"), Symlink);
+    add(&long, Some("a.jpg"), Symlink);
+    let path = write(folder.path(), "a.tar", &builder.into_inner().unwrap());
+    let (pattern, limits) = (path.to_string_lossy(), Limits::default());
+    let links = Links { count: 2, first: Some("b.cls".to_owned()) };
+    for depth in [Depth::Headers, Depth::Full] {
+        assert_eq!(scan(&path, depth, &limits).unwrap().links, links);
+    }
+    let indexed = index_shards(&pattern, None, &[], &limits, 1, &mut |_| {}).unwrap();
+    assert_eq!(indexed[0].links, links);
+    let report = verify(&pattern, &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+    assert_eq!(report.links, links);
+    let text = "2 links in place of files (\"b.cls\"), not followed";
+    assert_eq!(report.links.to_string(), text);
 }
 
 #[test]

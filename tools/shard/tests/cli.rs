@@ -218,6 +218,29 @@ fn sets_that_name_their_classes_differently_are_merged_with_a_warning() {
     }
 }
 
+#[cfg(unix)]
+#[test]
+fn hard_links_in_an_archive_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    std::fs::rename(tree(root, 2).join("cat/000.png"), root.join("a.png")).unwrap();
+    std::fs::copy(root.join("a.png"), root.join("b.png")).unwrap();
+    std::fs::write(root.join("a.cls"), "1").unwrap();
+    std::fs::hard_link(root.join("a.cls"), root.join("b.cls")).unwrap();
+    let members = ["-cf", "l.tar", "a.png", "a.cls", "b.png", "b.cls"];
+    let made = Command::new("tar").current_dir(root).args(members).status();
+    if !made.is_ok_and(|status| status.success()) {
+        println!("skipped: no tar");
+        return;
+    }
+    let shards = root.join("l.tar");
+    let shards = shards.to_str().unwrap();
+    let told = "1 link in place of files (\"b.cls\"), not followed";
+    assert!(err(&shard(&["ls", shards])).contains(told));
+    assert!(ok(&["verify", shards]).contains(told));
+    assert!(ok(&["index", shards]).contains(told));
+}
+
 #[test]
 fn what_a_source_holds_beside_what_is_read_is_told_of() {
     let folder = tempfile::tempdir().unwrap();

@@ -47,6 +47,9 @@ pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
                 count(shard.without_image, "sample")
             ));
         }
+        if shard.links.count > 0 {
+            remarks.push(shard.links.to_string());
+        }
         if shard.unreadable > 0 {
             remarks.push(format!(
                 "{} with a header that cannot be read",

@@ -44,6 +44,9 @@ pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
                 count(report.without_image, "sample")
             ))?;
         }
+        if report.links.count > 0 {
+            line(format_args!("{}: their samples lack an image or a label", report.links))?;
+        }
     }
     Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
