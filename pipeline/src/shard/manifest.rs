@@ -158,8 +158,7 @@ impl Manifest {
         let mut found = Vec::new();
         for path in super::pattern::files_in(folder)? {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if (name == MANIFEST_SUFFIX || name.ends_with(&format!(".{MANIFEST_SUFFIX}")))
-                && !name.starts_with('.')
+            if super::pattern::is_manifest_name(&name)
                 && let Some(manifest) = Manifest::read(&path, limits)?
             {
                 found.push((path, manifest));

@@ -6,13 +6,18 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::special;
-use super::union::{difference, is_url, split_union};
+use super::union::{is_url, split_union};
 use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
 
 mod braces;
+mod listed;
+mod names;
 
 pub use braces::expand_braces;
+pub(crate) use listed::{check_listed_once, warn_of_unlisted};
+use names::ClassNames;
+pub(crate) use names::{NamesOf, names_of};
 
 /// A shard file and what a manifest says of it.
 #[derive(Clone, Debug)]
@@ -89,9 +94,7 @@ fn find(
         limits,
         manifests: HashMap::new(),
         read: Vec::new(),
-        classes: None,
-        named: None,
-        differing: None,
+        names: ClassNames::default(),
         options,
         lister: None,
     };
@@ -102,8 +105,8 @@ fn find(
     if shards.is_empty() {
         return Err(Error::Usage(format!("no shards match `{}`", pattern.trim())));
     }
-    let Finder { classes, read: manifests, differing, .. } = finder;
-    Ok(Resolved { shards, classes: classes.unwrap_or_default(), manifests, differing })
+    let (classes, differing) = finder.names.finish();
+    Ok(Resolved { shards, classes, manifests: finder.read, differing })
 }
 
 /// The members of a union. Whitespace separates, except in what names
@@ -139,15 +142,10 @@ struct Finder<'a> {
     use_manifest: bool,
     limits: &'a Limits,
     /// What manifests say, by folder and shard name.
-    manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, Vec<String>)>>,
+    manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, NamesOf)>>,
     /// All of them.
     read: Vec<(PathBuf, Manifest)>,
-    /// `None` before the first shard.
-    classes: Option<Vec<String>>,
-    /// The first names of classes, and whose they are.
-    named: Option<(Vec<String>, PathBuf)>,
-    /// What others call them.
-    differing: Option<String>,
+    names: ClassNames,
     options: &'a RemoteOptions,
     /// For URLs, once there is one.
     lister: Option<remote::Lister>,
@@ -202,7 +200,7 @@ impl Finder<'_> {
         for url in expand_braces(part)? {
             let lister = self.lister.get_or_insert_with(|| remote::Lister::new(options, limits));
             for (found, classes) in lister.find(&url, self.use_manifest)? {
-                self.agree(&classes, &found.path);
+                self.names.agree(classes.as_deref(), &found.path);
                 out.push(found);
             }
         }
@@ -243,16 +241,13 @@ impl Finder<'_> {
             files_in(folder)?.into_iter().filter(|path| is_shard_name(path)).collect();
         let manifests =
             if self.use_manifest { Manifest::all_in(folder, self.limits)? } else { Vec::new() };
-        if manifests.len() > 1 {
-            tracing::warn!(
-                "{} holds {} shard sets; reading all of them",
-                folder.display(),
-                manifests.len()
-            );
-        }
-        let before = out.len();
+        let (before, sets) = (out.len(), manifests.len());
         for (path, manifest) in manifests {
             self.manifest(&path, manifest, out)?;
+        }
+        check_listed_once(folder, &out[before..])?;
+        if sets > 1 {
+            tracing::warn!("{} holds {sets} shard sets; reading all of them", folder.display());
         }
         if out.len() > before {
             warn_of_unlisted(folder, shards.iter().map(PathBuf::as_path), &out[before..]);
@@ -272,10 +267,10 @@ impl Finder<'_> {
 
     fn manifest(&mut self, path: &Path, manifest: Manifest, out: &mut Vec<Found>) -> Result<()> {
         let folder = path.parent().unwrap_or(Path::new(""));
-        let names = manifest.class_names();
+        let names = names_of(&manifest);
         self.keep(path, &manifest);
         for shard in manifest.shards {
-            self.agree(&names, path);
+            self.names.agree(names.as_deref(), path);
             let path = folder.join(&shard.name);
             out.push(Found { known: Some(shard), ..Found::at(path) });
         }
@@ -295,7 +290,7 @@ impl Finder<'_> {
             // As the shards are named: without a folder where they have none.
             let named = path.parent().unwrap_or(Path::new(""));
             for (file, manifest) in Manifest::all_in(folder, self.limits)? {
-                let names = manifest.class_names();
+                let names = names_of(&manifest);
                 self.keep(&named.join(file.file_name().unwrap_or_default()), &manifest);
                 known.extend(
                     manifest
@@ -309,8 +304,8 @@ impl Finder<'_> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let known = self.manifests.get(folder).and_then(|known| known.get(&name)).cloned();
         let (known, names) =
-            known.map_or((None, Vec::new()), |(shard, names)| (Some(shard), names));
-        self.agree(&names, &path);
+            known.map_or((None, Some(Vec::new())), |(shard, names)| (Some(shard), names));
+        self.names.agree(names.as_deref(), &path);
         out.push(Found { known, ..Found::at(path) });
         Ok(())
     }
@@ -320,48 +315,19 @@ impl Finder<'_> {
             self.read.push((path.to_owned(), manifest.clone()));
         }
     }
-
-    /// Keeps the class names, here those of `from`, only as long as every shard has the same.
-    fn agree(&mut self, names: &[String], from: &Path) {
-        match &self.named {
-            // Shards without names contradict none.
-            _ if names.is_empty() => {}
-            None => self.named = Some((names.to_vec(), from.to_owned())),
-            Some((first, whose)) if self.differing.is_none() => {
-                self.differing = difference((first, whose), (names, from));
-            }
-            Some(_) => {}
-        }
-        match &self.classes {
-            None => self.classes = Some(names.to_vec()),
-            Some(classes) if classes != names => self.classes = Some(Vec::new()),
-            Some(_) => {}
-        }
-    }
-}
-
-/// Says how many shards of a folder are not among those that its manifests list.
-pub(crate) fn warn_of_unlisted<'a>(
-    folder: &Path,
-    shards: impl Iterator<Item = &'a Path>,
-    listed: &[Found],
-) {
-    let others = unlisted(shards, listed);
-    if others > 0 {
-        tracing::warn!("{}: {others} shards are in no manifest and are not read", folder.display());
-    }
-}
-
-fn unlisted<'a>(shards: impl Iterator<Item = &'a Path>, listed: &[Found]) -> usize {
-    let listed: std::collections::HashSet<&Path> =
-        listed.iter().map(|found| found.path.as_path()).collect();
-    shards.filter(|path| !listed.contains(path)).count()
 }
 
 /// Whether a file name is that of a shard.
 pub(crate) fn is_shard_name(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     (name.ends_with(".tar") || name.ends_with(".tar.zst")) && !name.starts_with('.')
+}
+
+/// Whether a file name is that of a manifest, as folders are searched for them.
+pub(crate) fn is_manifest_name(name: &str) -> bool {
+    let prefix = name.strip_suffix(MANIFEST_SUFFIX);
+    prefix.is_some_and(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        && !name.starts_with('.')
 }
 
 /// The files of a folder, sorted by name.
@@ -382,12 +348,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_that_no_manifest_lists_are_counted_on_disk_and_behind_urls() {
-        let at = |path: &str| Found::at(path.into());
-        let listed = [at("s3://b/a.tar"), at("d/a.tar")];
-        let shards = ["s3://b/a.tar", "s3://b/b.tar", "d/a.tar", "d/c.tar", "e/a.tar"];
-        assert_eq!(unlisted(shards.iter().map(Path::new), &listed), 3);
-        assert_eq!(unlisted(shards[..1].iter().map(Path::new), &listed), 0);
+    fn manifests_are_known_by_their_names() {
+        for (name, is) in [
+            ("manifest.json", true),
+            ("x.manifest.json", true),
+            ("x.y.manifest.json", true),
+            ("xmanifest.json", false),
+            (".x.manifest.json", false),
+            (".manifest.json", false),
+            ("x.json", false),
+        ] {
+            assert_eq!(is_manifest_name(name), is, "{name}");
+        }
     }
 
     #[test]

@@ -8,10 +8,10 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Limits;
 use super::atomic::AtomicFile;
 use super::index::index_path;
-use super::manifest::{ClassCount, Manifest, ManifestShard};
+use super::manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::Map;
 use super::pack::{Progress, threads};
-use super::pattern::resolve;
+use super::pattern::{Found, is_manifest_name, resolve};
 use super::pool::in_order;
 use super::scan::{Depth, Scanned, scan_map};
 use super::tar::Links;
@@ -40,11 +40,12 @@ pub struct Indexed {
 }
 
 /// Writes the index of every shard of `pattern` beside it, and, when `manifest` is given, a
-/// manifest of that name, with `classes` as the names of the classes. The shards must
-/// lie in the manifest's folder. `workers` threads, 0 for one per core.
+/// manifest of that name, with `classes` as the names of the classes, none or one for each. The shards
+/// must lie in the manifest's folder. `workers` threads, 0 for one per core.
 ///
 /// # Errors
-/// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`].
+/// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`] when
+/// nothing matches, for a manifest that would not be found, and for labels without a name.
 pub fn index_shards(
     pattern: &str,
     manifest: Option<&Path>,
@@ -54,13 +55,16 @@ pub fn index_shards(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Indexed>> {
     let found = resolve(pattern, false, limits)?.shards;
+    if let Some(manifest) = manifest {
+        check_place(manifest, &found)?;
+    }
     let (mut reports, mut shards, mut counts) = (Vec::new(), Vec::new(), Vec::<u64>::new());
     let (total, mut bytes) = (found.len() as u64, 0);
     in_order(
         threads(workers),
         found.len(),
         || (),
-        |(), shard| index_one(&found[shard].path, manifest, limits),
+        |(), shard| index_one(&found[shard].path, manifest.is_some(), limits),
         |done, indexed| {
             let (report, shard, labels) = indexed?;
             counts.resize(counts.len().max(labels.len()), 0);
@@ -72,6 +76,13 @@ pub fn index_shards(
             Ok(())
         },
     )?;
+    if !classes.is_empty() && counts.len() > classes.len() {
+        return Err(Error::Usage(format!(
+            "{pattern}: {} names of classes, but labels up to {}; the indexes are written",
+            classes.len(),
+            counts.len() - 1
+        )));
+    }
     if let Some(path) = manifest {
         counts.resize(counts.len().max(classes.len()), 0);
         let name = |label: usize| classes.get(label).cloned().unwrap_or_default();
@@ -87,14 +98,38 @@ pub fn index_shards(
 
 type One = (Indexed, ManifestShard, Vec<u64>);
 
-fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<One> {
-    let folder = |path: &Path| path.parent().map(Path::to_owned).unwrap_or_default();
-    if manifest.is_some_and(|manifest| folder(manifest) != folder(path)) {
-        let path = path.display();
+/// Refuses a manifest that no folder would be found to have, or that lies elsewhere than its shards.
+fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
+    let name = manifest.file_name().unwrap_or_default().to_string_lossy();
+    if !is_manifest_name(&name) {
         return Err(Error::Usage(format!(
-            "{path}: the manifest must lie in the same folder as its shards"
+            "{}: a manifest is called {MANIFEST_SUFFIX} or PREFIX.{MANIFEST_SUFFIX}",
+            manifest.display()
         )));
     }
+    let (mut before, own) = (None, folder_of(manifest)?);
+    for shard in shards {
+        // Of thousands of shards most are in the folder of the one before.
+        let folder = shard.path.parent();
+        if before != Some(folder) && folder_of(&shard.path)? != own {
+            let path = shard.path.display();
+            return Err(Error::Usage(format!(
+                "{path}: the manifest must lie in the same folder as its shards"
+            )));
+        }
+        before = Some(folder);
+    }
+    Ok(())
+}
+
+/// The folder of a file by its own name, without links and dots.
+fn folder_of(file: &Path) -> Result<PathBuf> {
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    folder.canonicalize().map_err(|e| Error::io(folder, e))
+}
+
+fn index_one(path: &Path, with_checksum: bool, limits: &Limits) -> Result<One> {
     let map = Map::open(path)?;
     let Scanned { index, bytes, without_image, links, ended, trailing } =
         scan_map(&map, path, Depth::Full, limits)?;
@@ -115,7 +150,7 @@ fn index_one(path: &Path, manifest: Option<&Path>, limits: &Limits) -> Result<On
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         samples,
         bytes: file.len() as u64,
-        checksum: if manifest.is_some() {
+        checksum: if with_checksum {
             format!("xxh3:{:016x}", xxh3_64(file))
         } else {
             String::new()

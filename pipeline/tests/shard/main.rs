@@ -2,6 +2,7 @@
 
 mod damage;
 mod interop;
+mod manifests;
 mod pack;
 mod read;
 mod readable;

@@ -164,10 +164,10 @@ impl Shards {
 pub struct Index {
     #[command(flatten)]
     pub shards: Shards,
-    /// Also write a manifest of the set; it must lie beside the shards and end in manifest.json
+    /// Also write a manifest of the set, PREFIX.manifest.json beside the shards
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
-    /// Class names for the manifest, one a line, in the order of the class numbers
+    /// Class names for the manifest, one a line, in the order of the class numbers; all of them
     #[arg(long, value_name = "FILE", requires = "manifest")]
     pub classes: Option<PathBuf>,
     /// Threads; 0 for one per core

@@ -242,6 +242,26 @@ fn hard_links_in_an_archive_are_told_of() {
 }
 
 #[test]
+fn class_names_that_nobody_can_use_are_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tree, a, b) = (tree(folder.path(), 4), path("a"), path("b"));
+    let tree = tree.to_str().unwrap();
+    ok(&["pack", tree, &a]);
+    ok(&["pack", tree, &b]);
+    std::fs::remove_file(path("b/shard.manifest.json")).unwrap();
+    let merged = shard(&["ls", "--summary", &a, &b]);
+    let warned = err(&merged);
+    assert!(merged.status.success() && warned.lines().count() == 1, "{warned}");
+    assert!(warned.contains("a/shard.manifest.json and none in"), "{warned}");
+    std::fs::write(path("names"), "\n").unwrap();
+    let (names, manifest) = (path("names"), path("b/x.manifest.json"));
+    let refused = shard(&["index", &b, "--manifest", &manifest, "--classes", &names]);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(err(&refused).contains("no names of classes"), "{}", err(&refused));
+}
+
+#[test]
 fn what_a_source_holds_beside_what_is_read_is_told_of() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();

@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::access::{ReadScratch, Wanted};
 use super::index::{Head, ShardIndex};
 use super::map::Map;
-use super::pattern::Found;
+use super::pattern::{Found, NamesOf};
 use super::tar::AnyTar;
 use super::{Limits, RemoteOptions, Scanned, ShardSet};
 use crate::{Error, Result};
@@ -35,7 +35,7 @@ pub(crate) enum Identity {}
 pub(crate) struct Lister;
 
 /// Shards with the class names that their manifest gives them.
-pub(crate) type Listed = Vec<(Found, Vec<String>)>;
+pub(crate) type Listed = Vec<(Found, NamesOf)>;
 
 impl Lister {
     pub fn new(_: &RemoteOptions, _: &Limits) -> Self {

@@ -9,7 +9,9 @@ use super::retry::{Failure, Tries};
 use super::store::{Stores, Target};
 use super::url::{Names, beside, file_name, names};
 use crate::shard::manifest::{MANIFEST_SUFFIX, Manifest};
-use crate::shard::pattern::{Found, is_shard_name, warn_of_unlisted};
+use crate::shard::pattern::{
+    Found, NamesOf, check_listed_once, is_manifest_name, is_shard_name, names_of, warn_of_unlisted,
+};
 use crate::shard::{Limits, RemoteOptions};
 use crate::{Error, Result};
 
@@ -25,7 +27,7 @@ pub(crate) struct Lister {
 }
 
 /// Shards with the class names that their manifest gives them.
-pub(crate) type Listed = Vec<(Found, Vec<String>)>;
+pub(crate) type Listed = Vec<(Found, NamesOf)>;
 
 impl Lister {
     /// One for the URLs of a pattern.
@@ -39,7 +41,7 @@ impl Lister {
     /// [`Error::Usage`] when there are none or the server cannot list; those of reading.
     pub fn find(&self, url: &str, use_manifest: bool) -> Result<Listed> {
         match names(url)? {
-            Names::Shard => Ok(vec![(Found::at(url.into()), Vec::new())]),
+            Names::Shard => Ok(vec![(Found::at(url.into()), Some(Vec::new()))]),
             Names::Manifest => self.manifest(url),
             Names::Glob => self.glob(url),
             Names::Folder => self.folder(url, use_manifest),
@@ -53,7 +55,7 @@ impl Lister {
             let cause = format!("not a manifest (`*.{MANIFEST_SUFFIX}`) of a shard set");
             crate::shard::damaged(&target.path, 0, cause)
         })?;
-        let names = manifest.class_names();
+        let names = names_of(&manifest);
         let found = |shard: crate::shard::ManifestShard| {
             let path = beside(url, &shard.name).into();
             (Found { known: Some(shard), ..Found::at(path) }, names.clone())
@@ -65,10 +67,8 @@ impl Lister {
     fn folder(&self, url: &str, use_manifest: bool) -> Result<Listed> {
         let folder = url.trim_end_matches('/');
         let objects = self.list(&format!("{folder}/"))?;
-        let is_manifest =
-            |name: &str| name == MANIFEST_SUFFIX || name.ends_with(&format!(".{MANIFEST_SUFFIX}"));
         let mut found: Listed = Vec::new();
-        for (object, _) in objects.iter().filter(|(url, _)| is_manifest(file_name(url))) {
+        for (object, _) in objects.iter().filter(|(url, _)| is_manifest_name(file_name(url))) {
             if use_manifest {
                 found.extend(self.manifest(object)?);
             }
@@ -82,6 +82,7 @@ impl Lister {
             found = shards(objects);
         } else {
             let listed: Vec<Found> = found.iter().map(|(shard, _)| shard.clone()).collect();
+            check_listed_once(Path::new(folder), &listed)?;
             let names = objects.iter().map(|(url, _)| Path::new(url));
             let shards = names.filter(|name| is_shard_name(name));
             warn_of_unlisted(Path::new(folder), shards, &listed);
@@ -148,7 +149,7 @@ fn hint(folder: &str) -> String {
 fn shards(objects: Vec<(String, Identity)>) -> Listed {
     let shards = objects.into_iter().filter(|(url, _)| is_shard_name(Path::new(url)));
     let found = |(url, identity): (String, Identity)| {
-        (Found { listed: Some(identity), ..Found::at(url.into()) }, Vec::new())
+        (Found { listed: Some(identity), ..Found::at(url.into()) }, Some(Vec::new()))
     };
     shards.map(found).collect()
 }

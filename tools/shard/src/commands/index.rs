@@ -1,30 +1,17 @@
 //! `shard index`: indexes for shards made elsewhere.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
 use bt_pipeline::Error;
-use bt_pipeline::shard::{Limits, MANIFEST_SUFFIX, index_shards};
+use bt_pipeline::shard::{Limits, index_shards};
 
 use crate::cli::Index;
 use crate::output::{Bar, count, line};
 
 pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
-    let classes: Vec<String> = match &args.classes {
-        None => Vec::new(),
-        Some(path) => {
-            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-            text.lines().map(str::trim).filter(|name| !name.is_empty()).map(str::to_owned).collect()
-        }
-    };
-    if let Some(path) = &args.manifest {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        if !name.ends_with(MANIFEST_SUFFIX) {
-            let path = path.display();
-            let cause = format!("{path}: the name must end in {MANIFEST_SUFFIX}");
-            return Err(Error::Usage(cause).into());
-        }
-    }
+    let classes = args.classes.as_deref().map_or(Ok(Vec::new()), names_in)?;
     let bar = Bar::new("shards");
     let indexed = index_shards(
         &args.shards.pattern(),
@@ -76,4 +63,16 @@ pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
         line(manifest.display())?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The names of classes in a file, one a line.
+fn names_in(path: &Path) -> anyhow::Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let names = text.lines().map(str::trim).filter(|name| !name.is_empty());
+    let names: Vec<String> = names.map(str::to_owned).collect();
+    if names.is_empty() {
+        let cause = format!("{}: no names of classes in it, one a line", path.display());
+        return Err(Error::Usage(cause).into());
+    }
+    Ok(names)
 }

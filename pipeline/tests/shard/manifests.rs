@@ -1,0 +1,104 @@
+//! Manifests of shards from elsewhere: made where they are found again, and none against another.
+
+use std::path::{Path, PathBuf};
+
+use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSet, index_shards};
+use bt_pipeline::{Error, Result};
+
+use super::pack::{Memory, files, packed};
+
+/// Two shards of three classes without names, and no manifest.
+fn shards(folder: &Path) {
+    let options = PackOptions { samples_per_shard: Some(5), ..PackOptions::default() };
+    let done = packed(&Memory::some(10), folder, &options).unwrap();
+    std::fs::remove_file(done.manifest_path).unwrap();
+}
+
+fn index(pattern: &Path, manifest: &Path, classes: &[&str]) -> Result<()> {
+    let classes: Vec<String> = classes.iter().map(|&name| name.to_owned()).collect();
+    let pattern = pattern.to_string_lossy();
+    index_shards(&pattern, Some(manifest), &classes, &Default::default(), 1, &mut |_| {}).map(drop)
+}
+
+fn opened(pattern: &str) -> Result<ShardSet> {
+    ShardSet::open(pattern, &OpenOptions::default())
+}
+
+fn usage(result: Result<impl std::fmt::Debug>) -> String {
+    match result {
+        Err(Error::Usage(text)) => text,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_manifest_lies_with_its_shards_however_the_folder_is_written() {
+    let here = std::env::current_dir().unwrap();
+    let own = tempfile::tempdir_in(&here).unwrap();
+    let relative = own.path().strip_prefix(&here).unwrap();
+    shards(own.path());
+    std::fs::create_dir(own.path().join("other")).unwrap();
+    let names = ["ant", "bee", "cat"];
+    let folders: [PathBuf; 3] =
+        [own.path().into(), Path::new(".").join(relative), relative.join("other/..")];
+    for folder in &folders {
+        let manifest = folder.join("x.manifest.json");
+        index(relative, &manifest, &names).unwrap();
+        assert_eq!(opened(&relative.to_string_lossy()).unwrap().classes(), names);
+        std::fs::remove_file(manifest).unwrap();
+    }
+    let text = usage(index(relative, &own.path().join("other/manifest.json"), &names));
+    assert!(text.contains("same folder"), "{text}");
+}
+
+#[test]
+fn a_manifest_that_no_folder_is_found_to_have_is_not_written() {
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path());
+    let before = files(folder.path());
+    for name in ["xmanifest.json", ".x.manifest.json", "x.json"] {
+        let text = usage(index(folder.path(), &folder.path().join(name), &[]));
+        assert!(text.contains("PREFIX.manifest.json"), "{text}");
+    }
+    let text = usage(index(folder.path(), &folder.path().join("manifest.json"), &["ant", "bee"]));
+    assert!(text.contains("2 names of classes, but labels up to 2"), "{text}");
+    assert!(before == files(folder.path()));
+    index(folder.path(), &folder.path().join("manifest.json"), &["ant", "bee", "cat", "dog"])
+        .unwrap();
+    assert_eq!(opened(&folder.path().to_string_lossy()).unwrap().classes().len(), 4);
+}
+
+#[test]
+fn a_shard_of_two_manifests_does_not_count_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    let pattern = folder.path().to_string_lossy();
+    index(folder.path(), &path("a.manifest.json"), &[]).unwrap();
+    index(&path("shard-000001.tar"), &path("b.manifest.json"), &[]).unwrap();
+    let text = usage(opened(&pattern));
+    assert!(text.contains("shard-000001.tar twice"), "{text}");
+    // Either by itself is a set, and so are two that share nothing.
+    assert_eq!(opened(&path("a.manifest.json").to_string_lossy()).unwrap().len(), 10);
+    assert_eq!(opened(&path("*.tar").to_string_lossy()).unwrap().len(), 10);
+    index(&path("shard-000000.tar"), &path("a.manifest.json"), &[]).unwrap();
+    assert_eq!(opened(&pattern).unwrap().len(), 10);
+}
+
+#[test]
+fn names_of_classes_are_kept_beside_samples_without_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let names = ["ant", "bee", "cat"].map(str::to_owned);
+    let named = Memory { classes: names.to_vec(), ..Memory::some(6) };
+    packed(&named, &path("a"), &PackOptions::default()).unwrap();
+    let mut unlabelled = Memory::some(4);
+    unlabelled.samples.iter_mut().for_each(|sample| sample.1 = None);
+    let done = packed(&unlabelled, &path("b"), &PackOptions::default()).unwrap();
+    assert_eq!(done.manifest.classes, []);
+    let both = format!("{}::{}", path("a").display(), path("b").display());
+    assert_eq!(opened(&both).unwrap().classes(), names);
+    // Without the manifest nobody knows which labels they have.
+    std::fs::remove_file(done.manifest_path).unwrap();
+    assert_eq!(opened(&both).unwrap().classes().len(), 0);
+}
