@@ -6,6 +6,7 @@
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use tempfile::NamedTempFile;
@@ -49,6 +50,8 @@ pub(crate) struct Cache {
     try_lock: fn(&File) -> Result<(), TryLockError>,
     /// [`Owners::of`], but for tests of a folder of several users'.
     owners: fn(&Path) -> Result<Owners>,
+    /// Whether it is known that an entry is larger than the limit.
+    told: AtomicBool,
 }
 
 /// The right to download an entry; ends with the process, however that ends.
@@ -125,8 +128,8 @@ impl Cache {
         try_lock: fn(&File) -> Result<(), TryLockError>,
     ) -> Result<Cache> {
         make_locks(folder, &folder.join(LOCKS)).map_err(|e| Error::io(folder, e))?;
-        let cache =
-            Cache { folder: folder.to_owned(), limit, patience, try_lock, owners: Owners::of };
+        let (folder, owners, told) = (folder.to_owned(), Owners::of, AtomicBool::new(false));
+        let cache = Cache { folder, limit, patience, try_lock, owners, told };
         let now = SystemTime::now();
         for part in cache.files()? {
             let Some(entry) = part.part_of() else { continue };
@@ -166,6 +169,12 @@ impl Cache {
             // A file system without locks: two downloads of one shard do no harm.
             Err(TryLockError::Error(_)) => Ok(Some(Lock { path, file: None })),
         }
+    }
+
+    /// The limit, the first time that an entry of `size` bytes alone is over it: whoever asks tells of it.
+    pub fn first_over(&self, size: u64) -> Option<u64> {
+        let first = size > self.limit && !self.told.swap(true, Ordering::Relaxed);
+        first.then_some(self.limit)
     }
 
     /// Begins an entry of `size` bytes and makes room for it. With `gentle` entries in use are not

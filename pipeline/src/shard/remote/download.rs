@@ -179,7 +179,15 @@ fn turn(wanted: &Wanted<'_>, cache: &Cache, reports: &mut Reports<'_>) -> Result
 /// Loads the object into the cache. None when there is no room, or nobody wants it any more.
 fn load(wanted: &Wanted<'_>, cache: &Cache, reports: &mut Reports<'_>) -> Result<Option<PathBuf>> {
     reports.again();
-    let Some(mut part) = cache.begin(&wanted.entry, wanted.identity.size, wanted.gentle)? else {
+    let size = wanted.identity.size;
+    if let Some(limit) = cache.first_over(size) {
+        tracing::warn!(
+            "{}: its {size} bytes are more than the cache may hold ({limit}): shards of that size are \
+             fetched anew each time they are read",
+            wanted.target.path.display()
+        );
+    }
+    let Some(mut part) = cache.begin(&wanted.entry, size, wanted.gentle)? else {
         return Ok(None);
     };
     let mut reader = Reader::open(&wanted.target, &wanted.identity)?;

@@ -269,3 +269,12 @@ fn a_forked_child_does_not_keep_the_lock_of_those_who_count() {
     }
     assert!(begun, "nothing is cached by any process for as long as the child lives");
 }
+
+#[test]
+fn a_shard_that_is_larger_than_the_cache_is_told_of_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+    assert_eq!(cache.first_over(100), None);
+    assert_eq!(cache.first_over(101), Some(100));
+    assert_eq!(cache.first_over(102), None);
+}
