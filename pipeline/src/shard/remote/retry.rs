@@ -41,7 +41,7 @@ impl Failure {
                     .into(),
             ),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Denied(words),
-            E::Generic { .. } if client_is_wrong(&words) || range_is_wrong(&words) => {
+            E::Generic { .. } if status_is_final(&words) || range_is_wrong(&words) => {
                 Failure::Final(words)
             }
             E::Generic { .. } | E::JoinError { .. } => Failure::Passing(words),
@@ -58,8 +58,8 @@ impl Failure {
             Failure::Final(cause) => (std::io::ErrorKind::InvalidInput, cause),
             Failure::Passing(cause) => (std::io::ErrorKind::ConnectionAborted, cause),
         };
-        let times = if tries > 1 { format!("{tries} times, at last: ") } else { String::new() };
-        let text = format!("cannot be read at byte {offset}: failed {times}{cause}");
+        let times = if tries > 1 { format!(" {tries} times, at last") } else { String::new() };
+        let text = format!("cannot be read at byte {offset}: failed{times}: {cause}");
         Error::io(&target.path, std::io::Error::new(kind, text))
     }
 }
@@ -69,11 +69,16 @@ pub(super) fn changed(how: &str) -> String {
     format!("the object has changed since it was opened: {how}")
 }
 
-/// Statuses from 400 to 499, but for those that say "later". `object_store` keeps the status of
-/// such an error in its text alone.
-fn client_is_wrong(words: &str) -> bool {
+/// Statuses from 400 to 499, but for those that say "later", and those of a server that does not know
+/// the request. `object_store` keeps the status of such an error in its text alone.
+fn status_is_final(words: &str) -> bool {
     let status = words.split("status code: ").nth(1).and_then(|rest| rest.get(..3));
-    status.is_some_and(|status| status.starts_with('4') && !["408", "425", "429"].contains(&status))
+    status.is_some_and(|status| match status {
+        "408" | "425" | "429" => false,
+        // Not Implemented, as servers answer that do not list; HTTP Version Not Supported.
+        "501" | "505" => true,
+        _ => status.starts_with('4'),
+    })
 }
 
 /// A range that cannot be asked for, or lies behind the object's end. The type of `object_store` that
@@ -182,6 +187,9 @@ mod tests {
         for (text, passing) in [
             ("Server returned non-2xx status code: 503 Service Unavailable", true),
             ("Server returned non-2xx status code: 429 Too Many Requests", true),
+            ("Server returned non-2xx status code: 501 Unsupported method ('PROPFIND')", false),
+            ("Server returned non-2xx status code: 505 HTTP Version Not Supported", false),
+            ("Server returned non-2xx status code: 500 Internal Server Error", true),
             ("Server returned non-2xx status code: 416 Range Not Satisfiable", false),
             ("Server returned non-2xx status code: 400 Bad Request", false),
             ("connection reset by peer", true),
