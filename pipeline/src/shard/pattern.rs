@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::special;
+use super::source::image_below;
 use super::union::{is_url, split_union};
 use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
@@ -257,10 +258,12 @@ impl Finder<'_> {
             self.shard(path, out)?;
         }
         if out.len() == before {
-            return Err(Error::Usage(format!(
-                "{}: no shards (.tar, .tar.zst) in this folder",
-                folder.display()
-            )));
+            let text = format!("{}: no shards (.tar, .tar.zst) in this folder", folder.display());
+            let hint = match image_below(folder) {
+                Some(_) => "; there are images: pack them first with `shard pack`",
+                None => "",
+            };
+            return Err(Error::Usage(text + hint));
         }
         Ok(())
     }

@@ -102,3 +102,15 @@ fn names_of_classes_are_kept_beside_samples_without_labels() {
     std::fs::remove_file(done.manifest_path).unwrap();
     assert_eq!(opened(&both).unwrap().classes().len(), 0);
 }
+
+#[test]
+fn a_folder_of_images_is_told_apart_from_an_empty_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let pattern = folder.path().to_string_lossy();
+    let text = usage(opened(&pattern));
+    assert!(text.ends_with("in this folder"), "{text}");
+    std::fs::create_dir(folder.path().join("ant")).unwrap();
+    std::fs::write(folder.path().join("ant/1.jpg"), "x").unwrap();
+    let text = usage(opened(&pattern));
+    assert!(text.contains("pack them first with `shard pack`"), "{text}");
+}
