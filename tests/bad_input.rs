@@ -100,7 +100,7 @@ fn a_checkpoint_of_another_architecture() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let mut command = tiny_run(&shards, &run);
     let line = complaint(command.args(["--resume", "--set", "model.width=16"]));
-    says(&line, &["backbone.", "step-0000000006"]);
+    says(&line, &["model.width = 8", "not 16", "step-0000000006"]);
     // Without --resume a run is never overwritten.
     let line = complaint(&mut tiny_run(&shards, &run));
     says(&line, &["--resume"]);
