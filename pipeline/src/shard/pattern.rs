@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::special;
 use super::source::image_below;
+use super::staging::Unfinished;
 use super::union::{is_url, split_union};
 use super::{Limits, RemoteOptions, damaged, remote};
 use crate::{Error, Result};
@@ -93,6 +94,7 @@ fn find(
     let mut finder = Finder {
         use_manifest,
         limits,
+        unfinished: Unfinished::default(),
         manifests: HashMap::new(),
         read: Vec::new(),
         names: ClassNames::default(),
@@ -142,6 +144,8 @@ fn names_something(part: &str) -> bool {
 struct Finder<'a> {
     use_manifest: bool,
     limits: &'a Limits,
+    /// Sets that would be read half.
+    unfinished: Unfinished,
     /// What manifests say, by folder and shard name.
     manifests: HashMap<PathBuf, HashMap<String, (ManifestShard, NamesOf)>>,
     /// All of them.
@@ -188,6 +192,7 @@ impl Finder<'_> {
             } else if name.contains(['*', '?', '[']) {
                 self.glob(&name, out)?;
             } else {
+                self.refuse_unfinished(Path::new(&name))?;
                 let found = std::fs::metadata(&name).map_err(|e| other_scheme(&name, e))?;
                 let kind = special(found.file_type());
                 return Err(Error::Usage(format!("{name}: {kind}, neither a file nor a folder")));
@@ -221,6 +226,8 @@ impl Finder<'_> {
             }
         }
         if out.len() == before {
+            // Perhaps they are on their way.
+            self.unfinished.refuse(Path::new(pattern).parent().unwrap_or(Path::new("")), None)?;
             return Err(Error::Usage(format!("no shards (.tar, .tar.zst) match `{pattern}`")));
         }
         Ok(())
@@ -228,6 +235,7 @@ impl Finder<'_> {
 
     fn file(&mut self, path: &Path, out: &mut Vec<Found>) -> Result<()> {
         if path.extension().is_some_and(|extension| extension == "json") {
+            self.refuse_unfinished(path)?;
             let manifest = Manifest::read(path, self.limits)?.ok_or_else(|| {
                 damaged(path, 0, format!("not a manifest (`*.{MANIFEST_SUFFIX}`) of a shard set"))
             })?;
@@ -238,6 +246,7 @@ impl Finder<'_> {
 
     /// Every set in a folder: what its manifests list, or else its shards by name.
     fn folder(&mut self, folder: &Path, out: &mut Vec<Found>) -> Result<()> {
+        self.unfinished.refuse(folder, None)?;
         let shards: Vec<_> =
             files_in(folder)?.into_iter().filter(|path| is_shard_name(path)).collect();
         let manifests =
@@ -282,6 +291,7 @@ impl Finder<'_> {
 
     /// A shard by name, with what a manifest beside it says.
     fn shard(&mut self, path: PathBuf, out: &mut Vec<Found>) -> Result<()> {
+        self.refuse_unfinished(&path)?;
         if !self.use_manifest {
             out.push(Found::at(path));
             return Ok(());
@@ -311,6 +321,12 @@ impl Finder<'_> {
         self.names.agree(names.as_deref(), &path);
         out.push(Found { known, ..Found::at(path) });
         Ok(())
+    }
+
+    /// Refuses a shard or manifest of a set that is not in place altogether.
+    fn refuse_unfinished(&mut self, path: &Path) -> Result<()> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        self.unfinished.refuse(path.parent().unwrap_or(Path::new("")), Some(&name))
     }
 
     fn keep(&mut self, path: &Path, manifest: &Manifest) {

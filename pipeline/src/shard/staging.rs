@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::atomic::{AtomicFile, PART, sync_folder};
-use super::index::index_path;
+use super::atomic::{AtomicFile, PART};
 use super::manifest::MANIFEST_SUFFIX;
 use super::pattern::files_in;
 use crate::{Error, Result};
+
+mod publish;
+
+use publish::Publish;
+pub(crate) use publish::Unfinished;
 
 /// The file that a running pack keeps locked.
 const LOCK: &str = "lock";
@@ -31,43 +35,34 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// Begins a set called `prefix` in `folder`, which must exist. What packs of this prefix left
-    /// that were killed is removed; the set that is there is not touched.
+    /// that were killed is removed, unless they were putting their set in place: then that is finished.
+    /// The set that is there is not touched.
     ///
     /// # Errors
     /// [`Error::Usage`] when a set of that prefix is there and `overwrite` is not set, and when
     /// another pack is writing one.
     pub fn begin(folder: &Path, prefix: &str, overwrite: bool) -> Result<Staging> {
-        if let Some(path) = existing(folder, prefix)?.first().filter(|_| !overwrite) {
-            return Err(Error::Usage(format!(
-                "{} exists: choose another folder or prefix, or say `--overwrite`",
-                path.display()
-            )));
+        let unfinished = leftovers(folder, prefix)?
+            .iter()
+            .any(|staged| Publish { folder, staged, prefix }.is_unfinished());
+        if !unfinished {
+            refuse_existing(folder, prefix, overwrite)?;
         }
         let failed = |e| Error::io(folder, e);
         let named = format!(".{prefix}.");
         let staged = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
         let staged = staged.map_err(failed)?;
         let lock = File::create_new(staged.path().join(LOCK)).map_err(failed)?;
-        // Where the system has no locks nobody takes one away either: see `is_left`.
+        // Where the system has no locks nobody takes one away either: see `owner`.
         let _ = lock.try_lock();
         // Only now, so that of two packs that begin at once neither overlooks the other.
         for path in leftovers(folder, prefix)? {
             // By name: a temporary folder's path is absolute, `folder` need not be.
-            if path.file_name() == staged.path().file_name() {
-                continue;
-            }
-            match is_left(&path) {
-                Some(true) if path.is_dir() => std::fs::remove_dir_all(&path).map_err(failed)?,
-                Some(true) => std::fs::remove_file(&path).map_err(failed)?,
-                Some(false) if path.is_dir() => {
-                    return Err(Error::Usage(format!(
-                        "{}: another pack is writing a set `{prefix}` into this folder",
-                        folder.display()
-                    )));
-                }
-                _ => {}
+            if path.file_name() != staged.path().file_name() {
+                clear_up(folder, prefix, &path)?;
             }
         }
+        refuse_existing(folder, prefix, overwrite)?;
         Ok(Staging { folder: folder.to_owned(), prefix: prefix.to_owned(), staged, _lock: lock })
     }
 
@@ -88,47 +83,69 @@ impl Staging {
         self.staged.path().join(format!("{name}{PART}"))
     }
 
-    /// Puts the set in place of the one that is there: `shards` with their indexes, the file
-    /// `manifest` last. Between the old manifest's end and the new one there are only renames.
-    pub fn publish<'a>(
-        self,
-        shards: impl Iterator<Item = &'a str>,
-        manifest: &str,
-    ) -> Result<PathBuf> {
-        let mut names = Vec::new();
-        for shard in shards {
-            names.push(shard.to_owned());
-            names.push(index_path(Path::new(shard)).to_string_lossy().into_owned());
+    /// Puts the set, all that was written so far, in place of the one that is there; returns the
+    /// manifest's path. Where that fails the old set is put back.
+    pub fn publish(self) -> Result<PathBuf> {
+        let publish =
+            Publish { folder: &self.folder, staged: self.staged.path(), prefix: &self.prefix };
+        publish.refuse_folders()?;
+        if let Err(error) = publish.run() {
+            let Err(second) = publish.undo() else { return Err(error) };
+            return Err(self.keep(&error, &second));
         }
-        names.push(manifest.to_owned());
-        // What no file can replace, before anything is lost.
-        if let Some(name) = names.iter().find(|name| self.folder.join(name).is_dir()) {
-            let path = self.folder.join(name);
-            return Err(Error::Usage(format!("{} is a folder", path.display())));
+        let path = self.folder.join(manifest_name(&self.prefix));
+        if let Err(error) = self.staged.close() {
+            tracing::warn!("{}: what it replaced cannot be removed: {error}", path.display());
         }
-        let target = self.folder.join(manifest);
-        match std::fs::remove_file(&target) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::io(&target, e));
+        Ok(path)
+    }
+
+    /// Leaves the files of both sets where they are, and says where that is.
+    fn keep(self, error: &Error, second: &Error) -> Error {
+        let staged = self.staged.keep();
+        let text = format!(
+            "{error}; and the set that was there cannot be put back: {second}. Nothing is lost: its \
+             files are here as NAME.old, those of the new set as NAME.part, or both in their place. \
+             `shard pack` of this prefix puts the new set in place when it can"
+        );
+        Error::io(staged, std::io::Error::other(text))
+    }
+}
+
+/// Refuses to write where a set is, unless it may be replaced.
+fn refuse_existing(folder: &Path, prefix: &str, overwrite: bool) -> Result<()> {
+    match existing(folder, prefix)?.first().filter(|_| !overwrite) {
+        None => Ok(()),
+        Some(path) => Err(Error::Usage(format!(
+            "{} exists: choose another folder or prefix, or say `--overwrite`",
+            path.display()
+        ))),
+    }
+}
+
+/// Removes what a pack left that was killed, when it has put its set in place if it had begun to.
+fn clear_up(folder: &Path, prefix: &str, left: &Path) -> Result<()> {
+    let failed = |e| Error::io(left, e);
+    // Held until all is done: nobody else takes it for left.
+    let owner = owner(left);
+    match owner {
+        Owner::Nobody(_) if left.is_dir() => {
+            let publish = Publish { folder, staged: left, prefix };
+            if publish.is_unfinished() {
+                publish.run()?;
+                tracing::warn!(
+                    "{}: a pack was killed while it put the set `{prefix}` in place; now it is there",
+                    folder.display()
+                );
             }
-            _ => sync_folder(&self.folder)?,
+            std::fs::remove_dir_all(left).map_err(failed)
         }
-        for name in &names {
-            if name == manifest {
-                sync_folder(&self.folder)?;
-            }
-            let to = self.folder.join(name);
-            std::fs::rename(self.place(name), &to).map_err(|e| Error::io(&to, e))?;
-        }
-        sync_folder(&self.folder)?;
-        // Of a set that was larger, or compressed otherwise.
-        for path in existing(&self.folder, &self.prefix)? {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            if !names.iter().any(|new| *new == name) {
-                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
-            }
-        }
-        Ok(target)
+        Owner::Nobody(_) => std::fs::remove_file(left).map_err(failed),
+        Owner::Another if left.is_dir() => Err(Error::Usage(format!(
+            "{}: another pack is writing a set `{prefix}` into this folder",
+            folder.display()
+        ))),
+        Owner::Another | Owner::Unknown => Ok(()),
     }
 }
 
@@ -162,18 +179,19 @@ fn belongs(name: &str, prefix: &str) -> bool {
             .is_some()
 }
 
-/// Temporary files and folders of the set `prefix`: `.NAME.XXXXXX.part`.
+/// What a temporary file or folder, `.NAME.XXXXXX.part`, is to become: `NAME`.
+fn temporary_for(name: &str) -> Option<&str> {
+    Some(name.strip_prefix('.')?.strip_suffix(PART)?.rsplit_once('.')?.0)
+}
+
+/// Temporary files and folders of the set `prefix`.
 fn leftovers(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     let failed = |e| Error::io(folder, e);
     let mut found = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let target = name
-            .strip_prefix('.')
-            .and_then(|name| name.strip_suffix(PART)?.rsplit_once('.'))
-            .map(|(target, _)| target);
-        if target.is_some_and(|target| match path.is_dir() {
+        if temporary_for(&name).is_some_and(|target| match path.is_dir() {
             true => target == prefix,
             false => belongs(target, prefix),
         }) {
@@ -183,13 +201,23 @@ fn leftovers(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Whether nobody writes a temporary file or folder any more; `None` where that cannot be known.
-fn is_left(path: &Path) -> Option<bool> {
+/// Who writes a temporary file or folder.
+enum Owner {
+    /// Nobody any more; its lock, which is ours now.
+    Nobody(#[expect(dead_code, reason = "held, not read")] File),
+    /// A process that runs.
+    Another,
+    /// That cannot be known.
+    Unknown,
+}
+
+fn owner(path: &Path) -> Owner {
     let lock = if path.is_dir() { path.join(LOCK) } else { path.to_owned() };
-    match File::options().write(true).open(lock).ok()?.try_lock() {
-        Ok(()) => Some(true),
-        Err(TryLockError::WouldBlock) => Some(false),
-        Err(TryLockError::Error(_)) => None,
+    let Ok(file) = File::options().write(true).open(lock) else { return Owner::Unknown };
+    match file.try_lock() {
+        Ok(()) => Owner::Nobody(file),
+        Err(TryLockError::WouldBlock) => Owner::Another,
+        Err(TryLockError::Error(_)) => Owner::Unknown,
     }
 }
 
@@ -248,7 +276,7 @@ mod tests {
         assert!(Staging::begin(folder, "a.b", true).is_ok(), "another set");
         first.write_all("a-000000.tar.idx", b"new").unwrap();
         first.write_all("a.manifest.json", b"new").unwrap();
-        first.publish(["a-000000.tar"].into_iter(), "a.manifest.json").unwrap();
+        first.publish().unwrap();
         let set = ["a-000000.tar", "a-000000.tar.idx", "a.manifest.json"];
         assert_eq!(names(folder), [&[".b-000000.tar.abc.part"], &set[..]].concat());
         assert!(Staging::begin(folder, "a", false).is_err());
@@ -266,7 +294,7 @@ mod tests {
         for name in new.iter().chain(&["a-000000.tar.idx", "a-000001.tar.idx", old[2]]) {
             staging.write_all(name, b"new").unwrap();
         }
-        assert!(staging.publish(new.into_iter(), old[2]).is_err());
+        assert!(staging.publish().is_err());
         for name in old {
             assert_eq!(std::fs::read(folder.join(name)).unwrap(), b"old", "{name}");
         }

@@ -223,8 +223,7 @@ impl SetWriter {
         let manifest = Manifest::new(self.shards, (0..count).map(class).collect(), made);
         let name = manifest_name(&self.layout.prefix);
         self.staging.write_all(&name, manifest.to_json().as_bytes())?;
-        let shards = manifest.shards.iter().map(|shard| shard.name.as_str());
-        let path = self.staging.publish(shards, &name)?;
+        let path = self.staging.publish()?;
         Ok((path, manifest))
     }
 }

@@ -81,6 +81,49 @@ fn a_tree_is_packed_listed_verified_and_unpacked() {
 }
 
 #[test]
+fn a_set_that_is_half_in_place_is_refused_until_the_next_pack_finishes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 8), folder.path().join("shards"));
+    let (tree, to) = (tree.to_str().unwrap(), shards.to_str().unwrap());
+    let args = ["pack", tree, to, "--samples-per-shard", "4"];
+    ok(&args);
+    let whole = names(&shards);
+    // As a kill leaves it: the first shard is in place, the rest waits.
+    let staged = shards.join(".shard.abcdef.part");
+    std::fs::create_dir(&staged).unwrap();
+    let rest = ["shard-000001.tar", "shard-000001.tar.idx", "shard.manifest.json"];
+    for name in rest {
+        std::fs::rename(shards.join(name), staged.join(format!("{name}.part"))).unwrap();
+    }
+    for name in ["lock", "entering", "shard-000000.tar.old", "shard.manifest.json.old"] {
+        std::fs::write(staged.join(name), "").unwrap();
+    }
+    let path = |name: &str| format!("{to}/{name}");
+    let (file, gone) = (path("shard-000000.tar"), path("shard-{000000..000001}.tar"));
+    let (glob, none, manifest) = (path("*.tar"), path("*1.tar"), path("shard.manifest.json"));
+    for pattern in [to, &file, &gone, &glob, &none, &manifest] {
+        for command in ["ls", "verify"] {
+            let output = shard(&[command, pattern]);
+            let text = err(&output);
+            assert_eq!((output.status.code(), out(&output)), (Some(1), String::new()), "{text}");
+            assert!(text.contains(".shard.abcdef.part: the set `shard` is being put"), "{text}");
+        }
+    }
+    // Another set in the folder is as good as before.
+    ok(&["pack", tree, to, "--prefix", "other"]);
+    assert_eq!(ok(&["ls", &path("other.manifest.json")]).lines().count(), 8);
+    let refused = shard(&args);
+    assert!(err(&refused).contains("now it is there"), "{}", err(&refused));
+    assert!(err(&refused).contains("exists: choose another folder"), "{}", err(&refused));
+    assert_eq!(
+        names(&shards)[..3],
+        ["other-000000.tar", "other-000000.tar.idx", "other.manifest.json"]
+    );
+    assert_eq!(names(&shards)[3..], whole);
+    assert_eq!(ok(&["ls", &manifest]).lines().count(), 8);
+}
+
+#[test]
 fn images_are_reduced_decoded_and_chosen() {
     let folder = tempfile::tempdir().unwrap();
     let tree = tree(folder.path(), 20);
