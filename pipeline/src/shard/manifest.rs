@@ -1,17 +1,22 @@
 //! The manifest of a shard set: one JSON file that says what the set holds
 //! and how it was made. Read by `pattern`, written by the writer.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::Limits;
+use super::{Limits, MAX_LABEL};
 use crate::{Error, Result};
+
+mod json;
 
 /// How a manifest's file name ends: `train.manifest.json`, `manifest.json`.
 pub const MANIFEST_SUFFIX: &str = "manifest.json";
 const FORMAT: &str = "bt-stream shard set";
 const VERSION: u32 = 1;
+/// So many classes are listed without a gap, about 6 MB of them.
+const LISTED: u32 = 1 << 17;
 
 /// What a set of shards holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,17 +31,22 @@ pub struct Manifest {
     pub bytes: u64,
     /// Samples that have no label.
     pub unlabelled: u64,
-    /// The classes in the order of their numbers.
+    /// The classes in the order of their numbers; of very many only those that have a name or samples, as
+    /// one label may be large. [`Manifest::numbered`] has the numbers.
     pub classes: Vec<ClassCount>,
     /// The shards in order; their files lie beside the manifest.
     pub shards: Vec<ManifestShard>,
     /// How the set was made: tool, source, options, seed. For people.
+    #[serde(deserialize_with = "json::made")]
     pub made: serde_json::Value,
 }
 
 /// One class of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClassCount {
+    /// Its number, where that is not one more than the number of the class before it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<u32>,
     /// Its name; empty where only numbers are known.
     pub name: String,
     /// Its samples in the set.
@@ -99,17 +109,49 @@ impl Manifest {
     /// As [`Manifest::read`], from the file's bytes; `path` is for messages.
     pub(crate) fn parse(text: &[u8], path: &Path) -> Result<Option<Manifest>> {
         let bad = |cause: String| super::damaged(path, 0, format!("manifest: {cause}"));
-        let value: serde_json::Value =
-            serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
-        if value.get("format").and_then(|format| format.as_str()) != Some(FORMAT) {
-            return Ok(None);
+        let Some(version) = json::version(text, FORMAT).map_err(bad)? else { return Ok(None) };
+        if version != VERSION.to_string() {
+            return Err(bad(format!("version {version}, this program reads {VERSION}")));
         }
-        if value.get("version").and_then(|version| version.as_u64()) != Some(VERSION.into()) {
-            return Err(bad(format!("version {}, this program reads {VERSION}", value["version"])));
-        }
-        let manifest: Manifest = serde_json::from_value(value).map_err(|e| bad(e.to_string()))?;
+        let manifest: Manifest = serde_json::from_slice(text).map_err(|e| bad(e.to_string()))?;
         manifest.check().map_err(bad)?;
         Ok(Some(manifest))
+    }
+
+    /// Classes as a manifest lists them: all of them, or, where they are many, those that have a name, by
+    /// number, or samples.
+    pub(crate) fn listed(names: &[String], counts: &BTreeMap<u32, u64>) -> Vec<ClassCount> {
+        let named = u32::try_from(names.len()).unwrap_or(u32::MAX);
+        let labels = counts.last_key_value().map_or(0, |(largest, _)| largest.saturating_add(1));
+        // Those with a name or all of them, and of the others those with samples.
+        let first = if labels <= LISTED { named.max(labels) } else { named };
+        let others = counts.range(first..).map(|(&class, _)| class);
+        let mut next = 0;
+        let listed = (0..first).chain(others).map(|class| {
+            let number = (class != next).then_some(class);
+            next = class.saturating_add(1);
+            ClassCount {
+                class: number,
+                name: names.get(class as usize).cloned().unwrap_or_default(),
+                samples: counts.get(&class).copied().unwrap_or(0),
+            }
+        });
+        listed.collect()
+    }
+
+    /// The classes that are listed, each with its number.
+    pub fn numbered(&self) -> impl Iterator<Item = (u32, &ClassCount)> {
+        let mut next = 0u32;
+        self.classes.iter().map(move |class| {
+            let number = class.class.unwrap_or(next);
+            next = number.saturating_add(1);
+            (number, class)
+        })
+    }
+
+    /// The largest number of a class that is listed + 1.
+    pub fn num_classes(&self) -> u32 {
+        self.numbered().last().map_or(0, |(number, _)| number.saturating_add(1))
     }
 
     fn check(&self) -> Result<(), String> {
@@ -123,7 +165,12 @@ impl Manifest {
             samples = samples.checked_add(shard.samples).ok_or("too many samples")?;
             bytes = bytes.checked_add(shard.bytes).ok_or("too many bytes")?;
         }
-        for class in &self.classes {
+        let mut least = 0;
+        for (number, class) in self.numbered() {
+            if number < least || number > MAX_LABEL {
+                return Err(format!("class {number}, expected {least} to {MAX_LABEL}"));
+            }
+            least = number + 1;
             labelled = labelled.checked_add(class.samples).ok_or("too many samples")?;
         }
         if samples != self.samples {
@@ -149,8 +196,13 @@ impl Manifest {
 
     /// Names of the classes in the order of their numbers; empty when one has none.
     pub fn class_names(&self) -> Vec<String> {
-        let names: Vec<_> = self.classes.iter().map(|class| class.name.clone()).collect();
-        if names.iter().any(String::is_empty) { Vec::new() } else { names }
+        let is_named = |(place, (number, class)): (usize, (u32, &ClassCount))| {
+            number as usize == place && !class.name.is_empty()
+        };
+        match self.numbered().enumerate().all(is_named) {
+            true => self.classes.iter().map(|class| class.name.clone()).collect(),
+            false => Vec::new(),
+        }
     }
 
     /// All manifests in `folder`, by name; files of other kinds are passed over.

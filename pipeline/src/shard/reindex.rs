@@ -1,5 +1,6 @@
 //! Indexes, and if asked a manifest, for shards that exist already.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -8,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Limits;
 use super::atomic::AtomicFile;
 use super::index::index_path;
-use super::manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
+use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::Map;
 use super::pack::{Progress, threads};
 use super::pattern::{Found, is_manifest_name, resolve};
@@ -58,7 +59,8 @@ pub fn index_shards(
     if let Some(manifest) = manifest {
         check_place(manifest, &found)?;
     }
-    let (mut reports, mut shards, mut counts) = (Vec::new(), Vec::new(), Vec::<u64>::new());
+    let (mut reports, mut shards, mut counts) =
+        (Vec::new(), Vec::new(), BTreeMap::<u32, u64>::new());
     let (total, mut bytes) = (found.len() as u64, 0);
     in_order(
         threads(workers),
@@ -67,8 +69,7 @@ pub fn index_shards(
         |(), shard| index_one(&found[shard].path, manifest.is_some(), limits),
         |done, indexed| {
             let (report, shard, labels) = indexed?;
-            counts.resize(counts.len().max(labels.len()), 0);
-            counts.iter_mut().zip(&labels).for_each(|(count, label)| *count += label);
+            labels.iter().for_each(|(&label, count)| *counts.entry(label).or_default() += count);
             bytes += shard.bytes;
             reports.push(report);
             shards.push(shard);
@@ -76,27 +77,23 @@ pub fn index_shards(
             Ok(())
         },
     )?;
-    if !classes.is_empty() && counts.len() > classes.len() {
+    let largest = counts.keys().next_back().map_or(0, |&label| label as usize);
+    if !classes.is_empty() && largest >= classes.len() {
         return Err(Error::Usage(format!(
-            "{pattern}: {} names of classes, but labels up to {}; the indexes are written",
+            "{pattern}: {} names of classes, but labels up to {largest}; the indexes are written",
             classes.len(),
-            counts.len() - 1
         )));
     }
     if let Some(path) = manifest {
-        counts.resize(counts.len().max(classes.len()), 0);
-        let name = |label: usize| classes.get(label).cloned().unwrap_or_default();
-        let classes =
-            counts.iter().enumerate().map(|(i, &samples)| ClassCount { name: name(i), samples });
         let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
         let made = serde_json::json!({ "tool": tool, "source": pattern, "indexed": true });
-        let manifest = Manifest::new(shards, classes.collect(), made);
+        let manifest = Manifest::new(shards, Manifest::listed(classes, &counts), made);
         AtomicFile::write_all(path, manifest.to_json().as_bytes())?;
     }
     Ok(reports)
 }
 
-type One = (Indexed, ManifestShard, Vec<u64>);
+type One = (Indexed, ManifestShard, BTreeMap<u32, u64>);
 
 /// Refuses a manifest that no folder would be found to have, or that lies elsewhere than its shards.
 fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
@@ -134,12 +131,12 @@ fn index_one(path: &Path, with_checksum: bool, limits: &Limits) -> Result<One> {
     let Scanned { index, bytes, without_image, links, ended, trailing } =
         scan_map(&map, path, Depth::Full, limits)?;
     AtomicFile::write_all(&index_path(path), &bytes)?;
-    let (mut unreadable, mut labels) = (0, vec![0; index.head().classes as usize]);
+    let (mut unreadable, mut labels) = (0, BTreeMap::new());
     for i in 0..index.len() {
         let entry = index.entry(i);
         unreadable += u64::from(entry.width == 0);
-        if let Some(count) = entry.label.and_then(|label| labels.get_mut(label as usize)) {
-            *count += 1;
+        if let Some(label) = entry.label {
+            *labels.entry(label).or_default() += 1;
         }
     }
     let file = map.as_ref();

@@ -117,8 +117,7 @@ fn miscounted(
         let labels = counts.get(folder.join(&shard.name).as_path())?.as_ref()?;
         labels.iter().for_each(|(label, count)| *found.entry(*label).or_default() += count);
     }
-    let classes =
-        manifest.classes.iter().zip(0..).map(|(class, label)| (Some(label), class.samples));
+    let classes = manifest.numbered().map(|(label, class)| (Some(label), class.samples));
     let said: Labels = classes.chain([(None, manifest.unlabelled)]).collect();
     let counts_of = |label: &Option<u32>| {
         let count = |labels: &Labels| labels.get(label).copied().unwrap_or(0);

@@ -2,11 +2,12 @@
 //! order. The files get their names when all of them are whole.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::atomic::AtomicFile;
 use super::index::{IndexBuilder, fingerprint, index_path};
-use super::manifest::{ClassCount, Manifest, ManifestShard};
+use super::manifest::{Manifest, ManifestShard};
 use super::map::Map;
 use super::segment::{Segment, SegmentBuilder};
 use super::staging::{Staging, manifest_name};
@@ -85,7 +86,8 @@ pub(crate) struct SetWriter {
     /// Behind the open file, which lies in it.
     staging: Staging,
     shards: Vec<ManifestShard>,
-    counts: Vec<u64>,
+    /// Samples of each label.
+    counts: BTreeMap<u32, u64>,
     /// Bytes in finished files.
     finished_bytes: u64,
     /// Samples that got another key.
@@ -108,7 +110,7 @@ impl SetWriter {
             open: None,
             staging,
             shards: Vec::new(),
-            counts: Vec::new(),
+            counts: BTreeMap::new(),
             finished_bytes: 0,
             renamed: 0,
         })
@@ -147,11 +149,7 @@ impl SetWriter {
             open.index.push(&sample.key, &entry)?;
             open.index.attach_side_index(&sample.side_index);
             if let Some(label) = entry.label {
-                let label = label as usize;
-                if label >= self.counts.len() {
-                    self.counts.resize(label + 1, 0);
-                }
-                self.counts[label] += 1;
+                *self.counts.entry(label).or_default() += 1;
             }
         }
         open.append(segment)
@@ -215,12 +213,8 @@ impl SetWriter {
         made: serde_json::Value,
     ) -> Result<(PathBuf, Manifest)> {
         self.finish_shard()?;
-        let count = self.counts.len().max(classes.len());
-        let class = |label: usize| ClassCount {
-            name: classes.get(label).cloned().unwrap_or_default(),
-            samples: self.counts.get(label).copied().unwrap_or(0),
-        };
-        let manifest = Manifest::new(self.shards, (0..count).map(class).collect(), made);
+        let classes = Manifest::listed(classes, &self.counts);
+        let manifest = Manifest::new(self.shards, classes, made);
         let name = manifest_name(&self.layout.prefix);
         self.staging.write_all(&name, manifest.to_json().as_bytes())?;
         let path = self.staging.publish()?;

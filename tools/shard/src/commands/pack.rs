@@ -69,14 +69,15 @@ pub fn run_pack(
             "shards": manifest.shards.len(),
             "samples": manifest.samples,
             "bytes": manifest.bytes,
-            "classes": manifest.classes.len(),
+            "classes": manifest.num_classes(),
             "left_out": skipped,
         }))?;
     } else {
         let (shards, samples) = (manifest.shards.len() as u64, manifest.samples);
         let (shards, samples) = (count(shards, "shard"), count(samples, "sample"));
-        let classes = manifest.classes.len();
-        let empty = match manifest.classes.iter().filter(|class| class.samples == 0).count() {
+        let classes = manifest.num_classes();
+        let filled = manifest.classes.iter().filter(|class| class.samples > 0).count();
+        let empty = match classes - filled {
             0 => String::new(),
             empty => format!(" ({empty} of them without a sample)"),
         };
