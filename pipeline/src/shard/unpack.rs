@@ -6,6 +6,10 @@ use std::collections::HashSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+mod names;
+
+use names::{ClassFolders, component, file_name, is_asked, place_of};
+
 use super::atomic::PART;
 use super::group::{Group, Groups, Keep, Part};
 use super::pack::Progress;
@@ -16,10 +20,10 @@ use crate::{Error, Result};
 /// What an unpacked set looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tree {
-    /// `CLASS/NAME.jpg`: the class's name, or its number with leading zeros;
-    /// `NUMBER_NAME` when the names are not in the order of the numbers. `NAME` is the key behind its last
-    /// slash. Samples without a label go to `unlabelled/`, or, when none has
-    /// one, into the folder itself.
+    /// `CLASS/NAME.jpg`: the class's name, or its number with leading zeros; `NUMBER_NAME` where packing
+    /// would give folders of the names other numbers (they are not in the order of the numbers, say, or one
+    /// begins with a dot). Classes without samples have empty folders. `NAME` is the key behind its last
+    /// slash. Samples without a label go to `unlabelled/`, or, when none has one, into the folder itself.
     Folders,
     /// `KEY.EXTENSION` for every member of every sample.
     Members,
@@ -34,8 +38,8 @@ pub struct Unpacked {
     pub files: u64,
     /// Bytes.
     pub bytes: u64,
-    /// Files that were given another name because theirs was taken: the
-    /// shard's name in front, then a number behind.
+    /// Files that were given another name: because theirs was taken, with the shard's name in front and
+    /// then a number behind; or because it was too long, its beginning with a hash of all of it.
     pub renamed: u64,
 }
 
@@ -67,6 +71,9 @@ pub fn unpack(
     };
     let mut writer =
         Writer { folder, taken: HashSet::new(), made: HashSet::new(), done: Unpacked::default() };
+    for class in classes.iter().flat_map(ClassFolders::all) {
+        writer.make(folder.join(class))?;
+    }
     for (number, shard) in set.shards().iter().enumerate() {
         let stem = shard.path.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or("shard").to_owned();
@@ -101,44 +108,17 @@ pub fn unpack(
     Ok(writer.done)
 }
 
-/// What the folders of the classes are called.
-struct ClassFolders<'a> {
-    names: &'a [String],
-    /// Whether the names are in the order of the numbers.
-    sorted: bool,
-    count: usize,
+/// Where a file is to go.
+struct Place<'a> {
+    folder: PathBuf,
+    stem: String,
+    extension: &'a str,
 }
 
-impl<'a> ClassFolders<'a> {
-    fn of(set: &'a ShardSet) -> Result<Self> {
-        let (names, count) = (set.classes(), set.num_classes()?);
-        let sorted = names.windows(2).all(|pair| pair[0] < pair[1]);
-        Ok(ClassFolders { names, sorted, count })
-    }
-
-    /// The folder of a label's samples, or of those without; `None` beyond the classes.
-    fn folder(&self, label: Option<u32>) -> Option<String> {
-        let Some(label) = label.map(|label| label as usize) else {
-            return Some(if self.count == 0 { String::new() } else { "unlabelled".to_owned() });
-        };
-        let width = self.count.saturating_sub(1).to_string().len();
-        (label < self.count).then(|| match self.names.get(label).map(|name| component(name)) {
-            Some(name) if self.sorted => name,
-            Some(name) => format!("{label:0width$}_{name}"),
-            None => format!("{label:0width$}"),
-        })
-    }
-}
-
-/// A name that is one harmless path component.
-fn component(name: &str) -> String {
-    let clean: String = name
-        .chars()
-        .map(|c| if c == '/' || c == '\\' || c.is_control() { '_' } else { c })
-        .collect();
-    match clean.as_str() {
-        "" | "." | ".." => format!("_{clean}"),
-        _ => clean,
+impl Place<'_> {
+    /// The path, relative, of the `number`th file that is to go there.
+    fn path(&self, number: u32) -> PathBuf {
+        self.folder.join(file_name(&self.stem, number, self.extension))
     }
 }
 
@@ -154,7 +134,7 @@ impl Writer<'_> {
     fn image(
         &mut self,
         group: &Group,
-        classes: &ClassFolders<'_>,
+        classes: &ClassFolders,
         stem: &str,
         shard: &Path,
         limits: &Limits,
@@ -162,63 +142,63 @@ impl Writer<'_> {
         let Some(part) = group.image().map(|image| &group.parts()[image]) else { return Ok(()) };
         let label = group.label(shard, limits)?;
         let class = classes.folder(label).ok_or_else(|| {
-            let (label, count) = (label.unwrap_or_default(), classes.count);
+            let (label, count) = (label.unwrap_or_default(), classes.count());
             let cause = format!("label {label} is beyond the set's {count} classes");
             super::damaged(shard, group.start, cause)
         })?;
         let (data, format) = restored(&group.key, part, shard)?;
         let extension = format.extension().unwrap_or_else(|| last(&part.extension));
         let name = component(group.key.rsplit('/').next().unwrap_or(""));
-        let wanted = Path::new(&class).join(format!("{name}.{extension}"));
-        let second = Path::new(&class).join(format!("{stem}_{name}.{extension}"));
-        self.write(wanted, second, &data)
+        let place = |stem: String| Place { folder: class.clone().into(), stem, extension };
+        let (wanted, second) = (place(name.clone()), place(format!("{stem}_{name}")));
+        let is_cut = file_name(&name, 1, extension) != format!("{name}.{extension}");
+        self.done.renamed += u64::from(self.write(&wanted, &second, &data)? || is_cut);
+        Ok(())
     }
 
     fn members(&mut self, group: &Group, stem: &str, shard: &Path) -> Result<()> {
-        let key: PathBuf =
-            group.key.split('/').filter(|part| !matches!(*part, "" | ".")).map(component).collect();
-        let renames = self.done.renamed;
+        let extensions = group.parts().iter().map(|part| part.extension.as_str());
+        let (folder, name) = place_of(&group.key, extensions);
+        let mut renamed = false;
         for part in group.parts() {
             let (data, format) = restored(&group.key, part, shard)?;
             let extension = match &data {
                 Cow::Owned(_) => with_last(&part.extension, format.extension().unwrap_or("jpg")),
                 Cow::Borrowed(_) => part.extension.clone(),
             };
-            let mut name = key.clone().into_os_string();
-            name.push(format!(".{}", component(&extension)));
-            let second = Path::new(stem).join(&name);
-            self.write(name.into(), second, &data)?;
+            let extension = &component(&extension);
+            let place = |folder: PathBuf| Place { folder, stem: name.clone(), extension };
+            let (wanted, second) = (place(folder.clone()), place(Path::new(stem).join(&folder)));
+            renamed |= !is_asked(&wanted.path(1), &group.key, extension);
+            renamed |= self.write(&wanted, &second, &data)?;
         }
-        self.done.renamed = renames + u64::from(self.done.renamed > renames);
+        self.done.renamed += u64::from(renamed);
         Ok(())
     }
 
-    fn write(&mut self, wanted: PathBuf, second: PathBuf, data: &[u8]) -> Result<()> {
-        let mut relative = wanted;
-        if self.taken.contains(&relative) {
-            self.done.renamed += 1;
-            relative = second.clone();
-            let mut number = 1;
-            while self.taken.contains(&relative) {
-                number += 1;
-                let (stem, extension) = (second.file_stem(), second.extension());
-                let mut name = stem.unwrap_or_default().to_owned();
-                name.push(format!("-{number}."));
-                name.push(extension.unwrap_or_default());
-                relative = second.with_file_name(name);
-            }
+    /// Writes a file where it is wanted, or where that is taken into the second place; returns whether it
+    /// was.
+    fn write(&mut self, wanted: &Place, second: &Place, data: &[u8]) -> Result<bool> {
+        let (mut relative, mut number) = (wanted.path(1), 0);
+        while self.taken.contains(&relative) {
+            number += 1;
+            relative = second.path(number);
         }
         let path = self.folder.join(&relative);
         let parent = path.parent().unwrap_or(self.folder).to_owned();
-        let failed = |e| Error::io(&path, e);
-        if !self.made.contains(&parent) {
-            std::fs::create_dir_all(&parent).map_err(failed)?;
-            self.made.insert(parent.clone());
-        }
-        write_whole(&path, &parent, data).map_err(failed)?;
+        self.make(parent.clone())?;
+        write_whole(&path, &parent, data).map_err(|e| Error::io(&path, e))?;
         self.done.files += 1;
         self.done.bytes += data.len() as u64;
         self.taken.insert(relative);
+        Ok(number > 0)
+    }
+
+    fn make(&mut self, folder: PathBuf) -> Result<()> {
+        if !self.made.contains(&folder) {
+            std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, e))?;
+            self.made.insert(folder);
+        }
         Ok(())
     }
 }

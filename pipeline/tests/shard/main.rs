@@ -8,4 +8,5 @@ mod read;
 mod readable;
 mod salvage;
 mod sources;
+mod unpack;
 mod verify;

@@ -30,7 +30,7 @@ pub fn run(args: &Unpack) -> anyhow::Result<ExitCode> {
     line(format_args!("{samples} in {files}, {}, named {named}", bytes(done.bytes)))?;
     if done.renamed > 0 {
         line(format_args!(
-            "{} had a name that was taken and got the shard's name in front",
+            "{} had a name that was taken or too long and got another",
             count(done.renamed, "sample")
         ))?;
     }
