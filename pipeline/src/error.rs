@@ -1,6 +1,7 @@
-//! One error type for the crate: a variant per cause a caller can act on.
+//! One error type for the crate: a variant per cause a caller can act on. Its text may hold names from
+//! archives, lists and manifests, so that it is [`printable`] altogether.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The crate's result.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -9,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system refused to read or write a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", shown(path), printable(&source.to_string()))]
     Io {
         /// The file or folder.
         path: PathBuf,
@@ -17,7 +18,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A shard, index or manifest whose bytes do not follow the format.
-    #[error("{}: {cause} (at byte {offset})", path.display())]
+    #[error("{}: {} (at byte {offset})", shown(path), printable(cause))]
     Shard {
         /// The damaged file.
         path: PathBuf,
@@ -27,7 +28,7 @@ pub enum Error {
         cause: String,
     },
     /// One sample that cannot be used; the rest of its shard may be fine.
-    #[error("{}: sample `{key}` at byte {offset}: {cause}", path.display())]
+    #[error("{}: sample `{}` at byte {offset}: {}", shown(path), printable(key), printable(cause))]
     Sample {
         /// The shard.
         path: PathBuf,
@@ -39,13 +40,13 @@ pub enum Error {
         cause: String,
     },
     /// Image bytes that cannot be decoded; the caller knows whose they are.
-    #[error("{0}")]
+    #[error("{}", printable(.0))]
     Decode(String),
     /// A request that cannot be met, in the words of the person who made it.
-    #[error("{0}")]
+    #[error("{}", printable(.0))]
     Usage(String),
     /// More samples than may be cannot be used.
-    #[error("{0}")]
+    #[error("{}", printable(.0))]
     TooManyBad(String),
     /// A worker thread panicked; the run cannot go on.
     #[error("a loader thread panicked: {0}")]
@@ -56,5 +57,43 @@ impl Error {
     /// An I/O error with the path it concerns.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
+    }
+}
+
+/// A name, or a text with names in it, on one line: what would move a terminal's cursor or change its
+/// colours (a newline, an escape sequence) is written out.
+pub fn printable(name: &str) -> String {
+    let mut text = String::with_capacity(name.len());
+    for c in name.chars() {
+        if c.is_control() { text.extend(c.escape_debug()) } else { text.push(c) }
+    }
+    text
+}
+
+fn shown(path: &Path) -> String {
+    printable(&path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_error_sends_control_characters_to_a_terminal() {
+        let text = || "a\u{1b}[31m\nü\u{9b}`".to_owned();
+        let path = || PathBuf::from(text());
+        for error in [
+            Error::io(path(), std::io::Error::other(text())),
+            Error::Shard { path: path(), offset: 1, cause: text() },
+            Error::Sample { path: path(), key: text(), offset: 1, cause: text() },
+            Error::Decode(text()),
+            Error::Usage(text()),
+            Error::TooManyBad(text()),
+        ] {
+            let shown = error.to_string();
+            assert!(!shown.contains(char::is_control), "{shown:?}");
+            assert!(shown.contains(r"a\u{1b}[31m\nü\u{9b}`"), "{shown}");
+            assert_eq!(printable(&shown), shown);
+        }
     }
 }

@@ -41,7 +41,7 @@ pub mod trace;
 mod worker;
 
 pub use batch::{Batch, BatchSpec};
-pub use error::{Error, Result};
+pub use error::{Error, Result, printable};
 pub use image_rgb::Image;
 pub use loader::{Finish, Loader, LoaderConfig, MOST_THREADS, OnBad, Position};
 pub use order::Shuffle;

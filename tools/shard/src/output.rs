@@ -51,15 +51,6 @@ pub fn bytes(count: u64) -> String {
     indicatif::BinaryBytes(count).to_string()
 }
 
-/// A name on one line: what would move the cursor (a newline, an escape sequence) is written out.
-pub fn printable(name: &str) -> String {
-    let mut text = String::with_capacity(name.len());
-    for c in name.chars() {
-        if c.is_control() { text.extend(c.escape_debug()) } else { text.push(c) }
-    }
-    text
-}
-
 /// `1 shard`, `2 shards`.
 pub fn count(number: u64, thing: &str) -> String {
     format!("{} {thing}{}", indicatif::HumanCount(number), if number == 1 { "" } else { "s" })

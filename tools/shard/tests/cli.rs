@@ -321,6 +321,39 @@ fn what_a_source_holds_beside_what_is_read_is_told_of() {
     assert!(out(&packed).starts_with(expected), "{}", out(&packed));
 }
 
+#[test]
+fn names_from_archives_never_reach_a_terminal_as_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let (tree, shards) = (tree(folder.path(), 2), path("shards"));
+    std::fs::rename(tree.join("dog/001.png"), tree.join("dog/\u{1b}[31m1.png")).unwrap();
+    ok(&["pack", tree.to_str().unwrap(), &shards]);
+    // The last label becomes no number.
+    let tar = Path::new(&shards).join("shard-000000.tar");
+    let mut bytes = std::fs::read(&tar).unwrap();
+    let at = bytes.windows(5).rposition(|name| name == b".cls\0").unwrap();
+    bytes[at.next_multiple_of(512)] = b'\x1b';
+    std::fs::write(&tar, bytes).unwrap();
+    for name in ["shard.manifest.json", "shard-000000.tar.idx"] {
+        std::fs::remove_file(Path::new(&shards).join(name)).unwrap();
+    }
+    let (to, other) = (path("to"), path("other"));
+    for args in [
+        &["verify", &shards][..],
+        &["index", &shards],
+        &["unpack", &shards, &to],
+        &["pack", &shards, &other],
+        &["pack", &shards, &other, "--skip-bad"],
+    ] {
+        let output = shard(args);
+        let text = out(&output) + &err(&output);
+        assert!(
+            text.contains(r"dog/\u{1b}[31m1") && !text.contains('\u{1b}'),
+            "{args:?}: {text:?}"
+        );
+    }
+}
+
 /// Runs a command whose files may not be larger than `kib`: writes fail after that, as on a full
 /// disk, and the signal that comes with it is ignored. `None` where that cannot be had.
 #[cfg(unix)]

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
+use bt_pipeline::printable;
 use bt_pipeline::shard::{OpenOptions, SampleMeta, ShardSet};
 
 use crate::cli::Ls;
-use crate::output::{bytes, count, line, printable, say};
+use crate::output::{bytes, count, line, say};
 
 pub fn run(args: &Ls) -> anyhow::Result<ExitCode> {
     let set = ShardSet::open(&args.shards.pattern(), &OpenOptions::default())?;
@@ -74,7 +75,7 @@ fn as_row(set: &ShardSet, meta: &SampleMeta) -> String {
         None => "?".to_owned(),
     };
     let format = format!("{:?}", meta.format).to_lowercase();
-    let (shard, key) = (shard_name(set, meta), printable(&meta.key));
+    let (shard, key) = (printable(&shard_name(set, meta)), printable(&meta.key));
     format!("{shard}  {label:>5}  {format:5}  {size:>9}  {:>9}  {key}", meta.length)
 }
 

@@ -77,7 +77,7 @@ pub fn run_pack(
         let (shards, samples) = (count(shards, "shard"), count(samples, "sample"));
         let classes = manifest.num_classes();
         let filled = manifest.classes.iter().filter(|class| class.samples > 0).count();
-        let empty = match classes - filled {
+        let empty = match classes as usize - filled {
             0 => String::new(),
             empty => format!(" ({empty} of them without a sample)"),
         };

@@ -3,10 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use bt_pipeline::printable;
 use bt_pipeline::shard::{Damage, OpenOptions, salvage, verify};
 
 use crate::cli::Verify;
-use crate::output::{Bar, bytes, count, line, printable};
+use crate::output::{Bar, bytes, count, line};
 
 pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.repair {
@@ -88,9 +89,9 @@ fn tell(faults: &[Damage]) -> anyhow::Result<()> {
         let key = damage.key.as_ref().map_or(String::new(), sample);
         line(format_args!(
             "{}: {key}at byte {}: {}",
-            damage.shard.display(),
+            printable(&damage.shard.to_string_lossy()),
             damage.offset,
-            damage.cause
+            printable(&damage.cause)
         ))?;
     }
     Ok(())
