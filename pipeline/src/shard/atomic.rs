@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use tempfile::NamedTempFile;
+use tempfile::TempPath;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{Error, Result};
@@ -19,7 +19,9 @@ pub(crate) struct AtomicFile {
     target: PathBuf,
     /// The name it is given.
     place: PathBuf,
-    writer: BufWriter<NamedTempFile>,
+    writer: BufWriter<File>,
+    /// The name it has until then.
+    temporary: TempPath,
     hash: Xxh3,
     written: u64,
 }
@@ -37,21 +39,22 @@ impl AtomicFile {
         let prefix = format!(".{name}.");
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(PART);
-        // As any other new file: what the umask leaves, not the owner alone.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let temp = builder.tempfile_in(folder).map_err(|e| Error::io(target, plain(e)))?;
+        // Opened here: as any other new file, with what the umask leaves; and errors are the system's,
+        // where `tempfile` would add the temporary name to each.
+        let new = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
+        let temp = builder.make_in(folder, new).map_err(|e| Error::io(target, e))?;
+        let (file, temporary) = temp.into_parts();
         // Tells it from what was left by a process that was killed; where the system has no
         // locks, such files stay.
-        let _ = temp.as_file().try_lock();
-        let writer = BufWriter::with_capacity(1 << 20, temp);
+        let _ = file.try_lock();
+        let writer = BufWriter::with_capacity(1 << 20, file);
         let (target, place) = (target.to_owned(), place.to_owned());
-        Ok(AtomicFile { target, place, writer, hash: Xxh3::new(), written: 0 })
+        Ok(AtomicFile { target, place, writer, temporary, hash: Xxh3::new(), written: 0 })
     }
 
     /// Appends bytes.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.writer.write_all(bytes).map_err(|e| Error::io(&self.target, plain(e)))?;
+        self.writer.write_all(bytes).map_err(|e| Error::io(&self.target, e))?;
         self.hash.update(bytes);
         self.written += bytes.len() as u64;
         Ok(())
@@ -69,16 +72,17 @@ impl AtomicFile {
 
     /// Writes out what is buffered and lends the file, to look at it before it is named.
     pub fn flushed(&mut self) -> Result<&File> {
-        self.writer.flush().map_err(|e| Error::io(&self.target, plain(e)))?;
-        Ok(self.writer.get_ref().as_file())
+        self.writer.flush().map_err(|e| Error::io(&self.target, e))?;
+        Ok(self.writer.get_ref())
     }
 
     /// Syncs the file and gives it its name, replacing a file that has it.
     pub fn commit(mut self) -> Result<()> {
         self.flushed()?.sync_all().map_err(|e| Error::io(&self.target, e))?;
         let failed = |e| Error::io(&self.target, e);
-        let temp = self.writer.into_inner().map_err(|e| failed(plain(e.into_error())))?;
-        temp.persist(&self.place).map_err(|e| failed(e.error))?;
+        // Locked until it has its name.
+        let _file = self.writer.into_inner().map_err(|e| failed(e.into_error()))?;
+        self.temporary.persist(&self.place).map_err(|e| failed(e.error))?;
         Ok(())
     }
 
@@ -88,20 +92,6 @@ impl AtomicFile {
         file.write(bytes)?;
         file.commit()
     }
-}
-
-/// The system's answer without `tempfile`'s mention of the temporary name.
-fn plain(error: std::io::Error) -> std::io::Error {
-    let code = error.raw_os_error().or_else(|| {
-        let mut source: &dyn std::error::Error = error.get_ref()?;
-        loop {
-            if let Some(inner) = source.downcast_ref::<std::io::Error>() {
-                return inner.raw_os_error();
-            }
-            source = source.source()?;
-        }
-    });
-    code.map_or(error, std::io::Error::from_raw_os_error)
 }
 
 /// Makes names in a folder durable.

@@ -51,7 +51,8 @@ impl Staging {
         let failed = |e| Error::io(folder, e);
         let named = format!(".{prefix}.");
         let staged = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
-        let staged = staged.map_err(failed)?;
+        // Its kind alone: the rest speaks of the temporary name.
+        let staged = staged.map_err(|e| failed(e.kind().into()))?;
         let lock = File::create_new(staged.path().join(LOCK)).map_err(failed)?;
         // Where the system has no locks nobody takes one away either: see `owner`.
         let _ = lock.try_lock();
