@@ -32,6 +32,13 @@ untrained = true
     path
 }
 
+/// A study of tiny shards, both in `folder`.
+fn written(folder: &Path, rest: &str) -> PathBuf {
+    let study = folder.join("tiny.toml");
+    std::fs::write(&study, tiny_study(&tiny_shards(folder), rest)).unwrap();
+    study
+}
+
 fn command(study: &Path, dir: &Path) -> Command {
     let mut command = bt_stream();
     command.arg("study").arg(study).arg("--dir").arg(dir).args(["--jobs", "2"]);
@@ -127,9 +134,7 @@ config.data.train = "nowhere"
 [[cells]]
 name = "calm"
 "#;
-    let text = tiny_study(&tiny_shards(folder.path()), rest);
-    let study = folder.path().join("tiny.toml");
-    std::fs::write(&study, text).unwrap();
+    let study = written(folder.path(), rest);
     let dir = folder.path().join("out");
     let output = command(&study, &dir).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -154,9 +159,7 @@ config.loss.scale = 1e308
 [[cells]]
 name = "calm"
 "#;
-    let text = tiny_study(&tiny_shards(folder.path()), rest);
-    let study = folder.path().join("tiny.toml");
-    std::fs::write(&study, text).unwrap();
+    let study = written(folder.path(), rest);
     let run = |arguments: &[&str]| {
         let output = command(&study, &folder.path().join("out")).args(arguments).output().unwrap();
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
