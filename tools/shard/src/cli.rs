@@ -86,7 +86,7 @@ pub struct Division {
 /// `shard pack`.
 #[derive(Args)]
 pub struct Pack {
-    /// SRC: an ImageFolder tree (CLASS/NAME.jpg), a .csv or .tsv list of path and label, or
+    /// SRC: an ImageFolder tree (CLASS/NAME.jpg), a flat folder (no labels), a .csv or .tsv list of path and label, or
     /// shards: a folder, glob, brace list or manifest; of several, all have to be shards. OUT, the
     /// last: the folder for the shards; made if need be
     #[arg(required = true, value_name = "SRC|OUT")]
