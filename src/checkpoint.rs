@@ -25,7 +25,7 @@ mod folder;
 mod state;
 
 use folder::{PREFIX, TEMPORARY, free_name, name, name_of, prune, step_of};
-pub use folder::{any, clean, list, set_aside_after};
+pub use folder::{any, clean, list, newest_step, set_aside_after};
 pub use state::State;
 use state::{FORMAT, FileSum, seal_of, sum_of};
 

@@ -128,8 +128,9 @@ impl Metrics {
         drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
         let ledger = dir.join(LEDGER_FILE);
         let (file, ledger_log) = (LineLog::open(&path)?, LineLog::open(&ledger)?);
-        let batches = LineLog::open(&dir.join(BAD_BATCHES_FILE))?;
-        let listed = std::fs::read(&ledger).unwrap_or_default();
+        let batches = dir.join(BAD_BATCHES_FILE);
+        let listed = [&ledger, &batches].map(|path| std::fs::read(path).unwrap_or_default());
+        let batches = LineLog::open(&batches)?;
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(
             ProgressStyle::with_template("{bar:24} {pos}/{len} {msg} {eta} left")
@@ -141,7 +142,7 @@ impl Metrics {
             file,
             ledger: ledger_log,
             batches,
-            listed: lines_of(&listed).map(str::to_owned).collect(),
+            listed: listed.iter().flat_map(|text| lines_of(text)).map(str::to_owned).collect(),
             failing: false,
             every,
             steps,
@@ -333,10 +334,13 @@ impl Metrics {
         Ok(())
     }
 
-    /// Notes a batch whose numbers were not finite.
+    /// Notes a batch whose numbers were not finite, if no process of this run has noted it before.
     pub fn record_batch(&mut self, line: &serde_json::Value) {
-        let written = self.batches.add(&line.to_string());
-        self.note(written);
+        let text = line.to_string();
+        if self.listed.insert(text.clone()) {
+            let written = self.batches.add(&text);
+            self.note(written);
+        }
     }
 
     /// A line for the person, above the progress bar where there is one.

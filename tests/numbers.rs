@@ -7,13 +7,13 @@ use std::path::Path;
 use common::{tiny_run, tiny_shards};
 
 /// Runs with a learning rate that ruins the weights in the first step.
-fn ruined(shards: &Path, dir: &Path, policy: &str) -> (String, Vec<serde_json::Value>) {
+fn ruined(shards: &Path, dir: &Path, policies: &[&str]) -> (String, Vec<serde_json::Value>) {
     let mut command = tiny_run(shards, dir);
-    for setting in ["optim.lr_weights=1e37", "optim.warmup_epochs=0", policy] {
+    for setting in ["optim.lr_weights=1e37", "optim.warmup_epochs=0"].iter().chain(policies) {
         command.args(["--set", setting]);
     }
     let output = command.output().unwrap();
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(3));
     let text = std::fs::read_to_string(dir.join("bad-batches.jsonl")).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     (String::from_utf8_lossy(&output.stderr).into_owned(), lines)
@@ -23,7 +23,7 @@ fn ruined(shards: &Path, dir: &Path, policy: &str) -> (String, Vec<serde_json::V
 fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
-    let (said, batches) = ruined(&shards, &dir, "train.on_nan=stop");
+    let (said, batches) = ruined(&shards, &dir, &["train.on_nan=stop"]);
     assert!(said.contains("at step 2") && said.contains("learning rate"), "{said}");
     assert!(!said.contains("panicked"), "{said}");
     let [batch] = &batches[..] else { panic!("{batches:?}") };
@@ -60,12 +60,34 @@ fn a_ruined_state_takes_no_good_checkpoints_place() {
 fn rewinding_passes_over_ten_batches_at_most() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
-    let (said, batches) = ruined(&shards, &dir, "train.on_nan=rewind");
+    let settings = ["train.on_nan=rewind", "checkpoint.every_steps=1", "checkpoint.keep=20"];
+    let (said, batches) = ruined(&shards, &dir, &settings);
     assert_eq!(batches.len(), 11);
     assert!(said.contains("at step 12, after 10 batches that were passed over"), "{said}");
     assert!(!said.contains("or pass over such"), "{said}");
     let steps: Vec<u64> = batches.iter().map(|batch| batch["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (2..=12).collect::<Vec<_>>());
+
+    // A process that goes on in between counts on, and notes none twice.
+    let mut again = tiny_run(&shards, &dir);
+    again.arg("--resume-from").arg(dir.join("checkpoints/step-0000000005"));
+    for setting in ["optim.lr_weights=1e37", "optim.warmup_epochs=0"].iter().chain(&settings) {
+        again.args(["--set", setting]);
+    }
+    let output = again.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("at step 12, after 10 batches that were passed over"), "{said}");
+    let text = std::fs::read_to_string(dir.join("bad-batches.jsonl")).unwrap();
+    assert_eq!(text.lines().count(), 11);
+}
+
+#[test]
+fn imax_takes_weights_that_are_ruined_for_what_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let (said, batches) = ruined(&shards, &dir, &["method=imax", "train.on_nan=stop"]);
+    assert!(said.contains("at step 2") && !said.contains("singular"), "{said}");
+    assert_eq!(batches.len(), 1);
 }
 
 #[test]

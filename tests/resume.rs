@@ -13,7 +13,7 @@ use bt_stream::config::RunConfig;
 use bt_stream::metrics::LEDGER_FILE;
 use bt_stream::signals::Stop;
 use bt_stream::train::train;
-use common::{newest_weights, tiny_run, tiny_shards, write_tar};
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards, write_tar};
 
 fn start(shards: &Path, dir: &Path, resume: bool) -> Child {
     let mut command = tiny_run(shards, dir);
@@ -74,6 +74,52 @@ fn sigkills_at_arbitrary_moments_change_nothing() {
     assert!(while_writing > 0, "no checkpoint was being written at any kill");
     run_to_end(&shards, &killed, true);
     assert_eq!(newest_weights(&calm), newest_weights(&killed));
+}
+
+#[test]
+fn a_window_over_shards_of_other_sizes_is_taken_up_only_between_epochs() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    let cut = |count: u64| {
+        let out = folder.path().join(format!("in-{count}"));
+        let source = ShardSource::open(shards.to_str().unwrap(), &out, &OpenOptions::default());
+        let options = PackOptions { samples_per_shard: Some(count), ..PackOptions::default() };
+        pack(&source.unwrap(), &out, "a test", &options, &mut |_| ()).unwrap();
+        out
+    };
+    let (whole, other) = (cut(24), cut(16));
+    let dir = folder.path().join("run");
+    let windows = ["--set", "data.shuffle=window", "--set", "data.window_shards=2"];
+    let every =
+        ["--set", "checkpoint.every_steps=1", "--set", "checkpoint.keep=99", "--epochs", "2"];
+    let run = |shards: &Path, step: Option<u64>| {
+        let mut command = tiny_run(shards, &dir);
+        command.args(windows).args(every);
+        if let Some(step) = step {
+            command.arg("--resume-from").arg(dir.join(format!("checkpoints/step-{step:010}")));
+        }
+        command.output().unwrap()
+    };
+    assert!(run(&whole, None).status.success());
+    let refused = run(&other, Some(9));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("shards of other sizes"), "{said}");
+    assert!(run(&whole, Some(9)).status.success());
+    assert!(run(&other, Some(6)).status.success());
+}
+
+#[test]
+fn a_run_with_one_rate_goes_on_with_another_one_for_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    assert!(tiny_run(&shards, &dir).args(["--epochs", "1"]).output().unwrap().status.success());
+    let mut command = bt_stream();
+    command.arg("train").arg("--dir").arg(&dir).args(["--resume", "--epochs", "2"]);
+    assert!(command.args(["--set", "optim.lr_weights=1e-4"]).output().unwrap().status.success());
+    let text = std::fs::read_to_string(dir.join("config.toml")).unwrap();
+    for rate in ["lr_weights = 0.0001\n", "lr_biases = 0.0001\n"] {
+        assert!(text.contains(rate), "{text}");
+    }
 }
 
 /// A tar of 200 images of which these are cut in half.

@@ -96,6 +96,61 @@ fn a_killed_study_continues_and_gives_the_same_table() {
 }
 
 #[test]
+fn a_section_on_the_command_line_is_its_keys_and_leaves_each_cell_its_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 3, batch_size = 16 }
+[grid]
+"loss.lambda" = [0.001, 0.01]
+"#;
+    let study = written(folder.path(), rest);
+    let dir = folder.path().join("out");
+    let output = command(&study, &dir).args(["--set", "train={epochs=1}"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let cells: Vec<_> = std::fs::read_dir(dir.join("cells")).unwrap().collect();
+    assert_eq!(cells.len(), 4);
+    for cell in cells {
+        let text = std::fs::read_to_string(cell.unwrap().path().join("config.toml")).unwrap();
+        assert!(text.contains("epochs = 1\n") && text.contains("batch_size = 16\n"), "{text}");
+    }
+    for given in ["loss={lambda=0.1}", "train={seed=3}"] {
+        let refused = command(&study, &dir).args(["--set", given]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{given}");
+    }
+}
+
+#[test]
+fn a_study_whose_drawn_images_are_others_keeps_no_cells_of_the_old_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = |images: u32| {
+        format!(
+            r#"
+title = "tiny"
+seeds = [0]
+drawn = {{ images = {images}, test_images = 24 }}
+[base]
+views.preset = "barlow-cifar"
+views.both.random_resized_crop.size = 16
+model = {{ arch = "resnet18", width = 4, stem = "cifar", projector = "16-16" }}
+train = {{ epochs = 1, batch_size = 16 }}
+[[cells]]
+name = "untrained"
+untrained = true
+"#
+        )
+    };
+    let (study, dir) = (folder.path().join("tiny.toml"), folder.path().join("out"));
+    std::fs::write(&study, text(48)).unwrap();
+    to_end(&study, &dir);
+    std::fs::write(&study, text(64)).unwrap();
+    let output = command(&study, &dir).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("another drawn data set"), "{said}");
+    std::fs::remove_dir_all(dir.join("cells")).unwrap();
+    to_end(&study, &dir);
+}
+
+#[test]
 fn a_cell_that_diverges_at_once_is_a_row_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let rest = r#"

@@ -33,6 +33,11 @@ pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
+/// Steps of a run's newest checkpoint; none where there is none, or where it cannot be told.
+pub fn newest_step(run: &Path) -> Option<u64> {
+    step_of(&list(&run.join(FOLDER)).ok()?.pop()?)
+}
+
 /// Whether a run has left checkpoints in its folder, also such that were set aside.
 ///
 /// # Errors

@@ -29,6 +29,13 @@ pub struct State {
     /// checkpoints of earlier versions.
     #[serde(default)]
     pub fingerprint: String,
+    /// A checksum over the sizes of the shards, in samples: the order of `data.shuffle = "window"` depends on them. Empty in
+    /// checkpoints of earlier versions.
+    #[serde(default)]
+    pub cuts: String,
+    /// Batches passed over since the last step (`train.on_nan = "rewind"`).
+    #[serde(default)]
+    pub rewinds: u32,
     /// The effective configuration.
     pub config: RunConfig,
     /// What the next line of metrics has to tell of steps before this. Absent in checkpoints of earlier
@@ -67,6 +74,8 @@ impl State {
             position,
             samples,
             fingerprint: String::new(),
+            cuts: String::new(),
+            rewinds: 0,
             config: config.clone(),
             tally: Tally::default(),
             files: BTreeMap::new(),

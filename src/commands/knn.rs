@@ -10,7 +10,7 @@ use crate::checkpoint;
 use crate::config::EvalConfig;
 use crate::eval::KnnConfig;
 use crate::eval::compare::{Kind, Source, table};
-use crate::report::{Score, collect};
+use crate::report::{Score, scores};
 
 /// Arguments of `bt-stream knn`.
 #[derive(Args, Debug)]
@@ -83,7 +83,8 @@ impl Evaluated {
         }
         // Told first: a full disk takes no result away.
         if record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
-            collect::record(&self.checkpoint, &scores)?;
+            let step = source.checkpoint.state.step;
+            scores::record(&self.checkpoint, step, &scores)?;
         }
         Ok(())
     }

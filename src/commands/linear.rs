@@ -15,7 +15,7 @@ use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
 use crate::eval::progress::Progress;
 use crate::exchange::export_classifier;
 use crate::model::TwinNet;
-use crate::report::{Score, collect};
+use crate::report::{Score, scores};
 use crate::train::fingerprint;
 
 /// Arguments of `bt-stream linear`.
@@ -147,9 +147,9 @@ impl LinearArgs {
         Some(Progress::new(path.into(), format!("{name}; {of}")))
     }
 
-    /// Keeps what was measured on a run's own shards beside what kNN and probe found, under names of
+    /// Keeps what was measured of the checkpoint after `step` on a run's own shards beside what kNN and probe found, under names of
     /// its own.
-    fn record(&self, scores: &[Score]) -> Result<()> {
+    fn record(&self, step: u64, scores: &[Score]) -> Result<()> {
         let own = self.train.is_none() && self.test.is_none();
         if !own || !self.checkpoint.join(checkpoint::FOLDER).is_dir() {
             return Ok(());
@@ -158,7 +158,7 @@ impl LinearArgs {
             name: format!("{}, {}", score.name, self.protocol()),
             ..score.clone()
         };
-        collect::record(&self.checkpoint, &scores.iter().map(named).collect::<Vec<_>>())
+        scores::record(&self.checkpoint, step, &scores.iter().map(named).collect::<Vec<_>>())
     }
 }
 
@@ -220,7 +220,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         scores.push(score(untrained, &classifier(untrained, &mut net, ".untrained")?));
     }
-    let recorded = args.record(&scores);
+    let recorded = args.record(source.checkpoint.state.step, &scores);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
         return written.and(recorded);

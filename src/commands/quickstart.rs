@@ -21,6 +21,7 @@ use crate::files::write_atomically;
 use crate::metrics::Line;
 use crate::model::TwinNet;
 use crate::report::collect::{self, correlation, duration};
+use crate::report::scores;
 use crate::report::{Neighbours, Report, Sample, Score, TimeTable, percent, render, views};
 use crate::{checkpoint, train};
 
@@ -95,8 +96,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
     let mut scores = vec![score(trained.clone(), &config)?];
     scores.extend(before.scores.iter().cloned());
-    let text = serde_json::to_vec_pretty(&scores)?;
-    write_atomically(&config.train.dir.join(collect::SCORES_FILE), &text)?;
+    scores::record(&config.train.dir, found.state.step, &scores)?;
     let neighbours = neighbours(&data, &before.untrained, &trained)?;
     let after = correlation("after training", &mut net, &data.train, &config)?;
     phases.lap("evaluate after training");

@@ -9,6 +9,7 @@ use clap::Args;
 use super::{CacheArgs, ConfigSource, TraceArgs, flag, path_flag, text_flag};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::metrics::LEDGER_FILE;
+use crate::optim::{OptimConfig, OptimizerKind};
 use crate::train::{From, Summary, Watch, train_watched};
 
 /// Arguments of `bt-stream train`.
@@ -81,6 +82,7 @@ impl TrainArgs {
             let saved = dir.join(CONFIG_FILE);
             if saved.exists() {
                 source.config = Some(saved);
+                source.set.extend(rate_of_biases(&source)?);
             } else if self.data.is_none() && source.set.is_empty() {
                 bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
             }
@@ -99,6 +101,22 @@ impl TrainArgs {
             flag("data.threads", &self.threads),
         ])
     }
+}
+
+/// The biases' rate of a run that had one rate for all and is gone on with another one: RUN/config.toml has both spelled out.
+fn rate_of_biases(source: &ConfigSource) -> Result<Option<String>> {
+    let given = |key: &str| {
+        let pairs = source.set.iter().rev().filter_map(|pair| pair.split_once('='));
+        pairs.filter(|(its, _)| its.trim() == key).map(|(_, rate)| rate).next()
+    };
+    let (Some(rate), None) = (given("optim.lr_weights"), given("optim.lr_biases")) else {
+        return Ok(None);
+    };
+    let OptimConfig { optimizer, lr_weights, lr_biases, .. } =
+        RunConfig::load(source.config.as_deref(), &[])?.optim;
+    // LARS has two, the authors'.
+    let one = optimizer != OptimizerKind::Lars && lr_weights == lr_biases;
+    Ok(one.then(|| format!("optim.lr_biases={rate}")))
 }
 
 /// What a person is told at the end.

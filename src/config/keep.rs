@@ -44,7 +44,7 @@ pub struct EvalConfig {
     pub k: usize,
     /// Temperature t of the votes, each of weight exp(similarity / t).
     pub temperature: f64,
-    /// Images of an evaluation batch.
+    /// Images of an evaluation batch; fewer where `data.budget_mb` is small.
     pub batch_size: usize,
     /// A linear classifier learns the labels beside the training, from features that it does not
     /// change.

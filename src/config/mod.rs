@@ -12,6 +12,7 @@ mod views;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use bt_pipeline::augment::ViewConfig;
 use bt_pipeline::decode::DecodeOptions;
 use bt_pipeline::shard::OpenOptions;
 use bt_pipeline::{LoaderConfig, Shuffle};
@@ -24,7 +25,8 @@ use crate::optim::OptimConfig;
 pub use augment::{AugmentConfig, AugmentDevice};
 pub use data::{DataConfig, ShuffleKind};
 pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
-pub(crate) use set::{put, set};
+use set::set;
+pub(crate) use set::{leaves, put};
 pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
@@ -234,19 +236,23 @@ impl RunConfig {
         })
     }
 
-    /// The configuration of a loader that evaluates each sample once.
+    /// The configuration of a loader that evaluates each sample once. A budget that was enough for training is enough: batches
+    /// have fewer images where it is small.
     ///
     /// # Errors
     /// As [`ViewsConfig::views`].
     pub fn eval_loader(&self) -> Result<LoaderConfig> {
+        let (view, budget_bytes) = (self.views.eval_view()?, self.data.budget_mb << 20);
+        let most = budget_bytes / room_for(std::slice::from_ref(&view), 1).max(1);
+        let most = usize::try_from(most).unwrap_or(usize::MAX).max(1);
         Ok(LoaderConfig {
             threads: self.data.threads,
-            budget_bytes: self.data.budget_mb << 20,
+            budget_bytes,
             on_bad: self.data.on_bad,
             on_bad_shard: self.data.on_bad_shard,
             max_bad: self.data.max_bad,
             decode: self.decode(),
-            ..LoaderConfig::evaluation(self.views.eval_view()?, self.eval.batch_size)
+            ..LoaderConfig::evaluation(view, self.eval.batch_size.min(most))
         })
     }
 
@@ -290,6 +296,15 @@ fn read(file: Option<&Path>) -> Result<toml::Table> {
     let text = std::fs::read_to_string(path)
         .with_context(|| format!("cannot read the configuration {}", path.display()))?;
     table_of(&text, &path.display().to_string())
+}
+
+/// Bytes of the budget for two batches of `images`, each with these views in f32, and for what is fetched ahead of them.
+pub(crate) fn room_for(views: &[ViewConfig], images: usize) -> u64 {
+    let view = |view: &ViewConfig| {
+        let (height, width) = view.out_size();
+        (height * width * 3 * size_of::<f32>()) as u64
+    };
+    3 * images as u64 * views.iter().map(view).sum::<u64>()
 }
 
 /// The table in the `text` of a file called `name`.

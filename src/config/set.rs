@@ -4,6 +4,29 @@ use anyhow::{Context, Result, bail};
 
 /// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string.
 pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
+    let (key, value) = parsed(pair)?;
+    put(table, key, value).with_context(|| format!("--set {pair}"))
+}
+
+/// What `a.b.c=value` sets, key by key: of a section each of its keys.
+pub(crate) fn leaves(pair: &str) -> Result<Vec<(String, toml::Value)>> {
+    fn walk(key: &str, value: toml::Value, found: &mut Vec<(String, toml::Value)>) {
+        match value {
+            toml::Value::Table(inner) => {
+                inner
+                    .into_iter()
+                    .for_each(|(last, value)| walk(&format!("{key}.{last}"), value, found));
+            }
+            value => found.push((key.to_owned(), value)),
+        }
+    }
+    let (key, value) = parsed(pair)?;
+    let mut found = Vec::new();
+    walk(key.trim(), value, &mut found);
+    Ok(found)
+}
+
+fn parsed(pair: &str) -> Result<(&str, toml::Value)> {
     let Some((key, text)) = pair.split_once('=') else {
         bail!("--set {pair}: expected key=value");
     };
@@ -12,7 +35,7 @@ pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
         .ok()
         .and_then(|mut table| table.remove("value"))
         .unwrap_or_else(|| toml::Value::String(text.to_owned()));
-    put(table, key, value).with_context(|| format!("--set {pair}"))
+    Ok((key, value))
 }
 
 /// Puts `value` into the table under `a.b.c`.

@@ -84,3 +84,16 @@ fn a_files_options_of_one_objective_are_not_those_of_another() {
     assert!(asked.method.0 == "moco" && asked.loss.contains_key("queue"));
     assert!(of("byol", &["loss.lambda=1.0".into()]).is_err());
 }
+
+#[test]
+fn evaluations_take_smaller_batches_where_the_budget_is_small() {
+    let config = |budget: u64| {
+        let overrides = [format!("data.budget_mb={budget}")];
+        RunConfig::load(None, &overrides).unwrap().eval_loader().unwrap()
+    };
+    // 224 x 224 x 3 values of 4 bytes, three batches of them.
+    assert_eq!(config(64).batch_size, (64 << 20) / (224 * 224 * 3 * 4 * 3));
+    assert_eq!(config(64).budget_bytes, 64 << 20);
+    assert_eq!(config(2048).batch_size, 128);
+    assert_eq!(config(1).batch_size, 1);
+}

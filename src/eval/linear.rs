@@ -18,7 +18,7 @@ use super::encode::{features, same_classes};
 use super::head::{Head, MOMENTUM};
 use super::progress::Progress;
 use super::{Accuracy, Features};
-use crate::config::{Misconfigured, RunConfig};
+use crate::config::{Misconfigured, RunConfig, room_for};
 use crate::model::{BACKBONE, TwinNet};
 use crate::nn::storage;
 use crate::optim::{Optimizer, Sgd, SgdConfig};
@@ -268,14 +268,18 @@ fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> 
         view.gaussian_blur.p = 0.0;
         view.random_solarize.p = 0.0;
     }
+    let batch_size = options.batch_size.min(train.len());
+    let own = config.loader()?;
     let loader = LoaderConfig {
+        // The run's budget may be one for smaller batches.
+        budget_bytes: own.budget_bytes.max(room_for(&views, batch_size)),
         views,
-        batch_size: options.batch_size.min(train.len()),
+        batch_size,
         seed: options.seed,
         // The authors' loader: all labels in each epoch, whatever order the run was trained in.
         drop_last: false,
-        shuffle: if train.seekable() { Shuffle::Global } else { config.loader()?.shuffle },
-        ..config.loader()?
+        shuffle: if train.seekable() { Shuffle::Global } else { own.shuffle },
+        ..own
     };
     Ok(Loader::new(Arc::clone(train), loader)?)
 }

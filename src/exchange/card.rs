@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::checkpoint::Checkpoint;
 use crate::config::RunConfig;
 use crate::metrics;
-use crate::report::{Score, collect};
+use crate::report::{Score, scores};
 
 /// A backbone's card, JSON.
 #[derive(Debug, Serialize)]
@@ -73,7 +73,7 @@ pub struct Data {
 pub struct Accuracy {
     /// The latest kNN on `data.val` of the training itself, at or before this step.
     pub knn_in_training: Option<f64>,
-    /// `evaluation.json` of the run, where there is one and the checkpoint is the run's newest.
+    /// What `evaluation.json` of the run tells of this checkpoint.
     pub evaluation: Vec<Score>,
 }
 
@@ -122,17 +122,12 @@ fn accuracy(checkpoint: &Checkpoint) -> Accuracy {
     let folder = checkpoint.path.parent();
     let run = folder.and_then(|folder| folder.parent());
     let lines = run.and_then(|run| metrics::read(run).ok()).unwrap_or_default();
-    let newest = folder.and_then(|folder| crate::checkpoint::list(folder).ok()?.pop());
-    let evaluation = run
-        .filter(|_| newest.as_ref() == Some(&checkpoint.path))
-        .and_then(|run| std::fs::read_to_string(run.join(collect::SCORES_FILE)).ok())
-        .and_then(|text| serde_json::from_str(&text).ok());
     Accuracy {
         knn_in_training: lines
             .iter()
             .filter(|line| line.step <= step)
             .filter_map(|line| line.knn)
             .next_back(),
-        evaluation: evaluation.unwrap_or_default(),
+        evaluation: run.map_or_else(Vec::new, |run| scores::of_step(run, step)),
     }
 }

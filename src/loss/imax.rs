@@ -120,6 +120,10 @@ fn log_det_covariance(x: &[f64], dim: usize, ridge: f64) -> Result<(f64, Vec<f64
     for i in 0..size {
         m[i * size + i] += ridge;
     }
+    // Embeddings that are not finite make a loss that is none, as with every objective; it is no want of a ridge.
+    if (0..size).any(|i| !m[i * size + i].is_finite()) {
+        return Ok((f64::NAN, vec![0.0; x.len()]));
+    }
     let Some(log_det) = cholesky_inverse(&mut m, size) else {
         bail!(
             "imax: a covariance of {batch} samples in {dim} dimensions is singular; \

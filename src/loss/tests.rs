@@ -229,6 +229,23 @@ fn views_of_different_shape_are_refused() {
 }
 
 #[test]
+fn embeddings_that_are_not_finite_make_a_loss_that_is_none_and_no_error() {
+    for value in [f32::NAN, f32::INFINITY] {
+        let (z, b) = pair_of(6, 5, 3);
+        let mut values = to_vec(&z);
+        values[7] = value;
+        let a = Tensor::from_vec(values, (6, 5), &Device::Cpu).unwrap();
+        for name in ["barlow", "infonce", "ntxent", "cosine", "imax"] {
+            for swapped in [false, true] {
+                let seen = if swapped { Embeddings::of(&b, &a) } else { Embeddings::of(&a, &b) };
+                let out = build(name, toml::Table::new()).unwrap().evaluate(&seen).unwrap();
+                assert!(!out.loss.is_finite(), "{name}: {}", out.loss);
+            }
+        }
+    }
+}
+
+#[test]
 fn views_of_one_tensor_are_read_in_place_and_give_the_same() {
     let (a, b) = pair_of(8, 16, 2);
     let both = Tensor::cat(&[&a, &b], 0).unwrap();

@@ -126,7 +126,7 @@ pub struct ModelConfig {
     pub zero_init: bool,
     /// Widths of the projector.
     pub projector: ProjectorWidths,
-    /// Whether BatchNorm stands between the projector's layers; without it they have biases.
+    /// Whether BatchNorm stands between the projector's layers; without it they have biases, which begin at zero.
     pub projector_batch_norm: bool,
     /// Whether BatchNorm (without scale and shift, without ReLU) ends the projector, as in SimSiam and
     /// MoCo v3. Barlow Twins normalises in its loss instead.

@@ -32,7 +32,8 @@ pub struct TwinNet {
 }
 
 impl TwinNet {
-    /// A network initialised as PyTorch and torchvision would (not the same numbers): Kaiming normal
+    /// A network initialised as PyTorch and torchvision would (not the same numbers), but that biases, which a projector without
+    /// BatchNorm has, begin at zero: Kaiming normal
     /// with fan out for convolutions, uniform within 1 / sqrt(in) for linear layers, BatchNorm 1 and 0.
     ///
     /// # Errors

@@ -5,19 +5,15 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use bt_pipeline::augment::ViewConfig;
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 
-use super::{Correlation, Report, Score, TimeTable, views};
+use super::{Correlation, Report, TimeTable, scores, views};
 use crate::checkpoint;
-use crate::config::{CONFIG_FILE, RunConfig};
+use crate::config::{CONFIG_FILE, RunConfig, room_for};
 use crate::eval::encode::open;
 use crate::metrics::{self, Line};
 use crate::model::TwinNet;
 use crate::train::{SUMMARY_FILE, Summary, images_of};
-
-/// File in the run's folder that holds its evaluation: a list of [`Score`]s.
-pub const SCORES_FILE: &str = "evaluation.json";
 
 /// Samples that the page shows with their views.
 const SAMPLES: usize = 12;
@@ -36,7 +32,8 @@ pub fn from_run(dir: &Path) -> Result<Report> {
     let processes = seconds_by_process(&metrics);
     Ok(Report {
         title: "Barlow Twins run".into(),
-        scores: optional(&dir.join(SCORES_FILE)).unwrap_or_default(),
+        scores: checkpoint::newest_step(dir)
+            .map_or_else(Vec::new, |step| scores::of_step(dir, step)),
         facts: summary.iter().flat_map(|summary| facts(summary, &processes)).collect(),
         times: summary.iter().flat_map(|summary| times(summary, processes.len())).collect(),
         config: std::fs::read_to_string(dir.join(CONFIG_FILE)).unwrap_or_default(),
@@ -46,7 +43,7 @@ pub fn from_run(dir: &Path) -> Result<Report> {
 }
 
 /// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
-fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+pub(super) fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     let json = std::fs::read(path).ok()?;
     let read = serde_json::from_slice(&json);
     read.inspect_err(|error| tracing::warn!("{}: {error}; going on without it", path.display()))
@@ -102,29 +99,6 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Puts scores into the run's [`SCORES_FILE`]: what was measured of the same features before is
-/// replaced, the rest stays.
-///
-/// # Errors
-/// A file that cannot be written.
-pub fn record(dir: &Path, fresh: &[Score]) -> Result<()> {
-    let path = dir.join(SCORES_FILE);
-    let mut scores: Vec<Score> = match std::fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).with_context(|| path.display().to_string())?,
-        Err(_) => Vec::new(),
-    };
-    for score in fresh {
-        match scores.iter_mut().find(|known| known.name == score.name) {
-            Some(known) => {
-                known.knn = score.knn.or(known.knn);
-                known.linear = score.linear.or(known.linear);
-            }
-            None => scores.push(score.clone()),
-        }
-    }
-    crate::files::write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
-}
-
 fn facts(summary: &Summary, processes: &[f64]) -> Vec<(String, String)> {
     let rate = summary.images as f64 / summary.seconds.max(1e-9);
     // Beside the steps of all processes stands the time of all of them.
@@ -165,16 +139,6 @@ pub fn duration(seconds: f64) -> String {
     }
 }
 
-/// What a loader needs for batches of another size than the run's, which its budget was made for: two in
-/// flight and a third for the rest.
-fn budget_of(loader: &LoaderConfig, batch_size: usize) -> u64 {
-    let image = |view: &ViewConfig| {
-        let (height, width) = view.out_size();
-        (height * width * 3 * size_of::<f32>()) as u64
-    };
-    3 * batch_size as u64 * loader.views.iter().map(image).sum::<u64>()
-}
-
 /// C of `net` over the first training batch of epoch 0, BatchNorm taking the batch's
 /// statistics as in training. It moves `net`'s running statistics: hand over a copy
 /// when they are still needed.
@@ -189,7 +153,7 @@ pub fn correlation(
 ) -> Result<Correlation> {
     let loader = config.loader()?;
     let batch_size = CORRELATION_BATCH.min(set.len());
-    let budget_bytes = loader.budget_bytes.max(budget_of(&loader, batch_size));
+    let budget_bytes = loader.budget_bytes.max(room_for(&loader.views, batch_size));
     let config_of_batch = LoaderConfig { batch_size, budget_bytes, ..loader };
     let loader = Loader::new(Arc::clone(set), config_of_batch)?;
     let mut stream = loader.start(Position::default(), 1)?;
@@ -205,20 +169,7 @@ pub fn correlation(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_score_that_is_measured_again_replaces_the_old_one() {
-        let dir = tempfile::tempdir().unwrap();
-        let knn = |name: &str, knn: f64| Score { name: name.into(), knn: Some(knn), linear: None };
-        record(dir.path(), &[knn("trained", 0.5), knn("untrained", 0.1)]).unwrap();
-        let linear = Some(crate::eval::Accuracy { top1: 0.7, top5: 0.9 });
-        record(dir.path(), &[Score { name: "trained".into(), knn: None, linear }]).unwrap();
-        record(dir.path(), &[knn("untrained", 0.2)]).unwrap();
-        let text = std::fs::read(dir.path().join(SCORES_FILE)).unwrap();
-        let scores: Vec<Score> = serde_json::from_slice(&text).unwrap();
-        let trained = Score { name: "trained".into(), knn: Some(0.5), linear };
-        assert_eq!(scores, [trained, knn("untrained", 0.2)]);
-    }
+    use crate::report::scores::SCORES_FILE;
 
     #[test]
     fn a_torn_file_beside_the_metrics_is_left_out_and_all_processes_count() {

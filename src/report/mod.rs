@@ -18,6 +18,7 @@ pub mod chart;
 pub mod collect;
 mod page;
 pub mod picture;
+pub mod scores;
 pub mod side_by_side;
 pub mod views;
 

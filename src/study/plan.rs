@@ -188,8 +188,11 @@ impl Study {
             merge(&mut table, &file.base);
             file.base = table;
         }
-        check_overrides(&file, overrides)?;
-        let given = |key: &str| keys_of(overrides).any(|its| its == key);
+        let overrides =
+            overrides.iter().map(|pair| config::leaves(pair)).collect::<Result<Vec<_>>>()?;
+        let overrides = overrides.concat();
+        check_overrides(&file, &overrides)?;
+        let given = |key: &str| overrides.iter().any(|(its, _)| its == key);
         let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
         let drawn = file.drawn.filter(|_| !named && !given("data.train"));
         // Other images than those that the networks are trained on have other classes.
@@ -214,8 +217,9 @@ impl Study {
                         config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
                     }
                 }
-                for pair in overrides {
-                    config::set(&mut table, pair)?;
+                for (key, value) in &overrides {
+                    config::put(&mut table, key, value.clone())
+                        .with_context(|| format!("--set {key}={value}"))?;
                 }
                 let config =
                     RunConfig::from_table(table).with_context(|| format!("cell `{}`", row.name))?;
@@ -242,22 +246,18 @@ impl Study {
     }
 }
 
-/// The keys of `key=value` pairs; blanks around one are none of it.
-fn keys_of(overrides: &[String]) -> impl Iterator<Item = &str> {
-    overrides.iter().filter_map(|pair| pair.split('=').next().map(str::trim))
-}
-
 /// Whether every cell can have what `overrides` say.
-fn check_overrides(file: &StudyFile, overrides: &[String]) -> Result<()> {
-    for key in ["train.seed", "train.dir"] {
+fn check_overrides(file: &StudyFile, overrides: &[(String, toml::Value)]) -> Result<()> {
+    for (key, _) in overrides {
         ensure!(
-            !keys_of(overrides).any(|its| its == key),
+            !["train.seed", "train.dir"].contains(&key.as_str()),
             "a study sets `{key}` itself: its file has the seeds, --dir the folder"
         );
-    }
-    for key in keys_of(overrides) {
+        let within =
+            |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'));
+        let in_grid = file.grid.keys().any(|one| one == key || within(one));
         ensure!(
-            !file.grid.contains_key(key) && !file.cells.iter().any(|cell| has(&cell.config, key)),
+            !in_grid && !file.cells.iter().any(|cell| has(&cell.config, key)),
             "`{key}` is what the study's rows differ in: --set would make them all alike"
         );
     }

@@ -215,8 +215,19 @@ impl Queue<'_> {
 fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
     let marker = dir.join("data").join("drawn.json");
     let wanted = serde_json::to_vec(drawn)?;
-    if std::fs::read(&marker).is_ok_and(|found| found == wanted) {
-        return Ok(());
+    if let Ok(found) = std::fs::read(&marker) {
+        if found == wanted {
+            return Ok(());
+        }
+        let begun =
+            std::fs::read_dir(dir.join("cells")).is_ok_and(|mut cells| cells.next().is_some());
+        if begun {
+            bail!(
+                "the cells in {} were begun with another drawn data set ({}): use another --dir, or remove them",
+                dir.display(),
+                String::from_utf8_lossy(&found)
+            );
+        }
     }
     crate::commands::quickstart::draw_shards(
         &dir.join("data"),
@@ -271,7 +282,9 @@ fn run_cell(
     let mut result = CellResult::default();
     let net = if cell.untrained {
         write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
-        Some(TwinNet::new(&config.model, config.train.seed, &device)?)
+        let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
+        train::start_from(&config.train.init, |tensors| Ok(net.load_backbone(tensors)?))?;
+        Some(net)
     } else {
         let watch = Watch { name: format!("{name}: "), ..Watch::default() };
         match train::train_watched(&config, &train::From::Newest, stop, &watch) {

@@ -27,6 +27,7 @@ use run::Run;
 pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
 pub use refuse::Diverged;
+pub(crate) use run::start_from;
 pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
@@ -116,13 +117,12 @@ impl Run {
         };
         while let Some(fetched) = ahead.take().or_else(|| fetch(&mut self.intake)) {
             let arriving = match fetched {
-                Err(error) if self.step > self.begun_step => {
+                Err(error) => {
                     // The steps so far are good, and the data may be mended.
-                    self.save(config)
-                        .unwrap_or_else(|cause| self.metrics.say(&format!("warning: {cause:#}")));
+                    self.save_before_the_end(config);
                     return Err(error);
                 }
-                fetched => fetched?,
+                Ok(arriving) => arriving,
             };
             let batch = arriving.batch();
             clock.lap("wait for data");
@@ -133,7 +133,14 @@ impl Run {
                     given_up = true;
                     break;
                 }
-                found => found?,
+                Err(error) => {
+                    match self.learner.take_back() {
+                        Ok(()) => self.save_before_the_end(config),
+                        Err(cause) => self.metrics.say(&format!("warning: {cause:#}")),
+                    }
+                    return Err(error);
+                }
+                Ok(found) => found,
             };
             match trouble {
                 Some(cause) => self.refuse(config, batch, cause, &stats)?,

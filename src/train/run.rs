@@ -1,5 +1,6 @@
 //! What a run holds between two steps, how it is prepared, and the gradients of a batch.
 
+use std::collections::HashMap;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use bt_pipeline::stats::Stats;
 use bt_pipeline::{Batch, Loader, Position, ShardSet};
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use super::clock::Clock;
 use super::save::{check_unchanged, fingerprint, restore};
@@ -24,7 +25,7 @@ use crate::loss::LossOutput;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics};
 use crate::optim::{Optimizer, Schedule};
 use crate::prometheus::{Board, Server};
-use crate::report::collect::SCORES_FILE;
+use crate::report::scores::SCORES_FILE;
 use crate::tensorboard::EventWriter;
 
 /// File in the run's folder that a process holds a lock on while it trains there.
@@ -86,7 +87,7 @@ impl Run {
                 restore(found, &mut learner, &mut *optimizer, probe.as_mut())?
             }
             None => {
-                start_from(&config.train.init, &mut learner)?;
+                start_from(&config.train.init, |tensors| learner.start_from(tensors))?;
                 (0, Position::default())
             }
         };
@@ -106,6 +107,7 @@ impl Run {
         let metrics = begin(config, step, length, earlier, watch, board.clone())?;
         let state = found.as_ref().map(|found| &found.state);
         let tally = state.map(|state| state.tally.clone()).unwrap_or_default();
+        let rewinds = state.map_or(0, |state| state.rewinds);
         let metrics = metrics.counting_from(tally);
         if let Some(server) = &server {
             metrics.say(&format!("metrics on http://{}/metrics", server.address()));
@@ -140,7 +142,7 @@ impl Run {
             _server: server,
             pictured: None,
             images: 0,
-            rewinds: 0,
+            rewinds,
             fingerprint,
             unevaluated: false,
             _lock: lock,
@@ -309,15 +311,20 @@ fn online_probe(
     OnlineProbe::new(dim, classes, lr, &Device::Cpu).map(Some)
 }
 
-/// Gives the backbone the weights of `train.init`, if there are any.
-fn start_from(init: &Path, learner: &mut Learner) -> Result<()> {
+/// Gives `take` the backbone's weights of `train.init`, if there are any.
+///
+/// # Errors
+/// A file that cannot be read, or does not fit.
+pub(crate) fn start_from(
+    init: &Path,
+    take: impl FnOnce(&HashMap<String, Tensor>) -> Result<()>,
+) -> Result<()> {
     if init.as_os_str().is_empty() {
         return Ok(());
     }
     let tensors = import::read(init).context("train.init")?;
     let tensors = import::backbone(tensors, None).context("train.init")?;
-    let started = learner.start_from(&tensors);
-    started.with_context(|| format!("train.init: {} does not fit", init.display()))
+    take(&tensors).with_context(|| format!("train.init: {} does not fit", init.display()))
 }
 
 /// The checkpoint at `path`, which must be one of the run in `dir`.
@@ -342,6 +349,12 @@ fn classes(set: &ShardSet, what: &str) -> Result<usize> {
     }
 }
 
+/// Samples without a label. None of shards behind URLs are looked for: that could take a request for each.
+fn unlabelled(set: &ShardSet) -> usize {
+    let without = |&sample: &usize| set.meta(sample).is_ok_and(|meta| meta.label.is_none());
+    if set.is_remote() { 0 } else { (0..set.len()).filter(without).count() }
+}
+
 /// Whether the evaluation between epochs can be done: what would end the run hours later.
 fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     if config.eval.knn_every == 0 {
@@ -363,8 +376,16 @@ fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     let open = open(&config.data.val, "data.val", &config.open_options());
     let val = open.context("data.val, for eval.knn_every")?;
     same_classes(train, &val)?;
-    classes(train, "data.train, for eval.knn_every")?;
-    classes(&val, "data.val, for eval.knn_every")?;
+    for (set, what) in [(train, "data.train"), (&*val, "data.val")] {
+        classes(set, &format!("{what}, for eval.knn_every"))?;
+        let without = unlabelled(set);
+        if without > 0 {
+            tracing::warn!(
+                "{what}: {without} of {} samples have no label that can be read; kNN between epochs wants all of them",
+                set.len()
+            );
+        }
+    }
     Loader::new(val, config.eval_loader()?).context("eval.batch_size")?;
     Ok(())
 }

@@ -88,6 +88,15 @@ impl Run {
         Ok(())
     }
 
+    /// Saves steps of this process before an error that is not theirs ends it; that they cannot be saved is said.
+    pub(super) fn save_before_the_end(&mut self, config: &RunConfig) {
+        if self.step > self.begun_step
+            && let Err(cause) = self.save(config)
+        {
+            self.metrics.say(&format!("warning: {cause:#}"));
+        }
+    }
+
     /// Saves the state where no run goes on from by itself.
     pub(super) fn save_aside(&mut self, config: &RunConfig) -> Result<PathBuf> {
         let (state, tensors) = self.whole_state(config)?;
@@ -98,6 +107,7 @@ impl Run {
         let samples = self.loader.set().len() as u64;
         let mut state = State::new(self.step, self.position, samples, config);
         state.fingerprint.clone_from(&self.fingerprint);
+        (state.cuts, state.rewinds) = (cuts(self.loader.set()), self.rewinds);
         state.tally.clone_from(self.metrics.tally());
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
@@ -123,6 +133,13 @@ pub(crate) fn fingerprint(set: &ShardSet) -> String {
         hasher.update(meta.key.as_bytes());
         hasher.update(&meta.label.map_or(u64::MAX, u64::from).to_le_bytes());
     }
+    format!("{:016x}", hasher.digest())
+}
+
+/// A checksum over the numbers of samples of the shards of `set`.
+fn cuts(set: &ShardSet) -> String {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    set.shards().iter().for_each(|shard| hasher.update(&(shard.samples as u64).to_le_bytes()));
     format!("{:016x}", hasher.digest())
 }
 
@@ -155,6 +172,14 @@ pub(super) fn check_unchanged(
         bail!(
             "{path} was made with other training samples, or with these in another order: resume with those, or begin another \
              run with train.init"
+        );
+    }
+    let within_a_window =
+        config.data.shuffle == ShuffleKind::Window && found.state.position.batch > 0;
+    if within_a_window && !found.state.cuts.is_empty() && found.state.cuts != cuts(loader.set()) {
+        bail!(
+            "{path} is in the middle of an epoch of windows over shards of other sizes, in which the order of the samples was \
+             another: resume with those shards, or from a checkpoint at the end of an epoch"
         );
     }
     match other_course(saved, config) {

@@ -1,0 +1,75 @@
+//! `evaluation.json`: what was measured of a run's newest checkpoint.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Score;
+use crate::files::write_atomically;
+
+/// File in the run's folder that holds its evaluation: a list of [`Score`]s, each with the step of its checkpoint.
+pub const SCORES_FILE: &str = "evaluation.json";
+
+#[derive(Serialize, Deserialize)]
+struct Recorded {
+    /// Steps of the checkpoint that was measured: the run may go on meanwhile.
+    #[serde(default)]
+    step: u64,
+    #[serde(flatten)]
+    score: Score,
+}
+
+/// Puts scores of the checkpoint after `step` into the run's [`SCORES_FILE`]: what was measured of the same features before is
+/// replaced, other scores of that checkpoint stay, those of others leave.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
+    let path = dir.join(SCORES_FILE);
+    let mut scores: Vec<Recorded> = match std::fs::read(&path) {
+        Ok(json) => serde_json::from_slice(&json).with_context(|| path.display().to_string())?,
+        Err(_) => Vec::new(),
+    };
+    scores.retain(|known| known.step == step);
+    for score in fresh {
+        match scores.iter_mut().find(|known| known.score.name == score.name) {
+            Some(Recorded { score: known, .. }) => {
+                known.knn = score.knn.or(known.knn);
+                known.linear = score.linear.or(known.linear);
+            }
+            None => scores.push(Recorded { step, score: score.clone() }),
+        }
+    }
+    write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
+}
+
+/// What the run's [`SCORES_FILE`] tells of the checkpoint after `step`; nothing where it is torn, which is warned of.
+pub fn of_step(dir: &Path, step: u64) -> Vec<Score> {
+    let scores: Option<Vec<Recorded>> = super::collect::optional(&dir.join(SCORES_FILE));
+    let of_it = |recorded: Recorded| (recorded.step == step).then_some(recorded.score);
+    scores.into_iter().flatten().filter_map(of_it).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::eval::Accuracy;
+
+    #[test]
+    fn a_score_that_is_measured_again_replaces_the_old_one_and_those_of_another_checkpoint_leave() {
+        let dir = tempfile::tempdir().unwrap();
+        let knn = |name: &str, knn: f64| Score { name: name.into(), knn: Some(knn), linear: None };
+        record(dir.path(), 6, &[knn("trained", 0.5), knn("untrained", 0.1)]).unwrap();
+        let linear = Some(Accuracy { top1: 0.7, top5: 0.9 });
+        record(dir.path(), 6, &[Score { name: "trained".into(), knn: None, linear }]).unwrap();
+        record(dir.path(), 6, &[knn("untrained", 0.2)]).unwrap();
+        let trained = Score { name: "trained".into(), knn: Some(0.5), linear };
+        assert_eq!(of_step(dir.path(), 6), [trained, knn("untrained", 0.2)]);
+        assert_eq!(of_step(dir.path(), 12), []);
+
+        record(dir.path(), 12, &[knn("trained", 0.6)]).unwrap();
+        assert_eq!(of_step(dir.path(), 6), []);
+        assert_eq!(of_step(dir.path(), 12), [knn("trained", 0.6)]);
+    }
+}
