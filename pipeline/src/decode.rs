@@ -61,6 +61,11 @@ impl Decoder {
         Decoder { options, ..Decoder::default() }
     }
 
+    /// Pixels that an image may have.
+    pub(crate) fn max_pixels(&self) -> u64 {
+        self.options.max_pixels
+    }
+
     /// Decodes the whole image into `out`.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use super::decode::{Blocks, Path, decode};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::Image;
-use crate::jpeg::{IN_ORDER, JpegError, Plan, Raster, RasterBuffers, Region, Simd};
+use crate::jpeg::{IN_ORDER, MAX_PIXELS, Plan, Raster, RasterBuffers, Region, Simd, check_pixels};
 
 /// Places of blocks that follow each other.
 const NUMBERS: [u8; MAX_BLOCKS] = {
@@ -47,7 +47,7 @@ impl DctDecoder {
         DctDecoder {
             path,
             simd: if path == Path::SCALAR { Simd::Scalar } else { Simd::detect() },
-            max_pixels: 1 << 28,
+            max_pixels: MAX_PIXELS,
             blocks: Blocks::new(),
             plan: Plan::default(),
             raster: RasterBuffers::default(),
@@ -58,6 +58,12 @@ impl DctDecoder {
     pub fn max_pixels(mut self, limit: u64) -> DctDecoder {
         self.max_pixels = limit;
         self
+    }
+
+    /// The limit in force.
+    #[cfg(test)]
+    pub(crate) fn limit(&self) -> u64 {
+        self.max_pixels
     }
 
     /// Decodes the whole picture, and verifies the segments' checksum.
@@ -108,10 +114,7 @@ impl DctDecoder {
 
     fn plan(&mut self, image: &DctImage<'_>, region: Region) -> Result<(), DctError> {
         region.check(image.jpeg())?;
-        let pixels = region.width as u64 * region.height as u64;
-        if pixels > self.max_pixels {
-            return Err(JpegError::TooLarge { pixels, limit: self.max_pixels }.into());
-        }
+        check_pixels(region.width, region.height, self.max_pixels)?;
         self.plan.set(image.jpeg(), region, IN_ORDER);
         Ok(())
     }

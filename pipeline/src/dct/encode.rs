@@ -10,7 +10,7 @@ use super::error::DctError;
 use super::header::header_of;
 use super::pack::{Member, pack};
 use super::segment::Segments;
-use crate::jpeg::{Coefficients, Jpeg};
+use crate::jpeg::{Coefficients, Jpeg, MAX_PIXELS, check_pixels};
 
 /// One block in so many is looked at to choose the number of index bits.
 const SAMPLE: usize = 64;
@@ -18,13 +18,20 @@ const SAMPLE: usize = 64;
 /// block.
 const MIN_INDEX_BITS: u32 = 1;
 
-/// Re-codes a JPEG.
+/// Re-codes a JPEG of at most 2^28 pixels.
 ///
 /// # Errors
 /// [`DctError::is_unsupported`] errors for a JPEG that is fine but stays as it is;
-/// others for damage.
+/// others for damage and for more pixels.
 pub fn encode(bytes: &[u8]) -> Result<Vec<u8>, DctError> {
+    encode_within(bytes, MAX_PIXELS)
+}
+
+/// As [`encode`], of a JPEG of at most `max_pixels`. All its coefficients are in memory at once, and
+/// a few bytes can promise very many.
+pub(crate) fn encode_within(bytes: &[u8], max_pixels: u64) -> Result<Vec<u8>, DctError> {
     let jpeg = Jpeg::parse(bytes)?;
+    check_pixels(jpeg.width(), jpeg.height(), max_pixels)?;
     let coefficients = Coefficients::decode(&jpeg)?;
     if !in_range(&coefficients) {
         return Err(DctError::Unsupported("coefficients that no encoder of 8-bit samples writes"));

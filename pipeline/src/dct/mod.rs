@@ -33,5 +33,6 @@ pub(crate) use container::MAGIC;
 pub use decode::Path;
 pub use decoder::DctDecoder;
 pub use encode::encode;
+pub(crate) use encode::encode_within;
 pub use error::DctError;
 pub use to_jpeg::to_jpeg;

@@ -6,7 +6,7 @@
 //! samples are there, while they are in the cache.
 
 use super::entropy::Lane;
-use super::error::JpegError;
+use super::error::{JpegError, check_pixels};
 use super::header::{Component, Jpeg, Scans};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
@@ -18,6 +18,9 @@ use super::scans;
 use super::simd::Simd;
 use super::solo::{SoloTable, WORTHWHILE};
 use crate::Image;
+
+/// Pixels that are decoded or indexed at once where nobody says how many may be.
+pub(crate) const MAX_PIXELS: u64 = 1 << 28;
 
 /// A reusable decoder: the tables and buffers of one thread.
 ///
@@ -51,7 +54,7 @@ impl JpegDecoder {
     pub fn with_simd(simd: Simd) -> JpegDecoder {
         JpegDecoder {
             simd,
-            max_pixels: 1 << 28,
+            max_pixels: MAX_PIXELS,
             dc: std::array::from_fn(|_| Table::new(Class::Dc)),
             ac: std::array::from_fn(|_| Table::new(Class::Ac)),
             solo: std::array::from_fn(|_| SoloTable::new()),
@@ -94,10 +97,7 @@ impl JpegDecoder {
         out: &mut Image,
     ) -> Result<(), JpegError> {
         region.check(jpeg)?;
-        let pixels = region.width as u64 * region.height as u64;
-        if pixels > self.max_pixels {
-            return Err(JpegError::TooLarge { pixels, limit: self.max_pixels });
-        }
+        check_pixels(region.width, region.height, self.max_pixels)?;
         if jpeg.scans != Scans::One {
             self.used_index = false;
             return self.several_scans(jpeg, region, out);
@@ -146,10 +146,7 @@ impl JpegDecoder {
         out: &mut Image,
     ) -> Result<(), JpegError> {
         // Of the whole picture, whatever the region.
-        let pixels = jpeg.width() as u64 * jpeg.height() as u64;
-        if pixels > self.max_pixels {
-            return Err(JpegError::TooLarge { pixels, limit: self.max_pixels });
-        }
+        check_pixels(jpeg.width(), jpeg.height(), self.max_pixels)?;
         let coefficients = scans::decode(self.simd, jpeg)?;
         self.plan.set(jpeg, region, IN_ORDER);
         let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
@@ -247,11 +244,13 @@ pub(super) fn set_tables(
 /// Where every MCU of a JPEG begins; with the MCUs in a row and the rows.
 ///
 /// # Errors
-/// As [`JpegDecoder::decode_into`].
+/// As [`JpegDecoder::decode_into`]; the limit is [`MAX_PIXELS`].
 pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), JpegError> {
     if jpeg.scans != Scans::One {
         return Err(JpegError::Unsupported("no entry points where there are several scans"));
     }
+    // An entry takes 16 bytes, and a byte of the JPEG may hold four MCUs.
+    check_pixels(jpeg.width(), jpeg.height(), MAX_PIXELS)?;
     let simd = Simd::detect();
     let grid = checked_grid(jpeg)?;
     let (mut dc, mut ac) = new_tables();

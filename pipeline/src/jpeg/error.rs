@@ -13,8 +13,8 @@ pub enum JpegError {
     /// Bytes that no encoder writes.
     #[error("corrupt JPEG: {0}")]
     Corrupt(&'static str),
-    /// More pixels than [`super::JpegDecoder::max_pixels`] allows.
-    #[error("JPEG of {pixels} pixels, more than the limit of {limit}")]
+    /// More pixels than [`super::JpegDecoder::max_pixels`] allows, or whoever else has a limit.
+    #[error("JPEG of {pixels} pixels, above the limit of {limit}")]
     TooLarge {
         /// Pixels to be decoded.
         pixels: u64,
@@ -43,6 +43,15 @@ impl JpegError {
     pub fn is_unsupported(&self) -> bool {
         matches!(self, JpegError::Unsupported(_))
     }
+}
+
+/// Checks the limit of pixels; to be called before anything of that size exists.
+pub(crate) fn check_pixels(width: usize, height: usize, limit: u64) -> Result<(), JpegError> {
+    let pixels = (width as u64).saturating_mul(height as u64);
+    if pixels > limit {
+        return Err(JpegError::TooLarge { pixels, limit });
+    }
+    Ok(())
 }
 
 impl From<JpegError> for crate::Error {

@@ -69,7 +69,7 @@ impl SideIndex {
     /// scans leave no place to enter.
     ///
     /// # Errors
-    /// [`JpegError`] when [`super::JpegDecoder`] could not decode all of it.
+    /// [`JpegError`] when [`super::JpegDecoder`] with its default limit could not decode all of it.
     pub fn build(bytes: &[u8]) -> Result<Option<SideIndex>, JpegError> {
         if Jpeg::parse(bytes)?.scans != Scans::One {
             return Ok(None);
@@ -438,6 +438,11 @@ mod tests {
         SideIndex { spacing: 7, per_row, rows, components, jpeg_length, jpeg_hash, entries }
     }
 
+    fn fixture() -> Vec<u8> {
+        let fixture = "tests/fixtures/jpeg/420_75x49.jpg";
+        std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture)).unwrap()
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let mut rng = Rng::keyed(8, 0, 0, 0);
@@ -461,10 +466,20 @@ mod tests {
     }
 
     #[test]
+    fn a_picture_of_more_pixels_than_are_decoded_has_no_index() {
+        let mut bytes = fixture();
+        let frame = bytes.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+        // Height and width: 2^28 pixels and a row more.
+        bytes[frame + 5..frame + 9].copy_from_slice(&[0x40, 1, 0x40, 0]);
+        let too_large = JpegError::TooLarge { pixels: (1 << 28) + (1 << 14), limit: 1 << 28 };
+        assert_eq!(SideIndex::build(&bytes), Err(too_large));
+        bytes[frame + 6] = 0;
+        assert!(matches!(SideIndex::build(&bytes), Err(JpegError::Truncated(_))));
+    }
+
+    #[test]
     fn an_index_of_another_picture_takes_no_memory() {
-        let fixture = "tests/fixtures/jpeg/420_75x49.jpg";
-        let bytes = std::fs::read(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(fixture));
-        let bytes = bytes.unwrap();
+        let bytes = fixture();
         let jpeg = Jpeg::parse(&bytes).unwrap();
         let right = SideIndex::build_with_spacing(&bytes, 2).unwrap();
         let mut read = SideIndex::default();

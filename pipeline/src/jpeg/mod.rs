@@ -58,6 +58,8 @@ pub use simd::{Avx2Token, Simd};
 
 // What `dct` shares: everything behind the entropy coding.
 pub(crate) use coefficients::Coefficients;
+pub(crate) use decoder::MAX_PIXELS;
+pub(crate) use error::check_pixels;
 pub(crate) use header::{ZIGZAG, next_segment};
 pub(crate) use idct::Block;
 pub(crate) use plan::{Grid, IN_ORDER, Plan};

@@ -66,11 +66,12 @@ impl Recode {
     /// limit stay byte for byte, unless `raw` or `dct` is set.
     ///
     /// # Errors
-    /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood.
+    /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood,
+    /// and where it has more pixels than the decoder takes.
     pub fn apply(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
         let mut recoded = self.shrunk_or_raw(image, decoder)?;
         if self.dct && recoded.format == Format::Jpeg {
-            match crate::dct::encode(image) {
+            match crate::dct::encode_within(image, decoder.max_pixels()) {
                 Ok(packed) => (*image, recoded.format) = (packed, Format::Dct),
                 Err(error) if error.is_unsupported() => {}
                 Err(error) => return Err(error.into()),
@@ -246,6 +247,22 @@ mod tests {
         let mut turned = Image::default();
         Decoder::new(options).decode_into(Format::Raw, &image, &mut turned).unwrap();
         assert_eq!(turned, unturned, "nothing is left to turn it by");
+    }
+
+    #[test]
+    fn an_image_of_more_pixels_than_the_decoder_takes_is_not_recoded() {
+        let jpeg = to_jpeg(&decoded(&png(20, 10)), 90, 1).unwrap();
+        for (max_pixels, packed) in [(200, true), (199, false)] {
+            let options = crate::decode::DecodeOptions { max_pixels, ..Default::default() };
+            let recode = Recode { dct: true, ..Recode::KEEP };
+            match recode.apply(&mut jpeg.clone(), &mut Decoder::new(options)) {
+                Ok(done) => assert!(packed && done.format == Format::Dct),
+                Err(Error::Decode(cause)) => {
+                    assert!(!packed && cause.contains("200 pixels, above the limit of 199"));
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     #[test]
