@@ -46,7 +46,7 @@ impl Default for DecodeOptions {
 }
 
 /// Decodes images, one for each thread: it keeps its buffers.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Decoder {
     options: DecodeOptions,
     /// The image before it is turned.
@@ -55,10 +55,17 @@ pub struct Decoder {
     dct: Coefficients,
 }
 
+impl Default for Decoder {
+    fn default() -> Self {
+        Decoder::new(DecodeOptions::default())
+    }
+}
+
 impl Decoder {
     /// A decoder with these limits.
     pub fn new(options: DecodeOptions) -> Self {
-        Decoder { options, ..Decoder::default() }
+        let (jpeg, dct) = (Baseline::new(&options), Coefficients::new(&options));
+        Decoder { options, unturned: Image::default(), jpeg, dct }
     }
 
     /// Pixels that an image may have.

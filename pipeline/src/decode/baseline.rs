@@ -10,7 +10,6 @@ use crate::{Image, Result};
 const LEAST_WIDTH: usize = 32;
 
 /// The decoder and what it keeps between images.
-#[derive(Default)]
 pub(super) struct Baseline {
     decoder: JpegDecoder,
     index: SideIndex,
@@ -25,6 +24,12 @@ pub(super) struct Decoded {
 }
 
 impl Baseline {
+    /// A decoder of images within the limit.
+    pub fn new(options: &DecodeOptions) -> Self {
+        let decoder = JpegDecoder::new().max_pixels(options.max_pixels);
+        Baseline { decoder, index: SideIndex::default() }
+    }
+
     /// Decodes `region` or more; the whole where there is none or where the image
     /// is to be turned. None for kinds of JPEG that are left to others.
     ///

@@ -8,12 +8,16 @@ use crate::jpeg::Region;
 use crate::{Image, Result};
 
 /// The decoder and what it keeps between images.
-#[derive(Default)]
 pub(super) struct Coefficients {
     decoder: DctDecoder,
 }
 
 impl Coefficients {
+    /// A decoder of images within the limit.
+    pub fn new(options: &DecodeOptions) -> Self {
+        Coefficients { decoder: DctDecoder::new().max_pixels(options.max_pixels) }
+    }
+
     /// Decodes `region` or more; the whole, with its checksum verified, where there
     /// is none or where the image is to be turned.
     ///
@@ -54,5 +58,16 @@ impl Coefficients {
 impl std::fmt::Debug for Coefficients {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Coefficients").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limit_may_be_above_the_decoders_own() {
+        let options = DecodeOptions { max_pixels: 1 << 30, ..DecodeOptions::default() };
+        assert_eq!(Coefficients::new(&options).decoder.limit(), 1 << 30);
     }
 }

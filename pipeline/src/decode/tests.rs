@@ -66,6 +66,20 @@ fn limits_are_checked_and_named() {
 }
 
 #[test]
+fn the_limit_may_be_above_the_decoders_own() {
+    let mut jpeg = encoded(ImageFormat::Jpeg);
+    let frame = jpeg.windows(2).position(|pair| pair == [0xFF, 0xC0]).unwrap();
+    // Height and width: 400 million pixels, of which the bytes hold a few.
+    jpeg[frame + 5..frame + 9].copy_from_slice(&[0x4E, 0x20, 0x4E, 0x20]);
+    for (max_pixels, cause) in [(1 << 30, "fewer bits than blocks"), (399_999_999, "limit of")] {
+        let options = DecodeOptions { max_pixels, ..DecodeOptions::default() };
+        let decoded = Decoder::new(options).decode_into(Format::Jpeg, &jpeg, &mut Image::default());
+        let error = decoded.unwrap_err().to_string();
+        assert!(error.contains(cause), "{error}");
+    }
+}
+
+#[test]
 fn every_prefix_and_every_flipped_byte_is_an_error_or_an_image_never_a_panic() {
     for (format, kind) in [
         (ImageFormat::Png, Format::Png),
