@@ -27,10 +27,6 @@ pub struct Augmenter {
     rows: Scratch,
 }
 
-/// What the tables and rows of a resize may take. A photograph wants less than a megabyte; only
-/// millions of pixels in one row or column that become a few come near.
-const MOST_RESIZE_BYTES: u64 = 256 << 20;
-
 impl Default for Augmenter {
     fn default() -> Self {
         Self::new()
@@ -180,17 +176,7 @@ impl Augmenter {
     ) -> Result<()> {
         let (height, width) = config.out_size();
         check(image, params, height, width, out.len())?;
-        let bytes = Resize::bytes(&geometry(params, height, width));
-        if bytes > MOST_RESIZE_BYTES {
-            return Err(Error::Decode(format!(
-                "a crop of {} x {} pixels takes {} MB to resize to a view of {height} x {width}, \
-                 the limit is {}",
-                params.crop.width,
-                params.crop.height,
-                bytes >> 20,
-                MOST_RESIZE_BYTES >> 20
-            )));
-        }
+        Resize::check(&geometry(params, height, width))?;
         let affine = Affine::normalize(config.normalize.mean, config.normalize.std);
         let filter = match config.interpolation() {
             Interpolation::Bicubic => Filter::Bicubic,

@@ -13,7 +13,7 @@ use super::{Format, dimensions_of, sniff};
 use crate::dct::DctImage;
 use crate::decode::Decoder;
 use crate::kernel::Level;
-use crate::kernel::resize::{Filter, resize_whole};
+use crate::kernel::resize::{Filter, Geometry, Resize, resize_whole};
 use crate::{Error, Image, Result};
 
 /// How far an image is made smaller. None is ever made larger.
@@ -67,7 +67,8 @@ impl Recode {
     ///
     /// # Errors
     /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood,
-    /// and where it has more pixels than the decoder takes.
+    /// and where it has more pixels than the decoder takes or would take too much memory to be made
+    /// smaller.
     pub fn apply(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
         let mut recoded = self.shrunk_or_raw(image, decoder)?;
         if self.dct && recoded.format == Format::Jpeg {
@@ -93,6 +94,7 @@ impl Recode {
         decoder.decode_into(format, image, &mut decoded)?;
         if (new_width, new_height) != (width, height) {
             let size = (new_width as usize, new_height as usize);
+            Resize::check(&Geometry::whole((decoded.width, decoded.height), size))?;
             decoded = resize_whole(Level::detect(), Filter::Lanczos3, &decoded, size);
         }
         *image = if self.raw {
@@ -263,6 +265,15 @@ mod tests {
                 Err(error) => panic!("{error}"),
             }
         }
+    }
+
+    #[test]
+    fn a_row_of_very_many_pixels_is_not_made_smaller() {
+        let shrink = Some(Shrink::MaxSide(999_999));
+        let mut image = png(1_000_000, 1);
+        let done = apply(Recode { shrink, raw: true, ..Recode::KEEP }, &mut image);
+        let Err(Error::Decode(cause)) = done else { panic!("{done:?}") };
+        assert!(cause.contains("1000000 x 1 pixels take"), "{cause}");
     }
 
     #[test]

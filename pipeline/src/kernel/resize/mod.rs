@@ -35,14 +35,18 @@ use super::level::Kind;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512, Vector};
 use super::{Level, padded};
-use crate::Image;
 use crate::scratch::Scratch;
+use crate::{Error, Image, Result};
 
 /// Fractional bits of what enters a pass: 255 just fits 16 bits.
 const IN_BITS: u32 = 7;
 
 /// Fractional bits of what leaves it, which leaves room for overshoot.
 const BITS: u32 = IN_BITS + axis::WEIGHT_BITS - 15;
+
+/// What the tables and rows of a resize may take. A photograph wants less than a megabyte; only
+/// millions of pixels in one row or column come near.
+const MOST_BYTES: u64 = 256 << 20;
 
 /// What to resize and to what; sizes in pixels. `in_*` lies inside the image.
 #[derive(Clone, Copy, Debug)]
@@ -57,6 +61,19 @@ pub struct Geometry {
     pub out_x: (usize, usize, usize),
     /// Mirror left and right.
     pub flip: bool,
+}
+
+impl Geometry {
+    /// Of a whole image; both sizes are `(width, height)`.
+    pub fn whole(from: (usize, usize), to: (usize, usize)) -> Geometry {
+        Geometry {
+            in_y: (0, from.1),
+            in_x: (0, from.0),
+            out_y: (to.1, 0, to.1),
+            out_x: (to.0, 0, to.0),
+            flip: false,
+        }
+    }
 }
 
 /// The resize of one view. Reused from view to view.
@@ -109,6 +126,27 @@ impl Resize {
         [table(down, out_y.2), table(across, out_x.2), ring, columns, tail, band]
             .into_iter()
             .fold(0, u64::saturating_add)
+    }
+
+    /// Whether what a view takes on its way is little enough; to be asked before it is begun.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] for an image so long and thin that it would be hundreds of megabytes.
+    pub fn check(geometry: &Geometry) -> Result<()> {
+        let bytes = Resize::bytes(geometry);
+        if bytes <= MOST_BYTES {
+            return Ok(());
+        }
+        let Geometry { in_y, in_x, out_y, out_x, .. } = *geometry;
+        Err(Error::Decode(format!(
+            "{} x {} pixels take {} MB to be resized to {} x {}, the limit is {}",
+            in_x.1,
+            in_y.1,
+            bytes >> 20,
+            out_x.2,
+            out_y.2,
+            MOST_BYTES >> 20
+        )))
     }
 
     /// What [`Resize::bytes`] bounds.
@@ -260,7 +298,8 @@ fn clear_padding(rows: &mut [i16], row_len: usize, width: usize) {
     }
 }
 
-/// A whole image at another size, `(width, height)`, for what is made once.
+/// A whole image at another size, `(width, height)`, for what is made once. How large it may be,
+/// [`Resize::check`] tells.
 ///
 /// # Panics
 /// When the image or the size is empty.
@@ -270,13 +309,7 @@ pub fn resize_whole(
     image: &Image,
     (width, height): (usize, usize),
 ) -> Image {
-    let geometry = Geometry {
-        in_y: (0, image.height),
-        in_x: (0, image.width),
-        out_y: (height, 0, height),
-        out_x: (width, 0, width),
-        flip: false,
-    };
+    let geometry = Geometry::whole((image.width, image.height), (width, height));
     let mut resize = Resize::default();
     resize.begin(level, filter, geometry);
     let (mut planes, mut out) = (vec![0; 3 * padded(width)], Image::new(width, height));
