@@ -9,7 +9,8 @@
 //! bits 16..32  the coefficient, extended to its sign (fast); its size (slow)
 //! ```
 //!
-//! An entry of [`SLOW`] alone is a code longer than the look-up, or no code.
+//! An entry of [`SLOW`] alone is a code longer than the look-up, or no code, or a shorter one whose symbol
+//! no encoder writes.
 
 use super::error::JpegError;
 use super::header::HuffmanSpec;
@@ -192,6 +193,10 @@ impl Table {
     #[inline(never)]
     pub fn slow(&self, top: u64) -> Option<(u32, u32, i32)> {
         let next16 = (top >> 48) as u32;
+        // A shorter code that `fill` left out: taken for a longer one it would be another symbol's.
+        if next16 < self.limit[LOOKUP_BITS as usize] {
+            return None;
+        }
         let length = (LOOKUP_BITS + 1..=16).find(|&l| next16 < self.limit[l as usize])?;
         let at = (next16 >> (16 - length)) as i32 + self.offset[length as usize];
         let symbol = *self.symbols.get(usize::try_from(at).ok()?)?;
@@ -225,6 +230,22 @@ mod tests {
             }
         }
         assert_eq!(table.coefficient(u64::MAX), None);
+    }
+
+    #[test]
+    fn a_code_within_the_look_up_whose_symbol_is_none_is_no_other_symbol() {
+        // 10 bits and 12; and, of 11 bits between them, a size beyond those of 8-bit samples.
+        let mut counts = [0u8; 16];
+        (counts[9], counts[10], counts[11]) = (1, 1, 1);
+        for (class, symbols) in [(Class::Ac, [0x01, 0x0F, 0x02]), (Class::Dc, [1, 12, 2])] {
+            let mut table = Table::new(class);
+            table.set(&HuffmanSpec { counts: &counts, symbols: &symbols }).unwrap();
+            let codes = [(0u64, 10), (2, 11), (6, 12)];
+            let found = codes.map(|(code, length)| table.coefficient(code << (64 - length)));
+            assert_eq!(found, [Some((11, 1, -1)), None, Some((14, 1, -3))], "{class:?}");
+            // Whatever bit follows.
+            assert_eq!(table.coefficient(5 << (64 - 12)), None, "{class:?}");
+        }
     }
 
     #[test]
