@@ -189,7 +189,7 @@ impl Keys {
         let stem = key.split_off(base).replace('.', "_");
         key.push_str(&stem);
         // `__name__` in front would mark a member that WebDataset passes over.
-        if key.starts_with("__") {
+        while key.starts_with("__") {
             key.replace_range(..2, "_");
         }
         let (plain, mut number) = (key.clone(), 1);
@@ -219,6 +219,8 @@ mod tests {
             ("/a/x", "a/x-3"),
             ("../y.jpg", "y"),
             ("__z__/y.jpg", "_z__/y"),
+            ("___z__/y.jpg", "_z__/y-2"),
+            ("_____/y.jpg", "_/y"),
         ] {
             assert_eq!(keys.make(Path::new(path)), key, "{path}");
         }
