@@ -190,14 +190,18 @@ fn check(options: &PackOptions) -> Result<()> {
     Ok(())
 }
 
-fn layout(folder: &Path, options: &PackOptions) -> Layout {
+fn bytes_per_shard(options: &PackOptions) -> u64 {
     let unlimited =
         if options.samples_per_shard.is_some() { u64::MAX } else { DEFAULT_SHARD_BYTES };
+    options.bytes_per_shard.unwrap_or(unlimited)
+}
+
+fn layout(folder: &Path, options: &PackOptions) -> Layout {
     Layout {
         folder: folder.to_owned(),
         prefix: options.prefix.clone(),
         samples_per_shard: options.samples_per_shard.unwrap_or(u64::MAX),
-        bytes_per_shard: options.bytes_per_shard.unwrap_or(unlimited),
+        bytes_per_shard: bytes_per_shard(options),
         zstd: options.zstd,
     }
 }
@@ -249,7 +253,7 @@ impl Worker {
     ) -> Result<(Vec<Segment>, Vec<String>)> {
         let builder = match &mut self.builder {
             Some(builder) => builder,
-            empty => empty.insert(SegmentBuilder::new(options.zstd)?),
+            empty => empty.insert(SegmentBuilder::new(options.zstd, bytes_per_shard(options))?),
         };
         let mut skipped = Vec::new();
         for &i in job {

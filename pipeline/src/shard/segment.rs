@@ -19,6 +19,17 @@ use crate::{Error, Result};
 /// enough that reading one image decompresses little else.
 pub(crate) const FRAME_BYTES: usize = 128 << 10;
 
+/// What a shard of one frame has beside what zstd makes of each 256 bytes of it: headers and checksum of
+/// the frame, the frame of the archive's end and the seek table.
+const FRAME_REST: u64 = 512;
+
+/// Decompressed bytes that a frame may have for a shard of it to have at most `bytes_per_shard`, whatever
+/// is in it. Of bytes that cannot be made smaller zstd makes 1/256 more at most.
+fn frame_room(bytes_per_shard: u64) -> u64 {
+    let room = bytes_per_shard.saturating_sub(FRAME_REST);
+    room - room / 256
+}
+
 /// What the index will say of a sample.
 #[derive(Clone, Debug)]
 pub(crate) struct Indexed {
@@ -44,16 +55,20 @@ pub(crate) struct SegmentBuilder {
     compressor: Option<zstd::bulk::Compressor<'static>>,
     open: Segment,
     done: Vec<Segment>,
+    /// Decompressed bytes of a frame, unless it is of one sample.
+    room: u64,
     /// Those of readers that are told nothing else.
     limits: Limits,
 }
 
 impl SegmentBuilder {
-    /// Frames of zstd level `zstd`, or plain tar: a segment per sample.
-    pub fn new(zstd: Option<i32>) -> Result<Self> {
+    /// Frames of zstd level `zstd`, none of which makes a shard of several samples larger than
+    /// `bytes_per_shard`; or plain tar: a segment per sample.
+    pub fn new(zstd: Option<i32>, bytes_per_shard: u64) -> Result<Self> {
         let compressor = zstd.map(compressor).transpose()?;
         let (open, done, limits) = (Segment::default(), Vec::new(), Limits::default());
-        Ok(SegmentBuilder { compressor, open, done, limits })
+        let room = frame_room(bytes_per_shard);
+        Ok(SegmentBuilder { compressor, open, done, room, limits })
     }
 
     /// Whether readers with the limits that are the default would read a sample.
@@ -97,7 +112,8 @@ impl SegmentBuilder {
     /// becomes a JPEG is `.2.jpg`, which no reader takes for the sample's image.
     pub fn push(&mut self, sample: &Loaded, kind: Recoded) -> Result<()> {
         let Loaded { key, label, image, .. } = sample;
-        let full = self.open.bytes.len() as u64 + span(sample) > self.limits.frame_bytes;
+        let most = self.room.min(self.limits.frame_bytes);
+        let full = self.open.bytes.len() as u64 + span(sample) > most;
         if full && !self.open.samples.is_empty() {
             self.cut()?;
         }
@@ -164,7 +180,7 @@ impl SegmentBuilder {
 
     /// The bytes that end an archive.
     pub fn end(zstd: Option<i32>) -> Result<Segment> {
-        let mut builder = SegmentBuilder::new(zstd)?;
+        let mut builder = SegmentBuilder::new(zstd, u64::MAX)?;
         builder.open.bytes = super::tar_write::END.to_vec();
         builder.cut()?;
         Ok(builder.done.remove(0))
@@ -278,7 +294,7 @@ mod tests {
             members_per_sample: 5,
             ..Limits::default()
         };
-        SegmentBuilder { limits, ..SegmentBuilder::new(zstd).unwrap() }
+        SegmentBuilder { limits, ..SegmentBuilder::new(zstd, u64::MAX).unwrap() }
     }
 
     fn sample(image: usize, extras: &[usize]) -> Loaded {

@@ -11,7 +11,7 @@ use super::manifest::{Manifest, ManifestShard};
 use super::map::Map;
 use super::segment::{Segment, SegmentBuilder};
 use super::staging::{Staging, manifest_name};
-use super::zst::seek_table;
+use super::zst::{seek_table, seek_table_bytes};
 use crate::{Error, Result};
 
 /// How samples are divided over shards, and what these are called.
@@ -123,8 +123,7 @@ impl SetWriter {
             let mut last = open.last.clone();
             let apart = last.apart(segment, self.layout.zstd)?;
             let samples = (open.index.len() + apart.samples.len()) as u64;
-            let bytes =
-                open.file.written() + apart.bytes.len() as u64 + self.end.bytes.len() as u64;
+            let bytes = open.file.written() + apart.bytes.len() as u64 + self.end_bytes(open);
             if samples <= self.layout.samples_per_shard && bytes <= self.layout.bytes_per_shard {
                 return self.append(segment, &apart, last);
             }
@@ -134,6 +133,13 @@ impl SetWriter {
         let mut last = LastKey::default();
         let apart = last.apart(segment, self.layout.zstd)?;
         self.append(segment, &apart, last)
+    }
+
+    /// What follows one more segment at the end of the open shard.
+    fn end_bytes(&self, open: &OpenShard) -> u64 {
+        // The table has that segment's frame and the frame of the archive's end, too.
+        let table = self.layout.zstd.map_or(0, |_| seek_table_bytes(open.frames.len() + 2));
+        self.end.bytes.len() as u64 + table
     }
 
     /// Appends a segment, as it is apart from its neighbour, to the open shard.

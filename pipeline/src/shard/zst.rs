@@ -212,11 +212,16 @@ impl SeekTable {
     }
 }
 
+/// Bytes of the seek table of so many frames, as [`seek_table`] makes it.
+pub(crate) fn seek_table_bytes(frames: usize) -> u64 {
+    (frames as u64).saturating_mul(8) + 8 + FOOTER as u64
+}
+
 /// The seek table of frames with the given (compressed, decompressed) sizes,
 /// as a skippable frame to be put behind them. The frames carry zstd's own
 /// checksums, so the table has none.
 pub(crate) fn seek_table(frames: &[(u32, u32)]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(frames.len() * 8 + 17);
+    let mut bytes = Vec::with_capacity(seek_table_bytes(frames.len()) as usize);
     bytes.extend(SKIPPABLE_MAGIC.to_le_bytes());
     bytes.extend(((frames.len() * 8 + FOOTER) as u32).to_le_bytes());
     for (compressed, decompressed) in frames {
@@ -237,6 +242,7 @@ mod tests {
     fn a_table_finds_the_frames_of_any_range() {
         let mut file = vec![0; 30];
         file.extend(seek_table(&[(10, 100), (15, 200), (5, 50)]));
+        assert_eq!(file.len() as u64, 30 + seek_table_bytes(3));
         let table = SeekTable::parse(&file, Path::new("x"), &Limits::default()).unwrap().unwrap();
         assert_eq!(table.length(), 350);
         assert_eq!(table.frames(0, 100), Some(0..1));

@@ -115,6 +115,8 @@ proptest! {
         prop_assert_eq!(contents(&set), source.samples.clone());
         prop_assert!(set.seekable());
         prop_assert!(set.shards().iter().all(|s| s.samples as u64 <= samples_per_shard.unwrap_or(u64::MAX)));
+        let most = bytes_per_shard.unwrap_or(u64::MAX);
+        prop_assert!(done.manifest.shards.iter().all(|s| s.samples == 1 || s.bytes <= most));
         for (i, (_, _, width, height)) in samples.iter().enumerate() {
             let meta = set.meta(i).unwrap();
             prop_assert_eq!((meta.width, meta.height), (*width, *height));
@@ -151,6 +153,35 @@ fn the_files_are_the_same_for_any_number_of_threads() {
         let one = pack_with(1);
         assert!(one.len() >= 5, "several shards, or the test tests nothing: {}", one.len());
         assert!(one == pack_with(2) && one == pack_with(5));
+    }
+}
+
+#[test]
+fn no_shard_of_several_samples_is_larger_than_asked() {
+    let source = Memory::some(1500);
+    for (zstd, most) in [(None, 20_000), (Some(1), 2000), (Some(1), 20_000), (Some(1), 150_000)] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = PackOptions { zstd, bytes_per_shard: Some(most), ..PackOptions::default() };
+        let shards = packed(&source, folder.path(), &options).unwrap().manifest.shards;
+        let over = shards.iter().find(|shard| shard.samples > 1 && shard.bytes > most);
+        assert!(shards.len() > 1 && over.is_none(), "{zstd:?} {most}: {over:?}");
+    }
+}
+
+#[test]
+fn a_shard_is_as_large_as_asked_to_the_byte() {
+    let source = Memory::some(1500);
+    let sizes = |zstd, bytes_per_shard| {
+        let folder = tempfile::tempdir().unwrap();
+        let options = PackOptions { zstd, bytes_per_shard, ..PackOptions::default() };
+        let shards = packed(&source, folder.path(), &options).unwrap().manifest.shards;
+        shards.iter().map(|shard| shard.bytes).collect::<Vec<_>>()
+    };
+    for zstd in [None, Some(1)] {
+        let whole = sizes(zstd, None);
+        assert_eq!(sizes(zstd, Some(whole[0])), whole, "{zstd:?}");
+        let less = sizes(zstd, Some(whole[0] - 1));
+        assert!(less.len() == 2 && less[0] < whole[0], "{zstd:?}: {less:?}, not {whole:?}");
     }
 }
 
