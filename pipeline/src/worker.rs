@@ -148,6 +148,7 @@ impl Worker {
         let read = read?;
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
         self.maker.trim();
+        self.scratch.trim();
         // Whatever came of it: zeros in place of what is gone explain anything.
         self.set.check(self.set.shard_of(sample as usize))?;
         made

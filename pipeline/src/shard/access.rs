@@ -47,6 +47,12 @@ impl ReadScratch {
     pub(crate) fn reading_ahead(ahead: Option<Arc<remote::Ahead>>) -> Self {
         ReadScratch { remote: remote::Scratch::reading_ahead(ahead), ..Self::default() }
     }
+
+    /// Gives back what a frame or a sample far larger than others took.
+    pub(crate) fn trim(&mut self) {
+        self.frames.trim();
+        self.remote.trim();
+    }
 }
 
 /// The last decompressed frames.
@@ -88,6 +94,13 @@ impl Frames {
         };
         window(&self.bytes, table.start(first), offset, length)
             .ok_or_else(|| beyond(path, offset, length))
+    }
+
+    fn trim(&mut self) {
+        crate::scratch::trim(&mut self.bytes);
+        if self.bytes.capacity() == 0 {
+            self.holds = None;
+        }
     }
 
     /// The first of the frames that are there, if `frames` are among them.
@@ -314,5 +327,26 @@ impl ShardSet {
     fn refused(&self, wanted: &Wanted<'_>, cause: String) -> Error {
         let (path, key) = (self.infos[wanted.shard].path.clone(), wanted.key.to_owned());
         Error::Sample { path, key, offset: wanted.offset, cause }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scratch::KEPT_BYTES;
+
+    #[test]
+    fn frames_are_kept_up_to_a_size_and_never_known_where_they_are_not() {
+        for (bytes, kept) in [(KEPT_BYTES, true), (KEPT_BYTES + 1, false)] {
+            let frames = Frames {
+                holds: Some((1, 2, 3..4)),
+                bytes: Vec::with_capacity(bytes),
+                context: None,
+            };
+            let mut scratch = ReadScratch { frames, ..ReadScratch::default() };
+            scratch.trim();
+            let held = scratch.frames.held((1, 2), &(3..4));
+            assert_eq!((scratch.frames.bytes.capacity() > 0, held.is_some()), (kept, kept));
+        }
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 
 use super::{Ahead, Block, Opened, RemoteShard};
 use crate::Result;
+use crate::scratch::KEPT_BYTES;
 use crate::shard::access::{Data, ReadScratch, Wanted, beyond, in_order_only, window};
 use crate::shard::scan::{Scanned, scan_stream, tar_of};
 use crate::shard::tar::AnyTar;
@@ -25,6 +26,11 @@ pub(in crate::shard) struct Scratch {
 impl Scratch {
     pub fn reading_ahead(ahead: Option<Arc<Ahead>>) -> Self {
         Scratch { ahead, ..Self::default() }
+    }
+
+    /// Gives back a piece far larger than others.
+    pub fn trim(&mut self) {
+        self.block.take_if(|block| block.len() > KEPT_BYTES);
     }
 
     /// Says that nobody will take `sample` from what is fetched ahead.
