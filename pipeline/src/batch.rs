@@ -134,7 +134,7 @@ pub(crate) struct Item {
     /// Position in the epoch's global order; keys the draw of a replacement.
     pub position: u64,
     /// The sample, or what is wrong with it, where the set can only be streamed.
-    pub owned: Option<crate::Result<crate::shard::OwnedSample>>,
+    pub owned: Option<crate::Result<crate::lent::LentSample>>,
 }
 
 /// A batch that is being filled.

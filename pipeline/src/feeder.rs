@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::batch::{BatchSpec, Filling, Item, Place, Task};
+use crate::lent::{Lent, LentSample, User};
 use crate::loader::{Loader, LoaderConfig, OnBad, Position};
 use crate::memory::Buffer;
 use crate::order::{EpochOrder, Event};
@@ -47,8 +48,12 @@ pub(crate) struct Feeder {
     counts: Vec<u64>,
     /// Slots of a task.
     grain: usize,
-    /// Bytes that streamed samples may take while they wait.
+    /// Bytes that streamed samples may take until they are used.
     held_budget: u64,
+    /// Those that left the window: of the batch that is being put together, and of those with the workers.
+    lent: Arc<Lent>,
+    /// Bytes of the first of these.
+    gathered: u64,
     recorder: Recorder,
     outlets: Outlets,
     streaming: Streaming,
@@ -82,11 +87,18 @@ impl Feeder {
             counts: loader.set.shards().iter().map(|shard| shard.samples as u64).collect(),
             grain: (loader.spec.size / (loader.threads() * 4)).clamp(1, MOST_SLOTS),
             held_budget: loader.left_of_budget(),
+            lent: Arc::default(),
+            gathered: 0,
             recorder,
             outlets,
             streaming: Streaming::default(),
             ahead: ahead.map(|ahead| (ahead, None)),
         }
+    }
+
+    /// One more who takes the tasks.
+    pub(crate) fn user(&self) -> User {
+        self.lent.user()
     }
 
     /// Feeds all batches from `from` to the end of epoch `epochs - 1`; returns
@@ -163,6 +175,7 @@ impl Feeder {
         let (batch, rank, world) = (self.config.batch_size, self.config.rank, self.config.world);
         let mut items = Vec::with_capacity(self.spec.size);
         let mut slot = 0;
+        self.gathered = 0;
         self.fetch_ahead();
         while slot < batch && !self.stopped() {
             match order.next() {
@@ -176,6 +189,7 @@ impl Feeder {
                     let mine = slot % world == rank;
                     let owned = self.take(sample)?;
                     if mine {
+                        let owned = owned.map(|owned| owned.map(|owned| self.hand_on(owned)));
                         let position = index * batch as u64 + slot as u64;
                         items.push(Item { sample, position, owned });
                         self.set.advise(sample as usize);
@@ -201,6 +215,22 @@ impl Feeder {
             self.streaming.held_bytes -= owned.image.len() as u64;
         }
         Ok(owned)
+    }
+
+    /// Counts the bytes of a sample of the batch that is being put together until a worker is done with it.
+    fn hand_on(&mut self, owned: OwnedSample) -> LentSample {
+        self.gathered += owned.image.len() as u64;
+        self.lent.hand_on(owned)
+    }
+
+    /// Waits for the workers where what they have takes more than the window and this batch leave of the
+    /// budget. These alone may be above it: no worker can make them fewer.
+    fn await_workers(&mut self) {
+        let start = Instant::now();
+        let window = self.held_budget.saturating_sub(self.streaming.held_bytes);
+        if self.lent.wait_for(window.max(self.gathered)) {
+            self.recorder.lap(Stage::FeedWait, start);
+        }
     }
 
     /// As `read_on`; of a shard that cannot be read on, `sample` and what comes
@@ -270,6 +300,7 @@ impl Feeder {
                 self.held_budget >> 20
             )));
         }
+        self.await_workers();
         Ok(())
     }
 
@@ -301,5 +332,62 @@ impl Feeder {
             }
         }
         true
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::augment::Preset;
+    use crate::order::Shuffle;
+    use crate::stats::Stats;
+    use crate::sync::{bounded, unbounded};
+
+    /// Images of one pixel with 1,000 bytes of header each, which can only be read in order.
+    fn streamed(samples: usize) -> (tempfile::TempDir, Arc<ShardSet>) {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar = tar::Builder::new(Vec::new());
+        for sample in 0..samples {
+            let image = format!("P6 1 1{:>990} \x10\x20\x30", 255);
+            let mut header = tar::Header::new_ustar();
+            header.set_size(image.len() as u64);
+            tar.append_data(&mut header, format!("{sample}.ppm"), image.as_bytes()).unwrap();
+        }
+        let frame = zstd::encode_all(&tar.into_inner().unwrap()[..], 1).unwrap();
+        std::fs::write(folder.path().join("a.tar.zst"), frame).unwrap();
+        let set = ShardSet::open(folder.path().to_str().unwrap(), &Default::default()).unwrap();
+        (folder, Arc::new(set))
+    }
+
+    #[test]
+    fn what_the_workers_have_counts_until_they_are_done_with_it() {
+        let (_folder, set) = streamed(12);
+        let views = Preset::BarlowCifar.views();
+        let config = LoaderConfig {
+            threads: 1,
+            shuffle: Shuffle::None,
+            ..LoaderConfig::training(views, 2, 0)
+        };
+        let batch = Loader::new(Arc::clone(&set), config.clone()).unwrap().spec().bytes() as u64;
+        // Room for the samples of one batch and one more.
+        let config = LoaderConfig { budget_bytes: 4 * batch + 3500, ..config };
+        let loader = Loader::new(set, config).unwrap();
+        let (pool, free) = bounded(5);
+        (0..4).for_each(|_| pool.send(Buffer::new(batch as usize, None)).unwrap());
+        let (tasks, inbox) = unbounded();
+        let outlets = Outlets { pool, free, tasks, stop: Arc::default() };
+        let recorder = Recorder::new(&Arc::new(Stats::default()), None, "feeder");
+        let mut feeder = Feeder::new(&loader, recorder, outlets, None);
+        let _worker = feeder.user();
+        let feeding = std::thread::spawn(move || feeder.run(Position::default(), 1));
+        let next = |wait: u64| inbox.recv_timeout(Duration::from_millis(wait)).ok();
+        let held = [next(20_000), next(20_000)];
+        assert!(held.iter().all(Option::is_some) && next(100).is_none());
+        drop(held);
+        assert!(next(20_000).is_some());
+        drop(inbox);
+        assert!(feeding.join().unwrap().is_ok());
     }
 }

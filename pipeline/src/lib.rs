@@ -9,7 +9,7 @@
 //! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
-//! - `feeder`, `scout`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
+//! - `feeder`, `scout`, `lent`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
@@ -25,6 +25,7 @@ mod feeder;
 mod image_rgb;
 pub mod jpeg;
 pub mod kernel;
+mod lent;
 mod loader;
 pub mod measure;
 pub mod memory;

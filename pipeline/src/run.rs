@@ -12,7 +12,8 @@
 //! one. Dropping the stream raises `stop` and wakes the feeder if it waits for a
 //! buffer. The feeder leaves, which closes the tasks' channel and wakes workers
 //! that wait for a task; workers leave at their next sample, and a feeder that
-//! waits for room in that channel finds it closed. Errors travel in the place of
+//! waits for room in that channel finds it closed, one that waits for streamed
+//! samples to be used (`lent`) that nobody is left to use them. Errors travel in the place of
 //! their batch, so the batches before them are still delivered.
 
 use std::collections::BTreeMap;
@@ -96,13 +97,15 @@ impl BatchStream {
         let feeding = recorder("feeder");
         let mut feeder =
             Feeder::new(loader, feeding, Outlets { pool, free, tasks, stop }, ahead.clone());
+        // Before it feeds: whom it waits for, it knows.
+        let users: Vec<_> = (0..threads).map(|_| feeder.user()).collect();
         let errors = finished.clone();
         stream.spawn("bt-feed", finished.clone(), move || {
             if let Err((number, error)) = feeder.run(from, epochs) {
                 let _ = errors.send((number, Err(error)));
             }
         })?;
-        for nth in 0..threads {
+        for (nth, user) in users.into_iter().enumerate() {
             let (set, config) = (Arc::clone(&loader.set), Arc::clone(&loader.config));
             let (stats, stop) = (Arc::clone(&stream.stats), Arc::clone(&stream.stop));
             let recorder = recorder(&format!("worker {nth}"));
@@ -112,6 +115,7 @@ impl BatchStream {
             stream.spawn(&format!("bt-work-{nth}"), finished.clone(), move || {
                 ahead.inspect(|ahead| ahead.heed());
                 work(worker, &inbox, &outlet, &stats, &stop);
+                drop(user);
             })?;
         }
         Ok(stream)

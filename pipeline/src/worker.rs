@@ -74,7 +74,7 @@ impl Worker {
         let position = item.position;
         let mut sample = item.sample;
         let mut outcome = match item.owned {
-            Some(Ok(owned)) => self.fill_owned(task, nth, sample, &owned),
+            Some(Ok(owned)) => self.fill_owned(task, nth, sample, &owned.sample),
             Some(Err(error)) => Err(error),
             None => self.read_and_fill(task, nth, sample),
         };

@@ -12,23 +12,24 @@ mod common;
 use std::sync::Arc;
 
 use bt_pipeline::augment::Preset;
-use bt_pipeline::{Error, Loader, LoaderConfig, OnBad, Position, ShardSet};
+use bt_pipeline::{Error, Loader, LoaderConfig, OnBad, Position, ShardSet, Shuffle};
 use common::{Coding, write_shards};
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, Runner};
 
 fn explore(bad: &[u64], threads: usize, on_bad: OnBad, scenario: fn(&Loader)) {
+    explore_with(Coding::Tar, bad, LoaderConfig { threads, on_bad, ..training() }, scenario);
+}
+
+fn training() -> LoaderConfig {
+    LoaderConfig::training(Preset::BarlowCifar.views(), 2, 1)
+}
+
+fn explore_with(coding: Coding, bad: &[u64], config: LoaderConfig, scenario: fn(&Loader)) {
     let folder = tempfile::tempdir().unwrap();
-    let path = write_shards(folder.path(), &[5, 4], Coding::Tar, bad);
+    let path = write_shards(folder.path(), &[5, 4], coding, bad);
     let set = Arc::new(ShardSet::open(path.to_str().unwrap(), &Default::default()).unwrap());
-    let run = move || {
-        let config = LoaderConfig {
-            threads,
-            on_bad,
-            ..LoaderConfig::training(Preset::BarlowCifar.views(), 2, 1)
-        };
-        scenario(&Loader::new(Arc::clone(&set), config).unwrap());
-    };
+    let run = move || scenario(&Loader::new(Arc::clone(&set), config.clone()).unwrap());
     let schedules = std::env::var("BT_SCHEDULES").map_or(2000, |text| text.parse().unwrap());
     let config = || {
         let mut config = Config::new();
@@ -90,4 +91,28 @@ fn one_worker_that_fails_ends_the_feeder_too() {
         assert!(stream.next().unwrap().is_err());
         assert!(stream.next().is_none());
     });
+}
+
+#[test]
+fn a_feeder_that_waits_for_samples_to_be_used_goes_on_and_ends() {
+    // Four batches, and less than two samples of a stream.
+    let budget_bytes = 4 * 2 * 2 * 32 * 32 * 3 * 4 + 1800;
+    let config = LoaderConfig { shuffle: Shuffle::None, budget_bytes, ..training() };
+    // With one worker tasks are left where it leaves.
+    for threads in [1, 2] {
+        explore_with(Coding::Stream, &[3], LoaderConfig { threads, ..config.clone() }, |loader| {
+            assert_eq!(loader.buffers(), 4);
+            let whole = loader.start(Position::default(), 2).unwrap();
+            assert_eq!(whole.map(Result::unwrap).count(), 8);
+            for batches in [0, 1, 3] {
+                let mut stream = loader.start(Position::default(), 3).unwrap();
+                drop(stream.by_ref().take(batches).map(Result::unwrap).last());
+                drop(stream);
+            }
+        });
+        let config = LoaderConfig { threads, on_bad: OnBad::Stop, ..config.clone() };
+        explore_with(Coding::Stream, &[0, 1, 2, 3], config, |loader| {
+            assert!(loader.start(Position::default(), 3).unwrap().next().unwrap().is_err());
+        });
+    }
 }

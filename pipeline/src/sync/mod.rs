@@ -1,5 +1,5 @@
 //! What the loader's threads are made of: crossbeam's channels and the system's
-//! threads. Built with `--cfg shuttle` it is models of them instead, whose
+//! threads and locks. Built with `--cfg shuttle` it is models of them instead, whose
 //! schedules `tests/protocol.rs` explores.
 
 #[cfg(shuttle)]
@@ -14,6 +14,11 @@ pub(crate) use model::{Receiver, Sender, bounded, unbounded};
 pub(crate) use shuttle::sync::atomic::{AtomicBool, AtomicUsize};
 #[cfg(not(shuttle))]
 pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize};
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::sync::{Condvar, Mutex, MutexGuard};
+#[cfg(not(shuttle))]
+pub(crate) use std::sync::{Condvar, Mutex, MutexGuard};
 
 #[cfg(shuttle)]
 pub(crate) use shuttle::thread::{Builder, JoinHandle};

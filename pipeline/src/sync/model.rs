@@ -124,9 +124,12 @@ impl<T> Drop for Receiver<T> {
         let mut state = self.0.lock();
         state.receivers -= 1;
         if state.receivers == 0 {
-            // What nobody will receive goes now, as crossbeam has it: messages may
-            // hold ends of other channels.
-            let queue = std::mem::take(&mut state.queue);
+            // As crossbeam has it: without a bound, what nobody will receive goes now (messages may hold
+            // ends of other channels); with one it stays as long as there are senders.
+            let queue = match self.0.capacity {
+                usize::MAX => std::mem::take(&mut state.queue),
+                _ => VecDeque::new(),
+            };
             self.0.emptied.notify_all();
             drop(state);
             drop(queue);
