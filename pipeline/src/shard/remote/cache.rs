@@ -21,7 +21,7 @@ mod shared;
 #[cfg(test)]
 mod tests;
 
-use shared::{Owners, make_locks, open_lock, owner};
+use shared::{Owners, is_at, make_locks, open_lock, owner};
 
 /// A part that nobody wrote to for so long is a dead process's, where no lock can tell.
 const ABANDONED: Duration = Duration::from_secs(3600);
@@ -35,6 +35,9 @@ const INDEX: &str = ".idx";
 /// An entry that was used so lately is in use: processes touch what they read every few seconds, also
 /// while they download.
 const IN_USE: Duration = Duration::from_secs(60);
+
+/// How often the file of a lock is opened anew where it has gone from its place.
+const LOCK_TRIES: usize = 20;
 
 /// Between two looks at the lock of those who count.
 const LOOK: Duration = Duration::from_millis(10);
@@ -57,8 +60,10 @@ pub(crate) struct Cache {
 /// The right to download an entry; ends with the process, however that ends.
 pub(super) struct Lock {
     path: PathBuf,
-    /// `None` where the file system knows no locks, so that others may be at the entry, too.
-    file: Option<File>,
+    file: File,
+    /// False where the file system knows no locks that can be told apart, so that others may be at the entry,
+    /// too.
+    is_held: bool,
 }
 
 /// The lock of those who count. It is let go of in words: where a process was forked meanwhile, the child
@@ -73,9 +78,10 @@ impl Drop for Counting {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Who waits for the file that is unlinked here gets a lock that no newcomer sees, and at
-        // worst downloads what another does: renaming makes that harmless.
-        let _ = std::fs::remove_file(&self.path);
+        // Unless it is another's by now, which stays for those who come.
+        if is_at(&self.file, &self.path) {
+            let _ = std::fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -136,7 +142,7 @@ impl Cache {
             let old = now.duration_since(part.used).is_ok_and(|since| since > ABANDONED);
             // Who may not lock another's entry may well read the others.
             let Ok(Some(lock)) = cache.lock(entry) else { continue };
-            if lock.file.is_some() || old {
+            if lock.is_held || old {
                 let _ = std::fs::remove_file(&part.path);
             }
         }
@@ -162,12 +168,20 @@ impl Cache {
     /// The lock of entry `name`; `None` while another holds it.
     pub fn lock(&self, name: &str) -> Result<Option<Lock>> {
         let path = self.folder.join(LOCKS).join(format!("{name}.lock"));
-        let file = open_lock(&path)?;
-        match (self.try_lock)(&file) {
-            Ok(()) => Ok(Some(Lock { path, file: Some(file) })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            // A file system without locks: two downloads of one shard do no harm.
-            Err(TryLockError::Error(_)) => Ok(Some(Lock { path, file: None })),
+        let mut tries = 0;
+        loop {
+            let file = open_lock(&path)?;
+            let locks = match (self.try_lock)(&file) {
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                had => had.is_ok(),
+            };
+            // Whoever had the lock may have unlinked it meanwhile: nobody who comes would see this one.
+            let is_held = locks && is_at(&file, &path);
+            tries += 1;
+            if is_held || !locks || tries == LOCK_TRIES {
+                // Without a lock that others see, two download one shard, which does no harm.
+                return Ok(Some(Lock { path, file, is_held }));
+            }
         }
     }
 

@@ -19,6 +19,20 @@ pub fn open_lock(path: &Path) -> Result<File> {
     opened.map_err(|e| Error::io(path, e))
 }
 
+/// Whether `path` still names the open `file`: it may have been unlinked, and another made. True where the
+/// system does not tell.
+pub fn is_at(_file: &File, _path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        let place = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+        let (open, there) = (_file.metadata().map(place), std::fs::metadata(_path).map(place));
+        matches!((open, there), (Ok(open), Ok(there)) if open == there)
+    }
+    #[cfg(not(unix))]
+    true
+}
+
 /// The folder of locks, as open to others as the cache is.
 pub fn make_locks(folder: &Path, locks: &Path) -> std::io::Result<()> {
     std::fs::create_dir_all(folder)?;

@@ -187,6 +187,33 @@ fn a_lock_is_held_by_one_and_parts_of_the_dead_are_cleared_away() {
     assert!(cache.lock(&a).unwrap().is_some());
 }
 
+#[cfg(unix)]
+#[test]
+fn a_lock_that_was_unlinked_before_it_was_had_is_none() {
+    static UNLINKED: std::sync::Mutex<Option<PathBuf>> = std::sync::Mutex::new(None);
+    /// As one does who opened the file before the last holder let go of it.
+    fn late(file: &File) -> Result<(), TryLockError> {
+        if let Some(path) = UNLINKED.lock().unwrap().take() {
+            std::fs::remove_file(path).unwrap();
+        }
+        file.try_lock()
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open_with(folder.path(), 100, PATIENCE, late).unwrap();
+    let a = named("a");
+    let path = folder.path().join(LOCKS).join(format!("{a}.lock"));
+    *UNLINKED.lock().unwrap() = Some(path.clone());
+    let held = cache.lock(&a).unwrap().unwrap();
+    assert!(path.exists() && cache.lock(&a).unwrap().is_none(), "two hold it");
+    // One that is another's by now stays.
+    std::fs::remove_file(&path).unwrap();
+    let other = cache.lock(&a).unwrap().unwrap();
+    drop(held);
+    assert!(path.exists() && cache.lock(&a).unwrap().is_none(), "two hold it");
+    drop(other);
+    assert!(!path.exists());
+}
+
 #[test]
 fn without_locks_only_parts_that_nobody_writes_to_are_cleared_away() {
     let folder = tempfile::tempdir().unwrap();
