@@ -204,7 +204,8 @@ fn answer(
     fault: Fault,
     shared: &Shared,
 ) -> std::io::Result<bool> {
-    let path = folder.join(request.path.trim_start_matches('/').replace("..", ""));
+    let object = request.path.trim_start_matches('/').replace("..", "").replace("%25", "%");
+    let path = folder.join(object);
     let empty = |status| Answer { status, headers: vec![], length: 0, body: Box::new(&[][..]) };
     let opened = std::fs::File::open(&path).ok().filter(|_| path.is_file());
     let answer = match opened {

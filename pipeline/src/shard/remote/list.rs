@@ -7,7 +7,7 @@ use super::fetch::{self, Identity};
 use super::net::{given_up, wait};
 use super::retry::{Failure, Tries};
 use super::store::{Stores, Target};
-use super::url::{Names, beside, file_name, names};
+use super::url::{Names, beside, escaped, file_name, names};
 use crate::shard::manifest::{MANIFEST_SUFFIX, Manifest};
 use crate::shard::pattern::{
     Found, NamesOf, check_listed_once, is_manifest_name, is_shard_name, names_of, warn_of_unlisted,
@@ -127,7 +127,7 @@ impl Lister {
         })?;
         let mut objects: Vec<_> = listed
             .into_iter()
-            .map(|(name, identity)| (format!("{folder}{name}"), identity))
+            .map(|(name, identity)| (format!("{folder}{}", escaped(&name)), identity))
             .collect();
         objects.sort_by(|a, b| a.0.cmp(&b.0));
         Ok(objects)

@@ -38,10 +38,15 @@ pub(super) fn names(url: &str) -> Result<Names> {
     })
 }
 
-/// The URL of `name` in the folder of the object `url`.
+/// The URL of the object called `name` in the folder of the object `url`.
 pub(super) fn beside(url: &str, name: &str) -> String {
     let folder = url.rfind('/').map_or(url, |slash| &url[..slash]);
-    format!("{folder}/{name}")
+    format!("{folder}/{}", escaped(name))
+}
+
+/// An object's name as URLs have it, in which `%20` is a space: what looks like that in the name is none.
+pub(super) fn escaped(name: &str) -> String {
+    name.replace('%', "%25")
 }
 
 /// The last component.
@@ -71,5 +76,6 @@ mod tests {
         assert!(names("https://h/a.tar?signature=1").is_err());
         assert!(names("s3://b/a.tar#2").is_err());
         assert_eq!(beside("s3://b/x/a.tar", "c.tar"), "s3://b/x/c.tar");
+        assert_eq!(beside("s3://b/x%20y/a.tar", "c%20d.tar"), "s3://b/x%20y/c%2520d.tar");
     }
 }
