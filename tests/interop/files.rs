@@ -22,7 +22,8 @@ fn a_run_is_exported_with_its_card_imported_and_trained_on() {
     assert!(good, "{errors}");
     std::fs::write(
         run.join("evaluation.json"),
-        r#"[{"name":"trained network","knn":0.5,"linear":null}]"#,
+        r#"[{"step":6,"name":"trained network","knn":0.4,"linear":null},
+            {"step":12,"name":"trained network","knn":0.5,"linear":null}]"#,
     )
     .unwrap();
     let file = |name: &str| dir.path().join(name);
@@ -39,7 +40,9 @@ fn a_run_is_exported_with_its_card_imported_and_trained_on() {
     assert_eq!(card["data"]["samples"], 96);
     assert_eq!(card["data"]["epochs"], 2);
     assert_eq!(card["input"]["size"], serde_json::json!([16, 16]));
-    assert_eq!(card["accuracy"]["evaluation"][0]["knn"], 0.5);
+    // Of this checkpoint, and no other.
+    let scores = serde_json::json!([{ "name": "trained network", "knn": 0.5, "linear": null }]);
+    assert_eq!(card["accuracy"]["evaluation"], scores);
     assert_eq!(card["configuration"]["train"]["batch_size"], 16);
     assert_eq!(json(&file("net.json"))["backbone"], card["backbone"]);
 
