@@ -2,7 +2,10 @@
 
 mod damage;
 mod interop;
+mod left_out;
 mod manifests;
+mod memory;
+mod million;
 mod pack;
 mod read;
 mod readable;

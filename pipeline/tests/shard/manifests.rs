@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSet, index_shards};
 use bt_pipeline::{Error, Result};
 
-use super::pack::{Memory, files, packed};
+use super::memory::{Memory, files, packed};
 
 /// Two shards of three classes without names, and no manifest.
 fn shards(folder: &Path) {

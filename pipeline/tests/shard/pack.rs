@@ -1,97 +1,16 @@
 //! What is packed is what is read, for any options and any number of threads.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
-use bt_pipeline::augment::Preset;
+use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    FolderSource, Loaded, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Packed,
-    ReadScratch, Recode, Selection, ShardSet, ShardSource, Source, Tree, index_path, index_shards,
-    open_source, pack, raw_header, salvage, unpack, verify,
+    FolderSource, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Recode, Selection,
+    ShardSet, ShardSource, Source, Tree, index_path, index_shards, open_source, salvage, unpack,
+    verify,
 };
-use bt_pipeline::{Error, Loader, LoaderConfig, Position, Result};
 use proptest::prelude::*;
 
-/// Samples in memory.
-#[derive(Clone, Debug, Default)]
-pub struct Memory {
-    pub samples: Vec<(String, Option<u32>, Vec<u8>)>,
-    pub extras: Vec<(String, Vec<u8>)>,
-    pub classes: Vec<String>,
-}
-
-impl Memory {
-    /// `count` small images of three classes, all different.
-    pub fn some(count: u32) -> Memory {
-        let samples = (0..count)
-            .map(|i| (format!("d/{i:05}"), Some(i % 3), image(1 + i % 40, 1 + i % 7, i as u8)));
-        Memory { samples: samples.collect(), ..Memory::default() }
-    }
-}
-
-/// A decoded image of noise, which does not compress away.
-pub fn image(width: u32, height: u32, seed: u8) -> Vec<u8> {
-    let mut bytes = raw_header(width, height).to_vec();
-    let mut noise = u32::from(seed) + 77;
-    bytes.extend((0..width * height * 3).map(|_| {
-        noise = noise.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        (noise >> 24) as u8
-    }));
-    bytes
-}
-
-impl Source for Memory {
-    fn len(&self) -> usize {
-        self.samples.len()
-    }
-    fn label(&self, i: usize) -> Result<Option<u32>> {
-        Ok(self.samples[i].1)
-    }
-    fn bytes(&self, i: usize) -> Result<u64> {
-        Ok(self.samples[i].2.len() as u64)
-    }
-    fn name(&self, i: usize) -> String {
-        self.samples[i].0.clone()
-    }
-    fn classes(&self) -> &[String] {
-        &self.classes
-    }
-    fn load(&self, i: usize, _: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
-        let (key, label, image) = self.samples[i].clone();
-        *into = Loaded { key, label, image, extension: String::new(), extras: self.extras.clone() };
-        Ok(())
-    }
-}
-
-pub fn packed(source: &dyn Source, folder: &Path, options: &PackOptions) -> Result<Packed> {
-    pack(source, folder, "a test", options, &mut |_| {})
-}
-
-pub fn open(folder: &Path) -> ShardSet {
-    ShardSet::open(
-        &folder.to_string_lossy(),
-        &OpenOptions { verify: true, ..OpenOptions::default() },
-    )
-    .unwrap()
-}
-
-pub fn contents(set: &ShardSet) -> Vec<(String, Option<u32>, Vec<u8>)> {
-    let mut scratch = ReadScratch::new();
-    (0..set.len())
-        .map(|i| {
-            let sample = set.read(i, &mut scratch).unwrap();
-            (sample.key.to_owned(), sample.label, sample.image.to_vec())
-        })
-        .collect()
-}
-
-/// Every file of a folder.
-pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    entries
-        .map(|e| (e.file_name().to_string_lossy().into_owned(), std::fs::read(e.path()).unwrap()))
-        .collect()
-}
+use super::memory::{Memory, contents, files, image, open, packed};
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
@@ -427,95 +346,6 @@ fn folders_become_shards_and_folders_again() {
 }
 
 #[test]
-fn an_image_that_is_none_stops_packing_or_is_left_out_by_name() {
-    let mut source = Memory::some(10);
-    source.samples[3].2 = b"no image".to_vec();
-    let folder = tempfile::tempdir().unwrap();
-    let error = packed(&source, folder.path(), &PackOptions::default()).unwrap_err().to_string();
-    assert!(error.contains("d/00003"), "{error}");
-    assert_eq!(files(folder.path()).len(), 0, "nothing half-done stays");
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
-    let done = packed(&source, folder.path(), &skip).unwrap();
-    assert_eq!((open(folder.path()).len(), done.skipped.len()), (9, 1));
-}
-
-#[cfg(unix)]
-#[test]
-fn a_file_that_is_missing_stops_packing_or_is_left_out_by_name() {
-    let folder = tempfile::tempdir().unwrap();
-    let (root, tree) = (folder.path(), folder.path().join("tree"));
-    for class in ["ant", "bee"] {
-        std::fs::create_dir_all(tree.join(class)).unwrap();
-        std::fs::write(tree.join(class).join("1.ppm"), image(3, 3, 1)).unwrap();
-    }
-    std::os::unix::fs::symlink("nowhere.png", tree.join("ant/2.png")).unwrap();
-    std::os::unix::fs::symlink("3.png", tree.join("ant/3.png")).unwrap();
-    let list = root.join("list.csv");
-    std::fs::write(&list, "tree/ant/1.ppm,0\n\ngone.jpg,1\ntree/bee,1\ntree/bee/1.ppm,1\n")
-        .unwrap();
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
-    let missing =
-        ["2.png: No such file", "gone.jpg: No such file or directory (os error 2); line 3 of"];
-    for (from, missing) in [&tree, &list].into_iter().zip(missing) {
-        let from = from.to_string_lossy();
-        let source = open_source(&from, root, &Default::default()).unwrap();
-        let out = tempfile::tempdir().unwrap();
-        let error = packed(source.as_ref(), out.path(), &PackOptions::default()).unwrap_err();
-        assert!(
-            matches!(error, Error::Io { .. }) && error.to_string().contains(missing),
-            "{error}"
-        );
-        assert_eq!(files(out.path()).len(), 0);
-        let done = packed(source.as_ref(), out.path(), &skip).unwrap();
-        assert_eq!((open(out.path()).len(), done.skipped.len()), (2, 2), "{:?}", done.skipped);
-        assert!(done.skipped[0].contains(missing), "{:?}", done.skipped);
-    }
-    // What may stand for a class keeps its number or is an error.
-    std::os::unix::fs::symlink("nowhere", tree.join("ape")).unwrap();
-    assert!(FolderSource::open(&tree).is_err());
-}
-
-/// Images that the system does not let one read, with this number of an error.
-#[cfg(unix)]
-struct Refused(Memory, i32);
-
-#[cfg(unix)]
-impl Source for Refused {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn label(&self, i: usize) -> Result<Option<u32>> {
-        self.0.label(i)
-    }
-    fn bytes(&self, i: usize) -> Result<u64> {
-        self.0.bytes(i)
-    }
-    fn name(&self, i: usize) -> String {
-        self.0.name(i)
-    }
-    fn classes(&self) -> &[String] {
-        self.0.classes()
-    }
-    fn load(&self, i: usize, scratch: &mut ReadScratch, into: &mut Loaded) -> Result<()> {
-        match i {
-            2 => Err(Error::io("d/00002", std::io::Error::from_raw_os_error(self.1))),
-            _ => self.0.load(i, scratch, into),
-        }
-    }
-}
-
-#[cfg(unix)]
-#[test]
-fn what_would_befall_any_image_leaves_none_out() {
-    let folder = tempfile::tempdir().unwrap();
-    let skip = PackOptions { on_bad: OnBad::Skip, overwrite: true, ..PackOptions::default() };
-    for (number, left_out) in [(libc::EACCES, true), (libc::EIO, true), (libc::EMFILE, false)] {
-        let done = packed(&Refused(Memory::some(5), number), folder.path(), &skip);
-        assert_eq!(done.ok().map(|done| done.skipped.len()), left_out.then_some(1), "{number}");
-    }
-}
-
-#[test]
 fn of_several_sources_each_has_to_be_shards() {
     let folder = tempfile::tempdir().unwrap();
     let (root, shards) = (folder.path(), folder.path().join("shards"));
@@ -559,70 +389,4 @@ fn options_that_cannot_be_met_are_refused() {
     large.samples[1].1 = Some(1 << 24);
     let error = packed(&large, folder.path(), &PackOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("d/00001"), "{error}");
-}
-
-/// Makes 1,000,000 samples in 1,000 shards first, which takes a minute or two:
-/// `cargo test --release -p bt-pipeline --test shard million -- --ignored --nocapture`.
-#[test]
-#[ignore = "packs a million samples"]
-fn a_million_samples_open_within_two_seconds_and_200_megabytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let samples = (0..1_000_000).map(|i| (format!("{i:09}"), Some(i % 1000), image(1, 1, i as u8)));
-    let source = Memory { samples: samples.collect(), ..Memory::default() };
-    let options =
-        PackOptions { zstd: Some(1), samples_per_shard: Some(1000), ..PackOptions::default() };
-    packed(&source, folder.path(), &options).unwrap();
-    drop(source);
-    let manifest = folder.path().join("shard.manifest.json");
-    for with_manifest in [true, false] {
-        if !with_manifest {
-            std::fs::remove_file(&manifest).unwrap();
-        }
-        let before = resident_bytes();
-        let start = std::time::Instant::now();
-        let set =
-            ShardSet::open(&folder.path().to_string_lossy(), &OpenOptions::default()).unwrap();
-        let opened = start.elapsed();
-        let mut scratch = ReadScratch::new();
-        let first = set.read(900_000, &mut scratch).unwrap().key.to_owned();
-        let read = start.elapsed();
-        let labels: u64 = (0..set.len()).map(|i| u64::from(set.label(i).unwrap().unwrap())).sum();
-        let all = start.elapsed();
-        let grown = resident_bytes().saturating_sub(before);
-        println!(
-            "manifest {with_manifest}: open {opened:?}, first sample {read:?}, every entry {all:?}, +{} MiB resident",
-            grown >> 20
-        );
-        assert_eq!((set.len(), first.as_str(), labels), (1_000_000, "000900000", 499_500_000));
-        assert!(all.as_secs_f64() < 2.0 && grown < 200 << 20);
-        drop(set);
-        let resumed = 900_000 / 64;
-        for batch in [0, resumed] {
-            let (elapsed, grown) = first_batch(folder.path(), batch);
-            println!(
-                "manifest {with_manifest}: batch {batch} after {elapsed:?}, +{} MiB",
-                grown >> 20
-            );
-            assert!(elapsed.as_secs_f64() < 2.0 && grown < 200 << 20);
-        }
-    }
-}
-
-/// Time from opening the set to batch `batch`, and what memory grew by.
-fn first_batch(folder: &Path, batch: u64) -> (std::time::Duration, u64) {
-    let (before, start) = (resident_bytes(), std::time::Instant::now());
-    let set = ShardSet::open(&folder.to_string_lossy(), &OpenOptions::default()).unwrap();
-    let config = LoaderConfig::training(Preset::BarlowCifar.views(), 64, 0);
-    let loader = Loader::new(set.into(), config).unwrap();
-    let mut stream = loader.start(Position { epoch: 0, batch }, 1).unwrap();
-    let found = stream.next().unwrap().unwrap();
-    let elapsed = start.elapsed();
-    assert_eq!((found.index, found.size), (batch, 64));
-    (elapsed, resident_bytes().saturating_sub(before))
-}
-
-/// Resident memory of this process; 0 where the system does not tell.
-fn resident_bytes() -> u64 {
-    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

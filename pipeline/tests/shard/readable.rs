@@ -8,7 +8,7 @@ use bt_pipeline::shard::{
 };
 use bt_pipeline::{Error, Result};
 
-use super::pack::{Memory, contents, files, image, open, packed};
+use super::memory::{Memory, contents, files, image, open, packed};
 
 /// Verifies a set, decoding every image, and compares its indexes with those made from the shards.
 fn assert_sound(folder: &Path, samples: usize, what: &str) {

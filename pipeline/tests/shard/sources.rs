@@ -8,7 +8,7 @@ use bt_pipeline::shard::{
 };
 use bt_pipeline::{Error, Result};
 
-use super::pack::{Memory, image, packed};
+use super::memory::{Memory, image, packed};
 
 fn opened(source: &Path) -> Result<Box<dyn Source>> {
     open_source(&source.to_string_lossy(), &std::env::temp_dir(), &Limits::default())

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bt_pipeline::shard::{FolderSource, OpenOptions, PackOptions, Tree, Unpacked, unpack};
 
-use super::pack::{Memory, files, image, open, packed};
+use super::memory::{Memory, files, image, open, packed};
 
 fn unpacked(set: &Path, to: &Path, tree: Tree) -> Unpacked {
     unpack(&set.to_string_lossy(), to, tree, &OpenOptions::default(), &mut |_| {}).unwrap()
