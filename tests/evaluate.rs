@@ -347,3 +347,18 @@ fn the_authors_protocol_learns_from_every_label_in_each_epoch() {
     let name = "trained network, authors' linear protocol, 50% of labels, 1 epochs";
     assert!(text.contains(name), "{text}");
 }
+
+#[test]
+fn samples_without_a_label_are_told_before_the_first_evaluation() {
+    let dir = tempfile::tempdir().unwrap();
+    let spec = Spec { images: 96, side: 16, classes: 4, ..Spec::default() };
+    let shards = write_tar(&dir.path().join("shards"), 96, |sample, label| {
+        let image = synth::encode_png(&synth::draw(&spec, sample).0).unwrap();
+        (image, if sample == 5 { "-1".to_owned() } else { label.to_string() })
+    });
+    let mut run = tiny_run(&shards, &dir.path().join("run"));
+    run.arg("--val").arg(&shards).args(["--epochs", "1", "--set", "eval.knn_every=1"]);
+    let said = String::from_utf8(run.output().unwrap().stderr).unwrap();
+    let told = said.find("data.val: 1 of 96 samples have no label").expect(&said);
+    assert!(told < said.find("no kNN accuracy").expect(&said), "{said}");
+}

@@ -148,6 +148,11 @@ untrained = true
     assert!(!output.status.success() && said.contains("another drawn data set"), "{said}");
     std::fs::remove_dir_all(dir.join("cells")).unwrap();
     to_end(&study, &dir);
+    // An untrained network begins with what a trained one would begin with.
+    let (other, missing) = (folder.path().join("other"), "train.init='nowhere.safetensors'");
+    let output = command(&study, &other).args(["--set", missing]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("nowhere.safetensors"), "{said}");
 }
 
 #[test]

@@ -112,8 +112,8 @@ fn rate_of_biases(source: &ConfigSource) -> Result<Option<String>> {
     let (Some(rate), None) = (given("optim.lr_weights"), given("optim.lr_biases")) else {
         return Ok(None);
     };
-    let OptimConfig { optimizer, lr_weights, lr_biases, .. } =
-        RunConfig::load(source.config.as_deref(), &[])?.optim;
+    let saved = ConfigSource { set: Vec::new(), ..source.clone() };
+    let OptimConfig { optimizer, lr_weights, lr_biases, .. } = saved.load(&[])?.optim;
     // LARS has two, the authors'.
     let one = optimizer != OptimizerKind::Lars && lr_weights == lr_biases;
     Ok(one.then(|| format!("optim.lr_biases={rate}")))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 
-use super::{Correlation, Report, TimeTable, scores, views};
+use super::{Correlation, Report, TimeTable, optional, scores, views};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig, room_for};
 use crate::eval::encode::open;
@@ -40,14 +40,6 @@ pub fn from_run(dir: &Path) -> Result<Report> {
         metrics,
         ..Report::default()
     })
-}
-
-/// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
-pub(super) fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
-    let json = std::fs::read(path).ok()?;
-    let read = serde_json::from_slice(&json);
-    read.inspect_err(|error| tracing::warn!("{}: {error}; going on without it", path.display()))
-        .ok()
 }
 
 /// Seconds of each process that took part in a run: one begins where the lines begin to count anew.

@@ -9,6 +9,8 @@
 //! - [`picture`]: images, contact sheets and C as inline PNG.
 //! - [`views`]: samples with their views, as the network sees them.
 
+use std::path::Path;
+
 use bt_pipeline::Image;
 
 use crate::eval::probe::Accuracy;
@@ -125,6 +127,14 @@ pub struct TimeTable {
 /// A share as people write it: `63.4%`.
 pub fn percent(share: f64) -> String {
     format!("{:.1}%", 100.0 * share)
+}
+
+/// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
+fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let json = std::fs::read(path).ok()?;
+    let read = serde_json::from_slice(&json);
+    read.inspect_err(|error| tracing::warn!("{}: {error}; going on without it", path.display()))
+        .ok()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::Score;
+use super::{Score, optional};
 use crate::files::write_atomically;
 
 /// File in the run's folder that holds its evaluation: a list of [`Score`]s, each with the step of its checkpoint.
@@ -46,7 +46,7 @@ pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
 
 /// What the run's [`SCORES_FILE`] tells of the checkpoint after `step`; nothing where it is torn, which is warned of.
 pub fn of_step(dir: &Path, step: u64) -> Vec<Score> {
-    let scores: Option<Vec<Recorded>> = super::collect::optional(&dir.join(SCORES_FILE));
+    let scores: Option<Vec<Recorded>> = optional(&dir.join(SCORES_FILE));
     let of_it = |recorded: Recorded| (recorded.step == step).then_some(recorded.score);
     scores.into_iter().flatten().filter_map(of_it).collect()
 }

@@ -349,7 +349,7 @@ fn classes(set: &ShardSet, what: &str) -> Result<usize> {
     }
 }
 
-/// Samples without a label. None of shards behind URLs are looked for: that could take a request for each.
+/// Samples without a label, or without one that can be read, which an index does not tell apart. None of shards behind URLs are looked for: that could take a request for each.
 fn unlabelled(set: &ShardSet) -> usize {
     let without = |&sample: &usize| set.meta(sample).is_ok_and(|meta| meta.label.is_none());
     if set.is_remote() { 0 } else { (0..set.len()).filter(without).count() }
@@ -381,7 +381,7 @@ fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
         let without = unlabelled(set);
         if without > 0 {
             tracing::warn!(
-                "{what}: {without} of {} samples have no label that can be read; kNN between epochs wants all of them",
+                "{what}: {without} of {} samples have no label, or none that can be read; kNN between epochs fails on those without one",
                 set.len()
             );
         }
