@@ -97,10 +97,7 @@ impl RunConfig {
     /// As [`RunConfig::load`].
     pub fn load_for(file: Option<&Path>, method: &str, overrides: &[String]) -> Result<Self> {
         let mut table = read(file)?;
-        let its = table.get("method").and_then(toml::Value::as_str).map(str::to_owned);
-        if its.unwrap_or_else(|| Method::default().0) != method {
-            table.remove("loss");
-        }
+        drop_other_loss(&mut table, method);
         let named = toml::Value::String(method.to_owned());
         Self::with(table, &[overrides, &[format!("method={named}")]].concat())
     }
@@ -287,6 +284,14 @@ impl RunConfig {
     /// None that a configuration made here can have.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string_pretty(self)?)
+    }
+}
+
+/// Removes the `[loss]` of a configuration for another method: the options of one objective are not those of another.
+pub(crate) fn drop_other_loss(table: &mut toml::Table, method: &str) {
+    let its = table.get("method").and_then(toml::Value::as_str).map(str::to_owned);
+    if its.unwrap_or_else(|| Method::default().0) != method {
+        table.remove("loss");
     }
 }
 

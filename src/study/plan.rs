@@ -10,8 +10,8 @@
 //! images = 4000
 //! test_images = 1000
 //!
-//! [base]                   # a run's configuration, common to all cells (`loss` is dropped where a
-//!                          # cell names another `method`)
+//! [base]                   # a run's configuration, common to all cells (the `loss` beneath is dropped
+//!                          # where base, grid or a cell names another `method`)
 //! method = "barlow"
 //!
 //! [grid]                   # every combination of these values is a cell, or
@@ -185,7 +185,7 @@ impl Study {
             if file.drawn.is_some() {
                 table.get_mut("data").and_then(|d| d.as_table_mut()).map(|d| d.remove("train"));
             }
-            merge(&mut table, &file.base);
+            put_over(&mut table, &file.base);
             file.base = table;
         }
         let overrides =
@@ -264,47 +264,58 @@ fn check_overrides(file: &StudyFile, overrides: &[(String, toml::Value)]) -> Res
     Ok(())
 }
 
-/// Rows with their configuration, before seed and folder. Options of the base's objective are not
-/// those of another: a row that names its `method` begins with an empty `[loss]`.
-fn plan(file: &StudyFile) -> Result<Vec<(Row, toml::Table, bool)>> {
+/// A row with its configuration, before seed and folder, and whether it is not trained.
+type Planned = (Row, toml::Table, bool);
+
+/// The rows of the file's list, or of its grid.
+fn plan(file: &StudyFile) -> Result<Vec<Planned>> {
     ensure!(
         file.grid.is_empty() != file.cells.is_empty(),
         "a study has either a `[grid]` or `[[cells]]`"
     );
+    if file.cells.is_empty() {
+        return combinations(file);
+    }
     let listed = file.cells.iter().map(|cell| {
         let mut table = file.base.clone();
-        if cell.config.contains_key("method") {
-            table.remove("loss");
-        }
-        merge(&mut table, &cell.config);
+        put_over(&mut table, &cell.config);
         let (name, line) = (cell.name.clone(), String::new());
         let row = Row { name, reference: cell.reference, x: cell.x, line };
         (row, table, cell.untrained)
     });
-    let mut planned: Vec<_> = listed.collect();
-    if !file.grid.is_empty() {
-        let start = Row { name: String::new(), reference: None, x: None, line: String::new() };
-        planned.push((start, file.base.clone(), false));
-    }
+    Ok(listed.collect())
+}
+
+/// The rows of a grid, named and in order as its keys are in the alphabet.
+fn combinations(file: &StudyFile) -> Result<Vec<Planned>> {
+    let start = Row { name: String::new(), reference: None, x: None, line: String::new() };
+    let mut rows = vec![(start, Vec::new())];
     let x_key = x_key(&file.grid);
     for (key, values) in &file.grid {
         let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
             bail!("grid: `{key}` must be a list of values");
         };
-        let mut next = Vec::new();
-        for (row, table, untrained) in &planned {
-            for value in values {
-                let mut table = table.clone();
-                if key == "method" {
-                    table.remove("loss");
-                }
-                config::put(&mut table, key, value.clone())?;
-                next.push((grown(row, key, value, x_key == Some(key)), table, *untrained));
-            }
-        }
-        planned = next;
+        let grown = rows.iter().flat_map(|(row, chosen)| {
+            values.iter().map(move |value| {
+                let row = grown(row, key, value, x_key == Some(key));
+                (row, [&chosen[..], &[(key, value)]].concat())
+            })
+        });
+        rows = grown.collect();
     }
-    Ok(planned)
+    let planned = rows.into_iter().map(|(row, mut chosen)| {
+        let mut table = file.base.clone();
+        // It may drop the base's `[loss]`, but none of the options that are the grid's own.
+        chosen.sort_by_key(|(key, _)| *key != "method");
+        for (key, value) in chosen {
+            if let ("method", Some(method)) = (key.as_str(), value.as_str()) {
+                config::drop_other_loss(&mut table, method);
+            }
+            config::put(&mut table, key, value.clone())?;
+        }
+        Ok((row, table, false))
+    });
+    planned.collect()
 }
 
 /// `row` with the value of one more key of a grid, which is its x or belongs to its line.
@@ -343,6 +354,14 @@ fn has(table: &toml::Table, key: &str) -> bool {
             other => other.is_some(),
         },
     }
+}
+
+/// Puts one configuration over another: where it names another method, the `[loss]` beneath is dropped.
+fn put_over(table: &mut toml::Table, config: &toml::Table) {
+    if let Some(method) = config.get("method").and_then(toml::Value::as_str) {
+        config::drop_other_loss(table, method);
+    }
+    merge(table, config);
 }
 
 /// Puts `from` over `into`, table by table.

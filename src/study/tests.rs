@@ -95,6 +95,36 @@ fn a_grid_is_every_combination_and_each_seed() {
 }
 
 #[test]
+fn options_of_the_objective_are_dropped_for_another_method_alone() {
+    let head = "title = 'x'\nseeds = [0]\n";
+    let losses = |rest: &str| -> Vec<String> {
+        let study = parse(&format!("{head}{rest}")).unwrap();
+        let loss = |cell: &Cell| cell.config.loss.to_string().trim().replace('\n', ", ");
+        study.cells.iter().map(|cell| format!("{}: {}", cell.config.method.0, loss(cell))).collect()
+    };
+    // The grid's own options stay, whatever its keys' order.
+    let grid = "[base]\nloss.lambda = 0.1\n[grid]\n'loss.temperature' = [0.1, 0.2]\n\
+                method = ['infonce', 'ntxent']";
+    let found = losses(grid);
+    let wanted = [("infonce", 0.1), ("ntxent", 0.1), ("infonce", 0.2), ("ntxent", 0.2)];
+    assert_eq!(found, wanted.map(|(method, t)| format!("{method}: temperature = {t}")));
+    let lambda = "barlow: lambda = 0.1";
+    let base = "[base]\nloss.lambda = 0.1\n";
+    assert_eq!(losses(&format!("{base}[grid]\nmethod = ['barlow', 'imax']")), [lambda, "imax: "]);
+    let cells = "[[cells]]\nname = 'a'\nconfig.method = 'barlow'\n\
+                 [[cells]]\nname = 'b'\nconfig.method = 'imax'\n";
+    assert_eq!(losses(&format!("{base}{cells}")), [lambda, "imax: "]);
+    // So does the base over what it extends.
+    let beneath = tempfile::tempdir().unwrap();
+    std::fs::write(beneath.path().join("run.toml"), "[loss]\nlambda = 0.1\n").unwrap();
+    let of = |base: &str| {
+        let text = format!("{head}extends = 'run.toml'\n[base]\n{base}\n[[cells]]\nname = 'a'");
+        Study::parse(&text, beneath.path(), Path::new("out"), &[]).unwrap().cells.remove(0).config
+    };
+    assert!(of("method = 'infonce'").loss.is_empty() && of("").loss.contains_key("lambda"));
+}
+
+#[test]
 fn what_is_wrong_is_told_with_the_cells_name() {
     let error = |text: &str| format!("{:#}", parse(text).unwrap_err());
     let head = "title = 'x'\nseeds = [0]\n";
