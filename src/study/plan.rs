@@ -14,7 +14,7 @@
 //!                          # where base, grid or a cell names another `method`)
 //! method = "barlow"
 //!
-//! [grid]                   # every combination of these values is a cell, or
+//! [grid]                   # every combination of these values is a row, or
 //! "loss.lambda" = [0.001, 0.005]
 //!
 //! [[cells]]                # a list of cells
@@ -45,6 +45,7 @@ struct StudyFile {
     log_x: bool,
     #[serde(default)]
     x_label: String,
+    x: Option<String>,
     drawn: Option<Drawn>,
     #[serde(default)]
     measure: Measure,
@@ -276,6 +277,10 @@ fn plan(file: &StudyFile) -> Result<Vec<Planned>> {
     if file.cells.is_empty() {
         return combinations(file);
     }
+    ensure!(
+        file.x.is_none(),
+        "`x` names a key of the grid, and there is none: a cell has its own `x`"
+    );
     let listed = file.cells.iter().map(|cell| {
         let mut table = file.base.clone();
         put_over(&mut table, &cell.config);
@@ -290,7 +295,7 @@ fn plan(file: &StudyFile) -> Result<Vec<Planned>> {
 fn combinations(file: &StudyFile) -> Result<Vec<Planned>> {
     let start = Row { name: String::new(), reference: None, x: None, line: String::new() };
     let mut rows = vec![(start, Vec::new())];
-    let x_key = x_key(&file.grid);
+    let x_key = x_key(file)?;
     for (key, values) in &file.grid {
         let Some(values) = values.as_array().filter(|values| !values.is_empty()) else {
             bail!("grid: `{key}` must be a list of values");
@@ -333,12 +338,18 @@ fn grown(row: &Row, key: &str, value: &toml::Value, is_x: bool) -> Row {
     Row { name: after(&row.name), reference: None, x, line }
 }
 
-/// The key of a grid whose values are the rows' x: the last one with nothing but numbers.
-fn x_key(grid: &toml::Table) -> Option<&String> {
+/// The key of a grid whose values are the rows' x: the file's `x`, else, of those with nothing but numbers, the last in
+/// the alphabet.
+fn x_key(file: &StudyFile) -> Result<Option<&String>> {
     let numeric = |values: &toml::Value| {
         values.as_array().is_some_and(|list| list.iter().all(|value| number(value).is_some()))
     };
-    grid.iter().rfind(|(_, values)| numeric(values)).map(|(key, _)| key)
+    let mut numbers = file.grid.iter().filter(|(_, values)| numeric(values)).map(|(key, _)| key);
+    let Some(asked) = &file.x else { return Ok(numbers.next_back()) };
+    match numbers.find(|key| *key == asked) {
+        Some(key) => Ok(Some(key)),
+        None => bail!("`x` is `{asked}`, which is no key of the grid with nothing but numbers"),
+    }
 }
 
 fn number(value: &toml::Value) -> Option<f64> {

@@ -191,15 +191,16 @@ fn rows_are_named_by_a_part_and_no_row_is_a_mistake() {
 }
 
 #[test]
-fn a_grids_chart_rises_over_the_last_numbers_with_a_line_for_each_of_the_others() {
-    // Whichever key comes last, and whatever the other one is.
-    let of = |grid: &str| {
-        let text = format!("title = 'x'\nx_label = 'x'\nseeds = [0]\n[grid]\n{grid}");
+fn a_grids_chart_rises_over_one_key_of_numbers_with_a_line_for_each_of_the_others() {
+    // The key that is asked for, else the last one of the alphabet, whatever the other one is.
+    let of_x = |x: &str, grid: &str| {
+        let text = format!("title = 'x'\nx_label = 'x'\nseeds = [0]\n{x}\n[grid]\n{grid}");
         let study = parse(&text).unwrap();
         let knn = |x: f64| CellResult { knn: Some(x / 100.0), ..CellResult::default() };
         let results: Vec<_> = study.rows.iter().map(|row| Some(knn(row.x.unwrap()))).collect();
         super::page::charts_over_x(&study, &results)[0].series.clone()
     };
+    let of = |grid: &str| of_x("", grid);
     let lines = of("'loss.lambda' = [0.2, 0.1]\n'model.stem' = ['cifar', 'imagenet']");
     let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
     assert_eq!(names, ["kNN, stem cifar", "kNN, stem imagenet"]);
@@ -208,6 +209,17 @@ fn a_grids_chart_rises_over_the_last_numbers_with_a_line_for_each_of_the_others(
     let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
     assert_eq!(names, ["kNN, lambda 0.2", "kNN, lambda 0.1"]);
     assert!(lines.iter().all(|line| line.points == [(8.0, 0.08), (16.0, 0.16)]));
+    let two = "'train.batch_size' = [16, 8]\n'loss.lambda' = [0.2, 0.1]";
+    let lines = of_x("x = 'loss.lambda'", two);
+    let names: Vec<&str> = lines.iter().map(|line| line.name.as_str()).collect();
+    assert_eq!(names, ["kNN, batch_size 16", "kNN, batch_size 8"]);
+    assert!(lines.iter().all(|line| line.points == [(0.1, 0.001), (0.2, 0.002)]));
+    for rest in ["[grid]\n'model.stem' = ['cifar', 'imagenet']", "[[cells]]\nname = 'a'"] {
+        for x in ["model.stem", "loss.lambda"] {
+            let text = format!("title = 'x'\nx = '{x}'\nseeds = [0]\n{rest}");
+            assert!(parse(&text).unwrap_err().to_string().starts_with("`x` "), "{text}");
+        }
+    }
 }
 
 #[test]
