@@ -96,6 +96,41 @@ fn a_killed_study_continues_and_gives_the_same_table() {
 }
 
 #[test]
+fn a_finished_cell_is_measured_again_for_a_new_figure_and_not_taken_for_an_untrained_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let rest = r#"
+train = { epochs = 1, batch_size = 16 }
+optim = { warmup_epochs = 0 }
+[measure]
+linear = false
+[[cells]]
+name = "one"
+untrained = false
+"#;
+    let study = written(folder.path(), rest);
+    let dir = folder.path().join("out");
+    to_end(&study, &dir);
+    let table = || std::fs::read_to_string(dir.join("table.csv")).unwrap();
+    assert!(table().contains("kNN") && !table().contains("linear"), "{}", table());
+    let text = std::fs::read_to_string(&study).unwrap();
+    let (knn, steps) = (table(), dir.join("cells/one.seed-0/metrics.jsonl"));
+    let metrics = std::fs::read_to_string(&steps).unwrap();
+    std::fs::write(&study, text.replace("linear = false", "")).unwrap();
+    assert!(to_end(&study, &dir).contains("2 of 2 cells to run"));
+    assert!(table().contains("linear_top_1_mean"), "{}", table());
+    // It was not trained again, and asking for less asks for nothing.
+    assert_eq!(std::fs::read_to_string(&steps).unwrap(), metrics);
+    let first = |table: &str| table.lines().last().unwrap().split(',').nth(1).unwrap().to_owned();
+    assert_eq!(first(&table()), first(&knn));
+    std::fs::write(&study, text.replace("linear = false", "knn = false")).unwrap();
+    assert!(to_end(&study, &dir).contains("0 of 2 cells to run"));
+    std::fs::write(&study, text.replace("untrained = false", "untrained = true")).unwrap();
+    let output = command(&study, &dir).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("# untrained = true"), "{said}");
+}
+
+#[test]
 fn a_section_on_the_command_line_is_its_keys_and_leaves_each_cell_its_folder() {
     let folder = tempfile::tempdir().unwrap();
     let rest = r#"

@@ -29,7 +29,8 @@ use crate::train::{self, Diverged, Watch};
 
 /// File in a cell's folder; it is there when the cell is finished.
 pub const RESULT_FILE: &str = "result.json";
-/// File in a cell's folder: the configuration as the study has it, without this machine's threads.
+/// File in a cell's folder: the configuration as the study has it, without this machine's threads, and a comment in one
+/// that is not trained.
 pub const CELL_FILE: &str = "cell.toml";
 
 /// How a study is run.
@@ -146,11 +147,19 @@ fn waiting<'a>(study: &'a Study, rows: &[usize]) -> Result<Vec<&'a Cell>> {
     let mut waiting = Vec::new();
     for cell in study.cells.iter().filter(|cell| rows.contains(&cell.row)) {
         check_unchanged(cell, &study.rows[cell.row].name)?;
-        if result_of(cell)?.is_none() {
+        if !result_of(cell)?.is_some_and(|result| has_all(&result, cell, &study.measure)) {
             waiting.push(cell);
         }
     }
     Ok(waiting)
+}
+
+/// Whether `result` has every figure that `measure` asks for now; it may be from before the study's file did.
+fn has_all(result: &CellResult, cell: &Cell, measure: &Measure) -> bool {
+    let figures =
+        (!measure.knn || result.knn.is_some()) && (!measure.linear || result.linear.is_some());
+    // The others have none.
+    figures || result.diverged.is_some() || cell.config.data.val.is_empty()
 }
 
 /// A CUDA device's stream records whole steps: another cell's work would be recorded with them.
@@ -238,11 +247,12 @@ fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
     write_atomically(&marker, &wanted)
 }
 
-/// The cell's configuration as text, without what does not change its result.
+/// What decides the cell's result, as text: its configuration without the threads, and whether it is trained at all.
 fn exact(cell: &Cell) -> Result<String> {
     let mut config = cell.config.clone();
     (config.train.threads, config.data.threads) = (0, 0);
-    config.to_toml()
+    let mark = if cell.untrained { "# untrained = true\n" } else { "" };
+    Ok(config.to_toml()? + mark)
 }
 
 /// A cell that was begun with another configuration is not silently taken for this one.
@@ -253,7 +263,9 @@ fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
     if found == wanted {
         return Ok(());
     }
-    let differs = found.lines().zip(wanted.lines()).find(|(a, b)| a != b);
+    // One of them may end before the other.
+    let mut lines = found.lines().chain([""]).zip(wanted.lines().chain([""]));
+    let differs = lines.find(|(was, is)| was != is);
     let (was, is) = differs.unwrap_or(("its length", "its length"));
     bail!(
         "cell `{name}` was begun with `{was}`, the study now has `{is}`: use another --dir, or \
