@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use super::{RunConfig, ShuffleKind};
+use super::{Named, RunConfig, ShuffleKind};
 use crate::optim::OptimizerKind;
 
 impl RunConfig {
@@ -23,6 +23,8 @@ impl RunConfig {
         all.extend(self.views.hidden()?.iter().map(|key| {
             sentence(&format!("views.both.{key}"), "views.a and views.b have values of their own")
         }));
+        let off = self.views.never_drawn()?;
+        all.extend(off.iter().map(|(key, why)| sentence(key, why)));
         let objective = self.objective()?;
         let options = objective.options();
         let defaults = crate::loss::build(&self.method.0, toml::Table::new())?.options();
@@ -39,6 +41,8 @@ impl RunConfig {
         let (lars, sgd, adamw) = (OptimizerKind::Lars, OptimizerKind::Sgd, OptimizerKind::AdamW);
         let name = format!("optim.optimizer is `{}`", optimizer.name());
         let window = "data.shuffle is not `window`".to_owned();
+        let cpu = self.train.named_device().is_ok_and(|named| named == Named::Cpu);
+        let on_cpu = "train.device is `cpu`".to_owned();
         let rules = [
             (belongs_to(&[lars]), "optim.eta", name.clone()),
             (belongs_to(&[lars]), "optim.clip_lr", name.clone()),
@@ -51,6 +55,8 @@ impl RunConfig {
             (self.data.shuffle != ShuffleKind::Window, "data.window_samples", window),
             (self.data.cache.is_empty(), "data.cache_size", "there is no data.cache".into()),
             (!self.eval.online_probe, "eval.online_lr", "eval.online_probe is false".into()),
+            (cpu, "train.deterministic", on_cpu.clone()),
+            (cpu, "train.cuda_graph", on_cpu),
         ];
         rules.into_iter().filter(|(unused, ..)| *unused).map(|(_, key, why)| (key, why)).collect()
     }
@@ -88,6 +94,37 @@ mod tests {
         assert!(idle(&blur).is_empty());
         let said = idle(&[blur[0], blur[1], "views.b.gaussian_blur.p=0.5"]);
         assert!(said[0].starts_with("views.both.gaussian_blur.p does nothing"), "{said:?}");
+    }
+
+    #[test]
+    fn values_of_a_transform_that_is_off_and_options_of_another_device_are_named() {
+        let cifar = "views.preset=barlow-cifar";
+        let said = idle(&[cifar, "views.both.gaussian_blur.sigma=[0.5, 1.0]"]);
+        let why = "gaussian_blur.p is 0 in both views";
+        assert_eq!(said, [format!("views.both.gaussian_blur.sigma does nothing here: {why}")]);
+        // View b is solarized, and a value of its own is not that of both.
+        let threshold = "views.both.random_solarize.threshold=9";
+        assert!(idle(&[threshold]).is_empty());
+        let said = idle(&[threshold, "views.b.random_solarize.threshold=8"]);
+        let why = "random_solarize.p is 0 in view a";
+        assert_eq!(
+            said,
+            [format!("views.both.random_solarize.threshold does nothing here: {why}")]
+        );
+        let said = idle(&["views.b.color_jitter={p=0, hue=0.2}"]);
+        assert_eq!(
+            said,
+            ["views.b.color_jitter.hue does nothing here: color_jitter.p is 0 in view b"]
+        );
+        let full = RunConfig::load(None, &[cifar.to_owned()]).unwrap().in_full().unwrap();
+        assert!(full.idle().unwrap().is_empty(), "{:?}", full.idle());
+
+        let cuda = ["train.deterministic=true", "train.cuda_graph=false"];
+        let on = |device| idle(&[cuda[0], cuda[1], device]);
+        assert!(on("train.device=auto").is_empty() && on("train.device=cuda:1").is_empty());
+        let said = ["train.deterministic", "train.cuda_graph"]
+            .map(|key| format!("{key} does nothing here: train.device is `cpu`"));
+        assert_eq!(on("train.device=cpu"), said);
     }
 
     #[test]

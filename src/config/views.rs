@@ -4,7 +4,7 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::augment::{Preset, ViewConfig, ViewPatch};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use toml::Table;
+use toml::{Table, Value};
 
 /// `[views]`: a preset and what differs from it.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -62,15 +62,44 @@ impl ViewsConfig {
     pub(super) fn hidden(&self) -> Result<Vec<String>> {
         let [both, a, b] =
             [Table::try_from(self.both)?, Table::try_from(self.a)?, Table::try_from(self.b)?];
-        let has = |table: &Table, name: &str, key: &str| {
-            table.get(name).is_some_and(|part| part.get(key).is_some())
-        };
-        let keys = both.iter().flat_map(|(name, part)| {
-            let keys = part.as_table().into_iter().flat_map(Table::keys);
-            keys.filter(|key| has(&a, name, key) && has(&b, name, key))
-                .map(move |key| format!("{name}.{key}"))
-        });
+        let has = |table: &Table, name: &str, key: &str| value_at(table, name, key).is_some();
+        let keys = values(&both)
+            .filter(|(name, key, _)| has(&a, name, key) && has(&b, name, key))
+            .map(|(name, key, _)| format!("{name}.{key}"));
         Ok(keys.collect())
+    }
+
+    /// Keys that change a transform which no view is ever put through, each with the reason. Those that the preset has as
+    /// well are none: a configuration in full names them all.
+    pub(super) fn never_drawn(&self) -> Result<Vec<(String, String)>> {
+        let (presets, views) = (tables(&self.preset.views())?, tables(&self.views()?)?);
+        let own = [Table::try_from(self.a)?, Table::try_from(self.b)?];
+        let both = Table::try_from(self.both)?;
+        let mut found = Vec::new();
+        for (patch, name) in [(&both, "both"), (&own[0], "a"), (&own[1], "b")] {
+            for (transform, key, value) in values(patch).filter(|(_, key, _)| *key != "p") {
+                let has = |table: &Table| value_at(table, transform, key) == Some(value);
+                // The views that have the value from this patch.
+                let its: Vec<usize> = match name {
+                    "a" => vec![0],
+                    "b" => vec![1],
+                    _ => (0..2).filter(|&v| value_at(&own[v], transform, key).is_none()).collect(),
+                };
+                let off = |view: &usize| {
+                    let p = value_at(&views[*view], transform, "p");
+                    p.and_then(Value::as_float) == Some(0.0)
+                };
+                let place = match its[..] {
+                    [view] => ["view a", "view b"][view],
+                    _ => "both views",
+                };
+                if its.iter().all(off) && its.iter().any(|&view| !has(&presets[view])) {
+                    let why = format!("{transform}.p is 0 in {place}");
+                    found.push((format!("views.{name}.{transform}.{key}"), why));
+                }
+            }
+        }
+        Ok(found)
     }
 
     /// The view that evaluation takes: resize and centre crop to view A's size.
@@ -80,6 +109,22 @@ impl ViewsConfig {
     pub fn eval_view(&self) -> Result<ViewConfig> {
         Ok(self.views()?[0].to_eval())
     }
+}
+
+fn tables(views: &[ViewConfig]) -> Result<Vec<Table>> {
+    views.iter().map(|view| Ok(Table::try_from(view)?)).collect()
+}
+
+/// Transform, key and value of everything in a table of transforms.
+fn values(table: &Table) -> impl Iterator<Item = (&str, &str, &Value)> {
+    let parts = table.iter().filter_map(|(name, part)| Some((name, part.as_table()?)));
+    parts.flat_map(|(name, part)| {
+        part.iter().map(move |(key, value)| (name.as_str(), key.as_str(), value))
+    })
+}
+
+fn value_at<'a>(table: &'a Table, transform: &str, key: &str) -> Option<&'a Value> {
+    table.get(transform)?.get(key)
 }
 
 /// Takes out of both tables of transforms the values that they share.
