@@ -62,8 +62,17 @@ impl DataConfig {
         }
     }
 
-    /// Checks what `remote` makes use of, and the limit that zstd has its own bounds for.
+    /// Checks the window, what `remote` makes use of, and the limit that zstd has its own bounds for.
     pub(super) fn check(&self) -> Result<()> {
+        let window = [
+            ("data.window_shards", self.window_shards),
+            ("data.window_samples", self.window_samples),
+        ];
+        for (key, value) in window {
+            if self.shuffle == ShuffleKind::Window && value == 0 {
+                bail!("configuration: `{key}` must be at least 1 with data.shuffle = \"window\"");
+            }
+        }
         if !(10..=31).contains(&self.limits.zstd_window_log) {
             bail!("configuration: `data.limits.zstd_window_log` is from 10 to 31");
         }

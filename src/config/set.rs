@@ -2,10 +2,18 @@
 
 use anyhow::{Context, Result, bail};
 
-/// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string.
+/// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string. Of a section each key that it has
+/// is put, and the others stay; an empty one leaves nothing of it.
 pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
-    let (key, value) = parsed(pair)?;
-    put(table, key, value).with_context(|| format!("--set {pair}"))
+    let mut values = leaves(pair)?;
+    if values.is_empty() {
+        let (key, empty) = parsed(pair)?;
+        values.push((key.trim().to_owned(), empty));
+    }
+    for (key, value) in values {
+        put(table, &key, value).with_context(|| format!("--set {pair}"))?;
+    }
+    Ok(())
 }
 
 /// What `a.b.c=value` sets, key by key: of a section each of its keys.

@@ -39,6 +39,29 @@ fn only_lars_has_two_rates_by_default() {
 }
 
 #[test]
+fn a_section_that_is_set_is_its_keys_and_the_others_stay() {
+    let file = "[optim]\noptimizer = 'sgd'\nlr_biases = 0.5\n[views.both.gaussian_blur]\nsigma = [1.0, 2.0]";
+    let of = |pair: &str| RunConfig::parse(file, "", &[pair.to_owned()]);
+    let optim = of("optim = {lr_weights=0.1, momentum=0.8}").unwrap().optim;
+    assert_eq!((optim.optimizer.name(), optim.lr_weights, optim.lr_biases), ("sgd", 0.1, 0.5));
+    assert_eq!(optim.momentum, 0.8);
+    let blur = of("views={both={gaussian_blur={p=0.5}}}").unwrap().views.both.gaussian_blur;
+    assert_eq!(blur.map(|blur| (blur.p, blur.sigma)), Some((Some(0.5), Some([1.0, 2.0]))));
+    assert_eq!(of("optim={}").unwrap().optim.optimizer.name(), "lars");
+    assert!(error_of(&["train.epochs=3", "train={epochs={a=1}}"]).contains("`epochs` is a value"));
+}
+
+#[test]
+fn a_window_that_holds_nothing_is_refused_where_it_is_read() {
+    for key in ["data.window_samples", "data.window_shards"] {
+        let empty = format!("{key}=0");
+        let message = error_of(&["data.shuffle=window", &empty]);
+        assert!(message.contains(&format!("`{key}` must be at least 1")), "{message}");
+        assert!(RunConfig::load(None, &[empty]).is_ok());
+    }
+}
+
+#[test]
 fn messages_are_one_line() {
     for overrides in [["train.epochs=abc"], ["train.epochs=0"], ["train=3"], ["x"]] {
         let message = error_of(&overrides);
