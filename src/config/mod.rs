@@ -26,7 +26,7 @@ pub use augment::{AugmentConfig, AugmentDevice};
 pub use data::{DataConfig, ShuffleKind};
 pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
 use set::set;
-pub(crate) use set::{leaves, put};
+pub(crate) use set::{leaves, one_line, put};
 pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
@@ -313,8 +313,9 @@ pub(crate) fn room_for(views: &[ViewConfig], images: usize) -> u64 {
 }
 
 /// The table in the `text` of a file called `name`.
-fn table_of(text: &str, name: &str) -> Result<toml::Table> {
-    text.parse().map_err(|error| anyhow::anyhow!("{name}: {}", set::one_line(&error)))
+pub(crate) fn table_of(text: &str, name: &str) -> Result<toml::Table> {
+    text.parse()
+        .map_err(|error: toml::de::Error| anyhow::anyhow!("{name}: {}", one_line(error.message())))
 }
 
 #[cfg(test)]

@@ -83,6 +83,7 @@ pub(super) fn explain(path: &str, message: &str) -> String {
     }
 }
 
-pub(super) fn one_line(error: &toml::de::Error) -> String {
-    error.message().lines().collect::<Vec<_>>().join(" ")
+/// A message of TOML's or serde's, which may have several lines, as one.
+pub(crate) fn one_line(message: &str) -> String {
+    message.lines().collect::<Vec<_>>().join(" ")
 }

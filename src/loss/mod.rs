@@ -326,10 +326,8 @@ impl LossOutput {
 
 /// Reads an objective's options; the error names the key and lists the known ones.
 fn parse<T: DeserializeOwned>(options: toml::Table) -> anyhow::Result<T> {
-    options.try_into().map_err(|error| {
-        let lines: Vec<String> = error.to_string().lines().map(str::to_owned).collect();
-        anyhow::anyhow!("{}", lines.join(" "))
-    })
+    let options = options.try_into();
+    options.map_err(|error| anyhow::anyhow!("{}", crate::config::one_line(&error.to_string())))
 }
 
 /// An objective's options, defaults included, as TOML.

@@ -164,66 +164,26 @@ impl Study {
     pub fn parse(text: &str, beside: &Path, dir: &Path, overrides: &[String]) -> Result<Study> {
         let mut file: StudyFile = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            let message = error.message().lines().collect::<Vec<_>>().join(" ");
-            anyhow::anyhow!("line {}: {message}", line + 1)
+            anyhow::anyhow!("line {}: {}", line + 1, config::one_line(error.message()))
         })?;
         if dir.to_str().is_none() {
             // Its cells' configurations name it.
             bail!(Misconfigured(format!("the name {} is not UTF-8", dir.display())));
         }
-        ensure!(!file.seeds.is_empty(), "`seeds` is empty");
-        let mut seeds = file.seeds.clone();
-        seeds.sort_unstable();
-        ensure!(seeds.windows(2).all(|two| two[0] != two[1]), "`seeds` names one twice");
-        if let Some(beneath) = &file.extends {
-            let path = beside.join(beneath);
-            let text = std::fs::read_to_string(&path)
-                .with_context(|| format!("extends: cannot read {}", path.display()))?;
-            let mut table: toml::Table = text.parse().map_err(|error: toml::de::Error| {
-                anyhow::anyhow!("{}: {}", path.display(), error.message())
-            })?;
-            // Its shards and folder are its own when a data set is drawn.
-            if file.drawn.is_some() {
-                table.get_mut("data").and_then(|d| d.as_table_mut()).map(|d| d.remove("train"));
-            }
-            put_over(&mut table, &file.base);
-            file.base = table;
-        }
+        check_seeds(&file.seeds)?;
+        file.base = base_with_extends(&file, beside)?;
         let overrides =
             overrides.iter().map(|pair| config::leaves(pair)).collect::<Result<Vec<_>>>()?;
         let overrides = overrides.concat();
         check_overrides(&file, &overrides)?;
-        let given = |key: &str| overrides.iter().any(|(its, _)| its == key);
-        let named = file.base.get("data").and_then(|data| data.get("train")).is_some();
-        let drawn = file.drawn.filter(|_| !named && !given("data.train"));
-        // Other images than those that the networks are trained on have other classes.
-        ensure!(
-            drawn.is_none() || !given("data.val"),
-            "the study draws its data set: --set data.val wants data.train beside it"
-        );
-        let planned = plan(&file)?;
+        let drawn = drawn_data(&file, &overrides)?;
+        let common = Common { dir, seeds: &file.seeds, draws: drawn.is_some(), overrides };
         let (mut rows, mut cells) = (Vec::new(), Vec::new());
-        for (row, table, untrained) in planned {
+        for (row, table, untrained) in plan(&file)? {
             if rows.iter().any(|other: &Row| slug(&other.name) == slug(&row.name)) {
                 bail!("two cells are called `{}`", row.name);
             }
-            for &seed in &file.seeds {
-                let mut table = table.clone();
-                let folder = cell_folder(dir, &row.name, seed);
-                config::put(&mut table, "train.dir", folder.to_string_lossy().as_ref().into())?;
-                config::put(&mut table, "train.seed", (seed as i64).into())?;
-                if drawn.is_some() && !has(&table, "data.train") {
-                    for (key, name) in [("data.train", "train"), ("data.val", "test")] {
-                        let path = dir.join("data").join(format!("{name}.manifest.json"));
-                        config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
-                    }
-                }
-                for (key, value) in &overrides {
-                    config::put(&mut table, key, value.clone())
-                        .with_context(|| format!("--set {key}={value}"))?;
-                }
-                let config =
-                    RunConfig::from_table(table).with_context(|| format!("cell `{}`", row.name))?;
+            for (seed, config) in common.configs(&row.name, &table)? {
                 cells.push(Cell { row: rows.len(), seed, config, untrained });
             }
             rows.push(row);
@@ -244,6 +204,82 @@ impl Study {
             bail!(Misconfigured(format!("no row's name contains `{part}`")));
         }
         Ok(numbers)
+    }
+}
+
+fn check_seeds(seeds: &[u64]) -> Result<()> {
+    ensure!(!seeds.is_empty(), "`seeds` is empty");
+    let mut seeds = seeds.to_vec();
+    seeds.sort_unstable();
+    ensure!(seeds.windows(2).all(|two| two[0] != two[1]), "`seeds` names one twice");
+    Ok(())
+}
+
+/// The file's `base`, over the configuration that it extends if there is one.
+fn base_with_extends(file: &StudyFile, beside: &Path) -> Result<toml::Table> {
+    let Some(beneath) = &file.extends else { return Ok(file.base.clone()) };
+    let path = beside.join(beneath);
+    let text = std::fs::read_to_string(&path)
+        .with_context(|| format!("extends: cannot read {}", path.display()))?;
+    let mut table = config::table_of(&text, &path.display().to_string())?;
+    // Its shards and folder are its own when a data set is drawn.
+    if file.drawn.is_some() {
+        table.get_mut("data").and_then(|d| d.as_table_mut()).map(|d| d.remove("train"));
+    }
+    put_over(&mut table, &file.base);
+    Ok(table)
+}
+
+/// The data set to draw: none where the cells are given shards.
+fn drawn_data(file: &StudyFile, overrides: &[(String, toml::Value)]) -> Result<Option<Drawn>> {
+    let given = |key: &str| overrides.iter().any(|(its, _)| its == key);
+    let drawn = file.drawn.filter(|_| !has(&file.base, "data.train") && !given("data.train"));
+    // Other images than those that the networks are trained on have other classes.
+    ensure!(
+        drawn.is_none() || !given("data.val"),
+        "the study draws its data set: --set data.val wants data.train beside it"
+    );
+    Ok(drawn)
+}
+
+/// What all cells have beside their rows' configurations.
+struct Common<'a> {
+    /// The study's folder.
+    dir: &'a Path,
+    seeds: &'a [u64],
+    /// Whether a data set is drawn, for the rows that name no shards.
+    draws: bool,
+    /// From the command line.
+    overrides: Vec<(String, toml::Value)>,
+}
+
+impl Common<'_> {
+    /// The configurations of the cells of the row called `name`, each with its seed.
+    fn configs(&self, name: &str, row: &toml::Table) -> Result<Vec<(u64, RunConfig)>> {
+        let cells = self.seeds.iter().map(|&seed| {
+            let table = self.table(name, row, seed)?;
+            let config = RunConfig::from_table(table).with_context(|| format!("cell `{name}`"))?;
+            Ok((seed, config))
+        });
+        cells.collect()
+    }
+
+    fn table(&self, name: &str, row: &toml::Table, seed: u64) -> Result<toml::Table> {
+        let mut table = row.clone();
+        let folder = cell_folder(self.dir, name, seed);
+        config::put(&mut table, "train.dir", folder.to_string_lossy().as_ref().into())?;
+        config::put(&mut table, "train.seed", (seed as i64).into())?;
+        if self.draws && !has(&table, "data.train") {
+            for (key, name) in [("data.train", "train"), ("data.val", "test")] {
+                let path = self.dir.join("data").join(format!("{name}.manifest.json"));
+                config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
+            }
+        }
+        for (key, value) in &self.overrides {
+            config::put(&mut table, key, value.clone())
+                .with_context(|| format!("--set {key}={value}"))?;
+        }
+        Ok(table)
     }
 }
 
