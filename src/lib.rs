@@ -25,6 +25,7 @@ mod print;
 
 pub mod advice;
 pub mod checkpoint;
+mod checks;
 pub mod cli;
 pub mod commands;
 pub mod config;

@@ -24,6 +24,7 @@ use anyhow::Context;
 use bt_pipeline::trace::Trace;
 use clap::Args;
 
+use crate::checks;
 use crate::config::{Misconfigured, RunConfig};
 
 /// How a configuration is named on the command line.
@@ -124,30 +125,22 @@ impl TraceArgs {
 
 /// A share of a whole, above 0 and at most 1.
 pub(crate) fn share(text: &str) -> Result<f64, String> {
-    number(text, |value| value > 0.0 && value <= 1.0, "must be greater than 0 and at most 1")
+    checks::SOME.parse(text)
 }
 
 /// A part of a whole, at least 0 and below 1.
 pub(crate) fn part(text: &str) -> Result<f64, String> {
-    number(text, |value| (0.0..1.0).contains(&value), "must be at least 0 and below 1")
+    checks::PART.parse(text)
 }
 
 /// A number above 0.
 pub(crate) fn positive(text: &str) -> Result<f64, String> {
-    number(text, |value| value > 0.0, "must be greater than 0")
+    checks::POSITIVE.parse(text)
 }
 
 /// A number of at least 0.
 pub(crate) fn not_negative(text: &str) -> Result<f64, String> {
-    number(text, |value| value >= 0.0, "must be at least 0")
-}
-
-fn number(text: &str, fits: impl Fn(f64) -> bool, what: &str) -> Result<f64, String> {
-    match text.parse::<f64>() {
-        Ok(value) if value.is_finite() && fits(value) => Ok(value),
-        Ok(_) => Err(what.to_owned()),
-        Err(_) => Err("is no number".to_owned()),
-    }
+    checks::NOT_NEGATIVE.parse(text)
 }
 
 /// A count above 0.

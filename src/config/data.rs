@@ -8,6 +8,11 @@ use bt_pipeline::shard::{Limits, RemoteOptions, parse_bytes};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::checks::{at_least, at_most, share};
+
+/// Most of `data.budget_mb`: a terabyte.
+const MOST_MB: u64 = 1 << 20;
+
 /// `[data]`
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -62,26 +67,23 @@ impl DataConfig {
         }
     }
 
-    /// Checks the window, what `remote` makes use of, and the limit that zstd has its own bounds for.
+    /// Checks each value by itself: of the loader, of `remote`, and the limit that zstd has its own bounds for.
     pub(super) fn check(&self) -> Result<()> {
-        let window = [
-            ("data.window_shards", self.window_shards),
-            ("data.window_samples", self.window_samples),
-        ];
-        for (key, value) in window {
-            if self.shuffle == ShuffleKind::Window && value == 0 {
-                bail!("configuration: `{key}` must be at least 1 with data.shuffle = \"window\"");
-            }
+        at_most("`data.threads`", self.threads, super::MOST_THREADS)?;
+        at_most("`data.budget_mb`", self.budget_mb, MOST_MB)?;
+        at_least("`data.max_megapixels`", self.max_megapixels, 1)?;
+        share("`data.max_bad`", self.max_bad)?;
+        if self.shuffle == ShuffleKind::Window {
+            at_least("`data.window_shards`", self.window_shards, 1)?;
+            at_least("`data.window_samples`", self.window_samples, 1)?;
         }
+        at_least("`data.network_timeout_s`", self.network_timeout_s, 1)?;
         if !(10..=31).contains(&self.limits.zstd_window_log) {
-            bail!("configuration: `data.limits.zstd_window_log` is from 10 to 31");
+            bail!("`data.limits.zstd_window_log` is from 10 to 31");
         }
         if parse_bytes(&self.cache_size).is_none() {
             let size = &self.cache_size;
-            bail!("configuration: `data.cache_size` is {size:?}, expected bytes as in \"100GB\"");
-        }
-        if self.network_timeout_s == 0 {
-            bail!("configuration: `data.network_timeout_s` must be at least 1");
+            bail!("`data.cache_size` is {size:?}, expected bytes as in \"100GB\"");
         }
         Ok(())
     }

@@ -1,7 +1,10 @@
 //! `[checkpoint]` and `[eval]`: what is saved and measured on the way.
 
+use anyhow::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::checks::{at_least, positive};
 
 /// `[checkpoint]`
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +18,14 @@ pub struct CheckpointConfig {
     pub keep: usize,
     /// `stop` ends the run when a checkpoint cannot be written, `warn` goes on; the last one must be written.
     pub on_error: OnCheckpointError,
+}
+
+impl CheckpointConfig {
+    /// Checks each value by itself.
+    pub(super) fn check(&self) -> Result<()> {
+        at_least("`checkpoint.every_epochs`", self.every_epochs, 1)?;
+        at_least("`checkpoint.keep`", self.keep, 1)
+    }
 }
 
 /// What a failed checkpoint does to the run.
@@ -51,6 +62,16 @@ pub struct EvalConfig {
     pub online_probe: bool,
     /// Learning rate of the online probe.
     pub online_lr: f64,
+}
+
+impl EvalConfig {
+    /// Checks each value by itself.
+    pub(super) fn check(&self) -> Result<()> {
+        at_least("`eval.k`", self.k, 1)?;
+        at_least("`eval.batch_size`", self.batch_size, 1)?;
+        positive("`eval.temperature`", self.temperature)?;
+        positive("`eval.online_lr`", self.online_lr)
+    }
 }
 
 impl Default for EvalConfig {

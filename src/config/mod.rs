@@ -32,8 +32,6 @@ pub use views::ViewsConfig;
 
 /// Most threads of either kind, as many as a loader takes.
 const MOST_THREADS: usize = bt_pipeline::MOST_THREADS;
-/// Most of `data.budget_mb`: a terabyte.
-const MOST_MB: u64 = 1 << 20;
 
 /// File in the run's folder: the configuration that is in effect.
 pub const CONFIG_FILE: &str = "config.toml";
@@ -138,62 +136,21 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn check(&self) -> Result<()> {
-        let positive = [
-            ("train.epochs", self.train.epochs),
-            ("train.batch_size", self.train.batch_size as u64),
-            ("train.log_every", self.train.log_every),
-            ("data.max_megapixels", self.data.max_megapixels),
-            ("checkpoint.every_epochs", self.checkpoint.every_epochs),
-            ("checkpoint.keep", self.checkpoint.keep as u64),
-            ("eval.k", self.eval.k as u64),
-            ("eval.batch_size", self.eval.batch_size as u64),
-        ];
-        for (key, value) in positive {
-            if value == 0 {
-                bail!("configuration: `{key}` must be at least 1");
-            }
-        }
-        if self.train.batch_size < 2 {
-            bail!("configuration: `train.batch_size` must be at least 2: C needs a batch");
-        }
-        if !self.eval.temperature.is_finite() || self.eval.temperature <= 0.0 {
-            bail!("configuration: `eval.temperature` must be positive and finite");
-        }
-        if !(0.0..=1.0).contains(&self.data.max_bad) {
-            bail!("configuration: `data.max_bad` is a share, from 0 to 1");
-        }
-        for (key, threads) in
-            [("data.threads", self.data.threads), ("train.threads", self.train.threads)]
-        {
-            if threads > MOST_THREADS {
-                bail!("configuration: `{key}` is at most {MOST_THREADS}");
-            }
-        }
-        if !self.eval.online_lr.is_finite() || self.eval.online_lr <= 0.0 {
-            bail!("configuration: `eval.online_lr` must be greater than 0");
-        }
-        self.train.named_device().context("configuration")?;
-        if self.data.budget_mb > MOST_MB {
-            bail!("configuration: `data.budget_mb` is at most {MOST_MB}");
-        }
+        self.check_sections().context("configuration")
+    }
+
+    fn check_sections(&self) -> Result<()> {
+        self.train.check()?;
+        self.checkpoint.check()?;
+        self.eval.check()?;
         self.data.check()?;
-        self.model.check().context("configuration")?;
-        self.optim.validate().context("configuration")?;
-        let views = self.views.views().context("configuration")?;
-        if let Some(other) = views.iter().find(|view| view.out_size() != views[0].out_size()) {
-            let (one, other) = (views[0].out_size(), other.out_size());
-            bail!(
-                "configuration: both views must have one size: {} x {} and {} x {} were asked for",
-                one.0,
-                one.1,
-                other.0,
-                other.1
-            );
-        }
-        let objective = self.objective().context("configuration")?;
+        self.model.check()?;
+        self.optim.validate()?;
+        self.views.check()?;
+        let objective = self.objective()?;
         if self.optim.constant_predictor && objective.needs().predictor.is_none() {
             bail!(
-                "configuration: `optim.constant_predictor` is for methods with a predictor, and `{}` has none",
+                "`optim.constant_predictor` is for methods with a predictor, and `{}` has none",
                 self.method.0
             );
         }

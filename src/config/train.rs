@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::checks::{at_least, at_most};
 use crate::nn::Precision;
 
 /// `[train]`
@@ -91,6 +92,16 @@ pub enum Named {
 }
 
 impl TrainConfig {
+    /// Checks each value by itself, and the device beside the precision.
+    pub(super) fn check(&self) -> Result<()> {
+        at_least("`train.epochs`", self.epochs, 1)?;
+        // C needs a batch.
+        at_least("`train.batch_size`", self.batch_size, 2)?;
+        at_least("`train.log_every`", self.log_every, 1)?;
+        at_most("`train.threads`", self.threads, super::MOST_THREADS)?;
+        self.named_device().map(|_| ())
+    }
+
     /// What `train.device` says.
     ///
     /// # Errors

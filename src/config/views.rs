@@ -44,6 +44,22 @@ impl ViewsConfig {
         Ok(vec![view(a, &self.a, "a")?, view(b, &self.b, "b")?])
     }
 
+    /// Checks that both views can be made, in one size.
+    pub(super) fn check(&self) -> Result<()> {
+        let views = self.views()?;
+        let (one, other) = (views[0].out_size(), views[1].out_size());
+        if one != other {
+            bail!(
+                "both views must have one size: {} x {} and {} x {} were asked for",
+                one.0,
+                one.1,
+                other.0,
+                other.1
+            );
+        }
+        Ok(())
+    }
+
     /// The same views with every value: `both` has those that they share, `a` and `b` the others.
     ///
     /// # Errors

@@ -18,6 +18,7 @@ use super::encode::{features, same_classes};
 use super::head::{Head, MOMENTUM};
 use super::progress::Progress;
 use super::{Accuracy, Features};
+use crate::checks::{at_least, not_negative, positive};
 use crate::config::{Misconfigured, RunConfig, room_for};
 use crate::model::{BACKBONE, TwinNet};
 use crate::nn::storage;
@@ -82,17 +83,11 @@ impl LinearConfig {
     /// # Errors
     /// What is out of range.
     pub fn check(&self) -> Result<()> {
-        let rates = [self.lr, self.lr_backbone.unwrap_or(1.0)];
-        ensure!(
-            rates.iter().all(|lr| lr.is_finite() && *lr > 0.0),
-            "learning rates must be greater than 0: {rates:?}"
-        );
-        let decay = self.weight_decay;
-        ensure!(
-            decay.is_finite() && decay >= 0.0,
-            "the weight decay must not be negative: {decay}"
-        );
-        ensure!(self.batch_size > 0 && self.epochs > 0, "batch size and epochs must be at least 1");
+        positive("the learning rate", self.lr)?;
+        positive("the backbone's learning rate", self.lr_backbone.unwrap_or(1.0))?;
+        not_negative("the weight decay", self.weight_decay)?;
+        at_least("the batch size", self.batch_size, 1)?;
+        at_least("the number of epochs", self.epochs, 1)?;
         if self.lr_backbone.is_some() && self.batch_size < 2 {
             let text = "fine-tuning wants batches of at least 2: a single one has no variance for BatchNorm";
             bail!(Misconfigured(text.to_owned()));

@@ -22,7 +22,7 @@ impl OnlineProbe {
     /// # Errors
     /// A learning rate that is not positive, or no classes.
     pub fn new(dim: usize, classes: usize, lr: f64, device: &Device) -> Result<Self> {
-        ensure!(lr.is_finite() && lr > 0.0, "eval.online_lr must be greater than 0, got {lr}");
+        crate::checks::positive("eval.online_lr", lr)?;
         ensure!(classes > 1, "eval.online_probe wants labels of at least two classes");
         Ok(Self { head: Head::new(dim, classes, device)?, lr })
     }

@@ -25,6 +25,7 @@ use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::checks::{not_negative, positive, share};
 use crate::nn::Engine;
 use crate::nn::cuda::Backend;
 
@@ -342,36 +343,9 @@ fn idle_predictor(predictor: bool) -> Vec<(&'static str, &'static str)> {
     if predictor { Vec::new() } else { vec![width] }
 }
 
-/// Checks that `value` is finite and greater than zero.
-fn positive(name: &str, value: f64) -> anyhow::Result<()> {
-    if value.is_finite() && value > 0.0 {
-        return Ok(());
-    }
-    bail!("{name} must be greater than 0, got {value}")
-}
-
-/// Checks that `value` lies between 0 and 1, both allowed.
-fn share(name: &str, value: f64) -> anyhow::Result<()> {
-    if (0.0..=1.0).contains(&value) {
-        return Ok(());
-    }
-    bail!("{name} must lie between 0 and 1, got {value}")
-}
-
 /// Checks that `value` is at least 1.
 fn at_least_one(name: &str, value: usize) -> anyhow::Result<()> {
-    if value == 0 {
-        bail!("{name} must be at least 1");
-    }
-    Ok(())
-}
-
-/// Checks that `value` is finite and not negative.
-fn not_negative(name: &str, value: f64) -> anyhow::Result<()> {
-    if value.is_finite() && value >= 0.0 {
-        return Ok(());
-    }
-    bail!("{name} must not be negative, got {value}")
+    crate::checks::at_least(name, value, 1)
 }
 
 #[cfg(test)]

@@ -13,11 +13,11 @@
 
 use std::collections::HashMap;
 
-use anyhow::bail;
 use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::checks::{NOT_NEGATIVE, PART};
 use crate::nn::Param;
 
 mod adamw;
@@ -175,16 +175,12 @@ impl OptimConfig {
             ("eps", self.eps),
         ];
         for (name, value) in not_negative {
-            if !value.is_finite() || value < 0.0 {
-                bail!("optim.{name} must be a number of at least 0, got {value}");
-            }
+            NOT_NEGATIVE.check(&format!("optim.{name}"), value)?;
         }
         let below_one =
             [("momentum", self.momentum), ("betas", self.betas[0]), ("betas", self.betas[1])];
         for (name, value) in below_one {
-            if !(0.0..1.0).contains(&value) {
-                bail!("optim.{name} must be at least 0 and below 1, got {value}");
-            }
+            PART.check(&format!("optim.{name}"), value)?;
         }
         Ok(())
     }
