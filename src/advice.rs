@@ -5,7 +5,7 @@ use std::time::Duration;
 use bt_pipeline::stats::Snapshot;
 
 use crate::config::{AugmentDevice, RunConfig, ShuffleKind};
-use crate::report::percent;
+use crate::units::percent;
 
 /// What is known at the end of a run.
 pub struct Observed<'a> {

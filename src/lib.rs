@@ -4,6 +4,7 @@
 //!
 //! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
 //!   [`mod@reference`]: what each of its keys means.
+//! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws; [`units`]: figures as text.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
@@ -29,6 +30,8 @@ mod checks;
 pub mod cli;
 pub mod commands;
 pub mod config;
+pub mod data;
+pub mod drawn;
 pub mod eval;
 pub mod exchange;
 pub mod files;
@@ -45,4 +48,5 @@ pub mod signals;
 pub mod study;
 pub mod tensorboard;
 pub mod train;
+pub mod units;
 pub mod watch;

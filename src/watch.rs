@@ -19,9 +19,8 @@ use ratatui::widgets::{Axis, Block, Chart, Dataset, Gauge, GraphType, Paragraph,
 
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::metrics::{Line, METRICS_FILE};
-use crate::report::collect::duration;
-use crate::report::percent;
 use crate::train::Summary;
+use crate::units::{duration, percent};
 
 /// Seconds without a new line, as a multiple of what lines took before, after which a run without a
 /// summary is shown as silent.

@@ -12,8 +12,9 @@ use clap::Args;
 
 use crate::checkpoint;
 use crate::config::Misconfigured;
+use crate::data::open_set;
 use crate::eval::compare::progress;
-use crate::eval::encode::{features, open};
+use crate::eval::encode::features;
 use crate::eval::{Features, npy};
 
 /// Arguments of `bt-stream embed`.
@@ -48,7 +49,8 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     let checkpoint = checkpoint::find(&args.checkpoint)?;
     let config = &checkpoint.state.config;
     let device = crate::train::evaluation_device(&config.train)?;
-    let set = open(&args.shards, "name the shards after the checkpoint", &config.open_options())?;
+    let set =
+        open_set(&args.shards, "name the shards after the checkpoint", &config.open_options())?;
     let mut net = checkpoint.network(&device)?;
     let bar = progress(set.len() as u64, "encoded")?;
     let count = |n| bar.set_position(n as u64);

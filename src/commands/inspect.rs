@@ -10,10 +10,11 @@ use serde::Serialize;
 
 use super::{CacheArgs, ConfigSource};
 use crate::config::Misconfigured;
-use crate::eval::encode::open;
+use crate::data::open_set;
 use crate::files::write_atomically;
 use crate::report::picture::sheet;
-use crate::report::{percent, views};
+use crate::report::views;
+use crate::units::percent;
 
 /// Arguments of `bt-stream inspect`.
 #[derive(Args, Debug)]
@@ -99,7 +100,7 @@ pub struct Statistics {
 pub fn run(args: InspectArgs) -> Result<()> {
     args.check()?;
     let config = args.source.load(&args.cache.pairs())?;
-    let set = open(&args.shards, "name them after `inspect`", &config.open_options())?;
+    let set = open_set(&args.shards, "name them after `inspect`", &config.open_options())?;
     let statistics = statistics(&set)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&statistics)?);

@@ -7,22 +7,23 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use bt_pipeline::shard::{PackOptions, ShardSet, SynthSource, pack};
-use bt_pipeline::synth::Spec;
+use bt_pipeline::shard::ShardSet;
 use clap::Args;
 
 use crate::commands::path_flag;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
-use crate::eval::compare::{Kind, encode, pixel_kinds, progress, table};
-use crate::eval::encode::open;
+use crate::data::open_set;
+use crate::drawn::draw_shards;
+use crate::eval::compare::{Kind, encode, pixel_kinds, table};
 use crate::eval::knn::nearest;
 use crate::eval::{KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
 use crate::metrics::Line;
 use crate::model::TwinNet;
-use crate::report::collect::{self, correlation, duration};
+use crate::report::collect::{self, correlation};
 use crate::report::scores;
-use crate::report::{Neighbours, Report, Sample, Score, TimeTable, percent, render, views};
+use crate::report::{Neighbours, Report, Sample, Score, TimeTable, render, views};
+use crate::units::{duration, percent};
 use crate::{checkpoint, train};
 
 /// Arguments of `bt-stream quickstart`.
@@ -155,30 +156,6 @@ fn prepare_folder(dir: &Path) -> Result<()> {
     write_atomically(&marker, b"bt-stream quickstart made this folder and may replace it.\n")
 }
 
-/// Draws the embedded data set and packs it into `folder` as `train` and `test`.
-///
-/// # Errors
-/// A folder that cannot be written.
-pub fn draw_shards(folder: &Path, images: u64, test_images: u64, seed: u64) -> Result<()> {
-    let bar = progress(images + test_images, "drawn")?;
-    let mut before = 0;
-    for (name, split, images) in [("train", 0, images), ("test", 1, test_images)] {
-        let spec = Spec { images, split, seed, ..Spec::default() };
-        let options = PackOptions {
-            prefix: name.into(),
-            samples_per_shard: Some(1000),
-            overwrite: true,
-            ..PackOptions::default()
-        };
-        let origin = format!("drawn by the program, seed {seed}, {name}");
-        let source = SynthSource::new(spec)?;
-        pack(&source, folder, &origin, &options, &mut |p| bar.set_position(before + p.done))?;
-        before += images;
-    }
-    bar.finish_and_clear();
-    Ok(())
-}
-
 fn configuration(args: &QuickstartArgs) -> Result<RunConfig> {
     let within = |key: &str, name: &str| path_flag(key, Some(&args.dir.join(name)));
     let places = [
@@ -203,8 +180,8 @@ struct Data {
 impl Data {
     fn open(config: &RunConfig) -> Result<Self> {
         Ok(Data {
-            train: open(&config.data.train, "data.train", &config.open_options())?,
-            test: open(&config.data.val, "data.val", &config.open_options())?,
+            train: open_set(&config.data.train, "data.train", &config.open_options())?,
+            test: open_set(&config.data.val, "data.val", &config.open_options())?,
         })
     }
 

@@ -9,12 +9,14 @@ use bt_pipeline::ShardSet;
 use candle_core::Device;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::encode::{features, open, pixel_features, same_classes};
+use super::encode::{features, pixel_features, same_classes};
 use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, knn_accuracy};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
+use crate::data::open_set;
 use crate::model::TwinNet;
-use crate::report::{Score, percent};
+use crate::report::Score;
+use crate::units::percent;
 
 /// Features of the two sets that an evaluation compares.
 #[derive(Clone)]
@@ -48,7 +50,7 @@ impl Source {
         let checkpoint = checkpoint::find(path)?;
         let config = &checkpoint.state.config;
         let set = |given: Option<&str>, usual: &str, key: &str| {
-            let opened = open(given.unwrap_or(usual), key, &config.open_options());
+            let opened = open_set(given.unwrap_or(usual), key, &config.open_options());
             match given {
                 None if !usual.is_empty() => opened.with_context(|| {
                     format!(

@@ -6,13 +6,12 @@ use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result, bail};
 use bt_pipeline::augment::DType;
-use bt_pipeline::shard::OpenOptions;
 use bt_pipeline::{Batch, Image, Loader, LoaderConfig, Position, ShardSet};
 use candle_core::Device;
 
 use super::Features;
 use super::baseline::{HISTOGRAM_DIM, colour_histogram, raw_pixels};
-use crate::config::{Misconfigured, RunConfig};
+use crate::config::RunConfig;
 use crate::model::TwinNet;
 use crate::report::picture::fit;
 use crate::train::images_of;
@@ -20,21 +19,6 @@ use crate::train::images_of;
 /// Longer side of the pictures that raw pixels are taken from: features of a whole
 /// 224 x 224 view would fill the memory and be no better.
 pub const RAW_SIDE: usize = 32;
-
-/// Opens the shards of a set within `limits`; `key` names them in the answer when there are none.
-///
-/// # Errors
-/// No shards, or unreadable ones.
-pub fn open(pattern: &str, key: &str, limits: &OpenOptions) -> Result<Arc<ShardSet>> {
-    if pattern.is_empty() {
-        bail!(Misconfigured(format!("no shards were given: {key}")));
-    }
-    let set = ShardSet::open(pattern, limits)?;
-    if set.is_empty() {
-        bail!("{pattern} holds no samples");
-    }
-    Ok(Arc::new(set))
-}
 
 /// Whether a label means the same in both sets, as far as their manifests name classes.
 ///

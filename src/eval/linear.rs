@@ -297,5 +297,5 @@ pub fn few_labels(
     let options = PackOptions { selection, overwrite: true, ..PackOptions::default() };
     let origin = format!("{share} of the labels, seed {seed}");
     pack(&source, folder, &origin, &options, &mut |_| ())?;
-    super::encode::open(&folder.to_string_lossy(), "the selected samples", limits)
+    crate::data::open_set(&folder.to_string_lossy(), "the selected samples", limits)
 }

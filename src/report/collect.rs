@@ -10,10 +10,11 @@ use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 use super::{Correlation, Report, TimeTable, optional, scores, views};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig, room_for};
-use crate::eval::encode::open;
+use crate::data::open_set;
 use crate::metrics::{self, Line};
 use crate::model::TwinNet;
 use crate::train::{SUMMARY_FILE, Summary, images_of};
+use crate::units::duration;
 
 /// Samples that the page shows with their views.
 const SAMPLES: usize = 12;
@@ -79,7 +80,7 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
         config.train.epochs,
         found.state.samples
     );
-    let set = open(&config.data.train, "data.train", &config.open_options())?;
+    let set = open_set(&config.data.train, "data.train", &config.open_options())?;
     let wanted = views::spread(SAMPLES, set.len());
     report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
     let device = crate::train::evaluation_device(&config.train)?;
@@ -119,16 +120,6 @@ fn times(summary: &Summary, processes: usize) -> Vec<TimeTable> {
         table("Training thread", &summary.step_seconds),
         table("Loader threads, added up", &summary.loader_seconds),
     ]
-}
-
-/// Seconds as people say them.
-pub fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 => format!("{seconds:.1} s"),
-        60..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
-    }
 }
 
 /// C of `net` over the first training batch of epoch 0, BatchNorm taking the batch's
@@ -198,12 +189,5 @@ mod tests {
         for way in [run.clone(), run.join("."), run.join("below/..")] {
             assert_eq!(name_of(&way), "a", "{}", way.display());
         }
-    }
-
-    #[test]
-    fn durations_are_said_in_the_unit_that_suits_them() {
-        assert_eq!(duration(12.34), "12.3 s");
-        assert_eq!(duration(125.0), "2 min 05 s");
-        assert_eq!(duration(7380.0), "2 h 03 min");
     }
 }

@@ -124,11 +124,6 @@ pub struct TimeTable {
     pub rows: Vec<(String, f64)>,
 }
 
-/// A share as people write it: `63.4%`.
-pub fn percent(share: f64) -> String {
-    format!("{:.1}%", 100.0 * share)
-}
-
 /// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
 fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     let json = std::fs::read(path).ok()?;

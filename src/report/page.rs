@@ -7,9 +7,10 @@ use anyhow::Result;
 
 use super::chart::{Chart, Series, escape};
 use super::picture::{MOST_ROWS, correlation_uri, data_uri};
-use super::{Report, Score, TimeTable, percent};
+use super::{Report, Score, TimeTable};
 use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Line;
+use crate::units::percent;
 
 /// The page. It names no other file and no address.
 ///

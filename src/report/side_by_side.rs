@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 
 use anyhow::Result;
 
+use super::Report;
 use super::chart::{Chart, Series, escape};
 use super::page::{charts, correlations, foot, head, scores};
-use super::{Report, percent};
 use crate::metrics::Line;
+use crate::units::percent;
 
 /// Runs that one chart draws at most; further ones are left to the table.
 pub const MOST_LINES: usize = 8;

@@ -9,9 +9,9 @@ use super::run::CellResult;
 use super::table::{Column, columns, of_row, spread, verdict};
 use crate::metrics::{self, Line};
 use crate::report::chart::{Chart, Series, escape};
-use crate::report::collect::duration;
 use crate::report::side_by_side::{MOST_LINES, curves_of, of_the_first};
 use crate::report::{charts, foot, head};
+use crate::units::duration;
 
 /// The page. It names no other file and no address.
 ///

@@ -14,8 +14,9 @@ use super::{page, table};
 use crate::checkpoint;
 use crate::cli::one_line;
 use crate::config::{CONFIG_FILE, RunConfig};
+use crate::data::open_set;
+use crate::drawn::draw_shards;
 use crate::eval::compare::encode;
-use crate::eval::encode::open;
 use crate::eval::features::NotFinite;
 use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
@@ -238,12 +239,7 @@ fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
             );
         }
     }
-    crate::commands::quickstart::draw_shards(
-        &dir.join("data"),
-        drawn.images,
-        drawn.test_images,
-        0,
-    )?;
+    draw_shards(&dir.join("data"), drawn.images, drawn.test_images, 0)?;
     write_atomically(&marker, &wanted)
 }
 
@@ -336,8 +332,8 @@ fn score(
     if config.data.val.is_empty() || !(measure.knn || measure.linear) {
         return Ok(());
     }
-    let limits = config.open_options();
-    let set = |pattern: &str, key: &str| open(pattern, key, &limits);
+    let options = config.open_options();
+    let set = |pattern: &str, key: &str| open_set(pattern, key, &options);
     let sets = [set(&config.data.train, "data.train")?, set(&config.data.val, "data.val")?];
     let kind = encode("features", net, [&sets[0], &sets[1]], config, device)?;
     let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };

@@ -17,8 +17,9 @@ use super::warnings::warnings;
 use super::{Arriving, From, Intake, Watch, device, evaluated};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
+use crate::data::open_set;
 use crate::eval::OnlineProbe;
-use crate::eval::encode::{open, same_classes};
+use crate::eval::encode::same_classes;
 use crate::exchange::import;
 use crate::learner::Learner;
 use crate::loss::LossOutput;
@@ -360,7 +361,7 @@ fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     if config.eval.knn_every == 0 {
         // It is for the evaluations after the run.
         if !config.data.val.is_empty()
-            && let Err(error) = open(&config.data.val, "data.val", &config.open_options())
+            && let Err(error) = open_set(&config.data.val, "data.val", &config.open_options())
         {
             tracing::warn!(
                 "data.val, which `knn`, `probe` and `linear` will want, cannot be opened: {error:#}"
@@ -373,7 +374,7 @@ fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
             "eval.knn_every wants data.val (--val): the shards that kNN predicts".into()
         ));
     }
-    let open = open(&config.data.val, "data.val", &config.open_options());
+    let open = open_set(&config.data.val, "data.val", &config.open_options());
     let val = open.context("data.val, for eval.knn_every")?;
     same_classes(train, &val)?;
     for (set, what) in [(train, "data.train"), (&*val, "data.val")] {
