@@ -54,6 +54,24 @@ struct Axis {
 }
 
 impl Chart {
+    /// A chart over the epochs of training, both axes linear.
+    pub fn over_epochs(title: &str, series: Vec<Series>) -> Self {
+        Chart { title: title.into(), x_label: "epoch".into(), series, ..Chart::default() }
+    }
+
+    /// The same, y shown as a percentage.
+    pub fn as_percent(self) -> Self {
+        Chart { percent: true, ..self }
+    }
+
+    /// The same with a logarithmic y axis, where every y is above 0: it would leave out the others, and some objectives'
+    /// losses (cosine similarities, differences of entropies) are below 0 throughout.
+    pub fn log_y_if_positive(self) -> Self {
+        let mut heights = self.series.iter().flat_map(|series| &series.points).map(|point| point.1);
+        let log_y = heights.all(|y| y > 0.0 || !y.is_finite());
+        Chart { log_y, ..self }
+    }
+
     /// The chart as a `<figure>`; empty when no line has two points.
     pub fn svg(&self) -> String {
         let drawn: Vec<(usize, Vec<(f64, f64)>)> = (0..self.series.len())
@@ -307,6 +325,18 @@ mod tests {
         assert_eq!(chart(vec![], false).svg(), "");
         assert_eq!(chart(vec![(0.0, f64::NAN), (1.0, 1.0)], false).svg(), "");
         assert_eq!(chart(vec![(0.0, -1.0), (1.0, 0.0)], true).svg(), "");
+    }
+
+    #[test]
+    fn a_line_below_zero_is_drawn_on_a_linear_axis() {
+        let line = |points: Vec<(f64, f64)>| {
+            Chart::over_epochs("loss", vec![Series { name: "loss".into(), points }])
+        };
+        let falling = line(vec![(0.0, -0.1), (1.0, -0.9)]).log_y_if_positive();
+        assert!(!falling.log_y && falling.svg().contains("class=\"line s0\""));
+        // What is no number decides nothing.
+        assert!(line(vec![(0.0, f64::NAN), (1.0, 2.0), (2.0, 1.0)]).log_y_if_positive().log_y);
+        assert!(!line(vec![(0.0, 2.0), (1.0, 0.0)]).log_y_if_positive().log_y);
     }
 
     #[test]

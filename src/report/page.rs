@@ -122,10 +122,6 @@ fn curves(out: &mut String, lines: &[Line]) {
         let points = lines.iter().filter_map(|line| Some((line.epoch, value(line)?))).collect();
         Series { name: name.to_owned(), points }
     };
-    let chart = |title: &str, log_y: bool, percent: bool, series: Vec<Series>| {
-        let (title, x_label) = (title.into(), "epoch".into());
-        Chart { title, x_label, log_y, percent, series, ..Chart::default() }.svg()
-    };
     let loss = vec![
         series("loss", |l| l.loss),
         series("invariance", |l| l.invariance),
@@ -135,22 +131,15 @@ fn curves(out: &mut String, lines: &[Line]) {
         series("diagonal of C, mean", |l| l.on_diag),
         series("off the diagonal, root mean square", |l| l.off_diag),
     ];
+    let accuracy = vec![series("kNN", |l| l.knn), series("online linear probe", |l| l.online)];
+    let speed = vec![series("images/s", |l| l.images_per_s)];
     let charts = [
-        chart("Loss and its two terms", true, false, loss),
-        chart("Cross-correlation C", false, false, diag),
-        chart(
-            "Accuracy during training",
-            false,
-            true,
-            vec![series("kNN", |l| l.knn), series("online linear probe", |l| l.online)],
-        ),
-        chart(
-            "Source images per second",
-            false,
-            false,
-            vec![series("images/s", |l| l.images_per_s)],
-        ),
-    ];
+        Chart::over_epochs("Loss and its two terms", loss).log_y_if_positive(),
+        Chart::over_epochs("Cross-correlation C", diag),
+        Chart::over_epochs("Accuracy during training", accuracy).as_percent(),
+        Chart::over_epochs("Source images per second", speed),
+    ]
+    .map(|chart| chart.svg());
     if charts.iter().all(String::is_empty) {
         return;
     }

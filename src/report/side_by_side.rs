@@ -59,31 +59,27 @@ pub fn of_the_first(title: &str, count: usize) -> String {
 
 /// The runs' measurements over the epochs, a chart each.
 pub fn curves_of(runs: &[(&str, &[Line])]) -> Vec<String> {
-    let chart = |title: &str, percent: bool, log_y: bool, value: fn(&Line) -> Option<f64>| {
+    let chart = |title: &str, value: fn(&Line) -> Option<f64>| {
         let series = runs.iter().take(MOST_LINES).map(|(name, lines)| Series {
             name: (*name).to_owned(),
             points: lines.iter().filter_map(|l| Some((l.epoch, value(l)?))).collect(),
         });
-        let (title, x_label) = (title.to_owned(), "epoch".to_owned());
-        Chart { title, x_label, percent, log_y, series: series.collect(), ..Chart::default() }.svg()
+        Chart::over_epochs(title, series.collect())
     };
-    vec![
-        chart("Loss", false, true, |l| l.loss),
-        chart("kNN accuracy", true, false, |l| l.knn),
-        chart("Online linear probe", true, false, |l| l.online),
-        chart("Source images per second", false, false, |l| l.images_per_s),
-        chart("Diagonal of C", false, false, |l| l.diagnostics.as_ref().map(|d| d.on_diag)),
-        chart("Effective rank", false, false, |l| l.diagnostics.as_ref().map(|d| d.effective_rank)),
-        chart("Spread: 0 when collapsed", false, false, |l| {
-            l.diagnostics.as_ref().map(|d| d.spread)
-        }),
-        chart("Information of embeddings, nats", false, false, |l| {
-            l.diagnostics.as_ref().map(|d| d.information)
-        }),
-        chart("Information of the distortion, nats", false, false, |l| {
+    let charts = [
+        chart("Loss", |l| l.loss).log_y_if_positive(),
+        chart("kNN accuracy", |l| l.knn).as_percent(),
+        chart("Online linear probe", |l| l.online).as_percent(),
+        chart("Source images per second", |l| l.images_per_s),
+        chart("Diagonal of C", |l| l.diagnostics.as_ref().map(|d| d.on_diag)),
+        chart("Effective rank", |l| l.diagnostics.as_ref().map(|d| d.effective_rank)),
+        chart("Spread: 0 when collapsed", |l| l.diagnostics.as_ref().map(|d| d.spread)),
+        chart("Information of embeddings, nats", |l| l.diagnostics.as_ref().map(|d| d.information)),
+        chart("Information of the distortion, nats", |l| {
             l.diagnostics.as_ref().map(|d| d.information_given_image)
         }),
-    ]
+    ];
+    charts.iter().map(Chart::svg).collect()
 }
 
 /// A row for each figure that any run has.

@@ -144,6 +144,19 @@ fn side_by_side_says_which_runs_the_charts_leave_out_and_has_no_empty_note() {
 }
 
 #[test]
+fn a_loss_below_zero_has_its_curve() {
+    let mut report = full();
+    for line in &mut report.metrics {
+        (line.loss, line.invariance) = (line.loss.map(|l| -l), line.invariance.map(|l| -l));
+    }
+    let page = render(&report).unwrap();
+    assert!(page.contains("<figcaption>Loss and its two terms</figcaption>"));
+    assert!(page.contains("<i class=\"s1\"></i>invariance"), "{page}");
+    let runs = [("a".to_owned(), report.clone()), ("b".to_owned(), report)];
+    assert!(side_by_side::render(&runs).unwrap().contains("<figcaption>Loss</figcaption>"));
+}
+
+#[test]
 fn an_empty_report_is_a_page_without_empty_sections() {
     let page = render(&Report { title: "nothing".into(), ..Report::default() }).unwrap();
     assert!(!page.contains("<section"), "{page}");
