@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::chart::{Chart, Series, escape};
-use super::picture::{MOST_ROWS, correlation_uri, data_uri};
+use super::picture::{MOST_ROWS, correlation_uri, data_uri, small_uri};
 use super::{Report, Score, TimeTable};
 use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Line;
@@ -272,11 +272,11 @@ fn neighbours(out: &mut String, report: &Report) -> Result<()> {
             let _ = write!(
                 out,
                 "<div class=\"near\"><img class=\"query\" alt=\"query\" src=\"{}\">",
-                data_uri(query)?
+                small_uri(query)?
             );
             for (image, same) in near {
                 let class = if *same { "same" } else { "other" };
-                let uri = data_uri(image)?;
+                let uri = small_uri(image)?;
                 let _ = write!(out, "<img class=\"{class}\" alt=\"{class} class\" src=\"{uri}\">");
             }
             out.push_str("</div>\n");
@@ -298,7 +298,7 @@ fn samples(out: &mut String, report: &Report) -> Result<()> {
     for sample in &report.samples {
         out.push_str("<figure><div>");
         let name = escape(&sample.name);
-        let _ = write!(out, "<img alt=\"{name}\" src=\"{}\">", data_uri(&sample.original)?);
+        let _ = write!(out, "<img alt=\"{name}\" src=\"{}\">", small_uri(&sample.original)?);
         for (view, letter) in sample.views.iter().zip('A'..) {
             let uri = data_uri(view)?;
             let _ = write!(out, "<img alt=\"{name}, view {letter}\" src=\"{uri}\">");

@@ -11,12 +11,27 @@ use super::Correlation;
 /// too thin to be seen.
 pub const MOST_ROWS: usize = 64;
 
+/// Pixels that the longer side of an image from a shard has on a page at most: more than it is shown with.
+const LONGEST_SIDE: usize = 256;
+
 /// An image as an `<img>` address that carries it.
 ///
 /// # Errors
 /// When the image has no pixels.
 pub fn data_uri(image: &Image) -> Result<String> {
     Ok(address(&bt_pipeline::synth::encode_png(image)?))
+}
+
+/// [`data_uri`] of an image that is made smaller first where its longer side is above [`LONGEST_SIDE`]: photos would make
+/// pages of hundreds of megabytes.
+///
+/// # Errors
+/// When the image has no pixels.
+pub fn small_uri(image: &Image) -> Result<String> {
+    match image.width.max(image.height) > LONGEST_SIDE {
+        true => data_uri(&fit(image, LONGEST_SIDE)),
+        false => data_uri(image),
+    }
 }
 
 fn address(png: &[u8]) -> String {
@@ -136,6 +151,20 @@ mod tests {
         let large = fit(&plain(3, 2, 7), 96);
         assert_eq!((large.width, large.height), (96, 64));
         assert!(large.pixels_hwc.iter().all(|v| *v == 7));
+    }
+
+    #[test]
+    fn a_photo_is_made_smaller_for_the_page_and_a_small_image_stays_as_it_is() {
+        let size = |image: &Image| {
+            let uri = small_uri(image).unwrap();
+            let text = uri.strip_prefix("data:image/png;base64,").unwrap();
+            let png = base64::engine::general_purpose::STANDARD.decode(text).unwrap();
+            let decoded = image::load_from_memory(&png).unwrap();
+            (decoded.width(), decoded.height())
+        };
+        assert_eq!(size(&plain(1200, 900, 9)), (256, 192));
+        assert_eq!(size(&plain(256, 100, 9)), (256, 100));
+        assert_eq!(size(&plain(32, 24, 9)), (32, 24));
     }
 
     #[test]
