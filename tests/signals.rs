@@ -161,6 +161,19 @@ fn a_closed_terminal_ends_training_with_a_checkpoint_unless_it_was_told_not_to()
 }
 
 #[test]
+fn nobody_has_to_read_the_summary_of_a_run_that_a_signal_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut command = tiny_run(&shards, &dir);
+    command.args(["--epochs", "100000", "--json"]).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    wait_for(&mut child, || !checkpoints(&dir).is_empty());
+    let (status, _) = ended_by(&["-TERM"], child);
+    assert_eq!(exit_code(status), 143);
+}
+
+#[test]
 fn sigterm_lets_the_step_end_writes_a_checkpoint_and_the_run_goes_on_from_it() {
     let folder = tempfile::tempdir().unwrap();
     let shards = tiny_shards(folder.path());
