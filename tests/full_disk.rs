@@ -93,6 +93,30 @@ fn a_read_only_disk_is_said_before_anything_is_trained() {
 }
 
 #[test]
+fn an_evaluation_that_cannot_be_printed_is_kept_and_one_that_cannot_be_kept_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let output = tiny_run(&shards, &dir).arg("--epochs=1").arg("--val").arg(&shards).output();
+    assert!(output.unwrap().status.success());
+    let knn = || {
+        let mut command = bt_stream();
+        command.arg("knn").arg(&dir).args(["--no-untrained", "--json"]);
+        command
+    };
+    let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+    let line = complaint(&knn().stdout(full).output().unwrap());
+    assert!(line.contains("standard output"), "{line}");
+    let kept = dir.join("evaluation.json");
+    assert!(std::fs::read_to_string(&kept).unwrap().contains("\"knn\": "));
+    // A folder stands in its place.
+    std::fs::remove_file(&kept).unwrap();
+    std::fs::create_dir_all(kept.join("in-the-way")).unwrap();
+    let output = knn().output().unwrap();
+    assert!(complaint(&output).contains("evaluation.json"));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("\"knn\": "));
+}
+
+#[test]
 fn a_report_that_cannot_be_written_leaves_the_one_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("cells"));

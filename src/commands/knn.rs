@@ -74,6 +74,12 @@ impl Evaluated {
             }
         }
         let own = self.train.is_none() && self.test.is_none();
+        // Kept before anything is printed, which may end the process, and printed whether or not it could be kept: a full
+        // disk takes no result away.
+        let recorded = match record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
+            true => scores::record(&self.checkpoint, source.checkpoint.state.step, &scores),
+            false => Ok(()),
+        };
         if self.json {
             println!("{}", serde_json::to_string_pretty(&scores)?);
         } else {
@@ -81,12 +87,7 @@ impl Evaluated {
             println!("{path}: {train} training and {test} test images");
             println!("{}", table(&scores));
         }
-        // Told first: a full disk takes no result away.
-        if record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
-            let step = source.checkpoint.state.step;
-            scores::record(&self.checkpoint, step, &scores)?;
-        }
-        Ok(())
+        recorded
     }
 }
 
