@@ -7,7 +7,7 @@ mod tally;
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 use bt_pipeline::Image;
@@ -52,6 +52,10 @@ pub struct Line {
     pub epoch: f64,
     /// Seconds since this process began to train.
     pub seconds: f64,
+    /// When the process that wrote the line opened the file, in Unix milliseconds: tells the processes of a run apart.
+    /// Absent in lines of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub began: Option<u64>,
     /// The loss, mean over the steps since the last line.
     pub loss: Option<f64>,
     /// The invariance term, likewise.
@@ -84,6 +88,17 @@ pub struct Line {
     pub diagnostics: Option<Diagnostics>,
 }
 
+impl Line {
+    /// Whether the process that wrote this line wrote `next` as well, the line after it. Of lines that do not say so, a
+    /// process begins where the seconds are fewer than before.
+    pub fn same_process(&self, next: &Line) -> bool {
+        match (self.began, next.began) {
+            (None, None) => self.seconds <= next.seconds,
+            (this, that) => this == that,
+        }
+    }
+}
+
 /// Writes the metrics file and keeps the progress line.
 pub struct Metrics {
     file: LineLog,
@@ -97,6 +112,8 @@ pub struct Metrics {
     steps: u64,
     steps_per_epoch: u64,
     begun: Instant,
+    /// See [`Line::began`].
+    began: Option<u64>,
     last: (Instant, Snapshot),
     /// When a line was last printed for a log.
     told: Instant,
@@ -148,6 +165,7 @@ impl Metrics {
             steps,
             steps_per_epoch,
             begun: Instant::now(),
+            began: unix_ms(),
             last: (Instant::now(), Snapshot::default()),
             told: Instant::now(),
             tally: Tally::default(),
@@ -220,7 +238,7 @@ impl Metrics {
         let seconds = self.begun.elapsed().as_secs_f64();
         let diagnostics = Some(found.thinned(SPECTRUM));
         self.event(|events| events.histogram(step, "embeddings/std", &found.std));
-        self.write(&Line { step, epoch, seconds, diagnostics, ..Line::default() })
+        self.write(Line { step, epoch, seconds, diagnostics, ..Line::default() })
     }
 
     /// Counts a step on `images` source images.
@@ -271,6 +289,7 @@ impl Metrics {
             step,
             epoch: step as f64 / self.steps_per_epoch as f64,
             seconds: self.begun.elapsed().as_secs_f64(),
+            began: None,
             loss: mean(sums.loss),
             invariance: mean(sums.invariance),
             redundancy: mean(sums.redundancy),
@@ -299,7 +318,7 @@ impl Metrics {
             self.say(&format!("step {step} of {}  {said}  rate {lr_weights:.2e}", self.steps));
         }
         self.bar.set_message(said);
-        self.write(&line)?;
+        self.write(line)?;
         self.last = (now, snapshot);
         Ok(())
     }
@@ -312,7 +331,7 @@ impl Metrics {
         let epoch = step as f64 / self.steps_per_epoch as f64;
         let seconds = self.begun.elapsed().as_secs_f64();
         self.say(&format!("epoch {epoch:.0}: kNN {:.1}%", accuracy * 100.0));
-        self.write(&Line { step, epoch, seconds, knn: Some(accuracy), ..Line::default() })?;
+        self.write(Line { step, epoch, seconds, knn: Some(accuracy), ..Line::default() })?;
         // The evaluation's time belongs to no step.
         self.last.0 += took;
         Ok(())
@@ -364,13 +383,14 @@ impl Metrics {
         self.batches.flush()
     }
 
-    fn write(&mut self, line: &Line) -> Result<()> {
-        let written = self.file.add(&serde_json::to_string(line)?);
+    fn write(&mut self, line: Line) -> Result<()> {
+        let line = Line { began: self.began, ..line };
+        let written = self.file.add(&serde_json::to_string(&line)?);
         self.note(written);
         if let Some(board) = &self.board {
-            board.line(line);
+            board.line(&line);
         }
-        self.event(|events| events.line(line));
+        self.event(|events| events.line(&line));
         Ok(())
     }
 
@@ -385,6 +405,12 @@ impl Metrics {
             Err(_) => {}
         }
     }
+}
+
+/// Milliseconds since 1970; none by a clock before that.
+fn unix_ms() -> Option<u64> {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
+    u64::try_from(since.as_millis()).ok()
 }
 
 fn share(part: Duration, whole: Duration) -> f64 {

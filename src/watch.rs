@@ -99,10 +99,10 @@ impl Folder {
         Ok(())
     }
 
-    /// The lines of the process that writes: each begins to count its seconds anew.
+    /// The lines of the process that writes.
     fn present(&self) -> &[Line] {
-        let fell = self.lines.windows(2).rposition(|two| two[1].seconds < two[0].seconds);
-        &self.lines[fell.map_or(0, |at| at + 1)..]
+        let last_of_another = self.lines.windows(2).rposition(|two| !two[0].same_process(&two[1]));
+        &self.lines[last_of_another.map_or(0, |at| at + 1)..]
     }
 
     fn last<T>(&self, value: impl FnMut(&Line) -> Option<T>) -> Option<T> {

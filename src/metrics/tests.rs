@@ -39,6 +39,10 @@ fn an_evaluation_between_two_lines_costs_no_images_and_the_last_step_has_a_line(
     assert!(rates.len() == 2 && rates.iter().all(|rate| *rate < 3400.0), "{rates:?}");
     let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
     assert_eq!(losses, [out.loss, out.loss]);
+    assert!(lines.windows(2).all(|two| two[0].same_process(&two[1])));
+    // A process that goes on and counts more seconds at once than the one before it had in all.
+    let slow = Line { seconds: 1e9, began: lines[0].began.map(|ms| ms + 1), ..Line::default() };
+    assert!(!lines.last().unwrap().same_process(&slow));
 }
 
 #[test]
@@ -58,6 +62,7 @@ fn a_bad_sample_is_listed_once_however_often_the_run_is_resumed() {
     let text = std::fs::read_to_string(dir.path().join(LEDGER_FILE)).unwrap();
     assert_eq!(text.lines().count(), 3, "{text}");
 }
+
 #[test]
 fn bytes_that_are_no_text_hide_no_lines() {
     let dir = tempfile::tempdir().unwrap();

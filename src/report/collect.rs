@@ -43,9 +43,9 @@ pub fn from_run(dir: &Path) -> Result<Report> {
     })
 }
 
-/// Seconds of each process that took part in a run: one begins where the lines begin to count anew.
+/// Seconds of each process that took part in a run.
 fn seconds_by_process(lines: &[Line]) -> Vec<f64> {
-    let processes = lines.chunk_by(|a, b| a.seconds <= b.seconds);
+    let processes = lines.chunk_by(Line::same_process);
     processes.filter_map(|lines| Some(lines.last()?.seconds)).collect()
 }
 
@@ -175,8 +175,17 @@ mod tests {
         let time = ("training time".to_owned(), "1 min 35 s in 2 processes".to_owned());
         assert!(report.facts.contains(&time), "{:?}", report.facts);
         assert!(report.times[0].title.contains("the last process"));
+        // Processes that say when they began are told apart whatever they count.
+        let line = |step: u64, seconds: f64, began: u64| {
+            line(step, seconds).replace('}', &format!(",\"began\":{began}}}"))
+        };
+        let lines = [line(1, 5.0, 100), line(2, 20.0, 2000), line(3, 50.0, 3000)].concat();
+        put(metrics::METRICS_FILE, &lines);
+        let report = from_run(dir.path()).unwrap();
+        let time = ("training time".to_owned(), "1 min 15 s in 3 processes".to_owned());
+        assert!(report.facts.contains(&time), "{:?}", report.facts);
         // A process of its own has no need of that.
-        put(metrics::METRICS_FILE, &line(4, 25.0));
+        put(metrics::METRICS_FILE, &line(4, 25.0, 100));
         let report = from_run(dir.path()).unwrap();
         assert!(report.facts.contains(&("training time".to_owned(), "26.0 s".to_owned())));
     }
