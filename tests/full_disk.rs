@@ -33,6 +33,14 @@ fn on_small_disk(folder: &Path, kib: u32, script: &str, command: &Command) -> Op
     }
 }
 
+/// Runs `command` with a limit on the size of files, whose excess is an error of the write: it stands in for a disk that is
+/// full before a larger file is written.
+fn with_small_files(kib: u32, command: &Command) -> Output {
+    let mut limited = Command::new("bash");
+    limited.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "bash"]);
+    limited.arg(command.get_program()).args(command.get_args()).output().unwrap()
+}
+
 fn said(output: &Output) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
@@ -117,6 +125,21 @@ fn an_evaluation_that_cannot_be_printed_is_kept_and_one_that_cannot_be_kept_is_p
 }
 
 #[test]
+fn numbers_that_are_not_finite_are_what_ended_the_run_also_on_a_full_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut command = tiny_run(&shards, &dir);
+    for setting in ["optim.lr_weights=1e37", "optim.warmup_epochs=0", "train.on_nan=stop"] {
+        command.args(["--set", setting]);
+    }
+    let output = with_small_files(200, &command);
+    let text = said(&output);
+    assert_eq!(output.status.code(), Some(3), "{text}");
+    assert!(text.contains("warning: cannot write the checkpoint"), "{text}");
+    assert!(text.lines().last().unwrap().contains("at step 2"), "{text}");
+}
+
+#[test]
 fn a_report_that_cannot_be_written_leaves_the_one_before_it() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("cells"));
@@ -133,12 +156,7 @@ fn a_report_that_cannot_be_written_leaves_the_one_before_it() {
     assert!(output.status.success(), "{}", said(&output));
     let page = std::fs::read(dir.join("study.html")).unwrap();
     assert!(page.len() > 4096, "{} bytes", page.len());
-    // A limit on the size of files, whose excess is an error of the write, stands in for a disk
-    // that is full before the page is written.
-    let mut limited = Command::new("bash");
-    limited.args(["-c", "trap '' XFSZ; ulimit -f 4; exec \"$@\"", "bash"]);
-    limited.arg(command().get_program()).args(command().get_args());
-    let line = complaint(&limited.output().unwrap());
+    let line = complaint(&with_small_files(4, &command()));
     assert!(line.contains("study.html") && line.contains("File too large"), "{line}");
     assert_eq!(std::fs::read(dir.join("study.html")).unwrap(), page);
     let parts = std::fs::read_dir(&dir).unwrap().flatten();

@@ -84,7 +84,14 @@ impl Run {
         if config.train.on_nan == OnNan::Stop || self.rewinds == MOST_REWINDS {
             // A step so large that it left no number behind is not worth a file.
             let before = match self.learner.bad_weight()? {
-                None => Some(self.save_aside(config)?),
+                None => match self.save_aside(config) {
+                    Ok(path) => Some(path),
+                    // What ended the run is told, not that the disk is full beside it.
+                    Err(error) => {
+                        self.metrics.say(&format!("warning: {error:#}"));
+                        None
+                    }
+                },
                 Some(_) => None,
             };
             bail!(self.diverged(config, cause, step, true, before));
