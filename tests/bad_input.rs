@@ -290,3 +290,37 @@ fn an_import_into_a_folder_that_holds_a_run() {
         says(&line, &["already holds a run"]);
     }
 }
+
+#[test]
+fn a_pytorch_file_that_torch_never_wrote() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("weights.pth");
+    // {"conv1.weight": torch._utils._rebuild_tensor_v2()}
+    let pickle = b"\x80\x02}X\x0c\x00\x00\x00conv1.weightctorch._utils\n_rebuild_tensor_v2\n)Rs.";
+    std::fs::write(&file, zip_of("a/data.pkl", pickle)).unwrap();
+    let line = complaint(bt_stream().arg("import").arg(&file).arg(dir.path().join("run")));
+    says(&line, &["weights.pth", "not a PyTorch file that this program can read"]);
+}
+
+/// A zip file with one file in it, stored as it is.
+fn zip_of(name: &str, data: &[u8]) -> Vec<u8> {
+    let crc = !data.iter().fold(!0u32, |crc, byte| {
+        let shift = |crc: u32, _| (crc >> 1) ^ (0xedb8_8320 & (crc & 1).wrapping_neg());
+        (0..8).fold(crc ^ u32::from(*byte), shift)
+    });
+    let (len, name_len) = (data.len() as u32, name.len() as u16);
+    // Version 2.0, no flags, stored, 1980-01-01, checksum, both sizes, lengths of the name and of what follows it.
+    let mut described = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
+    [crc, len, len].iter().for_each(|word| described.extend(word.to_le_bytes()));
+    described.extend(name_len.to_le_bytes());
+    described.extend([0; 2]);
+    let mut out = [&b"PK\x03\x04"[..], &described, name.as_bytes(), data].concat();
+    let directory_at = out.len() as u32;
+    let entry = [&b"PK\x01\x02\x14\x00"[..], &described, &[0; 14], name.as_bytes()].concat();
+    out.extend(&entry);
+    out.extend(b"PK\x05\x06\x00\x00\x00\x00\x01\x00\x01\x00");
+    out.extend((entry.len() as u32).to_le_bytes());
+    out.extend(directory_at.to_le_bytes());
+    out.extend([0; 2]);
+    out
+}

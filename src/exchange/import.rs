@@ -1,7 +1,9 @@
 //! Weights that torchvision, timm, or other programs for self-supervised learning saved, as a network of ours.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -22,19 +24,33 @@ pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
     if !matches!(extension, Some("pth" | "pt" | "bin" | "ckpt" | "tar")) {
         return candle_core::safetensors::load(path, &Device::Cpu).with_context(context);
     }
-    let bare = candle_core::pickle::read_all(path);
+    let bare = guarded(|| candle_core::pickle::read_all(path));
     if let Ok(tensors) = &bare
         && tensors.iter().any(|(name, _)| name.ends_with(STEM))
     {
         return Ok(bare.with_context(context)?.into_iter().collect());
     }
     for wrapper in WRAPPERS {
-        match candle_core::pickle::read_all_with_key(path, Some(wrapper)) {
+        match guarded(|| candle_core::pickle::read_all_with_key(path, Some(wrapper))) {
             Ok(tensors) if !tensors.is_empty() => return Ok(tensors.into_iter().collect()),
             _ => {}
         }
     }
     Ok(bare.with_context(context)?.into_iter().collect())
+}
+
+/// Runs candle's reader of pickles, which panics on some that `torch.save` never wrote: an error like any other, without the
+/// panic's own words.
+fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<T> {
+    // The hook is the process's. Two who take it at once would each leave what the other put there.
+    static HOOK: Mutex<()> = Mutex::new(());
+    let _one_at_a_time = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| ()));
+    // What a panic leaves behind is dropped here.
+    let outcome = catch_unwind(AssertUnwindSafe(read));
+    std::panic::set_hook(usual);
+    outcome.unwrap_or_else(|_| candle_core::bail!("not a PyTorch file that this program can read"))
 }
 
 /// The tensor that a backbone begins with.
