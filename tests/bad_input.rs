@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -9,6 +10,7 @@ use bt_pipeline::Image;
 use bt_pipeline::shard::{Limits, PackOptions, open_source, pack};
 use bt_pipeline::synth;
 use bt_stream::metrics::LEDGER_FILE;
+use candle_core::{DType, Device, Tensor};
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
 /// The one line of a command that fails.
@@ -300,6 +302,23 @@ fn a_pytorch_file_that_torch_never_wrote() {
     std::fs::write(&file, zip_of("a/data.pkl", pickle)).unwrap();
     let line = complaint(bt_stream().arg("import").arg(&file).arg(dir.path().join("run")));
     says(&line, &["weights.pth", "not a PyTorch file that this program can read"]);
+}
+
+#[test]
+fn a_backbone_wider_than_any_that_was_ever_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("wide.safetensors");
+    let tensor = |shape: &[usize]| Tensor::zeros(shape, DType::U8, &Device::Cpu).unwrap();
+    let mut tensors: HashMap<String, Tensor> = (1..=4)
+        .flat_map(|layer| [0, 1].map(|block| format!("layer{layer}.{block}.conv1.weight")))
+        .map(|name| (name, tensor(&[1])))
+        .collect();
+    tensors.insert("conv1.weight".into(), tensor(&[20_000, 3, 3, 3]));
+    candle_core::safetensors::save(&tensors, &file).unwrap();
+    let run = dir.path().join("run");
+    let line = complaint(bt_stream().arg("import").arg(&file).arg(&run));
+    says(&line, &["cannot import", "wide.safetensors", "model.width", "20000"]);
+    assert!(!run.exists());
 }
 
 /// A zip file with one file in it, stored as it is.
