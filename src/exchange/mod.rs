@@ -50,25 +50,26 @@ impl Format {
     /// Writes `checkpoint`'s backbone to `out`, and its card; returns the files written.
     ///
     /// # Errors
-    /// A checkpoint that cannot be read, a network that the format has no name for, a disk that
+    /// A checkpoint that cannot be read, a network that the format has no name for, a name that is the card's, a disk that
     /// cannot be written.
     pub fn export(self, checkpoint: &Checkpoint, out: &Path) -> Result<Vec<PathBuf>> {
+        let card = match self {
+            Self::Torchvision | Self::Onnx => out.with_extension("json"),
+            Self::Timm => out.join("card.json"),
+        };
+        if card == out {
+            bail!(Misconfigured(format!(
+                "{} is where the card goes, the weights need another name: .safetensors or .onnx",
+                out.display()
+            )));
+        }
         let mut net = checkpoint.network(&candle_core::Device::Cpu)?;
         let config = &checkpoint.state.config;
-        let card = match self {
-            Self::Torchvision => {
-                export_safetensors(&mut net, out)?;
-                out.with_extension("json")
-            }
-            Self::Onnx => {
-                export_onnx(&mut net, out)?;
-                out.with_extension("json")
-            }
-            Self::Timm => {
-                export_timm(&mut net, config, out)?;
-                out.join("card.json")
-            }
-        };
+        match self {
+            Self::Torchvision => export_safetensors(&mut net, out)?,
+            Self::Onnx => export_onnx(&mut net, out)?,
+            Self::Timm => export_timm(&mut net, config, out)?,
+        }
         let text = serde_json::to_vec_pretty(&card::Card::of(checkpoint)?)?;
         write_atomically(&card, &text)?;
         Ok(match self {

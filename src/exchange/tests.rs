@@ -1,10 +1,12 @@
 use std::collections::HashMap;
 
+use bt_pipeline::Position;
 use candle_core::Device;
 use prost::Message;
 
 use super::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use super::*;
+use crate::checkpoint::State;
 use crate::learner::Learner;
 use crate::model::Arch;
 
@@ -231,6 +233,16 @@ fn timm_gets_only_networks_that_it_has_under_their_name() {
     let error = export_timm(&mut net, &RunConfig::default(), dir.path()).unwrap_err().to_string();
     assert!(error.contains("width 2") && error.contains("--format"), "{error}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn the_card_does_not_take_the_weights_place() {
+    let state = State::new(0, Position::default(), 0, &RunConfig::default());
+    let checkpoint = Checkpoint { path: "step-0000000000".into(), state };
+    for format in [Format::Torchvision, Format::Onnx] {
+        let error = format.export(&checkpoint, Path::new("weights.json")).unwrap_err();
+        assert!(error.is::<Misconfigured>() && error.to_string().contains("the card"), "{error}");
+    }
 }
 
 #[test]
