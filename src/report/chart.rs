@@ -45,6 +45,13 @@ const BOTTOM: f64 = 36.0;
 /// as wide has pixels.
 const COLUMNS: f64 = 2.0 * (WIDTH - LEFT - RIGHT);
 
+/// The least and the largest magnitudes that an axis ends at: spans and steps between them are numbers, too.
+const LEAST: f64 = 1e-300;
+const MOST: f64 = 1e300;
+
+/// Powers of ten that have a tick on a logarithmic axis at most.
+const MOST_POWERS: usize = 15;
+
 /// The range of an axis and how values lie on it.
 struct Axis {
     low: f64,
@@ -229,12 +236,16 @@ impl Axis {
         if low > high {
             return None;
         }
-        Some(if log { Axis::log(low, high) } else { Axis::linear(low, high) })
+        Some(if log {
+            Axis::log(low.clamp(LEAST, MOST), high.clamp(LEAST, MOST))
+        } else {
+            Axis::linear(low.clamp(-MOST, MOST), high.clamp(-MOST, MOST))
+        })
     }
 
     /// About five steps of 1, 2 or 5 times a power of ten.
     fn linear(low: f64, high: f64) -> Axis {
-        let span = if high > low { high - low } else { high.abs().max(1.0) };
+        let span = if high - low > LEAST { high - low } else { high.abs().max(1.0) };
         let power = 10f64.powf((span / 5.0).log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|s| span / s <= 5.5);
         let step = step.unwrap_or(power);
@@ -244,7 +255,8 @@ impl Axis {
         Axis { low: first as f64 * step, high: last as f64 * step, log: false, ticks }
     }
 
-    /// Ticks at 1, 2 and 5 times powers of ten, or at powers alone when there are many.
+    /// Ticks at 1, 2 and 5 times powers of ten, or at powers alone when there are many; at even steps where fewer than two
+    /// of these lie on the axis.
     fn log(low: f64, high: f64) -> Axis {
         let (low, high) = (low / 1.08, high * 1.08);
         let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;
@@ -253,14 +265,28 @@ impl Axis {
             .filter(|tick| (low..=high).contains(tick))
             .collect();
         let round = |tick: &f64| (tick.log10() - tick.log10().round()).abs() < 1e-9;
-        let few: Vec<f64> = all.iter().copied().filter(round).collect();
-        Axis { low, high, log: true, ticks: if all.len() > 7 { few } else { all } }
+        let ticks = match all.len() {
+            0 | 1 => {
+                let even = Axis::linear(low, high).ticks.into_iter();
+                even.filter(|tick| (low..=high).contains(tick)).collect()
+            }
+            2..=7 => all,
+            _ => {
+                let few: Vec<f64> = all.into_iter().filter(round).collect();
+                let each = few.len().div_ceil(MOST_POWERS);
+                few.into_iter().step_by(each).collect()
+            }
+        };
+        Axis { low, high, log: true, ticks }
     }
 
     /// Where `value` lies between the axis' ends, 0 to 1.
     fn share(&self, value: f64) -> f64 {
         let place = |v: f64| if self.log { v.ln() } else { v };
-        (place(value) - place(self.low)) / (place(self.high) - place(self.low)).max(1e-300)
+        let length = (place(self.high) - place(self.low)).max(LEAST);
+        let share = (place(value) - place(self.low)) / length;
+        // What lies beyond `LEAST` and `MOST` is drawn at the edge.
+        share.clamp(0.0, 1.0)
     }
 }
 
@@ -364,6 +390,24 @@ mod tests {
         );
         let axis = Axis::log(40.0, 260.0);
         assert_eq!(axis.ticks, [50.0, 100.0, 200.0]);
+        // Between 50 and 100 there is none of them.
+        assert_eq!(Axis::log(56.0, 86.6).ticks, [60.0, 70.0, 80.0, 90.0]);
+        assert!(Axis::log(5.0, 5.0).ticks.len() >= 2);
+    }
+
+    #[test]
+    fn numbers_at_the_ends_of_what_there_is_have_a_drawing() {
+        let least = f64::from_bits(1);
+        for ends in [[0.0, least], [least, 1.7e308], [1.7e308; 2], [-1.7e308, 1.7e308], [least; 2]]
+        {
+            for log_y in [false, true] {
+                let points = vec![(ends[0], ends[0]), (ends[1], ends[1]), (f64::MAX, ends[1])];
+                let chart = Chart { log_x: log_y, ..chart(points, log_y) };
+                let svg = chart.svg();
+                assert!(svg.len() < 20_000, "{ends:?}: {} bytes", svg.len());
+                assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
+            }
+        }
     }
 
     #[test]
