@@ -29,7 +29,7 @@ pub use folder::{any, clean, list, newest_step, set_aside_after};
 pub use state::State;
 use state::{FORMAT, FileSum, seal_of, sum_of};
 
-use crate::files::sync_folder;
+use crate::files::{parent, sync_folder};
 use crate::model::TwinNet;
 
 /// Folder of the checkpoints in a run's folder.
@@ -96,7 +96,7 @@ impl Checkpoint {
 
     /// Whether no checkpoint of its run is later.
     pub fn is_newest(&self) -> bool {
-        let later = list(self.path.parent().unwrap_or(Path::new(".")));
+        let later = list(parent(&self.path));
         later
             .ok()
             .and_then(|mut all| all.pop())
@@ -152,7 +152,7 @@ pub fn save_aside(run: &Path, state: State, tensors: Tensors) -> Result<PathBuf>
 }
 
 fn write(target: PathBuf, mut state: State, tensors: Tensors) -> Result<PathBuf> {
-    let folder = target.parent().unwrap_or(Path::new("."));
+    let folder = parent(&target);
     let write = || -> Result<()> {
         fs::create_dir_all(folder)?;
         let temporary = tempfile::Builder::new()
@@ -217,12 +217,30 @@ pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
 /// When there is none, or it is damaged.
 pub fn find(path: &Path) -> Result<Checkpoint> {
     if path.join(STATE).exists() {
-        return open(path);
+        return match path.file_name() {
+            Some(_) => open(path),
+            // `.`, and its name tells the step.
+            None => open(&path.canonicalize().with_context(|| path.display().to_string())?),
+        };
     }
     let found = latest(path, |text| tracing::warn!("{text}"))?;
     found.with_context(|| {
         format!("{} holds no checkpoint: expected a run's folder or a checkpoint's", path.display())
     })
+}
+
+/// The run's folder that holds the checkpoint at `path`: RUN of RUN/checkpoints/step-N, however much of it `path` names.
+/// `None` where there is no such folder.
+pub fn run_of(path: &Path) -> Option<PathBuf> {
+    let whole = match path.file_name() {
+        Some(_) => path.to_owned(),
+        None => path.canonicalize().ok()?,
+    };
+    let folder = parent(&whole);
+    match folder.file_name() {
+        Some(_) => Some(parent(folder).to_owned()),
+        None => folder.canonicalize().ok()?.parent().map(Path::to_owned),
+    }
 }
 
 fn is_denied(error: &anyhow::Error) -> bool {

@@ -287,6 +287,45 @@ fn a_run_goes_on_from_an_earlier_checkpoint_and_sets_the_later_ones_aside() {
 }
 
 #[test]
+fn a_checkpoint_is_a_runs_from_wherever_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut command = tiny_run(&shards, &dir);
+    command.args(["--epochs", "1", "--set", "eval.knn_every=1"]).arg("--val").arg(&shards);
+    assert!(command.output().unwrap().status.success());
+    let checkpoints = dir.join(checkpoint::FOLDER);
+    let (last, earlier) = ("step-0000000006", "step-0000000004");
+    for (place, name) in [(&dir, "checkpoints/step-0000000006"), (&checkpoints, last)] {
+        let card = folder.path().join("backbone.json");
+        let mut command = common::bt_stream();
+        command.arg("export").arg(name).arg(card.with_extension("safetensors"));
+        assert!(command.current_dir(place).output().unwrap().status.success());
+        let card: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(&card).unwrap()).unwrap();
+        assert!(card["accuracy"]["knn_in_training"].is_f64(), "{card}");
+    }
+    let places = [
+        (dir.clone(), "checkpoints/step-0000000004"),
+        (checkpoints.clone(), earlier),
+        (checkpoints.join(earlier), "."),
+    ];
+    for (place, name) in places {
+        let mut command = common::bt_stream();
+        command.args(["train", "--resume-from", name]).current_dir(&place);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {said}", place.display());
+        assert!(checkpoints.join(last).exists());
+    }
+    // The newest one is no earlier one: nothing is set aside.
+    let before = std::fs::read_dir(&checkpoints).unwrap().count();
+    let mut command = common::bt_stream();
+    command.args(["train", "--resume-from", last]).current_dir(&checkpoints);
+    assert!(command.output().unwrap().status.success());
+    assert_eq!(std::fs::read_dir(&checkpoints).unwrap().count(), before);
+}
+
+#[test]
 fn a_finished_run_that_is_asked_for_nothing_more_stays_as_it_is() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));

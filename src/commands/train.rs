@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use super::{CacheArgs, ConfigSource, TraceArgs, flag, path_flag, text_flag};
+use crate::checkpoint;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::metrics::LEDGER_FILE;
 use crate::optim::{OptimConfig, OptimizerKind};
@@ -73,8 +74,8 @@ impl TrainArgs {
     fn config(&self) -> Result<RunConfig> {
         let mut source = self.source.clone();
         // RUN/checkpoints/step-N names its run, too.
-        let run = self.resume_from.as_ref().and_then(|path| path.parent()?.parent());
-        let folder = self.dir.clone().or(run.map(Path::to_owned));
+        let run = self.resume_from.as_deref().and_then(checkpoint::run_of);
+        let folder = self.dir.clone().or(run);
         if !matches!(self.from(), From::Start) && source.config.is_none() {
             let Some(dir) = &folder else {
                 bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::metrics;
 use crate::report::{Score, scores};
@@ -119,15 +119,14 @@ impl Card {
 /// checkpoint lies elsewhere.
 fn accuracy(checkpoint: &Checkpoint) -> Accuracy {
     let step = checkpoint.state.step;
-    let folder = checkpoint.path.parent();
-    let run = folder.and_then(|folder| folder.parent());
-    let lines = run.and_then(|run| metrics::read(run).ok()).unwrap_or_default();
+    let run = checkpoint::run_of(&checkpoint.path);
+    let lines = run.as_deref().and_then(|run| metrics::read(run).ok()).unwrap_or_default();
     Accuracy {
         knn_in_training: lines
             .iter()
             .filter(|line| line.step <= step)
             .filter_map(|line| line.knn)
             .next_back(),
-        evaluation: run.map_or_else(Vec::new, |run| scores::of_step(run, step)),
+        evaluation: run.map_or_else(Vec::new, |run| scores::of_step(&run, step)),
     }
 }

@@ -21,6 +21,7 @@ use crate::data::open_set;
 use crate::eval::OnlineProbe;
 use crate::eval::encode::same_classes;
 use crate::exchange::import;
+use crate::files::parent;
 use crate::learner::Learner;
 use crate::loss::LossOutput;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics};
@@ -331,7 +332,7 @@ pub(crate) fn start_from(
 /// The checkpoint at `path`, which must be one of the run in `dir`.
 fn of_this_run(path: &Path, dir: &Path) -> Result<Checkpoint> {
     let found = checkpoint::find(path)?;
-    let folder = found.path.parent().and_then(|folder| folder.canonicalize().ok());
+    let folder = parent(&found.path).canonicalize().ok();
     if folder.is_none() || folder != dir.join(checkpoint::FOLDER).canonicalize().ok() {
         bail!(
             "{} is no checkpoint of the run in {}: another run's weights are taken by train.init",
