@@ -407,3 +407,53 @@ fn metrics_of_steps_that_are_lost_are_set_aside() {
     assert_eq!(again.status.code(), Some(1), "{}", String::from_utf8_lossy(&again.stderr));
     assert_eq!(read("metrics.jsonl"), all);
 }
+
+/// A run of no step in `dir`, of the backbone in `file`.
+fn imported(file: &Path, dir: &Path) {
+    let mut command = common::bt_stream();
+    command.arg("import").arg(file).arg(dir).args(["--set", "model.projector=32-32"]);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
+fn an_imported_run_begins_as_it_is_told_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, place) = (tiny_shards(folder.path()), |name: &str| folder.path().join(name));
+    let backbone = |name: &str, seed: &str| {
+        let (run, file) = (place(name), place(name).with_extension("safetensors"));
+        let train = tiny_run(&shards, &run).args(["--epochs", "1", "--seed", seed]).output();
+        assert!(train.unwrap().status.success());
+        let exported = common::bt_stream().arg("export").arg(&run).arg(&file).output().unwrap();
+        assert!(exported.status.success());
+        file
+    };
+    let (one, other) = (backbone("one", "1"), backbone("other", "2"));
+    let resumed = |name: &str, more: &[&str]| {
+        imported(&one, &place(name));
+        let mut command = tiny_run(&shards, &place(name));
+        command.args(["--resume", "--epochs", "1"]).args(more);
+        let output = command.output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    // Another backbone: as a run that begins with it.
+    let init = ["--init", other.to_str().unwrap()];
+    let said = resumed("again", &init);
+    assert!(said.contains("takes the place of the checkpoint's backbone"), "{said}");
+    let fresh = tiny_run(&shards, &place("fresh")).args(["--epochs", "1"]).args(init).output();
+    assert!(fresh.unwrap().status.success());
+    assert!(newest_weights(&place("again")) == newest_weights(&place("fresh")));
+    // Another method, which wants a predictor and a teacher.
+    resumed("byol", &["--set", "method=byol"]);
+    let fresh = tiny_run(&shards, &place("fresh-byol"))
+        .args(["--epochs", "1", "--set", "method=byol", "--init"])
+        .arg(&one)
+        .output();
+    assert!(fresh.unwrap().status.success());
+    assert!(newest_weights(&place("byol")) == newest_weights(&place("fresh-byol")));
+    // Another seed.
+    let said = resumed("seeded", &["--seed", "7"]);
+    assert!(said.contains("warning: train.seed = 7") && said.contains("train.seed = 0"), "{said}");
+}

@@ -86,7 +86,7 @@ impl Run {
         let (step, position) = match &found {
             Some(found) => {
                 check_unchanged(found, config, &loader, &fingerprint)?;
-                restore(found, &mut learner, &mut *optimizer, probe.as_mut())?
+                restore(found, config, &mut learner, &mut *optimizer, probe.as_mut())?
             }
             None => {
                 start_from(&config.train.init, |tensors| learner.start_from(tensors))?;
@@ -117,7 +117,7 @@ impl Run {
         if step < steps {
             let parameters = learner.params().iter().map(|param| param.len() as u64).sum();
             let cpu = device.is_cpu().then_some(parameters);
-            for text in warnings(config, state.filter(|_| step > 0), cpu)? {
+            for text in warnings(config, state, cpu)? {
                 metrics.say(&text);
             }
         }

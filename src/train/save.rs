@@ -8,7 +8,7 @@ use bt_pipeline::{Loader, Position, ShardSet};
 
 use super::clock::Clock;
 use super::refuse::Diverged;
-use super::run::Run;
+use super::run::{Run, start_from};
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};
 use crate::eval::OnlineProbe;
@@ -229,16 +229,28 @@ fn different(was: Vec<(String, String)>, is: Vec<(String, String)>) -> Option<(S
     Some((format!("{} = {}", was.0, was.1), is.1))
 }
 
-/// Puts a checkpoint's state into the network and the optimizer.
+/// Puts a checkpoint's state into the network and the optimizer. One of no step (`bt-stream import`) gives what a run begins
+/// with: another `train.init`, or another method than it was made for, is taken up as by a run that begins.
 pub(super) fn restore(
     found: &Checkpoint,
+    config: &RunConfig,
     learner: &mut Learner,
     optimizer: &mut dyn Optimizer,
     probe: Option<&mut OnlineProbe>,
 ) -> Result<(u64, Position)> {
     let context = || format!("{} does not fit this configuration", found.path.display());
     learner.net().load_state_dict(&found.weights()?).with_context(context)?;
-    learner.load_state(found.method()?).with_context(context)?;
+    let (saved, begins) = (&found.state.config, found.state.step == 0);
+    if begins && (saved.method.0 != config.method.0 || saved.loss != config.loss) {
+        // Predictor and queue stay new ones, the teacher becomes a copy of the network.
+        let backbone = learner.net().backbone_state_dict()?.into_iter().collect();
+        learner.start_from(&backbone).with_context(context)?;
+    } else {
+        learner.load_state(found.method()?).with_context(context)?;
+    }
+    if begins && saved.train.init != config.train.init {
+        start_from(&config.train.init, |tensors| learner.start_from(tensors))?;
+    }
     optimizer.load_state(&found.optimizer()?).with_context(context)?;
     if let Some(probe) = probe {
         // A run that did without one so far may take one up.

@@ -35,18 +35,10 @@ pub(super) fn warnings(
     parameters: Option<u64>,
 ) -> Result<Vec<String>> {
     let mut all = Vec::new();
-    if let Some(found) = found {
-        let changed = changed(&found.config, config)?;
-        if !changed.is_empty() {
-            all.push(format!("warning: goes on with other settings: {}", changed.join(", ")));
-        }
-        let (was, is) = (&found.config.train.init, &config.train.init);
-        if was != is {
-            let init = is.display();
-            all.push(format!(
-                "warning: train.init = \"{init}\" is not read: the run goes on from its checkpoint"
-            ));
-        }
+    match found {
+        Some(found) if found.step == 0 => all.extend(other_beginning(&found.config, config)),
+        Some(found) => all.extend(other_settings(&found.config, config)?),
+        None => {}
     }
     all.extend(config.idle()?.into_iter().map(|said| format!("warning: {said}")));
     let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
@@ -57,6 +49,40 @@ pub(super) fn warnings(
     }
     if let Some(parameters) = parameters {
         all.extend(memory(config, config.views.views()?[0].out_size(), parameters));
+    }
+    Ok(all)
+}
+
+/// What is said where a run that has no step yet begins otherwise than its checkpoint was made for.
+fn other_beginning(saved: &RunConfig, now: &RunConfig) -> Vec<String> {
+    let mut all = Vec::new();
+    let (was, is) = (&saved.train.init, &now.train.init);
+    if was != is && !is.as_os_str().is_empty() {
+        let init = is.display();
+        all.push(format!("train.init = \"{init}\" takes the place of the checkpoint's backbone"));
+    }
+    let (was, is) = (saved.train.seed, now.train.seed);
+    if was != is {
+        all.push(format!(
+            "warning: train.seed = {is} decides order and views; the checkpoint's weights were made with train.seed = {was}"
+        ));
+    }
+    all
+}
+
+/// What is said where a run that has steps goes on otherwise than it did.
+fn other_settings(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
+    let mut all = Vec::new();
+    let changed = changed(saved, now)?;
+    if !changed.is_empty() {
+        all.push(format!("warning: goes on with other settings: {}", changed.join(", ")));
+    }
+    let (was, is) = (&saved.train.init, &now.train.init);
+    if was != is {
+        let init = is.display();
+        all.push(format!(
+            "warning: train.init = \"{init}\" is not read: the run goes on from its checkpoint"
+        ));
     }
     Ok(all)
 }
