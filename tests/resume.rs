@@ -456,4 +456,12 @@ fn an_imported_run_begins_as_it_is_told_to() {
     // Another seed.
     let said = resumed("seeded", &["--seed", "7"]);
     assert!(said.contains("warning: train.seed = 7") && said.contains("train.seed = 0"), "{said}");
+    // Its later checkpoints are lost: there still is one.
+    let checkpoints = place("seeded").join(checkpoint::FOLDER);
+    for lost in ["step-0000000004", "step-0000000006"] {
+        std::fs::remove_dir_all(checkpoints.join(lost)).unwrap();
+    }
+    let output = tiny_run(&shards, &place("seeded")).args(["--resume", "--epochs", "1"]).output();
+    let said = String::from_utf8(output.unwrap().stderr).unwrap();
+    assert!(said.contains("warning: the checkpoint has no step yet"), "{said}");
 }

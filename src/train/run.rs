@@ -106,7 +106,8 @@ impl Run {
         let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
         let earlier = chosen && !found.as_ref().is_some_and(Checkpoint::is_newest);
         let length = [steps, steps_per_epoch];
-        let metrics = begin(config, step, length, earlier, watch, board.clone())?;
+        let metrics =
+            begin(config, step, length, [found.is_none(), earlier], watch, board.clone())?;
         let state = found.as_ref().map(|found| &found.state);
         let tally = state.map(|state| state.tally.clone()).unwrap_or_default();
         let rewinds = state.map_or(0, |state| state.rewinds);
@@ -223,12 +224,12 @@ impl From {
 }
 
 /// Begins to change the run's folder: nothing in it tells of steps after `step` any more, where some are
-/// to be done, or where the run goes on from an `earlier` checkpoint than its newest.
+/// to be done, or where the run goes on from an `earlier` checkpoint than its newest; `anew` where it has none.
 fn begin(
     config: &RunConfig,
     step: u64,
     [steps, steps_per_epoch]: [u64; 2],
-    earlier: bool,
+    [anew, earlier]: [bool; 2],
     watch: &Watch,
     board: Option<Arc<Board>>,
 ) -> Result<Metrics> {
@@ -250,9 +251,10 @@ fn begin(
     let events = events.transpose()?;
     let metrics = Metrics::open(dir, step, steps, steps_per_epoch, config.train.log_every)?;
     let metrics = metrics.shown(events, board).named(&watch.name);
-    if aside > 0 && step == 0 {
+    if aside > 0 && step == 0 && !earlier {
+        let why = if anew { "there is no checkpoint" } else { "the checkpoint has no step yet" };
         metrics.say(&format!(
-            "warning: there is no checkpoint: the run begins anew; {aside} lines of metrics until now are in {ASIDE_METRICS_FILE}"
+            "warning: {why}: the run begins anew; {aside} lines of metrics until now are in {ASIDE_METRICS_FILE}"
         ));
     }
     Ok(metrics)
