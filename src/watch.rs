@@ -36,6 +36,8 @@ type Curve = (&'static str, Marker, Figure);
 pub struct Folder {
     dir: PathBuf,
     config: RunConfig,
+    /// Which file the configuration was read from: device, number and when it was written.
+    config_file: Option<(u64, u64, Option<SystemTime>)>,
     lines: Vec<Line>,
     /// Which file the metrics were read from: device and number.
     file: Option<(u64, u64)>,
@@ -54,11 +56,14 @@ impl Folder {
     /// # Errors
     /// A folder that holds no run.
     pub fn open(dir: &Path) -> Result<Self> {
-        let config = RunConfig::load(Some(&dir.join(CONFIG_FILE)), &[])
+        let path = dir.join(CONFIG_FILE);
+        let config_file = config_file(&path);
+        let config = RunConfig::load(Some(&path), &[])
             .with_context(|| format!("{} is no run's folder", dir.display()))?;
         let mut folder = Folder {
             dir: dir.to_path_buf(),
             config,
+            config_file,
             lines: Vec::new(),
             file: None,
             read: 0,
@@ -75,6 +80,7 @@ impl Folder {
     /// # Errors
     /// Files that cannot be read.
     pub fn poll(&mut self) -> Result<()> {
+        self.reload_config();
         let path = self.dir.join(METRICS_FILE);
         if let Ok(mut file) = File::open(&path) {
             let context = || path.display().to_string();
@@ -97,6 +103,17 @@ impl Folder {
         let last = self.lines.iter().map(|line| line.step).max().unwrap_or(0);
         self.summary = Summary::read(&self.dir).filter(|summary| summary.steps >= last);
         Ok(())
+    }
+
+    /// Takes up the configuration of a run that goes on with another one. One that cannot be read changes nothing.
+    fn reload_config(&mut self) {
+        let path = self.dir.join(CONFIG_FILE);
+        let now = config_file(&path);
+        if now != self.config_file
+            && let Ok(config) = RunConfig::load(Some(&path), &[])
+        {
+            (self.config, self.config_file) = (config, now);
+        }
     }
 
     /// The lines of the process that writes.
@@ -284,6 +301,12 @@ impl Folder {
     }
 }
 
+/// What changes when a configuration is replaced.
+fn config_file(path: &Path) -> Option<(u64, u64, Option<SystemTime>)> {
+    let meta = path.metadata().ok()?;
+    Some((meta.dev(), meta.ino(), meta.modified().ok()))
+}
+
 /// Rows that `text` takes where its lines are broken between words at `width`.
 fn rows(text: &str, width: usize) -> usize {
     let of_line = |line: &str| {
@@ -389,7 +412,8 @@ mod tests {
             train: crate::config::TrainConfig { epochs: 4, ..Default::default() },
             ..Default::default()
         };
-        std::fs::write(dir.path().join(CONFIG_FILE), config.to_toml().unwrap()).unwrap();
+        let config_of_four = config.to_toml().unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE), &config_of_four).unwrap();
         let mut folder = Folder::open(dir.path()).unwrap();
         let now = SystemTime::now();
         assert!(shown(&folder, now).contains("no line of metrics yet"));
@@ -422,6 +446,24 @@ mod tests {
         folder.poll().unwrap();
         let page = shown(&folder, now);
         assert!(page.contains("finished") && page.contains("buy disks"), "{page}");
+
+        // Resumed with more epochs, and a configuration that is being edited.
+        let longer = RunConfig {
+            train: crate::config::TrainConfig { epochs: 8, ..config.train.clone() },
+            ..config
+        };
+        crate::files::write_atomically(
+            &dir.path().join(CONFIG_FILE),
+            longer.to_toml().unwrap().as_bytes(),
+        )
+        .unwrap();
+        folder.poll().unwrap();
+        assert!(shown(&folder, now).contains("epoch 4.00 of 8"));
+        std::fs::write(dir.path().join(CONFIG_FILE), "[train").unwrap();
+        folder.poll().unwrap();
+        assert!(shown(&folder, now).contains("epoch 4.00 of 8"));
+        std::fs::write(dir.path().join(CONFIG_FILE), config_of_four).unwrap();
+        folder.poll().unwrap();
 
         // Resumed: lines were taken out, and the summary is of the past.
         std::fs::write(dir.path().join(METRICS_FILE), line(5, 90.0)).unwrap();
