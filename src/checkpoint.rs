@@ -287,7 +287,7 @@ fn open(path: &Path) -> Result<Checkpoint> {
 
 fn write_tensors(path: &Path, tensors: Vec<(String, Tensor)>) -> Result<FileSum> {
     let tensors: HashMap<String, Tensor> = tensors.into_iter().collect();
-    crate::files::save_tensors(&tensors, path)?;
+    crate::files::write_tensors(&tensors, path)?;
     Ok(sum_of(path)?)
 }
 

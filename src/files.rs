@@ -50,6 +50,27 @@ pub fn save_tensors<K>(tensors: &HashMap<K, Tensor>, path: &Path) -> Result<()>
 where
     K: AsRef<str> + Ord + std::fmt::Display + Eq + std::hash::Hash,
 {
+    let folder = parent(path);
+    let write = || -> Result<()> {
+        // In a folder of its own: a copy of all tensors as the bytes of one file may not fit the memory.
+        let aside = tempfile::Builder::new().prefix(".tmp-").tempdir_in(folder)?;
+        let whole = aside.path().join("tensors");
+        write_tensors(tensors, &whole)?;
+        std::fs::rename(&whole, path)?;
+        Ok(sync_folder(folder)?)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Writes a safetensors file of `tensors`, on disk when this returns, into a folder that is not in its place yet: the file has
+/// its name before it is synced.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn write_tensors<K>(tensors: &HashMap<K, Tensor>, path: &Path) -> Result<()>
+where
+    K: AsRef<str> + Ord + std::fmt::Display + Eq + std::hash::Hash,
+{
     let write = || -> Result<()> {
         // By a temporary file of its own, for its owner alone.
         candle_core::safetensors::save(tensors, path)?;
@@ -180,6 +201,9 @@ mod tests {
         let mode = |name: &str| std::fs::metadata(dir.path().join(name)).unwrap().permissions();
         assert_eq!(mode("t.safetensors"), mode("report.html"));
         std::fs::remove_file(dir.path().join("t.safetensors")).unwrap();
+        let error = save_tensors(&tensors, &taken).unwrap_err().to_string();
+        assert!(error.contains("taken"), "{error}");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2);
         // What fills it fails half-way.
         let half = replace(&path, |mut file| {
             file.write_all(b"ha")?;
