@@ -54,7 +54,8 @@ impl Source {
             match given {
                 None if !usual.is_empty() => opened.with_context(|| {
                     format!(
-                        "{key}: the run's own are not here (its names go from where it was begun)"
+                        "{key}: the run's shards were not found; relative paths are resolved from the current folder: run from \
+                         where training was started"
                     )
                 }),
                 _ => opened,

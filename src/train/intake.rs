@@ -191,7 +191,7 @@ impl Intake {
         let images = storage::reuse(&mut self.images, &dims, dtype, device)?;
         let Staging { pixels: Some(pixels), records, free } = &mut self.staging[arriving.place]
         else {
-            bail!("the batch did not begin to arrive here")
+            bail!("batch was not started by Intake::begin")
         };
         let (pixels, out) = (storage::span(pixels)?, storage::span(&images)?);
         if let Some((upload, _)) = &arriving.records {

@@ -44,7 +44,8 @@ pub(super) fn warnings(
     let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
     if warmup >= epochs as f64 {
         all.push(format!(
-            "warning: the rate never comes to its height: optim.warmup_epochs = {warmup} of train.epochs = {epochs}"
+            "warning: the learning rate never reaches its maximum: warm-up lasts the whole run (optim.warmup_epochs = {warmup}, \
+             train.epochs = {epochs})"
         ));
     }
     if let Some(parameters) = parameters {
