@@ -1,7 +1,7 @@
 //! `bt-stream watch`: a run's figures on the terminal while they come in, or after.
 //!
 //! All that is known comes from the run's folder, so that any terminal that sees the folder can
-//! watch: [`Folder`] follows the metrics file, [`Folder::draw`] shows what is there.
+//! watch: [`RunFolder`] follows the metrics file, [`RunFolder::draw`] shows what is there.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -33,7 +33,7 @@ type Figure = fn(&Line) -> Option<f64>;
 type Curve = (&'static str, Marker, Figure);
 
 /// A run's folder, read as far as it is written.
-pub struct Folder {
+pub struct RunFolder {
     dir: PathBuf,
     config: RunConfig,
     /// Which file the configuration was read from: device, number and when it was written.
@@ -50,7 +50,7 @@ pub struct Folder {
     summary: Option<Summary>,
 }
 
-impl Folder {
+impl RunFolder {
     /// Reads what is there.
     ///
     /// # Errors
@@ -60,7 +60,7 @@ impl Folder {
         let config_file = config_file(&path);
         let config = RunConfig::load(Some(&path), &[])
             .with_context(|| format!("{} is no run's folder", dir.display()))?;
-        let mut folder = Folder {
+        let mut folder = RunFolder {
             dir: dir.to_path_buf(),
             config,
             config_file,
@@ -117,7 +117,7 @@ impl Folder {
     }
 
     /// The lines of the process that writes.
-    fn present(&self) -> &[Line] {
+    fn lines_of_this_process(&self) -> &[Line] {
         let last_of_another = self.lines.windows(2).rposition(|two| !two[0].same_process(&two[1]));
         &self.lines[last_of_another.map_or(0, |at| at + 1)..]
     }
@@ -135,9 +135,9 @@ impl Folder {
             None => {
                 let quiet = self.grown.and_then(|then| now.duration_since(then).ok());
                 let quiet = quiet.unwrap_or(Duration::ZERO).as_secs_f64();
-                let present = self.present();
-                let span = present.last().map_or(0.0, |line| line.seconds);
-                let usual = span / present.len() as f64;
+                let lines = self.lines_of_this_process();
+                let span = lines.last().map_or(0.0, |line| line.seconds);
+                let usual = span / lines.len() as f64;
                 match quiet > (PATIENCE * usual).max(60.0) {
                     true => format!("silent for {}", duration(quiet)),
                     false => "running".into(),
@@ -176,12 +176,12 @@ impl Folder {
 
     /// Draws the dashboard; `now` decides whether the run is called silent.
     pub fn draw(&self, frame: &mut Frame<'_>, now: SystemTime) {
-        let text = self.words().join("\n");
+        let text = self.status_lines().join("\n");
         let inner = usize::from(frame.area().width.saturating_sub(2)).max(1);
         // Charts keep their rows on a small terminal.
         let most = frame.area().height.saturating_sub(14).max(6);
         let needed = u16::try_from(rows(&text, inner) + 2).unwrap_or(most).clamp(6, most);
-        let [head, progress, charts, speed, words] = Layout::vertical([
+        let [head, progress, charts, speed, status] = Layout::vertical([
             Constraint::Length(1),
             Constraint::Length(1),
             Constraint::Min(8),
@@ -209,7 +209,7 @@ impl Folder {
         }
         self.speed(frame, speed);
         let block = Block::bordered().title("now");
-        frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).block(block), words);
+        frame.render_widget(Paragraph::new(text).wrap(Wrap { trim: true }).block(block), status);
     }
 
     fn progress(&self, frame: &mut Frame<'_>, area: Rect) {
@@ -217,16 +217,16 @@ impl Folder {
             (self.last(|line| Some(line.epoch)).unwrap_or(0.0), self.config.train.epochs);
         let step = self.last(|line| Some(line.step)).unwrap_or(0);
         let ratio = (done / all.max(1) as f64).clamp(0.0, 1.0);
-        let label = format!("epoch {done:.2} of {all}, step {step}{}", self.left(ratio));
+        let label = format!("epoch {done:.2} of {all}, step {step}{}", self.time_left(ratio));
         let style = Style::new().add_modifier(Modifier::DIM);
         frame.render_widget(Gauge::default().ratio(ratio).label(label).gauge_style(style), area);
     }
 
     /// The time to the end at the speed so far.
-    fn left(&self, ratio: f64) -> String {
+    fn time_left(&self, ratio: f64) -> String {
         let at = |line: Option<&Line>| line.map_or((0.0, 0.0), |line| (line.epoch, line.seconds));
-        let present = self.present();
-        let (first, last) = (at(present.first()), at(present.last()));
+        let lines = self.lines_of_this_process();
+        let (first, last) = (at(lines.first()), at(lines.last()));
         let rate = (last.0 - first.0) / (last.1 - first.1);
         match self.summary.is_none() && ratio < 1.0 && rate.is_finite() && rate > 0.0 {
             true => {
@@ -275,7 +275,7 @@ impl Folder {
     }
 
     /// What a person would ask next, a line each.
-    fn words(&self) -> Vec<String> {
+    fn status_lines(&self) -> Vec<String> {
         let mut out = Vec::new();
         let (wait, limit) = (self.last(|line| line.wait), self.last(|line| line.limit.clone()));
         if let (Some(wait), Some(limit)) = (wait, limit) {
@@ -332,7 +332,7 @@ mod tests {
     use super::*;
     use crate::train::SUMMARY_FILE;
 
-    fn shown(folder: &Folder, now: SystemTime) -> String {
+    fn shown(folder: &RunFolder, now: SystemTime) -> String {
         let mut terminal = Terminal::new(TestBackend::new(100, 30)).unwrap();
         terminal.draw(|frame| folder.draw(frame, now)).unwrap();
         terminal.backend().to_string()
@@ -360,10 +360,10 @@ mod tests {
         serde_json::to_string(&line).unwrap() + "\n"
     }
 
-    fn begun(dir: &Path) -> Folder {
+    fn begun(dir: &Path) -> RunFolder {
         let config = RunConfig::default().to_toml().unwrap();
         std::fs::write(dir.join(CONFIG_FILE), config).unwrap();
-        Folder::open(dir).unwrap()
+        RunFolder::open(dir).unwrap()
     }
 
     #[test]
@@ -407,14 +407,14 @@ mod tests {
     #[test]
     fn a_run_is_followed_from_its_first_line_to_its_end() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(Folder::open(dir.path()).is_err(), "no run yet");
+        assert!(RunFolder::open(dir.path()).is_err(), "no run yet");
         let config = RunConfig {
             train: crate::config::TrainConfig { epochs: 4, ..Default::default() },
             ..Default::default()
         };
         let config_of_four = config.to_toml().unwrap();
         std::fs::write(dir.path().join(CONFIG_FILE), &config_of_four).unwrap();
-        let mut folder = Folder::open(dir.path()).unwrap();
+        let mut folder = RunFolder::open(dir.path()).unwrap();
         let now = SystemTime::now();
         assert!(shown(&folder, now).contains("no line of metrics yet"));
 

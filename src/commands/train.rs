@@ -11,7 +11,7 @@ use crate::checkpoint;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::metrics::LEDGER_FILE;
 use crate::optim::{OptimConfig, OptimizerKind};
-use crate::train::{From, Summary, Watch, train_watched};
+use crate::train::{ResumeFrom, RunOutputs, Summary, train_with};
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -61,11 +61,11 @@ pub struct TrainArgs {
 }
 
 impl TrainArgs {
-    fn from(&self) -> From {
+    fn resume_from(&self) -> ResumeFrom {
         match &self.resume_from {
-            Some(path) => From::Checkpoint(path.clone()),
-            None if self.resume => From::Newest,
-            None => From::Start,
+            Some(path) => ResumeFrom::Checkpoint(path.clone()),
+            None if self.resume => ResumeFrom::Latest,
+            None => ResumeFrom::Scratch,
         }
     }
 
@@ -76,7 +76,7 @@ impl TrainArgs {
         // RUN/checkpoints/step-N names its run, too.
         let run = self.resume_from.as_deref().and_then(checkpoint::run_of);
         let folder = self.dir.clone().or(run);
-        if !matches!(self.from(), From::Start) && source.config.is_none() {
+        if !matches!(self.resume_from(), ResumeFrom::Scratch) && source.config.is_none() {
             let Some(dir) = &folder else {
                 bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));
             };
@@ -156,8 +156,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
     let stop = crate::signals::Stop::on_signals()?;
     let trace = args.trace.begin()?;
-    let watch = Watch { metrics: args.metrics, trace: trace.clone(), ..Watch::default() };
-    let outcome = train_watched(&config, &args.from(), &stop, &watch);
+    let outputs =
+        RunOutputs { prometheus: args.metrics, trace: trace.clone(), ..Default::default() };
+    let outcome = train_with(&config, &args.resume_from(), &stop, &outputs);
     // A trace may be large. One that cannot be written takes no summary away.
     let _hold = stop.hold();
     let traced = args.trace.write(trace.as_ref());

@@ -10,7 +10,7 @@ use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 
-use crate::watch::Folder;
+use crate::watch::RunFolder;
 
 /// Arguments of `bt-stream watch`.
 #[derive(Args, Debug)]
@@ -44,7 +44,7 @@ const PRINTED: (u16, u16) = (100, 30);
 /// # Errors
 /// A folder that holds no run, or a terminal that cannot be drawn on.
 pub fn run(args: WatchArgs) -> Result<()> {
-    let mut folder = Folder::open(&args.run)?;
+    let mut folder = RunFolder::open(&args.run)?;
     if args.json {
         println!("{}", serde_json::to_string_pretty(&folder.json(SystemTime::now()))?);
         return Ok(());

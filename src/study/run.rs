@@ -26,7 +26,7 @@ use crate::model::TwinNet;
 use crate::nn::Engine;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
-use crate::train::{self, Diverged, Watch};
+use crate::train::{self, Diverged, ResumeFrom, RunOutputs};
 
 /// File in a cell's folder; it is there when the cell is finished.
 pub const RESULT_FILE: &str = "result.json";
@@ -294,8 +294,8 @@ fn run_cell(
         train::start_from(&config.train.init, |tensors| Ok(net.load_backbone(tensors)?))?;
         Some(net)
     } else {
-        let watch = Watch { name: format!("{name}: "), ..Watch::default() };
-        match train::train_watched(&config, &train::From::Newest, stop, &watch) {
+        let outputs = RunOutputs { line_prefix: format!("{name}: "), ..Default::default() };
+        match train::train_with(&config, &ResumeFrom::Latest, stop, &outputs) {
             Ok(summary) if summary.interrupted => return Ok(None),
             Ok(_) => Some(checkpoint::find(dir)?.network(&device)?),
             Err(error) => match error.downcast::<Diverged>() {

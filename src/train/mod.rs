@@ -31,35 +31,35 @@ pub(crate) use run::start_from;
 pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
-/// How a run is seen from outside, beside its folder.
+/// Where a run's figures go, beside its folder.
 #[derive(Clone, Debug, Default)]
-pub struct Watch {
-    /// Where Prometheus finds its figures.
-    pub metrics: Option<SocketAddr>,
+pub struct RunOutputs {
+    /// Address on which Prometheus finds its figures; none are served without one.
+    pub prometheus: Option<SocketAddr>,
     /// Where its threads note what they do.
     pub trace: Option<Arc<Trace>>,
-    /// What its lines begin with; nothing where it is the only one that prints.
-    pub name: String,
+    /// What its printed lines begin with; nothing where it is the only one that prints.
+    pub line_prefix: String,
 }
 
 /// Where a run begins.
 #[derive(Clone, Debug)]
-pub enum From {
+pub enum ResumeFrom {
     /// At its first step.
-    Start,
+    Scratch,
     /// At the newest intact checkpoint of its folder, or at its first step where there is none.
-    Newest,
+    Latest,
     /// At this checkpoint of its folder; later ones are set aside.
     Checkpoint(PathBuf),
 }
 
-/// As [`train_watched`], with nobody watching.
+/// As [`train_with`], with no outputs beside the run's folder.
 ///
 /// # Errors
-/// As [`train_watched`].
+/// As [`train_with`].
 pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
-    let from = if resume { From::Newest } else { From::Start };
-    train_watched(config, &from, stop, &Watch::default())
+    let from = if resume { ResumeFrom::Latest } else { ResumeFrom::Scratch };
+    train_with(config, &from, stop, &RunOutputs::default())
 }
 
 /// Trains as `config` says, beginning at `from`. `stop` ends the run after the step in progress, or, when that takes
@@ -67,20 +67,20 @@ pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.
-pub fn train_watched(
+pub fn train_with(
     config: &RunConfig,
-    from: &From,
+    from: &ResumeFrom,
     stop: &Stop,
-    watch: &Watch,
+    outputs: &RunOutputs,
 ) -> Result<Summary> {
-    let mut run = Run::prepare(config, from, watch)?;
+    let mut run = Run::prepare(config, from, outputs)?;
     run.learner.give_up_on(stop.overdue_flag());
     let mut stream = run.loader.start(run.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
     run.board.iter().for_each(|board| board.follow(&stats));
     // From the first step on there is something to save.
     let _hold = stop.hold();
-    let mut clock = Clock::start(watch.trace.as_ref().map(|trace| trace.lane("training")));
+    let mut clock = Clock::start(outputs.trace.as_ref().map(|trace| trace.lane("training")));
     if run.begun_step > 0 && !evaluated(&config.train.dir, run.begun_step) {
         // The process before was stopped in it.
         run.evaluate(config, stop, &mut clock)?;

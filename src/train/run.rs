@@ -14,7 +14,7 @@ use super::clock::Clock;
 use super::save::{check_unchanged, fingerprint, restore};
 use super::summary::SUMMARY_FILE;
 use super::warnings::warnings;
-use super::{Arriving, From, Intake, Watch, device, evaluated};
+use super::{Arriving, Intake, ResumeFrom, RunOutputs, device, evaluated};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::data::open_set;
@@ -69,10 +69,14 @@ pub(super) struct Run {
 }
 
 impl Run {
-    pub(super) fn prepare(config: &RunConfig, from: &From, watch: &Watch) -> Result<Self> {
+    pub(super) fn prepare(
+        config: &RunConfig,
+        from: &ResumeFrom,
+        outputs: &RunOutputs,
+    ) -> Result<Self> {
         let dir = &config.train.dir;
         let device = device(&config.train)?;
-        let (intake, loader) = intake_and_loader(config, &device, watch)?;
+        let (intake, loader) = intake_and_loader(config, &device, outputs)?;
         from.check(dir)?;
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
         // What another process is about to save would be later than what is found here.
@@ -95,19 +99,19 @@ impl Run {
         };
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
-        let chosen = matches!(from, From::Checkpoint(_));
+        let chosen = matches!(from, ResumeFrom::Checkpoint(_));
         if chosen && step > steps {
             bail!(Misconfigured(format!(
                 "nothing is to be done from a checkpoint of {step} steps: train.epochs ends the run at {steps}"
             )));
         }
-        let board = watch.metrics.map(|_| Arc::new(Board::after(step)));
-        let server = watch.metrics.zip(board.clone());
+        let board = outputs.prometheus.map(|_| Arc::new(Board::after(step)));
+        let server = outputs.prometheus.zip(board.clone());
         let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
         let earlier = chosen && !found.as_ref().is_some_and(Checkpoint::is_newest);
         let length = [steps, steps_per_epoch];
         let metrics =
-            begin(config, step, length, [found.is_none(), earlier], watch, board.clone())?;
+            begin(config, step, length, [found.is_none(), earlier], outputs, board.clone())?;
         let state = found.as_ref().map(|found| &found.state);
         let tally = state.map(|state| state.tally.clone()).unwrap_or_default();
         let rewinds = state.map_or(0, |state| state.rewinds);
@@ -200,11 +204,11 @@ impl Run {
     }
 }
 
-impl From {
+impl ResumeFrom {
     /// Whether a run may begin in `dir`.
     fn check(&self, dir: &Path) -> Result<()> {
         match self {
-            From::Start if checkpoint::any(dir)? => bail!(
+            ResumeFrom::Scratch if checkpoint::any(dir)? => bail!(
                 "{} already holds a run: continue it with --resume, or choose another --dir",
                 dir.display()
             ),
@@ -216,9 +220,9 @@ impl From {
     fn checkpoint(&self, dir: &Path) -> Result<Option<Checkpoint>> {
         self.check(dir)?;
         match self {
-            From::Start => Ok(None),
-            From::Newest => checkpoint::latest(dir, |text| eprintln!("warning: {text}")),
-            From::Checkpoint(path) => of_this_run(path, dir).map(Some),
+            ResumeFrom::Scratch => Ok(None),
+            ResumeFrom::Latest => checkpoint::latest(dir, |text| eprintln!("warning: {text}")),
+            ResumeFrom::Checkpoint(path) => of_this_run(path, dir).map(Some),
         }
     }
 }
@@ -230,7 +234,7 @@ fn begin(
     step: u64,
     [steps, steps_per_epoch]: [u64; 2],
     [anew, earlier]: [bool; 2],
-    watch: &Watch,
+    outputs: &RunOutputs,
     board: Option<Arc<Board>>,
 ) -> Result<Metrics> {
     let dir = &config.train.dir;
@@ -250,7 +254,7 @@ fn begin(
     let events = (config.train.tensorboard && more).then(|| EventWriter::create(dir, step));
     let events = events.transpose()?;
     let metrics = Metrics::open(dir, step, steps, steps_per_epoch, config.train.log_every)?;
-    let metrics = metrics.shown(events, board).named(&watch.name);
+    let metrics = metrics.shown(events, board).named(&outputs.line_prefix);
     if aside > 0 && step == 0 && !earlier {
         let why = if anew { "there is no checkpoint" } else { "the checkpoint has no step yet" };
         metrics.say(&format!(
@@ -264,7 +268,7 @@ fn begin(
 fn intake_and_loader(
     config: &RunConfig,
     device: &Device,
-    watch: &Watch,
+    outputs: &RunOutputs,
 ) -> Result<(Intake, Loader)> {
     if config.data.train.is_empty() {
         bail!(Misconfigured(
@@ -277,7 +281,7 @@ fn intake_and_loader(
     let intake = Intake::new(device, &config.views.views()?, config.augment.device)?;
     let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
     let loader = intake.with_memory(loader);
-    let loader = match &watch.trace {
+    let loader = match &outputs.trace {
         Some(trace) => loader.traced(trace),
         None => loader,
     };
