@@ -99,6 +99,15 @@ impl Line {
     }
 }
 
+/// How long a run is, in optimizer steps.
+#[derive(Clone, Copy, Debug)]
+pub struct RunLength {
+    /// All of them.
+    pub steps: u64,
+    /// Those of one pass over the data.
+    pub steps_per_epoch: u64,
+}
+
 /// Writes the metrics file and keeps the progress line.
 pub struct Metrics {
     file: LineLog,
@@ -129,18 +138,13 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file in `dir`. Lines after `step`, which a run that was cut off
+    /// Opens the file in `dir`, for a line each `every` steps. Lines after `step`, which a run that was cut off
     /// left behind, are taken out.
     ///
     /// # Errors
     /// When the file cannot be read or written.
-    pub fn open(
-        dir: &Path,
-        step: u64,
-        steps: u64,
-        steps_per_epoch: u64,
-        every: u64,
-    ) -> Result<Self> {
+    pub fn open(dir: &Path, step: u64, length: RunLength, every: u64) -> Result<Self> {
+        let RunLength { steps, steps_per_epoch } = length;
         let path = dir.join(METRICS_FILE);
         drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
         let ledger = dir.join(LEDGER_FILE);

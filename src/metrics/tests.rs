@@ -2,6 +2,10 @@
 
 use super::*;
 
+fn length(steps: u64, steps_per_epoch: u64) -> RunLength {
+    RunLength { steps, steps_per_epoch }
+}
+
 #[test]
 fn resuming_takes_out_the_lines_of_steps_that_will_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
@@ -9,7 +13,7 @@ fn resuming_takes_out_the_lines_of_steps_that_will_be_repeated() {
         .map(|step| format!("{{\"step\":{step},\"epoch\":0.0,\"seconds\":1.0}}\n"))
         .collect();
     std::fs::write(dir.path().join(METRICS_FILE), text + "{\"step\":5,\"ep").unwrap();
-    drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+    drop(Metrics::open(dir.path(), 2, length(10, 5), 1).unwrap());
     let steps: Vec<u64> = read(dir.path()).unwrap().iter().map(|line| line.step).collect();
     assert_eq!(steps, [1, 2]);
 }
@@ -17,7 +21,7 @@ fn resuming_takes_out_the_lines_of_steps_that_will_be_repeated() {
 #[test]
 fn an_evaluation_between_two_lines_costs_no_images_and_the_last_step_has_a_line() {
     let dir = tempfile::tempdir().unwrap();
-    let mut metrics = Metrics::open(dir.path(), 0, 3, 3, 2).unwrap();
+    let mut metrics = Metrics::open(dir.path(), 0, length(3, 3), 2).unwrap();
     let pair = crate::loss::tests::pair_of(4, 3, 1);
     let seen = crate::loss::Embeddings::of(&pair.0, &pair.1);
     let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
@@ -55,7 +59,7 @@ fn a_bad_sample_is_listed_once_however_often_the_run_is_resumed() {
         cause: "torn".into(),
     };
     for process in [["1", "2"], ["2", "3"], ["1", "3"]] {
-        let mut metrics = Metrics::open(dir.path(), 0, 10, 5, 1).unwrap();
+        let mut metrics = Metrics::open(dir.path(), 0, length(10, 5), 1).unwrap();
         metrics.record_bad(&process.map(bad)).unwrap();
         metrics.finish().unwrap();
     }
@@ -71,14 +75,14 @@ fn bytes_that_are_no_text_hide_no_lines() {
     std::fs::write(dir.path().join(METRICS_FILE), text).unwrap();
     let steps = || read(dir.path()).unwrap().iter().map(|line| line.step).collect::<Vec<_>>();
     assert_eq!(steps(), [1, 3]);
-    drop(Metrics::open(dir.path(), 2, 10, 5, 1).unwrap());
+    drop(Metrics::open(dir.path(), 2, length(10, 5), 1).unwrap());
     assert_eq!(steps(), [1]);
 }
 
 #[test]
 fn steps_that_moved_nothing_are_in_no_mean_and_keep_no_line_from_being_written() {
     let dir = tempfile::tempdir().unwrap();
-    let mut metrics = Metrics::open(dir.path(), 0, 4, 4, 2).unwrap();
+    let mut metrics = Metrics::open(dir.path(), 0, length(4, 4), 2).unwrap();
     let pair = crate::loss::tests::pair_of(4, 3, 1);
     let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
     let out = objective.evaluate(&crate::loss::Embeddings::of(&pair.0, &pair.1)).unwrap();
@@ -90,7 +94,7 @@ fn steps_that_moved_nothing_are_in_no_mean_and_keep_no_line_from_being_written()
     metrics.count(8, &out);
     metrics.step(3, 2, (0.1, 0.1), &stats).unwrap();
     let kept = serde_json::to_string(metrics.tally()).unwrap();
-    let mut metrics = Metrics::open(dir.path(), 3, 4, 4, 2).unwrap();
+    let mut metrics = Metrics::open(dir.path(), 3, length(4, 4), 2).unwrap();
     metrics = metrics.counting_from(serde_json::from_str(&kept).unwrap());
     metrics.step(4, 0, (0.1, 0.1), &stats).unwrap();
     let lines = read(dir.path()).unwrap();

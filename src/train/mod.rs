@@ -4,6 +4,7 @@ mod clock;
 mod device;
 mod intake;
 mod observe;
+mod prepare;
 mod refuse;
 mod run;
 mod save;
@@ -26,8 +27,8 @@ use run::Run;
 
 pub use device::{device, evaluation_device};
 pub use intake::{Arriving, Intake, images_of, images_to};
+pub(crate) use prepare::start_from;
 pub use refuse::Diverged;
-pub(crate) use run::start_from;
 pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
@@ -75,13 +76,13 @@ pub fn train_with(
 ) -> Result<Summary> {
     let mut run = Run::prepare(config, from, outputs)?;
     run.learner.give_up_on(stop.overdue_flag());
-    let mut stream = run.loader.start(run.position, config.train.epochs)?;
+    let mut stream = run.loader.start(run.progress.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
     run.board.iter().for_each(|board| board.follow(&stats));
     // From the first step on there is something to save.
     let _hold = stop.hold();
     let mut clock = Clock::start(outputs.trace.as_ref().map(|trace| trace.lane("training")));
-    if run.begun_step > 0 && !evaluated(&config.train.dir, run.begun_step) {
+    if run.progress.begun_step > 0 && !evaluated(&config.train.dir, run.progress.begun_step) {
         // The process before was stopped in it.
         run.evaluate(config, stop, &mut clock)?;
     }

@@ -30,15 +30,15 @@ impl Run {
             }
         }
         let every = config.train.diagnose_every;
-        let last = self.step == self.schedule.steps;
+        let last = self.progress.step == self.schedule.steps;
         if let Some(seen) = self.learner.seen()
             && every > 0
-            && (last || self.step.is_multiple_of(every))
+            && (last || self.progress.step.is_multiple_of(every))
         {
             // On the CPU: candle would compile its kernels for a device, seconds for one product.
             let seen = seen.on_host()?;
             let found = Diagnostics::measure(&seen.a, &seen.b)?;
-            self.metrics.diagnostics(self.step, &found)?;
+            self.metrics.diagnostics(self.progress.step, &found)?;
             self.embeddings = found.describe();
             if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
                 self.pictured = Some(batch.epoch);
@@ -53,7 +53,11 @@ impl Run {
         let views = views::of_batch(batch, &config.views.views()?, PAIRS);
         let (height, width) = (batch.spec().height, batch.spec().width);
         let side = height.max(width).max(LEAST_SIDE);
-        self.metrics.picture(self.step, "views", &picture::sheet(&views, side, 4, [255; 3]));
+        self.metrics.picture(
+            self.progress.step,
+            "views",
+            &picture::sheet(&views, side, 4, [255; 3]),
+        );
         let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
         let part =
             |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
@@ -61,7 +65,7 @@ impl Run {
         let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
         let values = c.flatten_all()?.to_vec1()?;
         let c = Correlation { name: "C".into(), dim, values };
-        self.metrics.picture(self.step, "correlation", &picture::correlation_image(&c));
+        self.metrics.picture(self.progress.step, "correlation", &picture::correlation_image(&c));
         Ok(())
     }
 }

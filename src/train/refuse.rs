@@ -69,7 +69,7 @@ impl Run {
         stats: &Stats,
     ) -> Result<()> {
         self.learner.take_back()?;
-        let step = self.step + 1;
+        let step = self.progress.step + 1;
         let set = self.loader.set();
         let samples = batch.samples.iter().map(|&sample| {
             let shard = &set.shards()[set.shard_of(sample as usize)].path;
@@ -81,7 +81,7 @@ impl Run {
             "samples": samples.collect::<Vec<_>>(),
         });
         self.metrics.record_batch(&line);
-        if config.train.on_nan == OnNan::Stop || self.rewinds == MOST_REWINDS {
+        if config.train.on_nan == OnNan::Stop || self.progress.rewinds == MOST_REWINDS {
             // A step so large that it left no number behind is not worth a file.
             let before = match self.learner.bad_weight()? {
                 None => match self.save_aside(config) {
@@ -96,11 +96,11 @@ impl Run {
             };
             bail!(self.diverged(config, cause, step, true, before));
         }
-        self.rewinds += 1;
+        self.progress.rewinds += 1;
         self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
-        let rates = self.schedule.rates(self.step);
+        let rates = self.schedule.rates(self.progress.step);
         self.advance(batch);
-        self.metrics.step(self.step, batch.bad, rates, stats)
+        self.metrics.step(self.progress.step, batch.bad, rates, stats)
     }
 
     /// Weights that no loss has seen yet.
@@ -112,7 +112,7 @@ impl Run {
             None => Ok(()),
             Some(name) => {
                 let cause = format!("{name} is not finite");
-                bail!(self.diverged(config, cause, self.step, false, None));
+                bail!(self.diverged(config, cause, self.progress.step, false, None));
             }
         }
     }
@@ -127,6 +127,6 @@ impl Run {
     ) -> Diverged {
         let folder = config.train.dir.join(checkpoint::FOLDER);
         let resumable = checkpoint::list(&folder).is_ok_and(|all| !all.is_empty());
-        Diverged { cause, step, passed: self.rewinds, noted, before, resumable }
+        Diverged { cause, step, passed: self.progress.rewinds, noted, before, resumable }
     }
 }

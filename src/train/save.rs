@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::{Loader, Position, ShardSet};
 
 use super::clock::Clock;
+use super::prepare::start_from;
 use super::refuse::Diverged;
-use super::run::{Run, start_from};
+use super::run::Run;
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};
 use crate::eval::OnlineProbe;
@@ -25,10 +26,11 @@ impl Run {
         stop: &Stop,
         clock: &mut Clock,
     ) -> Result<()> {
-        let Position { epoch, batch } = self.position;
+        let Position { epoch, batch } = self.progress.position;
         let every = &config.checkpoint;
         let due_by_epoch = batch == 0 && epoch.is_multiple_of(every.every_epochs);
-        let due_by_step = every.every_steps > 0 && self.step.is_multiple_of(every.every_steps);
+        let due_by_step =
+            every.every_steps > 0 && self.progress.step.is_multiple_of(every.every_steps);
         if due_by_epoch || due_by_step {
             match self.save(config) {
                 Err(error)
@@ -59,7 +61,7 @@ impl Run {
         match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
             Err(_) if stop.overdue() => self.unevaluated = true,
             Err(error) => self.metrics.say(&format!("warning: no kNN accuracy: {error:#}")),
-            Ok(accuracy) => self.metrics.knn(self.step, accuracy, begun.elapsed())?,
+            Ok(accuracy) => self.metrics.knn(self.progress.step, accuracy, begun.elapsed())?,
         }
         clock.lap("evaluation");
         Ok(())
@@ -67,7 +69,7 @@ impl Run {
 
     /// Whether an evaluation belongs to the end of the epoch that this is; to that of the last one it always does.
     fn evaluation_due(&self, config: &RunConfig) -> bool {
-        let (Position { epoch, batch }, every) = (self.position, config.eval.knn_every);
+        let (Position { epoch, batch }, every) = (self.progress.position, config.eval.knn_every);
         let due = epoch.is_multiple_of(every.max(1)) || epoch == config.train.epochs;
         batch == 0 && epoch > 0 && every > 0 && due
     }
@@ -77,20 +79,20 @@ impl Run {
     /// # Errors
     /// When it cannot be written, whatever `checkpoint.on_error` says; weights that are not finite.
     pub(super) fn save(&mut self, config: &RunConfig) -> Result<()> {
-        if self.saved == Some(self.step) {
+        if self.progress.saved == Some(self.progress.step) {
             return Ok(());
         }
         self.check_weights(config)?;
         let (state, tensors) = self.whole_state(config)?;
         let keep = config.checkpoint.keep;
-        self.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;
-        self.saved = Some(self.step);
+        self.progress.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;
+        self.progress.saved = Some(self.progress.step);
         Ok(())
     }
 
     /// Saves steps of this process before an error that is not theirs ends it; that they cannot be saved is said.
     pub(super) fn save_before_the_end(&mut self, config: &RunConfig) {
-        if self.step > self.begun_step
+        if self.progress.step > self.progress.begun_step
             && let Err(cause) = self.save(config)
         {
             self.metrics.say(&format!("warning: {cause:#}"));
@@ -105,9 +107,9 @@ impl Run {
 
     fn whole_state(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
         let samples = self.loader.set().len() as u64;
-        let mut state = State::new(self.step, self.position, samples, config);
+        let mut state = State::new(self.progress.step, self.progress.position, samples, config);
         state.fingerprint.clone_from(&self.fingerprint);
-        (state.cuts, state.rewinds) = (cuts(self.loader.set()), self.rewinds);
+        (state.cuts, state.rewinds) = (cuts(self.loader.set()), self.progress.rewinds);
         state.tally.clone_from(self.metrics.tally());
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
@@ -237,7 +239,7 @@ pub(super) fn restore(
     learner: &mut Learner,
     optimizer: &mut dyn Optimizer,
     probe: Option<&mut OnlineProbe>,
-) -> Result<(u64, Position)> {
+) -> Result<()> {
     let context = || format!("{} does not fit this configuration", found.path.display());
     learner.net().load_state_dict(&found.weights()?).with_context(context)?;
     let (saved, begins) = (&found.state.config, found.state.step == 0);
@@ -256,5 +258,5 @@ pub(super) fn restore(
         // A run that did without one so far may take one up.
         probe.load_state(&found.probe()?).with_context(context)?;
     }
-    Ok((found.state.step, found.state.position))
+    Ok(())
 }

@@ -67,11 +67,13 @@ impl Run {
         self.save(config)?;
         clock.lap("checkpoint");
         self.metrics.finish()?;
-        if self.step >= self.schedule.steps && self.step == self.begun_step {
+        if self.progress.step >= self.schedule.steps
+            && self.progress.step == self.progress.begun_step
+        {
             self.metrics.say("the run has all its steps already: raise train.epochs to go on");
             // What the process that did them wrote about them stays; what it was stopped in is done now.
             if let Some(earlier) = Summary::read(&config.train.dir) {
-                let (steps, checkpoint) = (self.step, self.checkpoint);
+                let (steps, checkpoint) = (self.progress.step, self.progress.checkpoint);
                 let summary = Summary { interrupted, steps, checkpoint, ..earlier };
                 summary.write(&config.train.dir)?;
                 return Ok(summary);
@@ -87,13 +89,13 @@ impl Run {
             cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
             seekable: self.loader.set().seekable(),
         };
-        let advice = match self.step > self.begun_step {
+        let advice = match self.progress.step > self.progress.begun_step {
             true => observed.sentence(config),
             false => String::new(),
         };
         let summary = Summary {
-            steps: self.step,
-            images: self.images,
+            steps: self.progress.step,
+            images: self.progress.images,
             bad: loader.bad,
             interrupted,
             seconds: seconds(wall),
@@ -109,7 +111,7 @@ impl Run {
             .to_vec(),
             limit: loader.limit(wall).to_owned(),
             advice,
-            checkpoint: self.checkpoint,
+            checkpoint: self.progress.checkpoint,
             embeddings: self.embeddings,
         };
         summary.write(&config.train.dir)?;
