@@ -51,10 +51,20 @@ pub(crate) fn foot(out: &mut String) {
 
 /// Charts side by side under a heading; nothing where all are empty.
 pub(crate) fn charts(out: &mut String, id: &str, title: &str, charts: &[String]) {
+    noted_charts(out, id, title, "", charts);
+}
+
+/// The same with a paragraph, plain text, under the heading; without one where it is empty.
+fn noted_charts(out: &mut String, id: &str, title: &str, note: &str, charts: &[String]) {
     if charts.iter().all(String::is_empty) {
         return;
     }
-    let _ = writeln!(out, "<section id=\"{id}\"><h2>{}</h2><div class=\"grid2\">", escape(title));
+    let note = match note {
+        "" => String::new(),
+        note => format!("<p class=\"note\">{}</p>", escape(note)),
+    };
+    let title = escape(title);
+    let _ = writeln!(out, "<section id=\"{id}\"><h2>{title}</h2>{note}<div class=\"grid2\">");
     charts.iter().for_each(|chart| out.push_str(chart));
     out.push_str("</div></section>\n");
 }
@@ -140,94 +150,74 @@ fn curves(out: &mut String, lines: &[Line]) {
         Chart::over_epochs("Source images per second", speed),
     ]
     .map(|chart| chart.svg());
-    if charts.iter().all(String::is_empty) {
-        return;
-    }
-    out.push_str(
-        "<section id=\"curves\"><h2>Training</h2><p class=\"note\">Invariance makes the two views \
-         of an image agree, redundancy reduction keeps the dimensions apart.</p>\
-         <div class=\"grid2\">\n",
-    );
-    charts.iter().for_each(|chart| out.push_str(chart));
-    out.push_str("</div></section>\n");
+    let note = "Invariance makes the two views of an image agree, redundancy reduction keeps the dimensions apart.";
+    noted_charts(out, "curves", "Training", note, &charts);
 }
+
+/// What was measured of embeddings, each with its epoch.
+type Measured<'a> = [(f64, &'a Diagnostics)];
 
 /// Collapse and information as curves, the spectrum at three moments, the judgement in words.
 fn diagnostics(out: &mut String, lines: &[Line]) {
     let measured: Vec<(f64, &Diagnostics)> =
         lines.iter().filter_map(|line| Some((line.epoch, line.diagnostics.as_ref()?))).collect();
     let Some((_, last)) = measured.last() else { return };
-    let series = |name: &str, value: fn(&Diagnostics) -> f64| {
-        let points = measured.iter().map(|(epoch, found)| (*epoch, value(found))).collect();
-        Series { name: name.to_owned(), points }
-    };
-    let chart = |title: &str, x_label: &str, log_y: bool, series: Vec<Series>| {
-        let (title, x_label) = (title.into(), x_label.into());
-        Chart { title, x_label, log_y, series, ..Chart::default() }.svg()
-    };
-    let spectrum = |(epoch, found): &(f64, &Diagnostics)| {
+    let charts = rank_charts(&measured).into_iter().chain(information_charts(&measured));
+    let charts: Vec<String> = charts.map(|chart| chart.svg()).collect();
+    let note = format!("At the end {}.", last.describe());
+    noted_charts(out, "diagnostics", "Do the embeddings collapse?", &note, &charts);
+}
+
+/// A figure over the epochs.
+fn over(measured: &Measured<'_>, name: &str, value: fn(&Diagnostics) -> f64) -> Series {
+    let points = measured.iter().map(|(epoch, found)| (*epoch, value(found))).collect();
+    Series { name: name.to_owned(), points }
+}
+
+/// How many dimensions are in use, and how evenly.
+fn rank_charts(measured: &Measured<'_>) -> [Chart; 3] {
+    let series = |name: &str, value: fn(&Diagnostics) -> f64| over(measured, name, value);
+    let spread = vec![
+        series("mean", |d| d.std_mean),
+        series("smallest", |d| d.std_min),
+        series("of unit embeddings, times sqrt(dim)", |d| d.spread),
+    ];
+    let spectrum = |at: usize| {
+        let (epoch, found) = &measured[at];
         let ranks = found.ranks.iter().map(|rank| *rank as f64);
         let points = ranks.zip(found.spectrum.iter().copied()).collect();
         Series { name: format!("epoch {epoch:.1}"), points }
     };
     let mut moments = vec![0, measured.len() / 2, measured.len() - 1];
     moments.dedup();
-    let charts = [
-        chart(
-            "Effective rank",
-            "epoch",
-            false,
-            vec![series("of the covariance", |d| d.effective_rank)],
-        ),
-        chart(
-            "Standard deviation by dimension",
-            "epoch",
-            false,
-            vec![
-                series("mean", |d| d.std_mean),
-                series("smallest", |d| d.std_min),
-                series("of unit embeddings, times sqrt(dim)", |d| d.spread),
-            ],
-        ),
-        chart(
-            "Spectrum of the covariance",
-            "eigenvalue, from the largest",
-            true,
-            moments.into_iter().map(|i| spectrum(&measured[i])).collect(),
-        ),
-        chart(
-            "Information (Gaussian estimate, nats)",
-            "epoch",
-            false,
-            vec![
-                series("embeddings hold", |d| d.information),
-                series("of the distortion", |d| d.information_given_image),
-            ],
-        ),
-        chart(
-            "Alignment and uniformity",
-            "epoch",
-            false,
-            vec![series("alignment", |d| d.alignment), series("uniformity", |d| d.uniformity)],
-        ),
-        chart(
-            "C, measured for every method",
-            "epoch",
-            false,
-            vec![series("diagonal, mean", |d| d.on_diag), series("off it, rms", |d| d.off_diag)],
-        ),
+    let rank = vec![series("of the covariance", |d| d.effective_rank)];
+    [
+        Chart::over_epochs("Effective rank", rank),
+        Chart::over_epochs("Standard deviation by dimension", spread),
+        Chart {
+            title: "Spectrum of the covariance".into(),
+            x_label: "eigenvalue, from the largest".into(),
+            log_y: true,
+            series: moments.into_iter().map(spectrum).collect(),
+            ..Chart::default()
+        },
+    ]
+}
+
+/// What the embeddings tell of the image, and of each other.
+fn information_charts(measured: &Measured<'_>) -> [Chart; 3] {
+    let series = |name: &str, value: fn(&Diagnostics) -> f64| over(measured, name, value);
+    let information = vec![
+        series("embeddings hold", |d| d.information),
+        series("of the distortion", |d| d.information_given_image),
     ];
-    if charts.iter().all(String::is_empty) {
-        return;
-    }
-    let _ = writeln!(
-        out,
-        "<section id=\"diagnostics\"><h2>Do the embeddings collapse?</h2><p class=\"note\">At the end \
-         {}.</p><div class=\"grid2\">",
-        escape(&last.describe())
-    );
-    charts.iter().for_each(|chart| out.push_str(chart));
-    out.push_str("</div></section>\n");
+    let pairs = vec![series("alignment", |d| d.alignment), series("uniformity", |d| d.uniformity)];
+    let c = vec![series("diagonal, mean", |d| d.on_diag), series("off it, rms", |d| d.off_diag)];
+    [
+        Chart::over_epochs("Information (Gaussian estimate, nats)", information),
+        Chart::over_epochs("Alignment and uniformity", pairs),
+        Chart::over_epochs("C, measured for every method", c),
+    ]
 }
 
 pub(super) fn correlations(out: &mut String, report: &Report) -> Result<()> {
