@@ -32,6 +32,9 @@ impl Blas {
             sys::cublasSetWorkspace_v2(handle, address as *mut c_void, WORKSPACE)
                 .result()
                 .map_err(Error::wrap)?;
+            // Else the parts of a product that is split over k may be added up in bf16, where c is.
+            let f32_sums = sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+            sys::cublasSetMathMode(handle, f32_sums).result().map_err(Error::wrap)?;
         }
         drop(_nothing_to_wait_for);
         Ok(Self { handle, _workspace: workspace })

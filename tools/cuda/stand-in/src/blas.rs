@@ -16,32 +16,27 @@ const NOT_INITIALIZED: c_int = 1;
 const INVALID_VALUE: c_int = 7;
 const EXECUTION_FAILED: c_int = 13;
 
-/// Each handle's stream.
-static HANDLES: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
+/// CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, beside the default mode.
+const F32_SUMS: c_int = 16;
 
-fn stream_of(handle: usize) -> Option<usize> {
+/// A handle's settings.
+#[derive(Clone, Copy, Default)]
+struct Settings {
+    stream: usize,
+    math_mode: c_int,
+}
+
+static HANDLES: LazyLock<Mutex<HashMap<usize, Settings>>> = LazyLock::new(Mutex::default);
+
+fn settings_of(handle: usize) -> Option<Settings> {
     HANDLES.lock().unwrap().get(&handle).copied()
 }
 
-#[unsafe(no_mangle)]
-extern "C" fn cublasCreate_v2(to: Given<usize>) -> c_int {
-    let mut handles = HANDLES.lock().unwrap();
-    let handle = handles.len() + 1;
-    handles.insert(handle, 0);
-    to.write(0, handle);
-    SUCCESS
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn cublasDestroy_v2(handle: usize) -> c_int {
-    if stream_of(handle).is_some() { SUCCESS } else { NOT_INITIALIZED }
-}
-
-#[unsafe(no_mangle)]
-extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
+/// Changes the settings of a handle that exists.
+fn set(handle: usize, change: impl FnOnce(&mut Settings)) -> c_int {
     match HANDLES.lock().unwrap().get_mut(&handle) {
         Some(known) => {
-            *known = stream;
+            change(known);
             SUCCESS
         }
         None => NOT_INITIALIZED,
@@ -49,8 +44,32 @@ extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
 }
 
 #[unsafe(no_mangle)]
+extern "C" fn cublasCreate_v2(to: Given<usize>) -> c_int {
+    let mut handles = HANDLES.lock().unwrap();
+    let handle = handles.len() + 1;
+    handles.insert(handle, Settings::default());
+    to.write(0, handle);
+    SUCCESS
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cublasDestroy_v2(handle: usize) -> c_int {
+    if settings_of(handle).is_some() { SUCCESS } else { NOT_INITIALIZED }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cublasSetStream_v2(handle: usize, stream: usize) -> c_int {
+    set(handle, |known| known.stream = stream)
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn cublasSetMathMode(handle: usize, mode: c_int) -> c_int {
+    set(handle, |known| known.math_mode = mode)
+}
+
+#[unsafe(no_mangle)]
 extern "C" fn cublasSetWorkspace_v2(handle: usize, at: u64, bytes: usize) -> c_int {
-    if stream_of(handle).is_none() {
+    if settings_of(handle).is_none() {
         return NOT_INITIALIZED;
     }
     match device().memory.check("cuBLAS's workspace", at, bytes) {
@@ -90,7 +109,9 @@ extern "C" fn cublasGemmEx(
     compute: c_int,
     _algorithm: c_int,
 ) -> c_int {
-    let Some(stream) = stream_of(handle) else { return NOT_INITIALIZED };
+    let Some(Settings { stream, math_mode }) = settings_of(handle) else {
+        return NOT_INITIALIZED;
+    };
     let types = (dtype(a_type), dtype(b_type), dtype(c_type));
     let (Some(a_type), Some(b_type), Some(c_type)) = types else { return INVALID_VALUE };
     let sizes = [m, n, k].map(usize::try_from);
@@ -101,6 +122,10 @@ extern "C" fn cublasGemmEx(
     // CUBLAS_COMPUTE_32F, and N or T.
     if compute != 68 || !together || ![trans_a, trans_b].iter().all(|t| (0..2).contains(t)) {
         say("a product of another form than the stand-in has");
+        return INVALID_VALUE;
+    }
+    if math_mode != F32_SUMS && c_type == DType::BF16 {
+        say("a product that may be added up in bf16");
         return INVALID_VALUE;
     }
     let span = |addr: u64, len: usize, dtype: DType| Span { addr, len, dtype };

@@ -7,6 +7,7 @@
 //! - Work is done as late as the order of streams and events allows, or as early ([`device::eager`]), so that a
 //!   missing wait shows.
 //! - A convolution's tensors have fewer than 2^31 elements.
+//! - A product into bf16 is an error where cuBLAS may add it up in bf16.
 //! - Addresses must lie in memory that is allocated when the work is done; fresh memory holds NaN, freed
 //!   memory too, and no byte behind an allocation may change.
 //! - Pinned memory is read and written when a copy is done, other memory when it is asked for.
