@@ -25,7 +25,7 @@ pub struct TrainConfig {
     /// for random weights.
     pub init: PathBuf,
     /// `cpu`, `cuda:N`, or `auto`: the first CUDA device where there is one, else the CPU. CUDA wants a
-    /// build with the feature `cuda`.
+    /// build with the feature `cuda` and a device of compute capability 8.0 or newer.
     pub device: String,
     /// Element type of activations and factors: `f32`, or `bf16` on a CUDA device. Weights, statistics
     /// and sums are f32 either way.

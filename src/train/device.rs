@@ -8,8 +8,8 @@ use candle_core::Device;
 use crate::config::{Misconfigured, Named, TrainConfig};
 use crate::nn::{Engine, EngineOptions, Precision};
 
-/// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device where this
-/// build and machine have one, else the CPU.
+/// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device that is
+/// not too old where this build and machine have one, else the CPU.
 ///
 /// # Errors
 /// A name that is not known, a device that this build or machine lacks, bfloat16 on the CPU.
@@ -35,24 +35,23 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
     }
 }
 
-/// [`device`], for evaluation: a run that was trained on a CUDA device which is not here is measured on the
-/// first one, or on the CPU, in f32, where this build or machine has none; standard error says so, once.
+/// [`device`], for evaluation: a run that was trained on a CUDA device which is not here, or too old, is
+/// measured on the first one, or on the CPU, in f32, where this build or machine has none; standard error
+/// says so, once.
 ///
 /// # Errors
 /// As [`device`].
 pub fn evaluation_device(config: &TrainConfig) -> Result<Device> {
     static SAID: Once = Once::new();
     let (here, named) = (devices_here(), config.named_device()?);
-    if let (Named::Cuda(number), true) = (named, here > 0)
-        && number >= here
-    {
-        let first = "cuda:0".to_owned();
+    if let Some(number) = instead(named, &here) {
+        let first = format!("cuda:{number}");
         SAID.call_once(|| {
             eprintln!("there is no {} here, as the run had: evaluated on {first}", config.device)
         });
         return device(&TrainConfig { device: first, ..config.clone() });
     }
-    if here > 0 {
+    if !here.is_empty() {
         return device(config);
     }
     let cpu = TrainConfig { device: "cpu".into(), precision: Precision::F32, ..config.clone() };
@@ -64,26 +63,35 @@ pub fn evaluation_device(config: &TrainConfig) -> Result<Device> {
     device(&cpu)
 }
 
-/// CUDA devices of this machine that this build can use.
-fn devices_here() -> usize {
+/// The device of `here` that stands in for the named one where that is not among them.
+fn instead(named: Named, here: &[usize]) -> Option<usize> {
+    match named {
+        Named::Cuda(number) if !here.contains(&number) => here.first().copied(),
+        _ => None,
+    }
+}
+
+/// The numbers of the CUDA devices of this machine that this build can use.
+fn devices_here() -> Vec<usize> {
     #[cfg(feature = "cuda")]
     {
-        crate::nn::cuda::count()
+        crate::nn::cuda::usable()
     }
     #[cfg(not(feature = "cuda"))]
     {
-        0
+        Vec::new()
     }
 }
 
 /// The device that `auto` is. Where a driver has none to use, standard error says so, once.
 fn first_here() -> Option<usize> {
+    let first = devices_here().first().copied();
     #[cfg(feature = "cuda")]
-    if devices_here() == 0 && crate::nn::cuda::present() {
+    if first.is_none() && crate::nn::cuda::present() {
         static SAID: Once = Once::new();
         SAID.call_once(|| eprintln!("the CUDA driver has no device to use: computing on the CPU"));
     }
-    (devices_here() > 0).then_some(0)
+    first
 }
 
 #[cfg(test)]
@@ -103,6 +111,18 @@ mod tests {
         assert!(text("cuda:x", Precision::F32).contains("none of"));
         #[cfg(not(feature = "cuda"))]
         assert!(text("cuda:0", Precision::F32).contains("--features cuda"));
+    }
+
+    #[test]
+    fn a_device_that_is_not_here_is_stood_in_for_by_the_first_that_is() {
+        // Device 0 is too old.
+        let here = [1, 3];
+        assert_eq!(instead(Named::Cuda(0), &here), Some(1));
+        assert_eq!(instead(Named::Cuda(2), &here), Some(1));
+        assert_eq!(instead(Named::Cuda(3), &here), None);
+        assert_eq!(instead(Named::Auto, &here), None);
+        assert_eq!(instead(Named::Cpu, &here), None);
+        assert_eq!(instead(Named::Cuda(0), &[]), None);
     }
 
     #[test]

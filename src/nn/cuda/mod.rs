@@ -38,10 +38,11 @@ pub fn present() -> bool {
     device::present()
 }
 
-/// How many CUDA devices there are; none where there is no driver, or one that does not start.
+/// The numbers of the CUDA devices that the kernels run on; none where there is no driver, or one that
+/// does not start.
 #[cfg(feature = "cuda")]
-pub fn count() -> usize {
-    device::count()
+pub fn usable() -> Vec<usize> {
+    device::usable()
 }
 
 /// As with the feature `cuda`: always an error.

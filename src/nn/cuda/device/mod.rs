@@ -41,10 +41,22 @@ pub fn present() -> bool {
     unsafe { sys::is_culib_present() }
 }
 
-/// Devices of this machine.
-pub fn count() -> usize {
+/// The first figure of the oldest compute capability that the kernels are written for.
+const OLDEST: i32 = 8;
+
+/// The numbers of this machine's devices that are not too old.
+pub fn usable() -> Vec<usize> {
     let count = || driver::CudaContext::device_count();
-    if present() { count().map_or(0, |count| count.max(0) as usize) } else { 0 }
+    let count = if present() { count().map_or(0, |count| count.max(0) as usize) } else { 0 };
+    (0..count).filter(|&number| major(number).is_ok_and(|major| major >= OLDEST)).collect()
+}
+
+/// The first figure of a device's compute capability; the driver has been started.
+fn major(number: usize) -> Result<i32> {
+    use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR as MAJOR;
+    let device = driver::result::device::get(number as i32).map_err(Error::wrap)?;
+    // SAFETY: a device that the call above returned.
+    unsafe { driver::result::device::get_attribute(device, MAJOR) }.map_err(Error::wrap)
 }
 
 /// The libraries beside the driver: cudarc would panic at the first call into one that is missing.
@@ -88,9 +100,12 @@ pub fn open(number: usize) -> Result<(Device, Gpu)> {
     let stream = cuda.cuda_stream();
     let context = stream.context();
     keep_freed_memory(number)?;
-    let major = context.compute_capability().map_err(Error::wrap)?.0;
-    if major < 8 {
-        bail!("CUDA device {number} is of compute capability {major}.x; bfloat16 wants 8.0");
+    let major = major(number)?;
+    if major < OLDEST {
+        bail!(
+            "CUDA device {number} is of compute capability {major}.x: this program's kernels want \
+             {OLDEST}.0 or newer; use another device or train.device = \"cpu\""
+        );
     }
     use sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT as COUNT;
     let multiprocessors = context.attribute(COUNT).map_err(Error::wrap)? as u32;
