@@ -4,8 +4,9 @@
 
 use anyhow::{Context, Result, bail};
 use bt_stream::config::TrainConfig;
+use bt_stream::learner::warm_up;
 use bt_stream::model::{ModelConfig, Stem, StepBench, bench_step};
-use bt_stream::nn::Precision;
+use bt_stream::nn::{Engine, Precision};
 use bt_stream::optim::OptimizerKind;
 
 fn main() -> Result<()> {
@@ -21,16 +22,19 @@ fn main() -> Result<()> {
         optimizer: OptimizerKind::AdamW,
         batch: 64,
         size: (32, 32),
-        warmup: 1,
+        warmup: 0,
         steps: 3,
     };
-    let (mut threads, mut json) = (0, false);
+    let (mut threads, mut json, mut warmup) = (0, false, None);
     let mut on = TrainConfig { device: "cpu".into(), ..Default::default() };
     let mut args = std::env::args().skip(1);
     while let Some(key) = args.next() {
         match key.as_str() {
             "--json" => json = true,
             "--bench" => {} // cargo's own
+            "--warmup" => {
+                warmup = Some(args.next().context("--warmup wants a value")?.parse()?);
+            }
             "--device" => on.device = args.next().context("--device wants a value")?,
             "--precision" => {
                 on.precision = match args.next().as_deref() {
@@ -46,7 +50,9 @@ fn main() -> Result<()> {
         }
     }
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    let out = bench_step(&bench, &bt_stream::train::device(&on)?)?;
+    let device = bt_stream::train::device(&on)?;
+    bench.warmup = warmup.unwrap_or(warm_up(&Engine::of(&device)?));
+    let out = bench_step(&bench, &device)?;
     if json {
         println!("{}", serde_json::to_string(&out)?);
     } else {
@@ -76,7 +82,6 @@ fn set(bench: &mut StepBench, threads: &mut usize, key: &str, value: &str) -> Re
         "--size" => bench.size = (value.parse()?, value.parse()?),
         "--batch" => bench.batch = value.parse()?,
         "--steps" => bench.steps = value.parse()?,
-        "--warmup" => bench.warmup = value.parse()?,
         "--threads" => *threads = value.parse()?,
         _ => bail!("unknown option {key} {value}"),
     }

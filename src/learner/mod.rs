@@ -31,6 +31,7 @@ mod teacher;
 #[cfg(test)]
 mod tests;
 
+pub use on_device::warm_up;
 pub use teacher::Teacher;
 
 /// The network in training.

@@ -20,6 +20,15 @@ use crate::optim::Table;
 /// buffer made.
 const WARM_UP: u32 = 3;
 
+/// Steps on one batch's memory after which `engine` takes the same time for each: where a device
+/// records steps, up to the one that was recorded; elsewhere the first, which makes buffers.
+pub fn warm_up(engine: &Engine) -> usize {
+    match engine.backend() {
+        Some(_) if engine.options().graphs => WARM_UP as usize + 1,
+        _ => 1,
+    }
+}
+
 /// What a step on a device keeps.
 pub(super) struct DeviceStep {
     engine: Engine,

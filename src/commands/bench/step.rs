@@ -10,7 +10,7 @@ use clap::Args;
 use super::median;
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::{Misconfigured, RunConfig};
-use crate::learner::Learner;
+use crate::learner::{Learner, warm_up};
 use crate::nn::Engine;
 use crate::nn::cuda::Profiler;
 
@@ -27,9 +27,10 @@ pub(super) struct StepArgs {
     /// Steps that count
     #[arg(long, default_value_t = 3)]
     steps: usize,
-    /// Steps before them: on a CUDA device algorithms are chosen and the step is captured in them
-    #[arg(long, default_value_t = 1)]
-    warmup: usize,
+    /// Steps before them [default: 1; 4 on a CUDA device, where algorithms are chosen in three and the
+    /// fourth is recorded, so that those that count replay it]
+    #[arg(long)]
+    warmup: Option<usize>,
     /// Where the time of a CUDA device goes, after the figures: one more step, call by call
     #[arg(long, conflicts_with = "json")]
     profile: bool,
@@ -77,6 +78,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
         let text = "--profile wants a CUDA device; on the CPU `perf record` knows more";
         bail!(Misconfigured(text.into()));
     }
+    let warmup = args.warmup.unwrap_or(warm_up(&Engine::of(&device)?));
     let threads = rayon::current_num_threads();
     if !args.json {
         println!(
@@ -85,7 +87,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     }
     for method in &methods {
         let config = args.source.load_for(method)?;
-        let found = measure(&config, batch, args.warmup, args.steps)?;
+        let found = measure(&config, batch, warmup, args.steps)?;
         ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
         match args.json {
             true => print_json(method, batch, &found),
