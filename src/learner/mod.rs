@@ -250,6 +250,8 @@ impl Learner {
     /// # Errors
     /// Without [`Learner::forward`] before.
     pub fn follow(&mut self, step: u64, steps: u64) -> Result<()> {
+        // Weights have moved: what was kept of the statistics goes with those before.
+        self.before.counts.clear();
         let seen = self.seen.as_ref().context("a step without a forward pass before it")?;
         self.objective.advance(seen)?;
         if let Some(teacher) = &mut self.teacher {

@@ -23,8 +23,8 @@ const CHUNK: usize = 1 << 16;
 pub(super) struct Statistics {
     /// All of them, and the copy; `None` without such layers.
     values: Option<(Tensor, Tensor)>,
-    /// How many batches each layer had seen.
-    counts: Vec<i64>,
+    /// How many batches each layer had seen; none where there is nothing to take back.
+    pub counts: Vec<i64>,
 }
 
 /// The search for gradients that are not finite, on a device.
@@ -72,7 +72,7 @@ impl Learner {
 
     /// Undoes the forward pass since [`Learner::remember`]: the learner is as it
     /// was before the step, as long as the optimizer has not moved it. Without
-    /// [`Learner::remember`] before it does nothing.
+    /// [`Learner::remember`] since the last [`Learner::follow`] it does nothing.
     ///
     /// # Errors
     /// When the statistics cannot be written.

@@ -202,18 +202,31 @@ fn a_projector_without_batch_norm_has_biases_and_exact_gradients() {
     assert!((whole - 1.0).abs() < 0.02, "{whole}");
 }
 
+/// Every float of the network and of what the method keeps.
+fn all(learner: &mut Learner) -> Vec<(String, Vec<f32>)> {
+    let mut tensors = learner.net().state_dict().unwrap();
+    tensors.extend(learner.state().unwrap());
+    let floats = tensors.into_iter().filter(|(_, t)| t.dtype() == candle_core::DType::F32);
+    floats.map(|(name, t)| (name, storage::read(&t).unwrap().to_vec())).collect()
+}
+
+#[test]
+fn a_step_that_was_taken_is_not_taken_back() {
+    // As where the next batch does not come: the step before stands, statistics and all.
+    let mut learner = learner("byol", toml! { predictor_hidden = 8 });
+    learner.remember().unwrap();
+    step(&mut learner, &mut *adam(), 0);
+    let after = all(&mut learner);
+    learner.take_back().unwrap();
+    assert_eq!(after, all(&mut learner));
+}
+
 #[test]
 fn a_step_with_numbers_that_are_not_finite_is_taken_back_bit_for_bit() {
     for method in ["barlow", "byol", "moco"] {
         let mut learner = learner(method, toml::Table::new());
         let mut optimizer = adam();
         step(&mut learner, &mut *optimizer, 0);
-        let all = |learner: &mut Learner| -> Vec<(String, Vec<f32>)> {
-            let mut tensors = learner.net().state_dict().unwrap();
-            tensors.extend(learner.state().unwrap());
-            let floats = tensors.into_iter().filter(|(_, t)| t.dtype() == candle_core::DType::F32);
-            floats.map(|(name, t)| (name, storage::read(&t).unwrap().to_vec())).collect()
-        };
         let before = all(&mut learner);
         learner.remember().unwrap();
         let poisoned = images(1).affine(f64::NAN, 0.0).unwrap();
