@@ -234,6 +234,9 @@ pub fn relu_grad(isa: Isa, out: &[f32], dout: &mut [f32]) {
 
 /// The sums that the gradient needs: of dz, and of dz * (y - mean), for every channel. With `out`,
 /// `dz` is first masked in place by the ReLU whose output `out` is.
+///
+/// # Panics
+/// When `dz`, `out` and `y` differ in length.
 pub fn grad_sums(
     isa: Isa,
     dz: &mut [f32],
@@ -244,6 +247,7 @@ pub fn grad_sums(
     sums: &mut [Vec<f64>; 2],
 ) {
     let c = mean.len();
+    assert!(dz.len() == y.len() && out.is_none_or(|out| out.len() == y.len()), "lengths differ");
     let (strip, block) = strip_and_block(c);
     let (rows, centre) = (y.len() / c, repeated(mean, strip));
     let blocks = rows.div_ceil(block);
@@ -251,7 +255,7 @@ pub fn grad_sums(
     let (target, dz) = (Shared(partial.as_mut_ptr()), Shared(dz.as_mut_ptr()));
     each_block(blocks, |b| {
         let range = b * block * c..((b + 1) * block).min(rows) * c;
-        // SAFETY: block b's elements of both, which its task alone touches.
+        // SAFETY: block b's elements of both, which its task alone touches; `dz` is as long as `y`.
         let (sums, dz) = unsafe {
             (
                 std::slice::from_raw_parts_mut(target.at(b * 2 * c), 2 * c),
@@ -295,6 +299,14 @@ pub fn grad(isa: Isa, dz: Option<&[f32]>, y: &[f32], abk: [&[f32]; 3], dy: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[should_panic(expected = "lengths differ")]
+    fn a_gradient_shorter_than_its_input_is_refused() {
+        let (mut dz, y, mut sums) = (vec![0.0; 32], vec![0.0; 64], [Vec::new(), Vec::new()]);
+        let s = &mut Scratch::default();
+        grad_sums(Isa::best(), &mut dz, None, &y, &[0.0; 16], s, &mut sums);
+    }
 
     #[test]
     fn moments_agree_with_a_two_pass_sum_in_f64() {
