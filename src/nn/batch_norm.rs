@@ -194,11 +194,12 @@ impl BatchNorm {
 
     /// Sets the parameters' gradients from `dout`, the output's, and writes the input's to `dx`; without
     /// `dx` in place over `dout`. With `dx`, `dout` afterwards holds the residual's gradient: itself,
-    /// masked by the ReLU. `dx` may be the input itself ([`Workspace::take_over`]), which ends what
-    /// this layer keeps.
+    /// masked by the ReLU. On a device `dx` may be the input itself ([`Workspace::take_over`]), which ends
+    /// what this layer keeps.
     ///
     /// # Errors
-    /// Without a forward pass in training mode before, or when shapes do not fit.
+    /// Without a forward pass in training mode before, or when shapes do not fit; on the CPU when `dx` or
+    /// `dout` lies where the input does.
     pub fn backward(&mut self, dout: &Tensor, dx: Option<&Tensor>) -> Result<()> {
         let Some(saved) = self.saved.take() else { return no_forward() };
         let fits = |t: &Tensor| t.dims() == saved.input.dims();
@@ -207,7 +208,13 @@ impl BatchNorm {
         }
         match self.engine.shared_backend() {
             Some(backend) => self.device_backward(&*backend, &saved, dout, dx)?,
-            None => self.cpu_backward(&saved, dout, dx)?,
+            None => {
+                // The input is read while they are written.
+                if std::iter::once(dout).chain(dx).any(|t| storage::same(t, &saved.input)) {
+                    bail!("{}: on the CPU a gradient needs memory beside the input's", self.name);
+                }
+                self.cpu_backward(&saved, dout, dx)?;
+            }
         }
         let overwritten = dx.is_some_and(|dx| storage::same(dx, &saved.input));
         self.saved = (!overwritten).then_some(saved);

@@ -228,5 +228,9 @@ fn misuse_is_answered_with_the_layers_name() -> Result<()> {
     let mut norm = BatchNorm::new("bn1", 3, true, &CPU)?;
     let error = norm.forward(&noise(&[1, 1, 1, 3], 1), None, &mut ws).unwrap_err().to_string();
     assert!(error.contains("more than one value"), "{error}");
+    let x = noise(&[4, 3], 1);
+    norm.forward(&x, None, &mut ws)?;
+    let error = norm.backward(&noise(&[4, 3], 2), Some(&x)).unwrap_err().to_string();
+    assert!(error.contains("bn1") && error.contains("beside the input's"), "{error}");
     Ok(())
 }

@@ -110,7 +110,8 @@ impl BatchNorm {
     }
 
     /// The backward pass of [`BatchNorm::forward_pair`]: sets both layers' parameters' gradients, writes
-    /// the input's gradient to `dx`, which may be the input itself, and that of `other`'s over `dout`.
+    /// the input's gradient to `dx`, which on a device may be the input itself, and that of `other`'s over
+    /// `dout`.
     ///
     /// # Errors
     /// As [`BatchNorm::backward`].
