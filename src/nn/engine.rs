@@ -18,8 +18,9 @@ use super::cuda::kernels::elementwise;
 use super::cuda::{Backend, Profiler};
 use super::storage;
 
-/// Element type of activations and of the factors of products. Weights, statistics, gradients of
-/// weights and sums are f32 either way.
+/// Element type of activations and of the factors of products. Weights, statistics and sums are f32 either
+/// way, and so are gradients of weights, but for convolutions larger than 1 x 1: in bfloat16 theirs is
+/// rounded to it once, or with each part of a batch that is split, before it is kept in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
