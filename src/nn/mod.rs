@@ -216,9 +216,10 @@ impl Workspace {
         }
     }
 
-    /// Lets go of what a pass that failed has taken and not given back: training may go on after an
+    /// Lets go of what a pass that failed has taken, given back or not: training may go on after an
     /// evaluation that found no memory, and needs it.
     pub fn let_go(&mut self) {
+        self.free.clear();
         self.lent.clear();
         self.overwritten.clear();
         self.released += 1;

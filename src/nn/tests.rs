@@ -218,6 +218,17 @@ fn average_pool_and_relu_gradients_are_the_derivatives() -> Result<()> {
 }
 
 #[test]
+fn what_a_failed_pass_took_is_let_go_of() -> Result<()> {
+    let mut ws = Workspace::new(&CPU)?;
+    let (kept, _lost) = (ws.take(&[5, 3])?, ws.take(&[7])?);
+    ws.give(kept);
+    assert_eq!((ws.kept(), ws.in_use()), (15, 1));
+    ws.let_go();
+    assert_eq!((ws.kept(), ws.in_use()), (0, 0));
+    Ok(())
+}
+
+#[test]
 fn misuse_is_answered_with_the_layers_name() -> Result<()> {
     let config = Conv2dConfig { input: 3, output: 4, kernel: 3, stride: 1, padding: 1 };
     let mut conv = Conv2d::new("layer1.0.conv1", config, &CPU)?;
