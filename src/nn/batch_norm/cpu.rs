@@ -25,16 +25,10 @@ impl BatchNorm {
             let of = g * part..(g + 1) * part;
             self.statistics(&x[of.clone()], g)?;
             let r = residual.as_ref().map(|r| &r[of.clone()]);
-            let [scale, shift, _] = &self.scratch.constants;
+            let Scratch { norm, constants: [scale, shift, _], .. } = &mut self.scratch;
+            let (by, relu) = (Affine { scale, shift }, self.relu);
             storage::with_mut(y, |y| {
-                norm::affine(
-                    isa,
-                    &x[of.clone()],
-                    Affine { scale, shift },
-                    r,
-                    self.relu,
-                    &mut y[of],
-                );
+                norm::affine(isa, &x[of.clone()], by, r, relu, norm, &mut y[of]);
             })?;
         }
         Ok(())
@@ -81,12 +75,12 @@ impl BatchNorm {
         let mean = storage::read(&self.running_mean)?.to_vec();
         let var = storage::read(&self.running_var)?;
         let inv = |i: usize| 1.0 / (var[i] as f64 + EPS).sqrt();
-        let constants = &mut self.scratch.constants;
+        let Scratch { norm, constants, .. } = &mut self.scratch;
         affine_constants(&gamma, &beta, |i| (mean[i] as f64, inv(i)), constants);
-        let [scale, shift, _] = &self.scratch.constants;
+        let [scale, shift, _] = constants;
         storage::with_mut(y, |y| {
             let by = Affine { scale, shift };
-            norm::affine(Isa::best(), &x, by, residual.as_deref(), self.relu, y);
+            norm::affine(Isa::best(), &x, by, residual.as_deref(), self.relu, norm, y);
         })
     }
 
@@ -106,12 +100,12 @@ impl BatchNorm {
             storage::with_mut(dout, |dout| -> Result<()> {
                 let dz = &mut dout[of.clone()];
                 self.group_grads(&x[of.clone()], dz, mask, g)?;
-                let [a, b, k] = &self.scratch.constants;
-                let (isa, abk) = (Isa::best(), [&a[..], &b[..], &k[..]]);
+                let Scratch { norm, constants: [a, b, k], .. } = &mut self.scratch;
+                let (isa, x, abk) = (Isa::best(), &x[of.clone()], [&a[..], &b[..], &k[..]]);
                 match dx {
-                    None => norm::grad(isa, None, &x[of.clone()], abk, dz),
+                    None => norm::grad(isa, None, x, abk, norm, dz),
                     Some(dx) => storage::with_mut(dx, |dx| {
-                        norm::grad(isa, Some(dz), &x[of.clone()], abk, &mut dx[of.clone()]);
+                        norm::grad(isa, Some(dz), x, abk, norm, &mut dx[of.clone()]);
                     })?,
                 }
                 Ok(())

@@ -22,10 +22,13 @@ const BLOCK: usize = 4096;
 /// Floats of a task of an elementwise pass.
 const TASK: usize = 128 * 1024;
 
-/// Scratch of the reductions, reused across steps.
+/// Scratch of a layer's passes, reused across steps.
 #[derive(Default)]
 pub struct Scratch {
+    /// Sums of the blocks of a reduction.
     partial: Buffer,
+    /// Per-channel vectors of a pass, repeated to the width of a strip.
+    wide: [Buffer; 3],
 }
 
 /// Per-channel constants of one elementwise pass.
@@ -43,8 +46,10 @@ fn strip_and_block(c: usize) -> (usize, usize) {
     (strip, strip * (BLOCK.div_ceil(strip * c)).max(16))
 }
 
-fn repeated(values: &[f32], times: usize) -> Vec<f32> {
-    values.repeat(times)
+fn repeated<'a>(values: &[f32], times: usize, to: &'a mut Buffer) -> &'a [f32] {
+    let wide = to.get(values.len() * times);
+    wide.chunks_exact_mut(values.len()).for_each(|part| part.copy_from_slice(values));
+    wide
 }
 
 /// Sums over channels' repetitions in a strip.
@@ -214,16 +219,16 @@ pub fn affine(
     by: Affine<'_>,
     residual: Option<&[f32]>,
     relu: bool,
+    s: &mut Scratch,
     out: &mut [f32],
 ) {
     let c = by.scale.len();
     let (strip, _) = strip_and_block(c);
-    let (scale, shift) = (repeated(by.scale, strip), repeated(by.shift, strip));
+    let [scale, shift, _] = &mut s.wide;
+    let (scale, shift) = (repeated(by.scale, strip, scale), repeated(by.shift, strip, shift));
     each_part(c, out, |range, out| match residual {
-        None => affine_strips(isa, &y[range], &scale, &shift, relu, out),
-        Some(r) => {
-            affine_add_strips(isa, &y[range.clone()], &r[range], &scale, &shift, relu, out);
-        }
+        None => affine_strips(isa, &y[range], scale, shift, relu, out),
+        Some(r) => affine_add_strips(isa, &y[range.clone()], &r[range], scale, shift, relu, out),
     });
 }
 
@@ -249,9 +254,10 @@ pub fn grad_sums(
     let c = mean.len();
     assert!(dz.len() == y.len() && out.is_none_or(|out| out.len() == y.len()), "lengths differ");
     let (strip, block) = strip_and_block(c);
-    let (rows, centre) = (y.len() / c, repeated(mean, strip));
+    let rows = y.len() / c;
     let blocks = rows.div_ceil(block);
-    let partial = s.partial.get(blocks * 2 * c);
+    let Scratch { partial, wide: [centre, ..] } = s;
+    let (centre, partial) = (repeated(mean, strip, centre), partial.get(blocks * 2 * c));
     let (target, dz) = (Shared(partial.as_mut_ptr()), Shared(dz.as_mut_ptr()));
     each_block(blocks, |b| {
         let range = b * block * c..((b + 1) * block).min(rows) * c;
@@ -270,7 +276,7 @@ pub fn grad_sums(
                 s.clear();
                 s.resize(strip * c, 0.0);
             }
-            add_grads(isa, dz, &y[range], &centre, s1, s2);
+            add_grads(isa, dz, &y[range], centre, s1, s2);
             let (first, second) = sums.split_at_mut(c);
             fold(s1, first);
             fold(s2, second);
@@ -286,13 +292,22 @@ pub fn grad_sums(
 }
 
 /// dy = dz * a + y * b + k, the three constants per channel; without `dz` in place over `dy`.
-pub fn grad(isa: Isa, dz: Option<&[f32]>, y: &[f32], abk: [&[f32]; 3], dy: &mut [f32]) {
-    let c = abk[0].len();
+pub fn grad(
+    isa: Isa,
+    dz: Option<&[f32]>,
+    y: &[f32],
+    [a, b, k]: [&[f32]; 3],
+    s: &mut Scratch,
+    dy: &mut [f32],
+) {
+    let c = a.len();
     let (strip, _) = strip_and_block(c);
-    let [a, b, k] = abk.map(|v| repeated(v, strip));
+    let [wide_a, wide_b, wide_k] = &mut s.wide;
+    let (a, b) = (repeated(a, strip, wide_a), repeated(b, strip, wide_b));
+    let k = repeated(k, strip, wide_k);
     each_part(c, dy, |range, dy| match dz {
-        Some(dz) => grad_strips(isa, &dz[range.clone()], &y[range], &a, &b, &k, dy),
-        None => grad_strips_in_place(isa, &y[range], &a, &b, &k, dy),
+        Some(dz) => grad_strips(isa, &dz[range.clone()], &y[range], a, b, k, dy),
+        None => grad_strips_in_place(isa, &y[range], a, b, k, dy),
     });
 }
 

@@ -57,6 +57,8 @@ pub struct Direct {
     band_rows: usize,
     /// Where each chunk (tap, then lines of its run) of position 0 lies in the band.
     offsets: Vec<usize>,
+    /// The chunks, by threes of one line of the taps: the taps of a row of a 3x3 kernel share lines.
+    triples: Vec<Vec<usize>>,
 }
 
 impl Direct {
@@ -85,7 +87,6 @@ impl Direct {
         let band_rows = g.grid.0.div_ceil(g.grid.0.div_ceil(most_rows));
         let bands = g.grid.0.div_ceil(band_rows);
         let gather = g.clone();
-        let offsets = Vec::new();
         let mut this = Self {
             gather,
             first,
@@ -96,9 +97,11 @@ impl Direct {
             extra_rows,
             bands,
             band_rows,
-            offsets,
+            offsets: Vec::new(),
+            triples: Vec::new(),
         };
         this.offsets = g.taps.iter().step_by(width).flat_map(|&tap| this.chunks_of(tap)).collect();
+        this.triples = this.by_threes();
         Some(this)
     }
 

@@ -17,7 +17,7 @@ impl Direct {
     ) {
         let g = &self.gather;
         let splits = splits(g.rows(), dw.len()).min(g.n);
-        let triples = self.triples();
+        let triples = &self.triples;
         let groups = rayon::current_num_threads().div_ceil(splits).min(triples.len());
         let len = dw.len();
         in_splits(splits, dw, |target| {
@@ -40,8 +40,8 @@ impl Direct {
         });
     }
 
-    /// The chunks, by threes of one line of the taps: the taps of a row of a 3x3 kernel share lines.
-    fn triples(&self) -> Vec<Vec<usize>> {
+    /// [`Direct::triples`].
+    pub(super) fn by_threes(&self) -> Vec<Vec<usize>> {
         let per_tap = self.lines();
         let taps: Vec<usize> = (0..self.runs().0).collect();
         let of = |cb: usize| {
