@@ -124,7 +124,10 @@ fn log_det_covariance(x: &[f64], dim: usize, ridge: f64) -> Result<(f64, Vec<f64
     if (0..size).any(|i| !m[i * size + i].is_finite()) {
         return Ok((f64::NAN, vec![0.0; x.len()]));
     }
-    let Some(log_det) = cholesky_inverse(&mut m, size) else {
+    // As many centred samples as dimensions leave one without variance; rounding could give it some.
+    let singular = ridge == 0.0 && batch <= dim;
+    let log_det = if singular { None } else { cholesky_inverse(&mut m, size) };
+    let Some(log_det) = log_det else {
         bail!(
             "imax: a covariance of {batch} samples in {dim} dimensions is singular; \
              set its `ridge` above {ridge}"

@@ -114,6 +114,21 @@ fn variants() -> Vec<(&'static str, toml::Table)> {
     ]
 }
 
+/// Whatever the pivots of a rounded covariance are.
+#[test]
+fn imax_without_a_ridge_wants_more_samples_than_dimensions() {
+    let mut objective = build("imax", toml! { ridge = 0.0 }).unwrap();
+    let mut evaluate = |batch, seed| {
+        let (z_a, z_b) = pair_of(batch, 6, seed);
+        objective.evaluate(&Embeddings::of(&z_a, &z_b))
+    };
+    for (batch, seed) in (3..7).flat_map(|batch| (0..10).map(move |seed| (batch, seed))) {
+        let error = evaluate(batch, seed).unwrap_err().to_string();
+        assert!(error.contains(&format!("{batch} samples in 6 dimensions is singular")), "{error}");
+    }
+    assert!(evaluate(7, 0).unwrap().loss.is_finite());
+}
+
 /// A loss of 1e-5 beside similarities of 20: of the positive alone nothing would be left.
 #[test]
 fn a_small_contrastive_loss_keeps_its_digits() {
