@@ -269,7 +269,7 @@ fn a_step_neither_waits_nor_allocates_once_it_is_steady() {
         let mut learner = Learner::build(&model, objective, 1, &Device::Cpu).unwrap();
         let engine = learner.net().engine().clone();
         let images = images_to(&images(1, 33), &engine).unwrap();
-        let mut released = None;
+        let mut generation = None;
         for step in 0..5 {
             if step >= 2 {
                 device.without_waiting(|| assert!(learner.begin(&images).unwrap()));
@@ -278,13 +278,13 @@ fn a_step_neither_waits_nor_allocates_once_it_is_steady() {
             }
             learner.finish().unwrap();
             if step >= 2 {
-                let before = released.replace(learner.net().released());
-                assert!(before.is_none_or(|before| before == learner.net().released()));
+                let before = generation.replace(learner.net().generation());
+                assert!(before.is_none_or(|before| before == learner.net().generation()));
             }
         }
         // An evaluation in between makes buffers of other sizes: nothing recorded may outlive it.
         learner.net().features(&images).unwrap();
-        assert_ne!(released, Some(learner.net().released()));
+        assert_ne!(generation, Some(learner.net().generation()));
     });
 }
 

@@ -40,7 +40,7 @@ pub(super) struct DeviceStep {
     steady: u32,
     recorded: Option<Recorded>,
     images: Option<Tensor>,
-    released: u64,
+    generation: u64,
 }
 
 /// A step that was recorded.
@@ -71,10 +71,10 @@ impl Learner {
             let (known, now) = (storage::span(known), storage::span(images));
             matches!((known, now), (Ok(known), Ok(now)) if known == now)
         });
-        if !same || step.released != self.net.released() {
+        if !same || step.generation != self.net.generation() {
             (step.recorded, step.steady) = (None, 0);
             step.images = Some(images.clone());
-            step.released = self.net.released();
+            step.generation = self.net.generation();
         }
         let batch = images.dim(0)? / 2;
         let z = if let Some(recorded) = &step.recorded {
@@ -165,7 +165,7 @@ impl Learner {
             steady: 0,
             recorded: None,
             images: None,
-            released: 0,
+            generation: 0,
             engine,
         });
         Ok(true)

@@ -73,7 +73,7 @@ impl Predictor {
         let grad = self.ws.engine().taken_in(grad, &mut self.given)?;
         let d = self.layers.backward(&grad, &mut self.ws)?;
         use_it(&d)?;
-        self.ws.give(d);
+        self.ws.put_back(d);
         Ok(())
     }
 

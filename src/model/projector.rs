@@ -125,7 +125,7 @@ impl Projector {
                 let grad = ws.engine().activations(grad, &mut self.grad)?;
                 norm.backward(&grad, Some(&before))?;
                 last.backward(&before, Some(&d), false)?;
-                ws.give(before);
+                ws.put_back(before);
             }
         }
         for (linear, between) in self.hidden.iter_mut().rev() {
@@ -135,7 +135,7 @@ impl Projector {
             }
             let dx = ws.take(&[n, linear.weight().value.dims()[1]])?;
             linear.backward(&d, Some(&dx), false)?;
-            ws.give(std::mem::replace(&mut d, dx));
+            ws.put_back(std::mem::replace(&mut d, dx));
         }
         Ok(d)
     }

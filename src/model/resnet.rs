@@ -81,7 +81,7 @@ impl Block {
             let dx = ws.take_over(layer.conv.input()?)?;
             layer.conv.backward_input(&d, &dx, false)?;
             before.norm.backward(&dx, None)?;
-            ws.give(std::mem::replace(&mut d, dx));
+            ws.put_back(std::mem::replace(&mut d, dx));
             layer = before;
         }
         layer.conv.backward_weight(&d)?;
@@ -97,11 +97,11 @@ impl Block {
                 // The cheaper one to add where the other was written: a bottleneck's is a plain product.
                 down.conv.backward_input(&dout, &dx, false)?;
                 layer.conv.backward_input(&d, &dx, true)?;
-                ws.give(dout);
+                ws.put_back(dout);
                 dx
             }
         };
-        ws.give(d);
+        ws.put_back(d);
         Ok(dx)
     }
 
@@ -259,11 +259,11 @@ impl ResNet {
             None => self.stem.norm.backward(&d, None)?,
             Some(pool) => {
                 let dx = self.stem.norm.backward_pooled(pool, &d, ws)?;
-                ws.give(std::mem::replace(&mut d, dx));
+                ws.put_back(std::mem::replace(&mut d, dx));
             }
         }
         self.stem.conv.backward_weight(&d)?;
-        ws.give(d);
+        ws.put_back(d);
         Ok(())
     }
 

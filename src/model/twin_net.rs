@@ -93,9 +93,9 @@ impl TwinNet {
         self.ws.kept()
     }
 
-    /// As [`Workspace::released`].
-    pub fn released(&self) -> u64 {
-        self.ws.released()
+    /// As [`Workspace::generation`].
+    pub fn generation(&self) -> u64 {
+        self.ws.generation()
     }
 
     /// Makes the parameters' halves again, after their values were written.
@@ -110,7 +110,7 @@ impl TwinNet {
 
     /// Passes end with an error from the moment that `flag` is raised.
     pub fn give_up_on(&mut self, flag: &Arc<AtomicBool>) {
-        self.ws.given_up = Arc::clone(flag);
+        self.ws.cancelled = Arc::clone(flag);
     }
 
     /// Dimensions of a feature.
@@ -145,7 +145,7 @@ impl TwinNet {
     pub fn forward_only(&mut self, images: &Tensor, groups: usize) -> Result<Tensor> {
         self.ws.mode = Mode::Following;
         self.ws.groups = groups;
-        self.ws.interrupt();
+        self.ws.invalidate_recordings();
         let z = self.pass(images).and_then(|z| {
             let engine = self.ws.engine();
             let own = storage::reuse(&mut self.full, z.dims(), DType::F32, engine.device())?;
@@ -178,7 +178,7 @@ impl TwinNet {
         let grad = self.ws.engine().taken_in(grad_embeddings, &mut self.given)?;
         let d = self.projector.backward(&grad, &mut self.ws)?;
         self.backbone.backward(&d, &mut self.ws)?;
-        self.ws.give(d);
+        self.ws.put_back(d);
         Ok(())
     }
 
@@ -190,7 +190,7 @@ impl TwinNet {
     pub fn features_train(&mut self, images: &Tensor) -> Result<Tensor> {
         self.ws.mode = Mode::Training;
         self.ws.groups = 1;
-        self.ws.interrupt();
+        self.ws.invalidate_recordings();
         let features = self.backbone.forward(images, &mut self.ws)?;
         storage::host(&features)
     }
@@ -230,7 +230,7 @@ impl TwinNet {
     /// Runs a pass in evaluation mode and copies what it gives to the CPU; its buffer goes back.
     fn evaluate(&mut self, pass: impl FnOnce(&mut Self) -> Result<Tensor>) -> Result<Tensor> {
         self.ws.mode = Mode::Evaluation;
-        self.ws.interrupt();
+        self.ws.invalidate_recordings();
         let out = pass(self);
         let own = out.and_then(|out| {
             let own = storage::host_copy(&out)?;
@@ -239,7 +239,7 @@ impl TwinNet {
         });
         self.ws.mode = Mode::Training;
         if own.is_err() {
-            self.ws.let_go();
+            self.ws.discard_buffers();
         }
         own
     }

@@ -221,9 +221,9 @@ fn average_pool_and_relu_gradients_are_the_derivatives() -> Result<()> {
 fn what_a_failed_pass_took_is_let_go_of() -> Result<()> {
     let mut ws = Workspace::new(&CPU)?;
     let (kept, _lost) = (ws.take(&[5, 3])?, ws.take(&[7])?);
-    ws.give(kept);
+    ws.put_back(kept);
     assert_eq!((ws.kept(), ws.in_use()), (15, 1));
-    ws.let_go();
+    ws.discard_buffers();
     assert_eq!((ws.kept(), ws.in_use()), (0, 0));
     Ok(())
 }

@@ -28,7 +28,7 @@ impl BatchNorm {
             let residual = ws.take(theirs.dims())?;
             other.forward_to(theirs, None, &residual, ws)?;
             let y = self.forward(x, Some(&residual), ws)?;
-            ws.give(residual);
+            ws.put_back(residual);
             return Ok(y);
         };
         self.check(x, Some(theirs), ws)?;
