@@ -5,13 +5,13 @@
 //! loss = 1/2 D(p_a, t_b) + 1/2 D(p_b, t_a),   D(p, t) = -mean_b <p_b, t_b> / (|p_b| |t_b|)
 //! ```
 //!
-//! The authors' loss is 2 + 2 D, summed over both views: the same gradient, four times as long.
+//! The authors' loss is 2 + 2 D, summed over both views: the gradient is 4 times ours.
 
 use candle_core::{Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::simsiam::{predictions, symmetric_cosine};
+use super::cosine::{predictions, symmetric_cosine};
 use super::{
     Embeddings, LossOutput, Momentum, Needs, Objective, PredictorShape, Registration, at_least_one,
     described, parse, share,

@@ -7,7 +7,7 @@
 //!
 //! `z_a` is the prediction, `z_b` the target, whose gradient is zero.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::embeddings::{dot, with_pair};
 use super::normalize::{Norm, Normalized};
 use super::{Embeddings, LossOutput, Objective, Registration, described, parse};
+use crate::nn::storage;
 
 /// `method = "cosine"`.
 pub const REGISTRATION: Registration = Registration {
@@ -87,4 +88,66 @@ pub fn cosine(z_a: &Tensor, z_b: &Tensor, config: &CosineConfig) -> Result<LossO
         }
         LossOutput::new(invariance, 0.0, None, grad, dim)
     })
+}
+
+/// Both views' predictions.
+///
+/// # Errors
+///
+/// When one is missing.
+pub(super) fn predictions(seen: &Embeddings) -> Result<[&Tensor; 2]> {
+    match &seen.predicted {
+        Some((a, Some(b))) => Ok([a, b]),
+        _ => bail!("the objective needs a predictor's outputs at both views"),
+    }
+}
+
+/// 1/2 D(s_a, t_b) + 1/2 D(s_b, t_a), where the sources s are the predictions (else the
+/// embeddings) and the targets t are fixed, unless `stop_gradient` is false: then they are the
+/// embeddings, and gradients reach them.
+pub(super) fn symmetric_cosine(
+    seen: &Embeddings,
+    predicted: Option<[&Tensor; 2]>,
+    targets: [&Tensor; 2],
+    stop_gradient: bool,
+) -> Result<LossOutput> {
+    let config = CosineConfig { stop_gradient };
+    let sources = predicted.unwrap_or([&seen.a, &seen.b]);
+    let there = cosine(sources[0], targets[1], &config)?;
+    let back = cosine(sources[1], targets[0], &config)?;
+    combine(&there, &back, predicted.is_some(), stop_gradient)
+}
+
+/// Half of each: `there` is from view a's source to view b's target, `back` the other way.
+fn combine(
+    there: &LossOutput,
+    back: &LossOutput,
+    predicted: bool,
+    stop_gradient: bool,
+) -> Result<LossOutput> {
+    let (batch, dim) = there.grad_a.dims2()?;
+    let zeros = || vec![0f32; 2 * batch * dim];
+    let mut at_sources = zeros();
+    add_halves(&mut at_sources, [&there.grad_a, &back.grad_a])?;
+    let mut at_embeddings = if predicted { zeros() } else { std::mem::take(&mut at_sources) };
+    if !stop_gradient {
+        add_halves(&mut at_embeddings, [&back.grad_b, &there.grad_b])?;
+    }
+    let invariance = 0.5 * (there.loss + back.loss);
+    let mut out = LossOutput::new(invariance, 0.0, None, at_embeddings, dim)?;
+    if predicted {
+        let device = there.grad_a.device();
+        out.grad_predicted = Some(Tensor::from_vec(at_sources, (2 * batch, dim), device)?);
+    }
+    Ok(out)
+}
+
+/// Adds half of each view's gradient to `to`, `[2 * batch, dim]`.
+fn add_halves(to: &mut [f32], [a, b]: [&Tensor; 2]) -> Result<()> {
+    let (to_a, to_b) = to.split_at_mut(to.len() / 2);
+    for (to, grad) in [(to_a, a), (to_b, b)] {
+        let grad = storage::read(grad)?;
+        to.iter_mut().zip(&*grad).for_each(|(to, g)| *to += 0.5 * g);
+    }
+    Ok(())
 }

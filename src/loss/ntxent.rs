@@ -11,8 +11,8 @@ use candle_core::{Result, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::contrastive::softmax_rows;
 use super::embeddings::with_pair;
-use super::infonce::softmax_rows;
 use super::matmul::{Mat, gram, matmul};
 use super::normalize::{Norm, Normalized};
 use super::{Embeddings, LossOutput, Objective, Registration, described, parse, positive};

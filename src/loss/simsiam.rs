@@ -8,16 +8,15 @@
 //!
 //! Without the stop-gradient all embeddings become one: the diagnostics say so.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::Result;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::cosine::{CosineConfig, cosine};
+use super::cosine::{predictions, symmetric_cosine};
 use super::{
     Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration, at_least_one,
     described, parse,
 };
-use crate::nn::storage;
 
 /// `method = "simsiam"`.
 pub const REGISTRATION: Registration = Registration {
@@ -76,56 +75,4 @@ impl Objective for SimSiam {
         let sources = if self.config.predictor { Some(predictions(seen)?) } else { None };
         symmetric_cosine(seen, sources, [&seen.a, &seen.b], stop_gradient)
     }
-}
-
-/// Both views' predictions.
-///
-/// # Errors
-///
-/// When one is missing.
-pub(super) fn predictions(seen: &Embeddings) -> Result<[&Tensor; 2]> {
-    match &seen.predicted {
-        Some((a, Some(b))) => Ok([a, b]),
-        _ => bail!("the objective needs a predictor's outputs at both views"),
-    }
-}
-
-/// 1/2 D(s_a, t_b) + 1/2 D(s_b, t_a), where the sources s are the predictions (else the
-/// embeddings) and the targets t are fixed, unless `stop_gradient` is false: then they are the
-/// embeddings, and gradients reach them.
-pub(super) fn symmetric_cosine(
-    seen: &Embeddings,
-    predicted: Option<[&Tensor; 2]>,
-    targets: [&Tensor; 2],
-    stop_gradient: bool,
-) -> Result<LossOutput> {
-    let config = CosineConfig { stop_gradient };
-    let sources = predicted.unwrap_or([&seen.a, &seen.b]);
-    let there = cosine(sources[0], targets[1], &config)?;
-    let back = cosine(sources[1], targets[0], &config)?;
-    let (batch, dim) = seen.a.dims2()?;
-    let half = |source: &Tensor, to: &mut [f32]| -> Result<()> {
-        let source = storage::read(source)?;
-        to.iter_mut().zip(&*source).for_each(|(to, g)| *to += 0.5 * g);
-        Ok(())
-    };
-    let mut at_sources = vec![0f32; 2 * batch * dim];
-    let (first, second) = at_sources.split_at_mut(batch * dim);
-    half(&there.grad_a, first)?;
-    half(&back.grad_a, second)?;
-    let mut at_embeddings = match predicted {
-        Some(_) => vec![0f32; 2 * batch * dim],
-        None => std::mem::take(&mut at_sources),
-    };
-    if !stop_gradient {
-        let (first, second) = at_embeddings.split_at_mut(batch * dim);
-        half(&back.grad_b, first)?;
-        half(&there.grad_b, second)?;
-    }
-    let invariance = 0.5 * (there.loss + back.loss);
-    let mut out = LossOutput::new(invariance, 0.0, None, at_embeddings, dim)?;
-    if predicted.is_some() {
-        out.grad_predicted = Some(Tensor::from_vec(at_sources, (2 * batch, dim), seen.a.device())?);
-    }
-    Ok(out)
 }
