@@ -297,6 +297,14 @@ pub struct CorrelationStats {
     pub off_diag_rms: Option<f64>,
 }
 
+impl CorrelationStats {
+    /// From the diagonal's mean and the sum of squares off it, of C `[dim, dim]`.
+    fn new(on_diag_mean: f64, off_diag_squares: Option<f64>, dim: usize) -> Self {
+        let count = (dim * (dim - 1)).max(1) as f64;
+        Self { on_diag_mean, off_diag_rms: off_diag_squares.map(|sum| (sum / count).sqrt()) }
+    }
+}
+
 impl LossOutput {
     /// Wraps the gradient `[2 * batch, dim]`, which must be row-major with view a first.
     fn new(

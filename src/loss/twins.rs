@@ -3,7 +3,7 @@
 
 use rayon::prelude::*;
 
-use super::barlow::{BarlowConfig, Normalize, Terms};
+use super::barlow::{BarlowConfig, Normalize, Terms, prefer_gram};
 use super::embeddings::{Pair, column_fold2};
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::Normalized;
@@ -53,11 +53,7 @@ impl Twins {
     pub fn squared(&self, config: &BarlowConfig) -> (BarlowTerms, Vec<f32>) {
         let mut grad = vec![0.0; 2 * self.a.hat.len()];
         let (grad_a, grad_b) = grad.split_at_mut(self.a.hat.len());
-        let invariance_weight = if config.terms == Terms::Redundancy { 0.0 } else { config.scale };
-        let redundancy_weight = match config.terms {
-            Terms::Invariance => 0.0,
-            Terms::Both | Terms::Redundancy => config.scale * config.lambda,
-        };
+        let (invariance_weight, redundancy_weight) = config.term_weights();
         let squares =
             (config.terms != Terms::Invariance).then(|| self.squares_and_products(grad_a, grad_b));
         // d loss / d C_ii, less what the products with all of C already hold.
@@ -99,12 +95,7 @@ impl Twins {
     /// Writes b (a^T b)^T and a (a^T b) into `to_a` and `to_b`; returns the sum of C_ij^2 off the
     /// diagonal.
     fn squares_and_products(&self, to_a: &mut [f32], to_b: &mut [f32]) -> f64 {
-        // Multiplications: 4 n^2 d through the Gram matrices, 3 n d^2 through C. The margin also
-        // keeps the subtraction of the diagonal well conditioned where the diagonal's entries are
-        // alike: C's rank is below n, so that the sum off the diagonal is at least a third of the
-        // diagonal's. Where one dimension alone is alive nothing is off the diagonal, and what the
-        // subtraction leaves is rounding: about 1e-7 of the diagonal's sum, in gradients too.
-        if 4 * self.a.batch <= 3 * self.a.dim {
+        if prefer_gram(self.a.batch, self.a.dim) {
             self.through_gram(to_a, to_b)
         } else {
             self.through_c(to_a, to_b)

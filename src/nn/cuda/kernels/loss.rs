@@ -5,7 +5,7 @@ use candle_core::{DType, Result, bail};
 
 use super::norm::{Moments, NormShape};
 use super::{Part, THREADS, Tiling, blocks, expect, expect_scratch, launch, reduction, unsigned};
-use crate::loss::barlow::{BarlowConfig, Normalize, Shape, Terms};
+use crate::loss::barlow::{BarlowConfig, Normalize, Shape, Terms, prefer_gram};
 use crate::nn::cuda::{Arg, Backend, Gemm, Span};
 
 /// Numbers that come out: invariance and redundancy as they stand in the loss, the mean of C's
@@ -39,11 +39,6 @@ pub fn barlow_supports(config: &BarlowConfig) -> bool {
     config.normalize == Normalize::Batch && config.loss == Shape::Squared && config.predictor == 0
 }
 
-/// Whether C's squares come from the Gram matrices: fewer multiplications while the batch is small.
-fn through_gram(batch: usize, dim: usize) -> bool {
-    4 * batch <= 3 * dim
-}
-
 /// F32 elements of scratch.
 pub fn barlow_scratch(batch: usize, dim: usize) -> usize {
     if batch == 0 || dim == 0 { 0 } else { lengths(batch, dim).map(padded).iter().sum() }
@@ -56,7 +51,7 @@ fn padded(len: usize) -> usize {
 /// F32 elements of scratch's parts, in the order of [`Scratch`]'s fields.
 fn lengths(batch: usize, dim: usize) -> [usize; 8] {
     let (rows, pairs) = (reduction(batch, dim, 1).parts, reduction(batch, dim, 2).parts);
-    let products = if through_gram(batch, dim) { 2 * batch * batch } else { dim * dim };
+    let products = if prefer_gram(batch, dim) { 2 * batch * batch } else { dim * dim };
     [
         2 * dim,
         2 * SQUARES,
@@ -100,14 +95,6 @@ impl Scratch {
         let squares = squares.cast(DType::F64);
         Ok(Self { diagonal, squares, stats, hat, on_diagonal, partial, means, products })
     }
-}
-
-/// Weights of the two terms, `(invariance, redundancy)`.
-fn weights(config: &BarlowConfig) -> (f64, f64) {
-    let invariance = if config.terms == Terms::Redundancy { 0.0 } else { config.scale };
-    let redundancy =
-        if config.terms == Terms::Invariance { 0.0 } else { config.scale * config.lambda };
-    (invariance, redundancy)
 }
 
 /// The loss's figures and the embeddings' gradient.
@@ -165,7 +152,7 @@ fn normalise(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> Result<()> 
         unsigned(rows_per_part)?,
     ];
     tiling.launch(b, &format!("barlow_twins_v{}_f32", tiling.vector), [parts, 1], &args)?;
-    let (invariance, redundancy) = weights(call.config);
+    let (invariance, redundancy) = call.config.term_weights();
     let args = [
         s.partial.into(),
         s.diagonal.into(),
@@ -196,7 +183,7 @@ fn squares_and_products(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> 
         alpha: 1.0,
         beta: 0.0,
     };
-    let (x, y, size, skip) = if through_gram(batch, dim) {
+    let (x, y, size, skip) = if prefer_gram(batch, dim) {
         let size = batch * batch;
         let (k_a, k_b) = (s.products.part(0, size), s.products.part(size, size));
         b.gemm(&product(batch, batch, dim, [a, a, k_a], false, true))?;
@@ -216,7 +203,7 @@ fn squares_and_products(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> 
 }
 
 fn figures(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> Result<()> {
-    let gram = through_gram(call.batch, call.dim);
+    let gram = prefer_gram(call.batch, call.dim);
     // NO_SQUARES, OF_GRAMS, OF_C in `loss.cu`.
     let from = match (call.config.terms, gram) {
         (Terms::Invariance, _) => 0,
@@ -224,7 +211,7 @@ fn figures(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> Result<()> {
         (_, false) => 2,
     };
     let size = if gram { call.batch } else { call.dim };
-    let (invariance, redundancy) = weights(call.config);
+    let (invariance, redundancy) = call.config.term_weights();
     let args = [
         s.diagonal.into(),
         s.squares.into(),
@@ -242,7 +229,7 @@ fn figures(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> Result<()> {
 /// The products joined with the diagonal's part, and back through the normalisation.
 fn gradient(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch, products: bool) -> Result<()> {
     let (batch, dim) = (call.batch, call.dim);
-    let (_, redundancy) = weights(call.config);
+    let (_, redundancy) = call.config.term_weights();
     let n = batch as f64;
     let weight = if products { (2.0 * redundancy / (n * n)) as f32 } else { 0.0 };
     let tiling = Tiling::new(dim, &[call.grad, call.scratch])?;
