@@ -4,13 +4,28 @@
 
 use anyhow::{Context, Result, bail};
 use bt_stream::config::TrainConfig;
-use bt_stream::learner::warm_up;
-use bt_stream::model::{ModelConfig, Stem, StepBench, bench_step};
+use bt_stream::learner::{Learner, warm_up};
+use bt_stream::loss;
+use bt_stream::model::{ModelConfig, Stem};
 use bt_stream::nn::{Engine, Precision};
-use bt_stream::optim::OptimizerKind;
+use bt_stream::optim::{OptimConfig, OptimizerKind};
+use bt_stream::step_bench::{StepBench, StepTimings};
+
+/// What the options say.
+struct Options {
+    model: ModelConfig,
+    optimizer: OptimizerKind,
+    on: TrainConfig,
+    batch: usize,
+    size: usize,
+    warmup: Option<usize>,
+    steps: usize,
+    threads: usize,
+    json: bool,
+}
 
 fn main() -> Result<()> {
-    let mut bench = StepBench {
+    let mut options = Options {
         model: ModelConfig {
             arch: "resnet18".parse().map_err(anyhow::Error::msg)?,
             width: 16,
@@ -20,44 +35,76 @@ fn main() -> Result<()> {
             ..Default::default()
         },
         optimizer: OptimizerKind::AdamW,
+        on: TrainConfig { device: "cpu".into(), ..Default::default() },
         batch: 64,
-        size: (32, 32),
-        warmup: 0,
+        size: 32,
+        warmup: None,
         steps: 3,
+        threads: 0,
+        json: false,
     };
-    let (mut threads, mut json, mut warmup) = (0, false, None);
-    let mut on = TrainConfig { device: "cpu".into(), ..Default::default() };
     let mut args = std::env::args().skip(1);
     while let Some(key) = args.next() {
         match key.as_str() {
-            "--json" => json = true,
+            "--json" => options.json = true,
             "--bench" => {} // cargo's own
-            "--warmup" => {
-                warmup = Some(args.next().context("--warmup wants a value")?.parse()?);
-            }
-            "--device" => on.device = args.next().context("--device wants a value")?,
-            "--precision" => {
-                on.precision = match args.next().as_deref() {
-                    Some("f32") => Precision::F32,
-                    Some("bf16") => Precision::Bf16,
-                    other => bail!("--precision is f32 or bf16, not {other:?}"),
-                }
-            }
             _ => {
                 let value = args.next().with_context(|| format!("{key} wants a value"))?;
-                set(&mut bench, &mut threads, &key, &value)?;
+                options.set(&key, &value)?;
             }
         }
     }
-    rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    let device = bt_stream::train::device(&on)?;
-    bench.warmup = warmup.unwrap_or(warm_up(&Engine::of(&device)?));
-    let out = bench_step(&bench, &device)?;
-    if json {
+    rayon::ThreadPoolBuilder::new().num_threads(options.threads).build_global()?;
+    let out = options.measure()?;
+    if options.json {
         println!("{}", serde_json::to_string(&out)?);
     } else {
+        options.print(&out);
+    }
+    Ok(())
+}
+
+impl Options {
+    fn set(&mut self, key: &str, value: &str) -> Result<()> {
+        match key {
+            "--device" => self.on.device = value.into(),
+            "--precision" if value == "f32" => self.on.precision = Precision::F32,
+            "--precision" if value == "bf16" => self.on.precision = Precision::Bf16,
+            "--arch" => self.model.arch = value.parse().map_err(anyhow::Error::msg)?,
+            "--width" => self.model.width = value.parse()?,
+            "--stem" if value == "cifar" => self.model.stem = Stem::Cifar,
+            "--stem" if value == "imagenet" => self.model.stem = Stem::Imagenet,
+            "--projector" => self.model.projector = value.parse().map_err(anyhow::Error::msg)?,
+            "--optimizer" if value == "adamw" => self.optimizer = OptimizerKind::AdamW,
+            "--optimizer" if value == "sgd" => self.optimizer = OptimizerKind::Sgd,
+            "--optimizer" if value == "lars" => self.optimizer = OptimizerKind::Lars,
+            "--size" => self.size = value.parse()?,
+            "--batch" => self.batch = value.parse()?,
+            "--steps" => self.steps = value.parse()?,
+            "--warmup" => self.warmup = Some(value.parse()?),
+            "--threads" => self.threads = value.parse()?,
+            _ => bail!("unknown option {key} {value}"),
+        }
+        Ok(())
+    }
+
+    fn measure(&self) -> Result<StepTimings> {
+        let device = bt_stream::train::device(&self.on)?;
+        let objective = loss::build("barlow", toml::Table::new())?;
+        let bench = StepBench {
+            learner: Learner::build(&self.model, objective, 1, &device)?,
+            optimizer: OptimConfig { optimizer: self.optimizer, ..Default::default() }.build()?,
+            batch: self.batch,
+            size: (self.size, self.size),
+            warmup: self.warmup.unwrap_or(warm_up(&Engine::of(&device)?)),
+            steps: self.steps,
+        };
+        bench.run()
+    }
+
+    fn print(&self, out: &StepTimings) {
         let (wall, cpu) = (out.median_wall(), out.median_cpu());
-        println!("{:?}", bench.model);
+        println!("{:?}", self.model);
         println!(
             "{} threads: {wall:.3} s, {cpu:.3} CPU s a step; {:.1} images/s, {:.1} GFLOP/s",
             out.threads,
@@ -66,24 +113,4 @@ fn main() -> Result<()> {
         );
         println!("last step, CPU s: {:?}; {:.0} MB", out.cpu.last(), out.peak_mb);
     }
-    Ok(())
-}
-
-fn set(bench: &mut StepBench, threads: &mut usize, key: &str, value: &str) -> Result<()> {
-    match key {
-        "--arch" => bench.model.arch = value.parse().map_err(anyhow::Error::msg)?,
-        "--width" => bench.model.width = value.parse()?,
-        "--stem" if value == "cifar" => bench.model.stem = Stem::Cifar,
-        "--stem" if value == "imagenet" => bench.model.stem = Stem::Imagenet,
-        "--projector" => bench.model.projector = value.parse().map_err(anyhow::Error::msg)?,
-        "--optimizer" if value == "adamw" => bench.optimizer = OptimizerKind::AdamW,
-        "--optimizer" if value == "sgd" => bench.optimizer = OptimizerKind::Sgd,
-        "--optimizer" if value == "lars" => bench.optimizer = OptimizerKind::Lars,
-        "--size" => bench.size = (value.parse()?, value.parse()?),
-        "--batch" => bench.batch = value.parse()?,
-        "--steps" => bench.steps = value.parse()?,
-        "--threads" => *threads = value.parse()?,
-        _ => bail!("unknown option {key} {value}"),
-    }
-    Ok(())
 }

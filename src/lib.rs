@@ -15,6 +15,7 @@
 //! - [`exchange`]: backbones to and from torchvision, timm, ONNX.
 //! - [`tensorboard`], [`prometheus`], [`watch`], [`advice`]: a run seen from outside.
 //! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
+//! - [`step_bench`]: the training step by itself, timed.
 
 // Tests of the whole program that are run on the emulated device, too, name it so.
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub mod prometheus;
 pub mod reference;
 pub mod report;
 pub mod signals;
+pub mod step_bench;
 pub mod study;
 pub mod tensorboard;
 pub mod train;

@@ -1,6 +1,5 @@
 //! The twin network: backbone (ResNet) and projector; the predictor that some objectives put behind it.
 
-mod bench;
 mod config;
 mod graph;
 mod init;
@@ -12,7 +11,6 @@ mod state;
 mod tests;
 mod twin_net;
 
-pub use bench::{StepBench, StepTime, StepTimings, bench_step};
 pub use config::{Arch, ModelConfig, ProjectorWidths, Stem};
 pub use graph::{Graph, Node, Op, Value};
 pub use predictor::Predictor;

@@ -35,9 +35,3 @@ pub fn run(args: BenchArgs) -> Result<()> {
         What::Train(args) => train::train(args),
     }
 }
-
-/// The middle one.
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
-}

@@ -1,18 +1,15 @@
 //! `bt-stream bench step`: the training step on random images, part by part.
 
-use std::time::Instant;
-
 use anyhow::{Result, bail, ensure};
-use bt_pipeline::measure::cpu_seconds;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use clap::Args;
 
-use super::median;
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::{Misconfigured, RunConfig};
 use crate::learner::{Learner, warm_up};
 use crate::nn::Engine;
 use crate::nn::cuda::Profiler;
+use crate::step_bench::{StepBench, StepTimings, random_images};
 
 #[derive(Args, Debug)]
 pub(super) struct StepArgs {
@@ -37,22 +34,6 @@ pub(super) struct StepArgs {
     /// Print JSON, a line for each method
     #[arg(long)]
     json: bool,
-}
-
-/// What was measured of a method's step; medians.
-pub(super) struct StepFigures {
-    /// Name, wall and CPU milliseconds of each part.
-    pub parts: Vec<(&'static str, f64, f64)>,
-    /// Wall milliseconds of all of it.
-    pub wall_ms: f64,
-    pub images_per_s: f64,
-    /// Of convolutions and linear layers: two operations for each multiply-add of the definition,
-    /// forward and twice that backward.
-    pub tflop_per_s: f64,
-    /// Most memory at a time: of the device, or of the process.
-    pub peak_mb: f64,
-    /// Finite, or the times mean nothing.
-    pub loss: f64,
 }
 
 /// Whether there is something to measure.
@@ -88,9 +69,9 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     for method in &methods {
         let config = args.source.load_for(method)?;
         let found = measure(&config, batch, warmup, args.steps)?;
-        ensure!(found.loss.is_finite(), "{method}: the loss is {}", found.loss);
+        ensure!(found.final_loss.is_finite(), "{method}: the loss is {}", found.final_loss);
         match args.json {
-            true => print_json(method, batch, &found),
+            true => print_json(method, &found),
             false => print_line(method, &found),
         }
     }
@@ -105,27 +86,28 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     Ok(())
 }
 
-fn print_json(method: &str, batch: usize, found: &StepFigures) {
-    let of = |(name, wall, cpu): &(&str, f64, f64)| {
-        ((*name).to_owned(), serde_json::json!({ "wall_ms": wall, "cpu_ms": cpu }))
+fn print_json(method: &str, found: &StepTimings) {
+    let of = |(name, wall, cpu): (&str, f64, f64)| {
+        (name.to_owned(), serde_json::json!({ "wall_ms": 1e3 * wall, "cpu_ms": 1e3 * cpu }))
     };
-    let medians: serde_json::Map<_, _> = found.parts.iter().map(of).collect();
+    let medians: serde_json::Map<_, _> = found.median_parts().into_iter().map(of).collect();
     let line = serde_json::json!({
-        "method": method, "batch": batch, "threads": rayon::current_num_threads(), "medians": medians,
-        "wall_ms": found.wall_ms, "images_per_s": found.images_per_s,
-        "tflop_per_s": found.tflop_per_s, "peak_mb": found.peak_mb,
+        "method": method, "batch": found.batch, "threads": found.threads, "medians": medians,
+        "wall_ms": 1e3 * found.median_wall(), "images_per_s": found.images_per_second(),
+        "tflop_per_s": 1e-12 * found.flops_per_second(), "peak_mb": found.peak_mb,
     });
     println!("{line}");
 }
 
-fn print_line(method: &str, found: &StepFigures) {
-    let parts = found.parts.iter();
-    let text = parts.map(|(name, wall, cpu)| format!("{name} {wall:.1} ({cpu:.1})"));
+fn print_line(method: &str, found: &StepTimings) {
+    let parts = found.median_parts().into_iter();
+    let text =
+        parts.map(|(name, wall, cpu)| format!("{name} {:.1} ({:.1})", 1e3 * wall, 1e3 * cpu));
     println!(
         "{method:<10} {}  = {:.1} images/s, {:.3} TFLOP/s, {:.0} MB",
         text.collect::<Vec<_>>().join("  "),
-        found.images_per_s,
-        found.tflop_per_s,
+        found.images_per_second(),
+        1e-12 * found.flops_per_second(),
         found.peak_mb
     );
 }
@@ -133,7 +115,7 @@ fn print_line(method: &str, found: &StepFigures) {
 /// Prints where the time of one step goes.
 fn profile(config: &RunConfig, batch: usize, device: &Device, profiler: &Profiler) -> Result<()> {
     let engine = Engine::of(device)?;
-    let images = random_images(&engine, batch, config)?;
+    let images = random_images(&engine, batch, view_size(config)?)?;
     let mut learner = Learner::new(config, device)?;
     let mut optimizer = config.optim.for_run(batch)?;
     // Algorithms are chosen and buffers made in the first.
@@ -164,61 +146,16 @@ pub(super) fn measure(
     batch: usize,
     warmup: usize,
     steps: usize,
-) -> Result<StepFigures> {
+) -> Result<StepTimings> {
     let device = crate::train::device(&config.train)?;
-    let engine = Engine::of(&device)?;
     // Of several methods each has its own.
-    engine.forget_peak();
-    let images = random_images(&engine, batch, config)?;
-    let mut learner = Learner::new(config, &device)?;
-    let mut optimizer = config.optim.for_run(batch)?;
-    let mut times: Vec<(&'static str, Vec<f64>, Vec<f64>)> = Vec::new();
-    let (mut walls, mut loss) = (Vec::new(), f64::NAN);
-    for step in 0..warmup + steps {
-        let begun = Instant::now();
-        let mut last = (begun, cpu_seconds());
-        let mut lap = |name: &'static str| {
-            let now = (Instant::now(), cpu_seconds());
-            let (wall, cpu) = (1e3 * (now.0 - last.0).as_secs_f64(), 1e3 * (now.1 - last.1));
-            last = now;
-            if step < warmup {
-                return;
-            }
-            match times.iter_mut().find(|(known, ..)| *known == name) {
-                Some((_, walls, cpus)) => {
-                    walls.push(wall);
-                    cpus.push(cpu);
-                }
-                None => times.push((name, vec![wall], vec![cpu])),
-            }
-        };
-        let (out, _) = learner.gradients(&images, &mut lap)?;
-        optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
-        engine.wait()?;
-        lap("optimizer");
-        learner.follow(step as u64, (warmup + steps) as u64)?;
-        engine.wait()?;
-        lap("follow");
-        if step >= warmup {
-            walls.push(1e3 * begun.elapsed().as_secs_f64());
-        }
-        loss = out.loss;
-    }
-    let wall_ms = median(walls);
-    let operations = 6.0 * learner.net().multiply_adds() as f64;
-    Ok(StepFigures {
-        parts: times.into_iter().map(|(n, wall, cpu)| (n, median(wall), median(cpu))).collect(),
-        wall_ms,
-        images_per_s: 1e3 * batch as f64 / wall_ms,
-        tflop_per_s: operations / wall_ms * 1e-9,
-        peak_mb: engine.peak_bytes() as f64 / 1e6,
-        loss,
-    })
+    Engine::of(&device)?.forget_peak();
+    let learner = Learner::new(config, &device)?;
+    let optimizer = config.optim.for_run(batch)?;
+    StepBench { learner, optimizer, batch, size: view_size(config)?, warmup, steps }.run()
 }
 
-/// A batch's views of unit variance, `[2 * batch, height, width, channels]`, as the engine takes them.
-fn random_images(engine: &Engine, batch: usize, config: &RunConfig) -> Result<Tensor> {
-    let (height, width) = config.views.views()?[0].out_size();
-    let host = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &Device::Cpu)?;
-    Ok(crate::train::images_to(&host, engine)?)
+/// Height and width of a view.
+fn view_size(config: &RunConfig) -> Result<(usize, usize)> {
+    Ok(config.views.views()?[0].out_size())
 }

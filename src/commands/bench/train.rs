@@ -45,6 +45,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let images = (batch * args.steps) as u64;
     let loader_alone = measure_traced(&set, settings.clone(), images, None)?;
     let step_alone = step::measure(&config, batch, args.warmup.max(1), args.steps)?;
+    let step_images_per_s = step_alone.images_per_second();
 
     let loader = intake.with_memory(Loader::new(Arc::clone(&set), settings)?);
     let (seconds, waited) = together(&config, &loader, intake, &device, [args.warmup, args.steps])?;
@@ -54,9 +55,9 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
         let line = serde_json::json!({
             "batch": batch, "threads": loader.threads(), "steps": args.steps,
             "loader_images_per_s": loader_alone.images_per_s,
-            "step_images_per_s": step_alone.images_per_s,
+            "step_images_per_s": step_images_per_s,
             "train_images_per_s": both, "waiting_for_data": share,
-            "tflop_per_s": step_alone.tflop_per_s * both / step_alone.images_per_s,
+            "tflop_per_s": 1e-12 * step_alone.flops / batch as f64 * both,
             "peak_mb": step_alone.peak_mb,
         });
         println!("{line}");
@@ -64,11 +65,11 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     }
     println!("batch {batch}, {} loader threads, {} steps", loader.threads(), args.steps);
     println!("loader alone {:>9.1} images/s", loader_alone.images_per_s);
-    println!("step alone   {:>9.1} images/s", step_alone.images_per_s);
+    println!("step alone   {:>9.1} images/s", step_images_per_s);
     println!(
         "together     {both:>9.1} images/s, {:.1}% of the step alone; the step waits for data {:.1}% \
          of the time",
-        100.0 * both / step_alone.images_per_s,
+        100.0 * both / step_images_per_s,
         100.0 * share
     );
     Ok(())
