@@ -8,7 +8,7 @@ use bt_pipeline::measure::cpu_seconds;
 use candle_core::{Device, Tensor};
 use serde::{Serialize, Serializer};
 
-use crate::learner::Learner;
+use crate::learner::{Learner, StepHooks};
 use crate::nn::Engine;
 use crate::optim::Optimizer;
 use crate::train::images_to;
@@ -120,7 +120,9 @@ impl StepBench {
         let (mut wall, mut cpu, mut final_loss) = (Vec::new(), Vec::new(), f64::NAN);
         for step in 0..all {
             let mut clock = Clock::start();
-            let (out, _) = self.learner.gradients(&images, &mut |part| clock.lap(part))?;
+            let mut lap = |part| clock.lap(part);
+            let hooks = StepHooks { lap: Some(&mut lap), meanwhile: None };
+            let out = self.learner.gradients(&images, hooks)?.out;
             self.optimizer.step(&mut self.learner.params(), 1e-3, 1e-3)?;
             engine.wait()?;
             clock.lap("optimizer");

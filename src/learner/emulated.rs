@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use toml::toml;
 
-use crate::learner::Learner;
+use crate::learner::{Gradients, Learner, StepHooks};
 use crate::loss;
 use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem, TwinNet};
 use crate::nn::cuda::Profiler;
@@ -69,7 +69,7 @@ fn run(
         let engine = learner.net().engine().clone();
         let images = images_to(&images(step, side), &engine).unwrap();
         learner.remember().unwrap();
-        let (out, trouble) = learner.gradients(&images, &mut |_| ()).unwrap();
+        let Gradients { out, trouble } = learner.gradients(&images, StepHooks::default()).unwrap();
         assert_eq!(trouble, None);
         losses.push(out.loss);
         // Small, so that no activation crosses zero in one of two runs that are compared.
@@ -305,16 +305,16 @@ fn gradients_that_are_not_finite_are_named_and_taken_back() {
         let mut values = storage::read(&images(1, 10)).unwrap().to_vec();
         values[7] = f32::NAN;
         let poisoned = Tensor::from_vec(values, (2 * BATCH, 10, 10, 3), &Device::Cpu).unwrap();
-        let (_, trouble) = learner.gradients(&poisoned, &mut |_| ()).unwrap();
-        assert!(trouble.unwrap().contains("loss"));
+        let found = learner.gradients(&poisoned, StepHooks::default()).unwrap();
+        assert!(found.trouble.unwrap().contains("loss"));
         assert_ne!(statistics(&mut learner), before);
         learner.take_back().unwrap();
         assert_eq!(statistics(&mut learner), before);
         let weight = learner.params().remove(0);
         let len = weight.len();
         weight.set(&vec![f32::INFINITY; len]).unwrap();
-        let (_, trouble) = learner.gradients(&images(1, 10), &mut |_| ()).unwrap();
-        assert!(trouble.is_some());
+        let found = learner.gradients(&images(1, 10), StepHooks::default()).unwrap();
+        assert!(found.trouble.is_some());
     });
 }
 

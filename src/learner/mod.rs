@@ -25,7 +25,7 @@ use crate::nn::{Param, storage};
 
 #[cfg(test)]
 mod emulated;
-mod numbers;
+mod not_finite;
 mod on_device;
 mod teacher;
 #[cfg(test)]
@@ -41,9 +41,53 @@ pub struct Learner {
     predictor: Option<Predictor>,
     teacher: Option<Teacher>,
     seen: Option<Embeddings>,
-    before: numbers::Statistics,
+    before: not_finite::Statistics,
     device_step: Option<on_device::DeviceStep>,
-    search: Option<numbers::Search>,
+    search: Option<not_finite::Search>,
+}
+
+/// Who hears of a step on its way.
+#[derive(Default)]
+pub struct StepHooks<'a> {
+    /// Told of each part that is over.
+    pub lap: Option<&'a mut dyn FnMut(&'static str)>,
+    /// Called once where a device computes beside it, when that has something to do.
+    pub meanwhile: Option<&'a mut dyn FnMut()>,
+}
+
+impl StepHooks<'_> {
+    fn over(&mut self, part: &'static str) {
+        if let Some(lap) = &mut self.lap {
+            lap(part);
+        }
+    }
+
+    fn beside(&mut self) {
+        if let Some(meanwhile) = self.meanwhile.take() {
+            meanwhile();
+            self.over("wait for data");
+        }
+    }
+}
+
+/// What [`Learner::gradients`] found; the gradients themselves are the parameters'.
+#[derive(Debug)]
+pub struct Gradients {
+    /// The loss.
+    pub out: LossOutput,
+    /// What of it is not finite, in words: the step must not be taken.
+    pub trouble: Option<String>,
+}
+
+impl Gradients {
+    /// With the name of a parameter whose gradient is not finite; the loss comes first.
+    fn of(out: LossOutput, bad_gradient: Option<String>) -> Self {
+        let trouble = match bad_gradient {
+            _ if !out.loss.is_finite() => Some(format!("the loss is {}", out.loss)),
+            found => found.map(|name| format!("the gradient of {name} is not finite")),
+        };
+        Self { out, trouble }
+    }
 }
 
 impl Learner {
@@ -81,7 +125,7 @@ impl Learner {
             device_step: None,
             search: None,
         };
-        learner.before = numbers::Statistics::of(learner.norms())?;
+        learner.before = not_finite::Statistics::of(learner.norms())?;
         Ok(learner)
     }
 
@@ -151,67 +195,33 @@ impl Learner {
     }
 
     /// The batch's loss with every gradient set, and what of it is not finite: all of a step before the
-    /// optimizer. `lap` hears of each part that is over. Moves nothing that [`Learner::take_back`] does
-    /// not undo, if [`Learner::remember`] was asked before.
+    /// optimizer. Moves nothing that [`Learner::take_back`] does not undo, if [`Learner::remember`] was
+    /// asked before.
     ///
     /// # Errors
     /// When `images` is of another form; what the device says.
-    pub fn gradients(
-        &mut self,
-        images: &Tensor,
-        lap: &mut dyn FnMut(&'static str),
-    ) -> Result<(LossOutput, Option<String>)> {
-        self.gradients_with(images, lap, None)
-    }
-
-    /// [`Learner::gradients`]; `meanwhile` is called once where a device computes beside it, when
-    /// it has something to do.
-    ///
-    /// # Errors
-    /// As [`Learner::gradients`].
-    pub fn gradients_beside(
-        &mut self,
-        images: &Tensor,
-        lap: &mut dyn FnMut(&'static str),
-        meanwhile: &mut dyn FnMut(),
-    ) -> Result<(LossOutput, Option<String>)> {
-        self.gradients_with(images, lap, Some(meanwhile))
-    }
-
-    fn gradients_with(
-        &mut self,
-        images: &Tensor,
-        lap: &mut dyn FnMut(&'static str),
-        mut meanwhile: Option<&mut dyn FnMut()>,
-    ) -> Result<(LossOutput, Option<String>)> {
-        let mut beside = |lap: &mut dyn FnMut(&'static str)| {
-            if let Some(meanwhile) = meanwhile.take() {
-                meanwhile();
-                lap("wait for data");
-            }
-        };
+    pub fn gradients(&mut self, images: &Tensor, mut hooks: StepHooks<'_>) -> Result<Gradients> {
         if self.begin(images)? {
-            lap("launch");
-            beside(lap);
+            hooks.over("launch");
+            hooks.beside();
             let found = self.finish()?;
-            lap("device");
+            hooks.over("device");
             return Ok(found);
         }
         self.forward(images)?;
-        lap("forward");
+        hooks.over("forward");
         if self.net.engine().backend().is_some() {
-            beside(lap);
+            hooks.beside();
         }
         let mut out = self.loss()?;
-        lap("loss");
+        hooks.over("loss");
         if !out.loss.is_finite() {
-            let cause = format!("the loss is {}", out.loss);
-            return Ok((out, Some(cause)));
+            return Ok(Gradients::of(out, None));
         }
         self.backward(&mut out)?;
-        let found = self.bad_gradient()?;
-        lap("backward");
-        Ok((out, found.map(|name| format!("the gradient of {name} is not finite"))))
+        let bad = self.bad_gradient()?;
+        hooks.over("backward");
+        Ok(Gradients::of(out, bad))
     }
 
     /// Sets every gradient. What comes through the predictor is added to `out.grad`.

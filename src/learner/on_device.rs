@@ -9,9 +9,9 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
-use super::Learner;
-use super::numbers::Search;
-use crate::loss::{DeviceObjective, Embeddings, LossOutput};
+use super::not_finite::Search;
+use super::{Gradients, Learner};
+use crate::loss::{DeviceObjective, Embeddings};
 use crate::nn::cuda::Replay;
 use crate::nn::{Engine, storage};
 use crate::optim::Table;
@@ -129,17 +129,13 @@ impl Learner {
     ///
     /// # Errors
     /// Without it before; what the device says.
-    pub fn finish(&mut self) -> Result<(LossOutput, Option<String>)> {
+    pub fn finish(&mut self) -> Result<Gradients> {
         let step = self.device_step.as_mut().context("nothing was begun")?;
         let backend = step.engine.backend().context("a device step on a device")?;
         let out = step.loss.read(backend, &step.grad)?;
         let number = step.search.read(backend)?;
-        if !out.loss.is_finite() {
-            let cause = format!("the loss is {}", out.loss);
-            return Ok((out, Some(cause)));
-        }
-        let name = self.params().get(number).map(|param| param.name.clone());
-        Ok((out, name.map(|name| format!("the gradient of {name} is not finite"))))
+        let bad = self.params().get(number).map(|param| param.name.clone());
+        Ok(Gradients::of(out, bad))
     }
 
     /// Makes what a step on a device keeps, where there can be one.

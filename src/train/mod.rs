@@ -20,6 +20,7 @@ use bt_pipeline::BatchStream;
 use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
+use crate::learner::Gradients;
 use crate::signals::Stop;
 
 use clock::Clock;
@@ -128,7 +129,7 @@ impl Run {
             let batch = arriving.batch();
             clock.lap("wait for data");
             let begun = self.gradients(&arriving, clock, |intake| ahead = fetch(intake));
-            let (out, trouble) = match begun {
+            let Gradients { out, trouble } = match begun {
                 Err(_) if stop.overdue() => {
                     self.learner.take_back()?;
                     given_up = true;

@@ -13,7 +13,7 @@ use super::{Arriving, Intake};
 use crate::checkpoint::{Checkpoint, State};
 use crate::config::RunConfig;
 use crate::eval::OnlineProbe;
-use crate::learner::Learner;
+use crate::learner::{Gradients, Learner, StepHooks};
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;
 use crate::optim::{Optimizer, Schedule};
@@ -87,12 +87,14 @@ impl Run {
         arriving: &Arriving,
         clock: &mut Clock,
         mut fetch: impl FnMut(&mut Intake),
-    ) -> Result<(LossOutput, Option<String>)> {
+    ) -> Result<Gradients> {
         let images = self.intake.images(arriving)?;
         clock.lap("copy in");
         self.learner.remember()?;
         let (learner, intake) = (&mut self.learner, &mut self.intake);
-        learner.gradients_beside(&images, &mut |part| clock.lap(part), &mut || fetch(intake))
+        let (mut lap, mut meanwhile) = (|part| clock.lap(part), || fetch(intake));
+        let hooks = StepHooks { lap: Some(&mut lap), meanwhile: Some(&mut meanwhile) };
+        learner.gradients(&images, hooks)
     }
 
     /// Moves the weights along the gradients of `batch`, and notes what it gave.

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::{Misconfigured, RunConfig};
-use crate::learner::{Learner, warm_up};
+use crate::learner::{Learner, StepHooks, warm_up};
 use crate::nn::Engine;
 use crate::nn::cuda::Profiler;
 use crate::step_bench::{StepBench, StepTimings, random_images};
@@ -121,7 +121,7 @@ fn profile(config: &RunConfig, batch: usize, device: &Device, profiler: &Profile
     // Algorithms are chosen and buffers made in the first.
     for _ in 0..3 {
         profiler.take();
-        learner.gradients(&images, &mut |_| ())?;
+        learner.gradients(&images, StepHooks::default())?;
         optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
     }
     let lines = profiler.take();

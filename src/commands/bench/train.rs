@@ -12,7 +12,7 @@ use clap::Args;
 use super::step;
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::RunConfig;
-use crate::learner::Learner;
+use crate::learner::{Learner, StepHooks};
 use crate::train::Intake;
 
 #[derive(Args, Debug)]
@@ -109,7 +109,8 @@ fn together(
         learner.remember()?;
         let mut fetched = None;
         let mut meanwhile = || fetched = Some(fetch(&mut intake, &mut waited));
-        let out = learner.gradients_beside(&images, &mut |_| (), &mut meanwhile)?.0;
+        let hooks = StepHooks { lap: None, meanwhile: Some(&mut meanwhile) };
+        let out = learner.gradients(&images, hooks)?.out;
         ahead = fetched.transpose()?;
         ensure!(out.loss.is_finite(), "the loss is {}", out.loss);
         optimizer.step(&mut learner.params(), 1e-3, 1e-3)?;
