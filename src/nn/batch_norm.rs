@@ -45,7 +45,7 @@ struct OnDevice {
     /// Mean and 1 / standard deviation of each group and channel, `[2, groups, C]`.
     statistics: Option<Tensor>,
     /// Bits of the elements that the ReLU let through, where the input does not tell.
-    open: Option<Tensor>,
+    relu_mask: Option<Tensor>,
     scratch: Option<Tensor>,
 }
 

@@ -40,14 +40,16 @@ impl BatchNorm {
             return kernels::norm_eval(backend, shape, &params, x, residual, y, scratch, self.relu);
         }
         let saved = self.device_statistics(shape.groups)?;
-        let open = match residual {
+        let relu_mask = match residual {
             Some(residual) if self.relu && ws.keeps() => {
                 Some(self.device_mask(shape, &[x, residual, y])?)
             }
             _ => None,
         };
         let relu = self.relu;
-        kernels::norm_train(backend, shape, &params, x, residual, y, open, saved, scratch, relu)
+        kernels::norm_train(
+            backend, shape, &params, x, residual, y, relu_mask, saved, scratch, relu,
+        )
     }
 
     pub(super) fn device_params(&self) -> Result<NormParams> {
@@ -70,7 +72,7 @@ impl BatchNorm {
 
     /// Where a pass over `spans` notes what the ReLU let through.
     pub(super) fn device_mask(&mut self, s: NormShape, spans: &[Span]) -> Result<Span> {
-        let (slot, device) = (&mut self.on_device.open, self.engine.device());
+        let (slot, device) = (&mut self.on_device.relu_mask, self.engine.device());
         let len = kernels::mask_len(s, spans)?;
         storage::span(&storage::reuse(slot, &[len], DType::U8, device)?)
     }
@@ -84,9 +86,9 @@ impl BatchNorm {
     ) -> Result<()> {
         let (shape, scratch) = self.device_shape(&saved.input, saved.groups)?;
         let Some(statistics) = &self.on_device.statistics else { return no_forward() };
-        let mask = match &self.on_device.open {
+        let mask = match &self.on_device.relu_mask {
             _ if !self.relu => Mask::None,
-            Some(open) if saved.added => Mask::Bits(storage::span(open)?),
+            Some(relu_mask) if saved.added => Mask::Bits(storage::span(relu_mask)?),
             _ => Mask::Input(storage::span(&self.bias.value)?),
         };
         kernels::norm_backward(

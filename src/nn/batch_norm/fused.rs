@@ -55,8 +55,8 @@ impl BatchNorm {
         let to = storage::span(&y)?;
         if ws.batch_statistics() {
             let spans = [pair[0].x, pair[1].x, to];
-            let open = ws.keeps().then(|| self.device_mask(shape, &spans)).transpose()?;
-            kernels::norm_train_pair(&*backend, shape, pair, to, open)?;
+            let relu_mask = ws.keeps().then(|| self.device_mask(shape, &spans)).transpose()?;
+            kernels::norm_train_pair(&*backend, shape, pair, to, relu_mask)?;
         } else {
             kernels::norm_eval_pair(&*backend, shape, pair, to)?;
         }
@@ -126,11 +126,11 @@ impl BatchNorm {
         if [dout, dx, &theirs].iter().any(|t| t.dims() != saved.input.dims()) {
             bail!("{}: gradient {:?} for {:?}", self.name, dout.dims(), saved.input.dims());
         }
-        let Some(open) = &self.on_device.open else { return no_forward() };
-        let (open, dout) = (storage::span(open)?, storage::span(dout)?);
+        let Some(relu_mask) = &self.on_device.relu_mask else { return no_forward() };
+        let (relu_mask, dout) = (storage::span(relu_mask)?, storage::span(dout)?);
         let (shape, own) = self.device_branch(&saved.input, storage::span(dx)?, groups)?;
         let (_, of_other) = other.device_branch(&theirs, dout, groups)?;
-        kernels::norm_backward_pair(&*backend, shape, [own, of_other], open, dout)?;
+        kernels::norm_backward_pair(&*backend, shape, [own, of_other], relu_mask, dout)?;
         self.saved = (!storage::same(dx, &saved.input)).then_some(saved);
         Ok(())
     }

@@ -136,7 +136,7 @@ fn normalise(b: &dyn Backend, call: &BarlowCall<'_>, s: &Scratch) -> Result<()> 
         partial: s.partial,
         eps: call.config.eps as f32,
         momentum: 0.0,
-        guard: true,
+        zero_if_infinite: true,
         backend: b,
     };
     moments.run()?;

@@ -81,11 +81,12 @@ constexpr int FINISH = 32;
 
 // Joins the parts' moments of 32 channels, in f64; all groups one after another, for the running
 // statistics move once a group. saved: [2][groups][channels], mean and 1 / sqrt(var + eps).
-// With `guard` an infinite factor becomes 0: a constant column without eps has no direction.
+// With `zero_if_infinite` an infinite factor becomes 0: a constant column without eps has no
+// direction.
 extern "C" __global__ void __launch_bounds__(1024) norm_finish(
     const float* partial, float* running_mean, float* running_var, float* saved, unsigned rows,
     unsigned channels, unsigned rows_per_part, unsigned parts, unsigned groups, float eps,
-    float momentum, unsigned guard
+    float momentum, unsigned zero_if_infinite
 ) {
     __shared__ double sums[3][FINISH][FINISH];
     unsigned c = blockIdx.x * FINISH + threadIdx.x;
@@ -120,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_finish(
             double mean = origin + offset;
             double squares = inner + (square - offset * sum);
             double inv = 1.0 / sqrt(squares / n + (double)eps);
-            if (guard && !isfinite(inv)) inv = 0.0;
+            if (zero_if_infinite && !isfinite(inv)) inv = 0.0;
             saved[(u64)g * channels + c] = (float)mean;
             saved[(u64)(groups + g) * channels + c] = (float)inv;
             if (running_mean) {
@@ -158,11 +159,13 @@ struct Vectors {
 // What is added in front of the ReLU: nothing, a tensor, or one that a layer of its own normalises here.
 constexpr unsigned NOTHING = 0, TENSOR = 1, NORMALISED = 2;
 
-// With `open` also which elements are positive, for the backward pass: a bit each, V of them a byte.
+// With `relu_mask` also which elements are positive, for the backward pass: a bit each, V of them a
+// byte.
 template <typename T, int V, unsigned ADDED>
 DEVICE void apply(
-    const T* __restrict__ x, const T* __restrict__ added, T* __restrict__ y, unsigned char* open,
-    Vectors own, Vectors others, unsigned rows, unsigned channels, unsigned rows_per_part, unsigned floor
+    const T* __restrict__ x, const T* __restrict__ added, T* __restrict__ y, unsigned char* relu_mask,
+    Vectors own, Vectors others, unsigned rows, unsigned channels, unsigned rows_per_part,
+    unsigned apply_relu
 ) {
     constexpr bool ADD = ADDED != NOTHING;
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
@@ -180,10 +183,10 @@ DEVICE void apply(
             if (ADDED == NORMALISED) r[i] = __fmaf_rn(r[i], added_scale[i], added_shift[i]);
             if (ADD) v[i] += r[i];
             if (v[i] > 0.0f) positive |= 1u << i;
-            if (floor) v[i] = relu(v[i]);
+            if (apply_relu) v[i] = relu(v[i]);
         }
         put<V>(y + at, v);
-        if (open) open[at / V] = (unsigned char)positive;
+        if (relu_mask) relu_mask[at / V] = (unsigned char)positive;
     };
     unsigned r = t.row;
     for (; r + t.step < t.end; r += 2 * t.step) {
@@ -206,23 +209,25 @@ constexpr unsigned NO_MASK = 0, FROM_BITS = 1, FROM_INPUT = 2;
 
 template <int V, unsigned MODE>
 DEVICE void mask(
-    float (&d)[V], const float (&x)[V], unsigned open, const float (&scale)[V], const float (&shift)[V]
+    float (&d)[V], const float (&x)[V], unsigned bits, const float (&scale)[V], const float (&shift)[V]
 ) {
     for (int i = 0; i < V; i++) {
-        if (MODE == FROM_BITS) d[i] = open >> i & 1 ? d[i] : 0.0f;
+        if (MODE == FROM_BITS) d[i] = bits >> i & 1 ? d[i] : 0.0f;
         if (MODE == FROM_INPUT) d[i] = __fmaf_rn(x[i], scale[i], shift[i]) > 0.0f ? d[i] : 0.0f;
     }
 }
 
 // Stores a block's sums: partial[group][part][2][channels]. All threads must come here.
 template <int V>
-DEVICE void put_sums(const float (&sum)[V], const float (&along)[V], float* partial, unsigned channels) {
+DEVICE void put_sums(
+    const float (&sum)[V], const float (&sum_dz_centred)[V], float* partial, unsigned channels
+) {
     unsigned first = blockIdx.x * blockDim.x * V;
     float* to = partial + ((u64)blockIdx.z * gridDim.y + blockIdx.y) * 2 * channels;
     sum_rows<V>(sum, [&](unsigned j, float total) {
         if (first + j < channels) to[first + j] = total;
     });
-    sum_rows<V>(along, [&](unsigned j, float total) {
+    sum_rows<V>(sum_dz_centred, [&](unsigned j, float total) {
         if (first + j < channels) to[channels + first + j] = total;
     });
 }
@@ -241,11 +246,12 @@ struct Beside {
 // ReLU; with `store` dout becomes dz. With PAIR the same for the layer beside, whose dz it is, too.
 template <typename T, int V, unsigned MODE, bool PAIR>
 DEVICE void grad_sums(
-    const T* __restrict__ x, const unsigned char* __restrict__ open, T* dout, unsigned store, Vectors own,
-    float* partial, Beside<T> beside, unsigned rows, unsigned channels, unsigned rows_per_part
+    const T* __restrict__ x, const unsigned char* __restrict__ relu_mask, T* dout, unsigned store,
+    Vectors own, float* partial, Beside<T> beside, unsigned rows, unsigned channels,
+    unsigned rows_per_part
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
-    float sum[V] = {}, along[V] = {}, along_other[V] = {};
+    float sum[V] = {}, sum_dz_centred[V] = {}, sum_dz_centred_other[V] = {};
     if (t.active) {
         u64 of = (u64)blockIdx.z * channels + t.channel;
         float mean[V], mean_other[V] = {}, scale[V] = {}, shift[V] = {};
@@ -260,8 +266,8 @@ DEVICE void grad_sums(
             mask<V, MODE>(d, v, bits, scale, shift);
             for (int i = 0; i < V; i++) {
                 sum[i] += d[i];
-                along[i] += d[i] * (v[i] - mean[i]);
-                if (PAIR) along_other[i] += d[i] * (o[i] - mean_other[i]);
+                sum_dz_centred[i] += d[i] * (v[i] - mean[i]);
+                if (PAIR) sum_dz_centred_other[i] += d[i] * (o[i] - mean_other[i]);
             }
             if (MODE != NO_MASK && !PAIR && store) put<V>(dout + at, d);
         };
@@ -274,7 +280,7 @@ DEVICE void grad_sums(
                 u64 at = t.at(r + u * t.step, channels);
                 px[u] = fetch<V>(x + at), pd[u] = fetch<V>(dout + at);
                 po[u] = PAIR ? fetch<V>(beside.x + at) : px[u];
-                bits[u] = MODE == FROM_BITS ? open[at / V] : 0;
+                bits[u] = MODE == FROM_BITS ? relu_mask[at / V] : 0;
             }
             for (int u = 0; u < U; u++) {
                 one(t.at(r + u * t.step, channels), px[u], po[u], pd[u], bits[u]);
@@ -283,11 +289,12 @@ DEVICE void grad_sums(
         for (; r < t.end; r += t.step) {
             u64 at = t.at(r, channels);
             Pack<T, V> px = fetch<V>(x + at), pd = fetch<V>(dout + at);
-            one(at, px, PAIR ? fetch<V>(beside.x + at) : px, pd, MODE == FROM_BITS ? open[at / V] : 0);
+            Pack<T, V> po = PAIR ? fetch<V>(beside.x + at) : px;
+            one(at, px, po, pd, MODE == FROM_BITS ? relu_mask[at / V] : 0);
         }
     }
-    put_sums<V>(sum, along, partial, channels);
-    if (PAIR) put_sums<V>(sum, along_other, beside.scratch, channels);
+    put_sums<V>(sum, sum_dz_centred, partial, channels);
+    if (PAIR) put_sums<V>(sum, sum_dz_centred_other, beside.scratch, channels);
 }
 
 // Parameters' gradients, summed over groups, and the constants a, b, k of dx = a dz + b x + k:
@@ -302,31 +309,31 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
     float to_gamma = 0.0f, to_beta = 0.0f;
     for (unsigned g = 0; g < groups; g++) {
         const float* of = partial + (u64)g * parts * 2 * channels + c;
-        double sum = 0.0, along = 0.0;
+        double sum = 0.0, sum_dz_centred = 0.0;
         if (active) {
 #pragma unroll 4
             for (unsigned p = threadIdx.y; p < parts; p += blockDim.y) {
                 sum += (double)of[(u64)p * 2 * channels];
-                along += (double)of[(u64)p * 2 * channels + channels];
+                sum_dz_centred += (double)of[(u64)p * 2 * channels + channels];
             }
         }
         __syncthreads();
         sums[0][threadIdx.y][threadIdx.x] = sum;
-        sums[1][threadIdx.y][threadIdx.x] = along;
+        sums[1][threadIdx.y][threadIdx.x] = sum_dz_centred;
         __syncthreads();
         if (threadIdx.y == 0 && active) {
             for (unsigned i = 1; i < blockDim.y; i++) {
                 sum += sums[0][i][threadIdx.x];
-                along += sums[1][i][threadIdx.x];
+                sum_dz_centred += sums[1][i][threadIdx.x];
             }
             u64 at = (u64)g * channels + c, all = (u64)groups * channels;
             double n = rows, mean = saved[at], inv = saved[all + at];
             double a = (double)gamma[c] * inv;
-            double b = -a * inv * inv * along / n;
+            double b = -a * inv * inv * sum_dz_centred / n;
             constants[at] = (float)a;
             constants[all + at] = (float)b;
             constants[2 * all + at] = (float)(-a * sum / n - b * mean);
-            to_gamma += (float)(along * inv);
+            to_gamma += (float)(sum_dz_centred * inv);
             to_beta += (float)sum;
         }
     }
@@ -338,7 +345,7 @@ extern "C" __global__ void __launch_bounds__(1024) norm_grad_finish(
 
 // Group blockIdx.z's constants of dx = a dz + b x + k, for the channels from t.channel on.
 template <int V>
-struct Slope {
+struct InputGradCoefficients {
     float a[V], b[V], k[V];
 
     DEVICE void take(const float* constants, const Tile& t, unsigned channels) {
@@ -354,14 +361,14 @@ struct Slope {
 // dx = a dz + b x + k; dx may be dout itself, or x. With PAIR the same for the layer beside.
 template <typename T, int V, unsigned MODE, bool PAIR>
 DEVICE void grad_apply(
-    const T* x, const unsigned char* __restrict__ open, const T* dout, T* dx, Vectors own,
+    const T* x, const unsigned char* __restrict__ relu_mask, const T* dout, T* dx, Vectors own,
     const float* constants, Beside<T> beside, unsigned rows, unsigned channels, unsigned rows_per_part
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     if (!t.active) return;
     float scale[V] = {}, shift[V] = {};
-    Slope<V> slope, other;
-    slope.take(constants, t, channels);
+    InputGradCoefficients<V> coefficients, other;
+    coefficients.take(constants, t, channels);
     if (PAIR) other.take(beside.scratch, t, channels);
     if (MODE == FROM_INPUT) own.affine<V>(t, channels, scale, shift);
     auto one = [&](u64 at, const Pack<T, V>& px, const Pack<T, V>& po, const Pack<T, V>& pd,
@@ -370,7 +377,7 @@ DEVICE void grad_apply(
         unpack(px, v), unpack(pd, d);
         if (PAIR) unpack(po, o);
         mask<V, MODE>(d, v, bits, scale, shift);
-        for (int i = 0; i < V; i++) v[i] = slope.at(i, d[i], v[i]);
+        for (int i = 0; i < V; i++) v[i] = coefficients.at(i, d[i], v[i]);
         put<V>(dx + at, v);
         if (PAIR) {
             for (int i = 0; i < V; i++) o[i] = other.at(i, d[i], o[i]);
@@ -384,8 +391,8 @@ DEVICE void grad_apply(
         Pack<T, V> o0 = PAIR ? fetch<V>(beside.x + first) : x0;
         Pack<T, V> o1 = PAIR ? fetch<V>(beside.x + second) : x1;
         Pack<T, V> d0 = fetch<V>(dout + first), d1 = fetch<V>(dout + second);
-        unsigned bits0 = MODE == FROM_BITS ? open[first / V] : 0;
-        unsigned bits1 = MODE == FROM_BITS ? open[second / V] : 0;
+        unsigned bits0 = MODE == FROM_BITS ? relu_mask[first / V] : 0;
+        unsigned bits1 = MODE == FROM_BITS ? relu_mask[second / V] : 0;
         one(first, x0, o0, d0, bits0);
         one(second, x1, o1, d1, bits1);
     }
@@ -393,7 +400,7 @@ DEVICE void grad_apply(
         u64 at = t.at(r, channels);
         Pack<T, V> x0 = fetch<V>(x + at), d0 = fetch<V>(dout + at);
         Pack<T, V> o0 = PAIR ? fetch<V>(beside.x + at) : x0;
-        one(at, x0, o0, d0, MODE == FROM_BITS ? open[at / V] : 0);
+        one(at, x0, o0, d0, MODE == FROM_BITS ? relu_mask[at / V] : 0);
     }
 }
 
@@ -404,28 +411,30 @@ DEVICE void grad_apply(
         moments<T, V>(x, partial, rows, channels, rows_per_part);                                     \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_apply_##S(                                 \
-        const T* x, const T* residual, T* y, unsigned char* open, const float* gamma,                 \
+        const T* x, const T* residual, T* y, unsigned char* relu_mask, const float* gamma,            \
         const float* beta, const float* saved, unsigned rows, unsigned channels,                      \
-        unsigned rows_per_part, unsigned floor                                                        \
+        unsigned rows_per_part, unsigned apply_relu                                                   \
     ) {                                                                                               \
         Vectors own = {gamma, beta, saved};                                                           \
         if (residual) {                                                                               \
             apply<T, V, TENSOR>(                                                                      \
-                x, residual, y, open, own, own, rows, channels, rows_per_part, floor                  \
+                x, residual, y, relu_mask, own, own, rows, channels, rows_per_part, apply_relu        \
             );                                                                                        \
         } else {                                                                                      \
             apply<T, V, NOTHING>(                                                                     \
-                x, residual, y, open, own, own, rows, channels, rows_per_part, floor                  \
+                x, residual, y, relu_mask, own, own, rows, channels, rows_per_part, apply_relu        \
             );                                                                                        \
         }                                                                                             \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_apply_pair_##S(                            \
-        const T* x, const T* other, T* y, unsigned char* open, const float* gamma, const float* beta, \
-        const float* saved, const float* other_gamma, const float* other_beta,                        \
+        const T* x, const T* other, T* y, unsigned char* relu_mask, const float* gamma,               \
+        const float* beta, const float* saved, const float* other_gamma, const float* other_beta,     \
         const float* other_saved, unsigned rows, unsigned channels, unsigned rows_per_part            \
     ) {                                                                                               \
         Vectors own = {gamma, beta, saved}, others = {other_gamma, other_beta, other_saved};          \
-        apply<T, V, NORMALISED>(x, other, y, open, own, others, rows, channels, rows_per_part, 1);    \
+        apply<T, V, NORMALISED>(                                                                      \
+            x, other, y, relu_mask, own, others, rows, channels, rows_per_part, 1                     \
+        );                                                                                            \
     }
 NORM(float, 1, v1_f32)
 NORM(float, 8, v8_f32)
@@ -435,23 +444,23 @@ NORM(bf16, 8, v8_bf16)
 // One entry a mask: each needs its own number of registers.
 #define NORM_GRAD(T, V, MODE, NAME, S)                                                                \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_sums_##NAME##_##S(                    \
-        const T* x, const unsigned char* open, T* dout, unsigned store, const float* gamma,           \
+        const T* x, const unsigned char* relu_mask, T* dout, unsigned store, const float* gamma,      \
         const float* beta, const float* saved, float* partial, unsigned rows, unsigned channels,      \
         unsigned rows_per_part                                                                        \
     ) {                                                                                               \
         Vectors own = {gamma, beta, saved};                                                           \
         grad_sums<T, V, MODE, false>(                                                                 \
-            x, open, dout, store, own, partial, {}, rows, channels, rows_per_part                     \
+            x, relu_mask, dout, store, own, partial, {}, rows, channels, rows_per_part                \
         );                                                                                            \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_##NAME##_##S(                   \
-        const T* x, const unsigned char* open, const T* dout, T* dx, const float* gamma,              \
+        const T* x, const unsigned char* relu_mask, const T* dout, T* dx, const float* gamma,         \
         const float* beta, const float* saved, const float* constants, unsigned rows,                 \
         unsigned channels, unsigned rows_per_part                                                     \
     ) {                                                                                               \
         Vectors own = {gamma, beta, saved};                                                           \
         grad_apply<T, V, MODE, false>(                                                                \
-            x, open, dout, dx, own, constants, {}, rows, channels, rows_per_part                      \
+            x, relu_mask, dout, dx, own, constants, {}, rows, channels, rows_per_part                 \
         );                                                                                            \
     }
 #define NORM_GRADS(T, V, S)                                                                           \
@@ -459,22 +468,22 @@ NORM(bf16, 8, v8_bf16)
     NORM_GRAD(T, V, FROM_BITS, by_bits, S)                                                            \
     NORM_GRAD(T, V, FROM_INPUT, by_input, S)                                                          \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_sums_pair_##S(                        \
-        const T* x, const T* other, const unsigned char* open, const T* dout, const float* saved,     \
-        const float* other_saved, float* partial, float* other_partial, unsigned rows,                \
-        unsigned channels, unsigned rows_per_part                                                     \
+        const T* x, const T* other, const unsigned char* relu_mask, const T* dout,                    \
+        const float* saved, const float* other_saved, float* partial, float* other_partial,           \
+        unsigned rows, unsigned channels, unsigned rows_per_part                                      \
     ) {                                                                                               \
         grad_sums<T, V, FROM_BITS, true>(                                                             \
-            x, open, const_cast<T*>(dout), 0, {nullptr, nullptr, saved}, partial,                     \
+            x, relu_mask, const_cast<T*>(dout), 0, {nullptr, nullptr, saved}, partial,                \
             {other, nullptr, other_saved, other_partial}, rows, channels, rows_per_part               \
         );                                                                                            \
     }                                                                                                 \
     extern "C" __global__ void __launch_bounds__(256) norm_grad_apply_pair_##S(                       \
-        const T* x, const T* other, const unsigned char* open, const T* dout, T* dx, T* other_dx,     \
-        float* constants, float* other_constants, unsigned rows, unsigned channels,                   \
+        const T* x, const T* other, const unsigned char* relu_mask, const T* dout, T* dx,             \
+        T* other_dx, float* constants, float* other_constants, unsigned rows, unsigned channels,      \
         unsigned rows_per_part                                                                        \
     ) {                                                                                               \
         grad_apply<T, V, FROM_BITS, true>(                                                            \
-            x, open, dout, dx, {}, constants, {other, other_dx, nullptr, other_constants}, rows,      \
+            x, relu_mask, dout, dx, {}, constants, {other, other_dx, nullptr, other_constants}, rows, \
             channels, rows_per_part                                                                   \
         );                                                                                            \
     }

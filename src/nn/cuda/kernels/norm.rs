@@ -93,7 +93,7 @@ pub(super) struct Moments<'a> {
     pub eps: f32,
     pub momentum: f32,
     /// Makes an infinite factor 0.
-    pub guard: bool,
+    pub zero_if_infinite: bool,
     pub backend: &'a dyn Backend,
 }
 
@@ -118,7 +118,7 @@ impl Moments<'_> {
             unsigned(s.groups)?,
             Arg::F32(self.eps),
             Arg::F32(self.momentum),
-            Arg::U32(u32::from(self.guard)),
+            Arg::U32(u32::from(self.zero_if_infinite)),
         ];
         finish(b, "norm_finish", s.channels, parts, &args)
     }
@@ -148,7 +148,7 @@ pub fn mask_len(s: NormShape, spans: &[Span]) -> Result<usize> {
 
 /// Training's forward pass: y from x and the batch's statistics, which `saved` (F32 `[2, groups,
 /// channels]`: mean, 1 / sqrt(var + eps)) keeps for the backward pass and the running ones move
-/// towards, once for each group. `open` (U8, [`mask_len`]) then tells where y is positive. `y` may
+/// towards, once for each group. `relu_mask` (U8, [`mask_len`]) then tells where y is positive. `y` may
 /// not be `x`.
 ///
 /// # Errors
@@ -160,14 +160,14 @@ pub fn norm_train(
     x: Span,
     residual: Option<Span>,
     y: Span,
-    open: Option<Span>,
+    relu_mask: Option<Span>,
     saved: Span,
     scratch: Span,
     relu: bool,
 ) -> Result<()> {
     check(s, p, x, residual, y)?;
     statistics(b, s, p, x, saved, scratch)?;
-    apply(b, s, p, x, residual, y, open, saved, relu)
+    apply(b, s, p, x, residual, y, relu_mask, saved, relu)
 }
 
 /// Finds the batch's statistics, to which the running ones move.
@@ -186,8 +186,9 @@ pub(super) fn statistics(
     let (_, partial) = split(s, scratch)?;
     let running = Some((p.running_mean, p.running_var));
     let (eps, momentum) = (p.eps, p.momentum);
-    let guard = false;
-    Moments { shape: s, x, running, saved, partial, eps, momentum, guard, backend: b }.run()
+    let zero_if_infinite = false;
+    Moments { shape: s, x, running, saved, partial, eps, momentum, zero_if_infinite, backend: b }
+        .run()
 }
 
 /// Evaluation's forward pass, by the running statistics. `y` may not be `x`.
@@ -252,13 +253,13 @@ pub fn norm_train_pair(
     s: NormShape,
     pair: [Branch<'_>; 2],
     y: Span,
-    open: Option<Span>,
+    relu_mask: Option<Span>,
 ) -> Result<()> {
     for Branch { params, x, saved, scratch } in pair {
         check(s, params, x, Some(pair[0].x), y)?;
         statistics(b, s, params, x, saved, scratch)?;
     }
-    apply_pair(b, s, pair, y, open)
+    apply_pair(b, s, pair, y, relu_mask)
 }
 
 /// [`norm_eval`] of two layers at once; what they have `saved` is not looked at.
@@ -283,25 +284,25 @@ fn apply_pair(
     s: NormShape,
     [own, other]: [Branch<'_>; 2],
     y: Span,
-    open: Option<Span>,
+    relu_mask: Option<Span>,
 ) -> Result<()> {
     let vectors = |of: Branch<'_>| [of.params.gamma, of.params.beta, of.saved];
     let [of_own, of_other] = [vectors(own), vectors(other)];
     let all = [&[own.x, other.x, y], &of_own[..], &of_other[..]].concat();
     let tiling = Tiling::new(s.channels, &all)?;
-    expect_mask(s, &tiling, open)?;
+    expect_mask(s, &tiling, relu_mask)?;
     let rows = s.group_rows();
     let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
-    let mut args = vec![own.x.into(), other.x.into(), y.into(), open.into()];
+    let mut args = vec![own.x.into(), other.x.into(), y.into(), relu_mask.into()];
     args.extend([of_own, of_other].concat().into_iter().map(Arg::from));
     args.extend([unsigned(rows)?, unsigned(s.channels)?, unsigned(rows_per_part)?]);
     let kernel = format!("norm_apply_pair_v{}_{}", tiling.vector, y.suffix()?);
     tiling.launch(b, &kernel, [parts, s.groups], &args)
 }
 
-fn expect_mask(s: NormShape, tiling: &Tiling, open: Option<Span>) -> Result<()> {
+fn expect_mask(s: NormShape, tiling: &Tiling, relu_mask: Option<Span>) -> Result<()> {
     let len = s.rows * s.channels / tiling.vector;
-    open.map_or(Ok(()), |open| expect("batch norm's mask", open, len, DType::U8))
+    relu_mask.map_or(Ok(()), |relu_mask| expect("batch norm's mask", relu_mask, len, DType::U8))
 }
 
 impl NormParams {
@@ -335,13 +336,13 @@ fn apply(
     x: Span,
     residual: Option<Span>,
     y: Span,
-    open: Option<Span>,
+    relu_mask: Option<Span>,
     saved: Span,
     relu: bool,
 ) -> Result<()> {
     let all = [x, residual.unwrap_or(x), y, p.gamma, p.beta, saved];
     let tiling = Tiling::new(s.channels, &all)?;
-    expect_mask(s, &tiling, open)?;
+    expect_mask(s, &tiling, relu_mask)?;
     let rows = s.group_rows();
     let Part { rows_per_part, parts } = tiling.parts(rows, ROWS_OF_A_THREAD);
     let kernel = format!("norm_apply_v{}_{}", tiling.vector, x.suffix()?);
@@ -349,7 +350,7 @@ fn apply(
         x.into(),
         residual.into(),
         y.into(),
-        open.into(),
+        relu_mask.into(),
         p.gamma.into(),
         p.beta.into(),
         saved.into(),

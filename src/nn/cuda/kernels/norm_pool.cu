@@ -132,7 +132,7 @@ DEVICE void pool_grad_sums(
     Vectors own, float* partial, Stem s, unsigned rows, unsigned channels, unsigned rows_per_part
 ) {
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
-    float sum[V] = {}, along[V] = {};
+    float sum[V] = {}, sum_dz_centred[V] = {};
     if (t.active) {
         float mean[V], scale[V], shift[V];
         read<V>(own.saved + (u64)blockIdx.z * channels + t.channel, mean);
@@ -148,12 +148,12 @@ DEVICE void pool_grad_sums(
                 mask<V, FROM_INPUT>(d, v, 0, scale, shift);
                 for (int i = 0; i < V; i++) {
                     sum[i] += d[i];
-                    along[i] += d[i] * (v[i] - mean[i]);
+                    sum_dz_centred[i] += d[i] * (v[i] - mean[i]);
                 }
             }
         }
     }
-    put_sums<V>(sum, along, partial, channels);
+    put_sums<V>(sum, sum_dz_centred, partial, channels);
 }
 
 // As `grad_apply`; dx may be x.
@@ -165,8 +165,8 @@ DEVICE void pool_grad_apply(
     Tile t = Tile::of<V>(rows, channels, rows_per_part);
     if (!t.active) return;
     float scale[V], shift[V];
-    Slope<V> slope;
-    slope.take(constants, t, channels);
+    InputGradCoefficients<V> coefficients;
+    coefficients.take(constants, t, channels);
     own.affine<V>(t, channels, scale, shift);
     for (unsigned r = t.row; r < t.end; r += t.step) {
         Quad<T, V> quad;
@@ -177,7 +177,7 @@ DEVICE void pool_grad_apply(
             float v[V], d[V];
             unpack(quad.x[k], v), quad.gather(k, d);
             mask<V, FROM_INPUT>(d, v, 0, scale, shift);
-            for (int i = 0; i < V; i++) d[i] = slope.at(i, d[i], v[i]);
+            for (int i = 0; i < V; i++) d[i] = coefficients.at(i, d[i], v[i]);
             put<V>(dx + quad.at[k], d);
         }
     }

@@ -37,9 +37,9 @@ pub fn norm_backward(
     scratch: Span,
 ) -> Result<()> {
     s.check()?;
-    let (open, beta, name) = match mask {
+    let (relu_mask, beta, name) = match mask {
         Mask::None => (None, None, "plain"),
-        Mask::Bits(open) => (Some(open), None, "by_bits"),
+        Mask::Bits(relu_mask) => (Some(relu_mask), None, "by_bits"),
         Mask::Input(beta) => (None, Some(beta), "by_input"),
     };
     for span in [Some(x), Some(dout), dx].into_iter().flatten() {
@@ -53,7 +53,7 @@ pub fn norm_backward(
     let vectors = [gamma, beta.unwrap_or(gamma), saved, constants];
     let all = [&vectors[..], &[x, dout, dx.unwrap_or(x)]].concat();
     let tiling = Tiling::new(s.channels, &all)?;
-    expect_mask(s, &tiling, open)?;
+    expect_mask(s, &tiling, relu_mask)?;
     let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
     let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
 
@@ -62,7 +62,7 @@ pub fn norm_backward(
     let Part { rows_per_part, parts } = s.reduction();
     let args = [
         x.into(),
-        open.into(),
+        relu_mask.into(),
         dout.into(),
         Arg::U32(u32::from(store)),
         gamma.into(),
@@ -79,11 +79,12 @@ pub fn norm_backward(
     let sums = Sums { gamma, saved, dgamma, dbeta, constants, partial };
     sums.finish(b, s, parts)?;
 
-    let (name, open, beta) = if store { ("plain", None, None) } else { (name, open, beta) };
+    let (name, relu_mask, beta) =
+        if store { ("plain", None, None) } else { (name, relu_mask, beta) };
     let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
     let args = [
         x.into(),
-        open.into(),
+        relu_mask.into(),
         dout.into(),
         dx.unwrap_or(dout).into(),
         gamma.into(),
@@ -153,7 +154,7 @@ pub fn norm_backward_pair(
     b: &dyn Backend,
     s: NormShape,
     pair: [GradBranch; 2],
-    open: Span,
+    relu_mask: Span,
     dout: Span,
 ) -> Result<()> {
     s.check()?;
@@ -172,12 +173,12 @@ pub fn norm_backward_pair(
         sums.push(Sums { gamma, saved, dgamma, dbeta, constants, partial });
     }
     let tiling = Tiling::new(s.channels, &all)?;
-    expect_mask(s, &tiling, Some(open))?;
+    expect_mask(s, &tiling, Some(relu_mask))?;
     let ([own, other], suffix) = (pair, format!("v{}_{}", tiling.vector, dout.suffix()?));
     let sizes = |rows_per_part| -> Result<[Arg; 3]> {
         Ok([unsigned(s.group_rows())?, unsigned(s.channels)?, unsigned(rows_per_part)?])
     };
-    let read = [own.x.into(), other.x.into(), open.into(), dout.into()];
+    let read = [own.x.into(), other.x.into(), relu_mask.into(), dout.into()];
 
     let Part { rows_per_part, parts } = s.reduction();
     let [of_own, of_other] = [&sums[0], &sums[1]];
