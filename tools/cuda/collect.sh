@@ -3,7 +3,9 @@
 #
 #   tools/cuda/collect.sh OUT [PREFIX]
 #
-# With PREFIX, a folder where tools/cuda/setup.sh has put a compiler, no toolkit is needed.
+# With PREFIX, a folder where tools/cuda/setup.sh has put a compiler, no toolkit is needed. What is built is for
+# compute capability CUDA_COMPUTE_CAP: with PREFIX 90 by default (H100, H200); 80 is an A100's, and newer GPUs
+# compile it for themselves when the program starts.
 set -euo pipefail
 mkdir -p "${1:?folder}"
 out=$(cd "$1" && pwd)
