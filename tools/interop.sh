@@ -67,7 +67,7 @@ fi
 
 if [ -x tools/interop/remote.sh ]; then
     step "servers of shards (tools/interop/remote.sh)"
-    tools/interop/remote.sh "$venv" 2>&1 | sed 's/^/remote: /' | tee -a "$log" || failed+=" remote"
+    tools/interop/remote.sh "$venv" "$offline" 2>&1 | sed 's/^/remote: /' | tee -a "$log" || failed+=" remote"
 fi
 
 # --- tell --------------------------------------------------------------------------------------
