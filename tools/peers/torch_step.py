@@ -9,8 +9,8 @@ in its default layout (NCHW) and in channels_last, and the ratio is given agains
     tools/peers/torch_step.py --ours "cargo bench -q --bench step --" \
         --arch resnet18 --width 64 --stem cifar --size 32 --batch 64 --projector 512-512
 
-On a GPU (--device cuda) it times wall seconds under autocast to bfloat16 with channels_last, eager
-and, with --compile, torch.compile.
+On a GPU (--device cuda) it times wall seconds under autocast to bfloat16 with channels_last and
+cudnn.benchmark, eager and, with --compile, torch.compile.
 """
 import argparse
 import json
@@ -99,12 +99,11 @@ class Torch:
         return self.clock() - start
 
 
-def ours(args, steps):
+def ours(args, steps, warmup):
     command = shlex.split(args.ours)
     for key in ("arch", "width", "stem", "size", "batch", "projector", "optimizer", "threads"):
         command += [f"--{key}", str(getattr(args, key))]
-    # On a GPU the first steps choose algorithms, the fourth is captured.
-    command += ["--steps", str(steps), "--warmup", "1" if args.device == "cpu" else "6", "--json"]
+    command += ["--steps", str(steps), "--warmup", str(warmup), "--json"]
     if args.device != "cpu":
         name = args.device if ":" in args.device else f"{args.device}:0"
         command += ["--device", name, "--precision", args.precision]
@@ -137,19 +136,24 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    # Times cuDNN's algorithms and takes the fastest, as our engine and the authors' main.py do.
+    torch.backends.cudnn.benchmark = args.device != "cpu"
     peers = {"channels_last": Torch(args, True)}
     if args.device == "cpu":
         peers["nchw"] = Torch(args, False)
     if args.compile:
         peers["compiled"] = Torch(args, True, compiled=True)
+    # On a GPU the first steps choose algorithms; our fourth is captured.
+    warmup = 1 if args.device == "cpu" else 6
     for peer in peers.values():
-        peer.step()
+        for _ in range(warmup):
+            peer.step()
     times = {name: [] for name in [*peers, "ours"]}
     for _ in range(args.rounds):
         for name, peer in peers.items():
             times[name] += [peer.step() for _ in range(args.steps)]
         if args.ours:
-            seconds, parts, peak = ours(args, args.steps)
+            seconds, parts, peak = ours(args, args.steps, warmup)
             times["ours"] += seconds
 
     unit = "CPU s" if args.device == "cpu" else "s"
