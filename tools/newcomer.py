@@ -78,7 +78,9 @@ class Path:
     def run(self, text):
         """What the commands print; the shell's variables stay for the next."""
         state = self.folder / ".environment"
-        script = f"set -e\n{text}\nenv -0 > {shlex.quote(str(state))}\n"
+        # `set -e` passes over what fails left of `&&`.
+        lines = text.replace(" && ", "\n")
+        script = f"set -e\n{lines}\nenv -0 > {shlex.quote(str(state))}\n"
         done = subprocess.run(["bash", "-c", script], cwd=self.folder, env=self.environment, text=True, stdout=subprocess.PIPE)
         if done.returncode == 0:
             self.environment = dict(pair.split("=", 1) for pair in state.read_text().split("\0") if "=" in pair)
