@@ -13,6 +13,7 @@ trace's file at the end. Of the loader it is what is spent while images are load
 """
 
 import argparse
+import collections
 import json
 import os
 import pathlib
@@ -42,9 +43,10 @@ def arguments():
     return parser.parse_args()
 
 
-def scraped(lines, stop):
-    """Reads the run's log; asks for its figures as soon as it tells where they are."""
+def scraped(lines, stop, last):
+    """Reads the run's log and keeps its last lines; asks for its figures as soon as it tells where they are."""
     for line in lines:
+        last.append(line)
         if address := re.match(r"metrics on (\S+)", line):
             threading.Thread(target=ask, args=(address[1], stop), daemon=True).start()
 
@@ -60,9 +62,9 @@ def ask(address, stop):
 
 def finished(command):
     """What the command printed, as JSON, and the CPU seconds of its process."""
-    stop = threading.Event()
+    stop, last = threading.Event(), collections.deque(maxlen=10)
     process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    reader = threading.Thread(target=scraped, args=(iter(process.stderr), stop))
+    reader = threading.Thread(target=scraped, args=(process.stderr, stop, last))
     reader.start()
     text = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
@@ -70,7 +72,7 @@ def finished(command):
     stop.set()
     reader.join()
     if process.returncode:
-        raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}")
+        raise SystemExit(f"{' '.join(map(str, command))}: exit code {process.returncode}\n{''.join(last)}")
     return json.loads(text), usage.ru_utime + usage.ru_stime
 
 
