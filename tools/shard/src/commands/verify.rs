@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bt_pipeline::printable;
-use bt_pipeline::shard::{Damage, OpenOptions, salvage, verify};
+use bt_pipeline::shard::{Damage, OpenOptions, VerifyReport, salvage, verify};
 
 use crate::cli::Verify;
-use crate::output::{Bar, bytes, count, line};
+use crate::output::{Bar, bytes, count, is_broken_pipe, line};
 
 pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.repair {
@@ -24,32 +24,41 @@ pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     );
     drop(bar);
     let report = report?;
-    if args.json {
-        line(serde_json::to_string(&report)?)?;
-    } else {
-        tell(&report.damage)?;
-        let found = match report.damage.len() as u64 {
-            0 => "no damage".to_owned(),
-            faults => count(faults, "fault"),
-        };
-        line(format_args!(
-            "{found} in {} of {} ({} indexed), {}",
-            count(report.samples, "sample"),
-            count(report.shards as u64, "shard"),
-            report.indexed,
-            bytes(report.bytes)
-        ))?;
-        if report.without_image > 0 {
-            line(format_args!(
-                "{} without an image passed over",
-                count(report.without_image, "sample")
-            ))?;
-        }
-        if report.links.count > 0 {
-            line(format_args!("{}: their samples lack an image or a label", report.links))?;
-        }
+    let code = if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    match print(&report, args.json) {
+        // Who reads no further than the first fault has the same verdict.
+        Err(error) if is_broken_pipe(&error) => Ok(code),
+        printed => printed.map(|()| code),
     }
-    Ok(if report.damage.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The faults and what was looked at, as lines or as one of JSON.
+fn print(report: &VerifyReport, json: bool) -> anyhow::Result<()> {
+    if json {
+        return line(serde_json::to_string(report)?);
+    }
+    tell(&report.damage)?;
+    let found = match report.damage.len() as u64 {
+        0 => "no damage".to_owned(),
+        faults => count(faults, "fault"),
+    };
+    line(format_args!(
+        "{found} in {} of {} ({} indexed), {}",
+        count(report.samples, "sample"),
+        count(report.shards as u64, "shard"),
+        report.indexed,
+        bytes(report.bytes)
+    ))?;
+    if report.without_image > 0 {
+        line(format_args!(
+            "{} without an image passed over",
+            count(report.without_image, "sample")
+        ))?;
+    }
+    if report.links.count > 0 {
+        line(format_args!("{}: their samples lack an image or a label", report.links))?;
+    }
+    Ok(())
 }
 
 /// Saves what can be saved; succeeds when a set was written, however much was lost.

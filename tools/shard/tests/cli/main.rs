@@ -70,9 +70,9 @@ fn a_tree_is_packed_listed_verified_and_unpacked() {
 
     // A byte changes: verification lists the shard and fails.
     let damaged = Path::new(shards).join("train-000001.tar.zst");
-    let mut bytes = std::fs::read(&damaged).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
+    let whole = std::fs::read(&damaged).unwrap();
+    let mut bytes = whole.clone();
+    bytes[whole.len() / 2] ^= 1;
     std::fs::write(&damaged, bytes).unwrap();
     let output = shard(&["verify", shards, "--json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -80,6 +80,43 @@ fn a_tree_is_packed_listed_verified_and_unpacked() {
     let named = report["damage"][0]["shard"].as_str().unwrap();
     assert!(named.ends_with("train-000001.tar.zst"), "{report}");
     assert!(out(&shard(&["verify", shards])).contains("fault"));
+
+    // The verdict is the same for a reader that has left; a listing was long enough for it.
+    for (args, code) in [
+        (&["verify", shards][..], 1),
+        (&["verify", shards, "--json"], 1),
+        (&["verify", shards, "--no-decode"], 1),
+        (&["ls", shards], 0),
+    ] {
+        assert_eq!(unread(args), (Some(code), String::new()), "{args:?}");
+    }
+    std::fs::write(damaged, whole).unwrap();
+    assert_eq!(unread(&["verify", shards]), (Some(0), String::new()));
+}
+
+/// The exit code of a command whose output nobody reads, and what it printed to standard error.
+fn unread(args: &[&str]) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_shard"));
+    let output = command.args(args).stdout(writer).output().unwrap();
+    (output.status.code(), err(&output))
+}
+
+#[test]
+fn an_index_of_shards_from_elsewhere_is_told_of_in_lines_of_one_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 6), folder.path().join("shards"));
+    let manifest = shards.join("shard.manifest.json");
+    let (shards, manifest) = (shards.to_str().unwrap(), manifest.to_str().unwrap());
+    ok(&["pack", tree.to_str().unwrap(), shards, "--samples-per-shard", "3"]);
+    let args = ["index", shards, "--manifest", manifest];
+    let printed = ok(&args);
+    assert_eq!(printed.lines().last(), Some(manifest), "{printed}");
+    let printed = ok(&[&args[..], &["--json"]].concat());
+    let lines = printed.lines().map(serde_json::from_str::<serde_json::Value>);
+    let lines = lines.collect::<Result<Vec<_>, _>>().unwrap_or_else(|e| panic!("{e}: {printed}"));
+    assert!(lines.len() == 2 && lines.iter().all(|line| line["samples"] == 3), "{printed}");
 }
 
 #[test]
