@@ -59,7 +59,8 @@ pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
             count(shard.samples, "sample")
         ))?;
     }
-    if let Some(manifest) = &args.manifest {
+    // With --json there are lines of JSON alone; where the manifest lies is known from the command.
+    if let Some(manifest) = args.manifest.as_ref().filter(|_| !args.json) {
         line(manifest.display())?;
     }
     Ok(ExitCode::SUCCESS)
