@@ -299,7 +299,7 @@ fn size(text: &str) -> Result<u64, String> {
     if (1.0..1e18).contains(&bytes) {
         Ok(bytes as u64)
     } else {
-        Err("at least 1 byte, please".to_owned())
+        Err("must be between 1 byte and 10^18 bytes".to_owned())
     }
 }
 
@@ -346,8 +346,12 @@ mod tests {
         {
             assert_eq!(size(text), Ok(bytes));
         }
-        for bad in ["", "K", "1X", "-1", "0", "nan"] {
-            assert!(size(bad).is_err(), "{bad}");
+        for bad in ["", "K", "1X", "nan"] {
+            assert!(size(bad).unwrap_err().contains("such as"), "{bad}");
+        }
+        for (far, near) in [("0", "1"), ("-1", "1"), ("1000000000000G", "931000000G")] {
+            assert!(size(far).unwrap_err().contains("between 1 byte and 10^18"), "{far}");
+            assert!(size(near).is_ok(), "{near}");
         }
     }
 }
