@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import collections.abc
 import operator
+import threading
 import typing
 
 import numpy as np
@@ -155,6 +156,7 @@ class Loader:
             "window": list(window) if shuffle == "window" else None, "drop_last": drop_last}
         self._next = (0, 0)
         self._stream = None
+        self._taking = threading.Lock()
         if resume is not None:
             self.load_state_dict(resume)
 
@@ -198,16 +200,21 @@ class Loader:
             del batch
 
     def _take(self):
+        # Before anything else: who is refused leaves the other thread's stream as it is.
+        if not self._taking.acquire(blocking=False):
+            raise RuntimeError("another thread waits for this loader's batch: a loader each")
         try:
             if self._stream is None:
                 self._stream = self._native.start(*self._next)
             batch = Batch(self._stream.next(), self._native.spec[2])
+            self._next = self._after(batch.epoch, batch.index + 1)
+            return batch
         except BaseException:
             # A stream ends with its first error. Another one begins with the same batch.
             self._stream = None
             raise
-        self._next = self._after(batch.epoch, batch.index + 1)
-        return batch
+        finally:
+            self._taking.release()
 
     def state_dict(self) -> dict:
         """Where the loader is: the position of the batch after the last one that was yielded."""
