@@ -43,6 +43,10 @@ done
 # Inputs are chosen evenly (-entropic=0): weighing them takes a tenth of the time.
 # Freed memory is kept from use for a while; 4 MiB of it hold hundreds of inputs' and stay in cache.
 export ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=4:malloc_context_size=0:max_redzone=64:detect_stack_use_after_return=0
+# Files of the targets, in memory where there is a folder of that.
+[ -d /dev/shm ] && BT_FUZZ_DIR=$(mktemp -d -p /dev/shm bt-fuzz.XXXXXX) || BT_FUZZ_DIR=$(mktemp -d)
+export BT_FUZZ_DIR
+trap 'rm -rf "$BT_FUZZ_DIR"' EXIT
 failed=0
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "artifacts/$target"

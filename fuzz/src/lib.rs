@@ -11,11 +11,18 @@ use bt_pipeline::shard::{
     Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, salvage, unpack, verify,
 };
 
-/// A folder of this process, in memory where the system has one.
+/// A folder of this process, empty at first: in `BT_FUZZ_DIR`, else in memory where the system has
+/// a folder of that. It stays when the process ends, which may be by a crash.
 pub static FOLDER: LazyLock<PathBuf> = LazyLock::new(|| {
-    let base = PathBuf::from("/dev/shm");
-    let base = if base.is_dir() { base } else { std::env::temp_dir() };
+    let memory = PathBuf::from("/dev/shm");
+    let base = match std::env::var_os("BT_FUZZ_DIR") {
+        Some(base) => base.into(),
+        None if memory.is_dir() => memory,
+        None => std::env::temp_dir(),
+    };
     let folder = base.join(format!("bt-fuzz-{}", std::process::id()));
+    // An earlier process of this number may have left files, which this one's input would meet.
+    let _ = std::fs::remove_dir_all(&folder);
     std::fs::create_dir_all(&folder).expect("a folder for the shards");
     folder
 });
