@@ -67,7 +67,8 @@ pub struct CacheArgs {
     /// Keep shards behind URLs in this folder [data.cache; default: none]
     #[arg(long, value_name = "DIR")]
     cache: Option<String>,
-    /// What the files in it may take together [data.cache_size; default: 100GB]
+    /// What the files in it may take together; a GB is 10^9 bytes, a GiB 2^30 [data.cache_size;
+    /// default: 100GB]
     #[arg(long, value_name = "BYTES")]
     cache_size: Option<String>,
 }

@@ -44,7 +44,7 @@ pub struct DataConfig {
     pub max_megapixels: u64,
     /// A folder where shards behind URLs are kept; several processes may share it. Empty for none.
     pub cache: String,
-    /// What the files in it may take together, as in `100GB` or `64GiB`.
+    /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB 2^30.
     pub cache_size: String,
     /// How often a request to a server is repeated that failed; the waits between double.
     pub network_retries: u32,

@@ -35,7 +35,8 @@ impl Default for RemoteOptions {
     }
 }
 
-/// Bytes as a person writes them: `100GB`, `1.5 TB`, `64MiB`, `4096`. `None` for anything else.
+/// Bytes as a person writes them: `100GB`, `1.5 TB`, `64MiB`, `4096`. K, M, G and T, and KB and so
+/// on, are powers of 1000, KiB and so on of 1024. `None` for anything else.
 pub fn parse_bytes(text: &str) -> Option<u64> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());

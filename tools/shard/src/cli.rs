@@ -63,8 +63,8 @@ pub struct Division {
     /// Samples in a shard, at most [default: no limit]
     #[arg(long, value_name = "N")]
     pub samples_per_shard: Option<u64>,
-    /// Bytes of a shard's file, at most; K, M, G are powers of 1024
-    /// [default: 256M, or no limit with --samples-per-shard]
+    /// Bytes of a shard's file, at most; K, M, G, also written KB or KiB and so on, are powers of
+    /// 1024 [default: 256M, or no limit with --samples-per-shard]
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bytes_per_shard: Option<u64>,
     /// Write .tar.zst that can be read at random, with this level of zstd, -131072 (fastest) to 22
@@ -283,7 +283,8 @@ fn level(text: &str) -> Result<i32, String> {
     text.parse().map_err(|_| other.to_owned())
 }
 
-/// Bytes from `256M`, `1.5G`, `1000`.
+/// Bytes from `256M`, `1.5G`, `1000`. Units are powers of 1024 with and without an `i`, where
+/// `data.cache_size` tells GB from GiB.
 fn size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {

@@ -124,7 +124,8 @@ class Loader:
         ``skip`` takes another sample for one that cannot be used, up to a share of ``max_bad``; ``stop`` raises, and
         raises again in the next loop, which begins with the same batch.
     cache, cache_size:
-        A folder where shards behind URLs are kept, and what the files in it may take together; processes may share it.
+        A folder where shards behind URLs are kept, and what the files in it may take together (``"100GB"``, of 10^9
+        bytes, or ``"64GiB"``, of 2^30); processes may share it.
     resume:
         What ``state_dict`` gave: the first batch is the one after the last that was yielded then.
 
