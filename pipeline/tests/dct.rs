@@ -140,6 +140,72 @@ fn what_cannot_be_re_coded_says_so() {
     }
 }
 
+/// A picture of 512 x 512 pixels, noise right of a margin, as a JPEG.
+fn noise_with_a_margin(margin: u32) -> Vec<u8> {
+    let mut rng = Rng::keyed(54, 0, 0, 0);
+    let picture = image::RgbImage::from_fn(512, 512, |x, _| {
+        let value = if x < margin { 255 } else { 64 + rng.below(128) as u8 };
+        image::Rgb([value, value, value / 2])
+    });
+    let mut jpeg = Vec::new();
+    image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 85)
+        .encode_image(&picture)
+        .unwrap();
+    jpeg
+}
+
+#[test]
+fn a_blank_margin_says_nothing_about_the_rest() {
+    for margin in [0, 16] {
+        let jpeg = noise_with_a_margin(margin);
+        let packed = encode(&jpeg).unwrap();
+        let ratio = packed.len() as f64 / jpeg.len() as f64;
+        assert!(ratio < 1.2, "margin of {margin}: {ratio}");
+        assert!(packed[10..12].iter().all(|&bits| bits > 1), "{:?}", &packed[10..12]);
+    }
+}
+
+/// A gray JPEG of two blocks whose DC coefficients are 2047 and then `second`, a restart marker
+/// between them: each is coded as its difference from 0.
+fn two_blocks(second: i16) -> Vec<u8> {
+    let quantisation = [&[0xFF, 0xDB, 0, 67, 0][..], &[1; 64]].concat();
+    let frame = [0xFF, 0xC0, 0, 11, 8, 0, 8, 0, 16, 1, 1, 0x11, 0];
+    // One code of one bit: DC differences of 11 bits, and the end of a block.
+    let table = |class: u8, symbol: u8| {
+        let mut segment = vec![0xFF, 0xC4, 0, 20, class << 4, 1];
+        segment.extend([0; 15]);
+        segment.push(symbol);
+        segment
+    };
+    let scan = [0xFF, 0xDD, 0, 4, 0, 1, 0xFF, 0xDA, 0, 8, 1, 1, 0, 0, 63, 0];
+    let block = |dc: i16| {
+        // A zero for the code, 11 bits, a zero, ones to the end of the byte.
+        let bits = if dc < 0 { dc - 1 } else { dc } as u16 & 0x7FF;
+        let [high, low] = (bits << 4 | 0b111).to_be_bytes();
+        if low == 0xFF { vec![high, low, 0] } else { vec![high, low] }
+    };
+    [
+        &[0xFF, 0xD8][..],
+        &quantisation,
+        &frame,
+        &table(0, 11),
+        &table(1, 0),
+        &scan,
+        &block(2047),
+        &[0xFF, 0xD0],
+        &block(second),
+        &[0xFF, 0xD9],
+    ]
+    .concat()
+}
+
+#[test]
+fn what_only_restart_markers_make_a_jpeg_stays_one() {
+    let whole = encode(&two_blocks(1024)).unwrap();
+    assert_eq!(encode(&to_jpeg(&whole).unwrap()).unwrap(), whole);
+    assert!(encode(&two_blocks(-2047)).unwrap_err().is_unsupported());
+}
+
 #[test]
 fn a_header_of_several_scans_is_refused() {
     let (_, bytes) = fixtures().into_iter().find(|(name, _)| name == "420_75x49").unwrap();

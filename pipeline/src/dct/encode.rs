@@ -1,5 +1,7 @@
 //! A JPEG to a re-coded image.
 
+use std::ops::Range;
+
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::book::{CLASSES, MAX_INDEX_BITS};
@@ -11,9 +13,14 @@ use super::header::header_of;
 use super::pack::{Member, pack};
 use super::segment::Segments;
 use crate::jpeg::{Coefficients, Jpeg, MAX_PIXELS, check_pixels};
+use crate::rng::mix;
 
-/// One block in so many is looked at to choose the number of index bits.
+/// One block in so many is looked at to choose the number of index bits, ...
 const SAMPLE: usize = 64;
+/// ... but no fewer of a class than these, where it has them.
+const LEAST_SAMPLED: usize = 64;
+/// The largest difference between DC coefficients that baseline Huffman codes hold (T.81, table F.1).
+const MAX_DIFFERENCE: u32 = 2047;
 /// The fewest index bits that are considered: the first two profiles suffice for any
 /// block.
 const MIN_INDEX_BITS: u32 = 1;
@@ -38,6 +45,9 @@ pub(crate) fn encode_within(bytes: &[u8], max_pixels: u64) -> Result<Vec<u8>, Dc
     }
     let header = header_of(bytes, jpeg.components())?;
     let segments = Segments::new(&jpeg, Segments::suitable(&jpeg))?;
+    if !differences_in_range(&coefficients, &segments) {
+        return Err(DctError::Unsupported("DC differences that need restart markers"));
+    }
     let outlines: Vec<Outline> = coefficients
         .blocks
         .iter()
@@ -63,6 +73,36 @@ fn in_range(coefficients: &Coefficients) -> bool {
     coefficients.blocks.iter().all(|block| {
         let [dc, ac @ ..] = &block.0;
         (-2048..2048).contains(dc) && ac.iter().all(|v| (-1023..=1023).contains(v))
+    })
+}
+
+/// Whether the JPEG that comes back, which has no restart markers, can hold all DC coefficients:
+/// each is coded as its difference from the one before it in the order of the scan, the first as
+/// that from 0.
+fn differences_in_range(coefficients: &Coefficients, segments: &Segments) -> bool {
+    let unit = segments.shape(1);
+    coefficients.planes().iter().zip(unit.parts()).all(|(plane, part)| {
+        let mut before = 0;
+        let mut in_range = |column: usize, row: usize| {
+            let dc = i32::from(coefficients.blocks[plane.at(column, row)].0[0]);
+            dc.abs_diff(std::mem::replace(&mut before, dc)) <= MAX_DIFFERENCE
+        };
+        (0..segments.grid.rows * segments.grid.columns).all(|mcu| {
+            let (row, column) = (mcu / segments.grid.columns, mcu % segments.grid.columns);
+            (0..part.blocks()).all(|at| {
+                let (y, x) = (at / part.columns, at % part.columns);
+                in_range(column * part.columns + x, row * part.rows + y)
+            })
+        })
+    })
+}
+
+/// Some blocks of `range`, one of each `step`: at a place that a hash chooses, as with one at equal
+/// distances a picture of a matching width would be judged by a few of its columns.
+fn sampled(range: Range<usize>, step: usize) -> impl Iterator<Item = usize> {
+    range.clone().step_by(step).map(move |first| {
+        let most = step.min(range.end - first) as u64;
+        first + (mix(first as u64) % most) as usize
     })
 }
 
@@ -100,13 +140,18 @@ struct Picture {
 }
 
 impl Picture {
-    /// The number of index bits with which a class's blocks take fewest bits.
+    /// The number of index bits with which a class's blocks take fewest bits, as a sample has it.
     fn suitable_index_bits(&self, class: usize) -> u32 {
         let shape = self.segments.shape(1);
         let parts = self.coefficients.planes().iter().zip(shape.parts());
-        let of_class = parts.filter(|(_, part)| part.class == class).map(|(plane, _)| plane);
-        let sample: Vec<&Outline> =
-            of_class.flat_map(|plane| &self.outlines[plane.range()]).step_by(SAMPLE).collect();
+        let of_class =
+            parts.filter(|(_, part)| part.class == class).map(|(plane, _)| plane.range());
+        let blocks: usize = of_class.clone().map(|range| range.len()).sum();
+        let step = (blocks / LEAST_SAMPLED).clamp(1, SAMPLE);
+        let sample: Vec<&Outline> = of_class
+            .flat_map(|range| sampled(range, step))
+            .map(|number| &self.outlines[number])
+            .collect();
         let total = |bits: u32| -> u64 {
             sample.iter().map(|o| u64::from(choose(class, o, bits).1) + u64::from(bits)).sum()
         };
