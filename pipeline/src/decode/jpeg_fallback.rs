@@ -7,9 +7,10 @@ use zune_jpeg::zune_core::colorspace::ColorSpace;
 use zune_jpeg::zune_core::options::DecoderOptions;
 
 use super::{DecodeOptions, Orientation, check_size, fail};
+use crate::jpeg::next_segment;
 use crate::{Image, Result};
 
-/// Decodes a whole JPEG; returns its EXIF orientation.
+/// Decodes a whole JPEG; returns its EXIF orientation, where that is asked for.
 pub(super) fn decode(
     options: &DecodeOptions,
     bytes: &[u8],
@@ -29,7 +30,7 @@ pub(super) fn decode(
     if let Err(cause) = decoder.decode_into(&mut out.pixels_hwc) {
         return fail(format!("JPEG: {cause}"));
     }
-    Ok(oriented(&decoder))
+    Ok(if options.exif { oriented(&decoder) } else { Orientation::AsIs })
 }
 
 /// The EXIF orientation, from the headers alone.
@@ -59,8 +60,37 @@ fn oriented(decoder: &Decoder<'_>) -> Orientation {
 /// True when an end marker follows the first scan. A file without one is cut
 /// short: Pillow refuses it, zune-jpeg would fill in gray.
 fn ends(bytes: &[u8]) -> bool {
-    let marker = |second: u8| move |pair: &[u8]| pair == [0xFF, second];
-    let scan = bytes.windows(2).position(marker(0xDA)).unwrap_or(bytes.len());
-    let end = bytes.windows(2).rposition(marker(0xD9));
-    end.is_some_and(|end| end > scan)
+    let mut at = 2;
+    // By the segments' lengths: thumbnails in them have scans and ends of their own.
+    loop {
+        match next_segment(bytes, at) {
+            Ok((0xDA, _, scan)) => {
+                // Neither coded data, where a zero follows 0xFF, nor the segments between
+                // scans hold this pair.
+                return bytes[scan..].windows(2).any(|pair| pair == [0xFF, 0xD9]);
+            }
+            Ok((0xD9, ..)) | Err(_) => return false,
+            Ok((_, _, next)) => at = next,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_thumbnail_is_not_that_of_the_image() {
+        let thumbnail = b"\xFF\xD8\xFF\xDA\0\x02\x55\xFF\xD9";
+        let application = [b"\xFF\xED\0\x0B", &thumbnail[..]].concat();
+        let scan = b"\xFF\xDA\0\x02\x12\xFF\0\xD9\x34";
+        let cut = [b"\xFF\xD8", &application[..], scan].concat();
+        assert!(!ends(&cut));
+        // Several scans, each with tables before it.
+        let table = b"\xFF\xC4\0\x03\xAA";
+        let cut = [&cut[..], table, scan].concat();
+        assert!(!ends(&cut));
+        assert!(ends(&[&cut[..], b"\xFF\xD9"].concat()));
+        assert!(!ends(&[b"\xFF\xD8", &application[..], b"\xFF\xD9"].concat()), "no scan");
+    }
 }
