@@ -1,14 +1,21 @@
 //! Encoded bytes to an RGB [`Image`]: what Pillow's `open(..).convert("RGB")`
 //! gives, between `shard` and `augment`.
 //!
-//! Alpha is dropped, not blended; palettes and gray become RGB; 16-bit gray is
-//! cut off at 255 and 16-bit colour loses its low byte, both as Pillow does;
-//! CMYK and YCCK JPEGs are taken as Adobe's inverted ones. Sizes are checked
-//! before anything is allocated.
+//! Alpha is dropped, not blended, once colours that a TIFF has multiplied by it
+//! are divided again; palettes and gray become RGB, but of TIFFs only gray of 1,
+//! 8 and 16 bits without alpha, and RGB and CMYK, are read. 16-bit gray is cut
+//! off at 255 and 16-bit colour of PNG and TIFF loses its low byte, as in
+//! Pillow; CMYK and YCCK JPEGs are taken as Adobe's inverted ones. Sizes are
+//! checked before anything is allocated.
+//!
+//! Other than in Pillow: PNMs of another maximum than 255 are rounded down, by
+//! up to 1; of a GIF whose first frame is smaller than its screen, the rest is
+//! black, not the palette's background colour.
 
 mod baseline;
 mod coefficients;
 mod generic;
+mod ifd;
 mod jpeg_fallback;
 mod orientation;
 
@@ -17,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use crate::augment::Crop;
 use crate::dct::DctImage;
 use crate::jpeg::Jpeg;
-use crate::shard::{Format, raw_parse};
+use crate::shard::{Format, raw_parse, sniff};
 use crate::{Error, Image, Result};
 use baseline::Baseline;
 use coefficients::Coefficients;
@@ -28,7 +35,8 @@ use orientation::Orientation;
 #[serde(default, deny_unknown_fields)]
 pub struct DecodeOptions {
     /// Turn and mirror the image as its EXIF orientation says. Off by default, as
-    /// in torchvision's `default_loader`.
+    /// in torchvision's `default_loader`. A TIFF's orientation is applied always, as
+    /// Pillow does when it loads one.
     pub exif: bool,
     /// Pixels of an image; more is an error.
     pub max_pixels: u64,
@@ -121,7 +129,7 @@ impl Decoder {
         self.jpeg.trim();
         self.dct.trim();
         let orientation = orientation?;
-        if self.options.exif && orientation != Orientation::AsIs {
+        if orientation != Orientation::AsIs {
             std::mem::swap(out, &mut self.unturned);
             orientation.turn(&self.unturned, out);
             self.unturned.trim();
@@ -162,21 +170,8 @@ impl Decoder {
     /// [`Error::Decode`] when there is no readable header.
     pub fn dimensions(&self, format: Format, bytes: &[u8]) -> Result<(u32, u32)> {
         let (width, height) = dimensions(bytes)?;
-        let turned = self.options.exif
-            && match format {
-                Format::Raw => false,
-                Format::Jpeg => match Jpeg::parse(bytes) {
-                    Ok(jpeg) => {
-                        jpeg.exif().is_some_and(|e| Orientation::from_exif(e).swaps_sides())
-                    }
-                    Err(_) => jpeg_fallback::orientation(bytes)?.swaps_sides(),
-                },
-                Format::Dct => {
-                    let exif = DctImage::parse(bytes)?.jpeg().exif();
-                    exif.is_some_and(|e| Orientation::from_exif(e).swaps_sides())
-                }
-                Format::Png | Format::Other => generic::orientation(bytes)?.swaps_sides(),
-            };
+        let turned =
+            self.options.exif && guarded(|| exif_orientation(format, bytes))?.swaps_sides();
         Ok(if turned { (height, width) } else { (width, height) })
     }
 
@@ -191,14 +186,38 @@ impl Decoder {
     }
 }
 
-/// Width and height from an image's header, EXIF orientation not applied.
+/// The EXIF orientation of what a decoder without [`DecodeOptions::exif`] gives.
+fn exif_orientation(format: Format, bytes: &[u8]) -> Result<Orientation> {
+    let of_chunk = |chunk: Option<&[u8]>| chunk.map_or(Orientation::AsIs, Orientation::from_exif);
+    match format {
+        Format::Raw => Ok(Orientation::AsIs),
+        Format::Jpeg => match Jpeg::parse(bytes) {
+            Ok(jpeg) => Ok(of_chunk(jpeg.exif())),
+            Err(_) => jpeg_fallback::orientation(bytes),
+        },
+        Format::Dct => Ok(of_chunk(DctImage::parse(bytes)?.jpeg().exif())),
+        Format::Png | Format::Other => generic::orientation(bytes),
+    }
+}
+
+/// The EXIF orientation, 1 to 8, of what a decoder without [`DecodeOptions::exif`] gives; 1 where
+/// there is none or no readable header.
+pub(crate) fn exif_number(bytes: &[u8]) -> u8 {
+    guarded(|| exif_orientation(sniff(bytes), bytes)).unwrap_or_default() as u8
+}
+
+/// Width and height from an image's header, EXIF orientation not applied; a TIFF's own is.
 ///
 /// # Errors
-/// [`Error::Decode`] when there is no readable header.
+/// [`Error::Decode`] when there is no readable header, or one of pixels that are not supported.
 pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
-    match guarded(|| Ok(crate::shard::dimensions_of(bytes)))? {
-        Some(size) => Ok(size),
-        None => fail("the header of no image format that is known"),
+    let size = guarded(|| match sniff(bytes) {
+        Format::Other => generic::dimensions(bytes).map(Some),
+        _ => Ok(crate::shard::dimensions_of(bytes)),
+    })?;
+    match size {
+        Some((width, height)) if width > 0 && height > 0 => Ok((width, height)),
+        _ => fail("not an image of a known format, or its header is damaged"),
     }
 }
 

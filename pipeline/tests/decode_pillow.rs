@@ -31,6 +31,16 @@ exif = Image.Exif(); exif[0x0112] = 6
 def keep(name, image, **options):
     path = os.path.join(folder, name)
     image.save(path, **options)
+    expect(name, path)
+
+def keep_as(name, other, before, after):
+    path = os.path.join(folder, name)
+    data = open(os.path.join(folder, other), "rb").read()
+    assert data.count(before) == 1
+    open(path, "wb").write(data.replace(before, after))
+    expect(name, path)
+
+def expect(name, path):
     with Image.open(path) as opened:
         shown = ImageOps.exif_transpose(opened) if "exif" in name else opened
         data = shown.convert("RGB")
@@ -42,6 +52,8 @@ keep("palette.png", palette); keep("palette_transparent.png", palette, transpare
 keep("bits1.png", gray.convert("1")); keep("bits4.png", rgb.quantize(11), bits=4)
 keep("deep.png", deep); keep("interlaced_exif.png", rgb, exif=exif)
 keep("rgb.bmp", rgb); keep("rgb.tif", rgb); keep("deep.tif", deep); keep("rgb.webp", rgb, lossless=True)
+keep("turned.tif", rgb, tiffinfo={274: 6}); keep("unmultiplied.tif", alpha)
+keep_as("premultiplied.tif", "unmultiplied.tif", b"\x52\x01\x03\0\x01\0\0\0\x02", b"\x52\x01\x03\0\x01\0\0\0\x01")
 keep("alpha.webp", alpha, lossless=True); keep("palette.gif", palette)
 keep("q90.jpg", rgb, quality=90); keep("q90_444.jpg", rgb, quality=90, subsampling=0)
 keep("q90_422.jpg", rgb, quality=90, subsampling=1); keep("gray.jpg", gray, quality=90)
@@ -108,5 +120,5 @@ fn decoded_files_are_those_of_pillow() {
         assert!(max <= allowed, "{name}: {max} levels from Pillow");
         files += 1;
     }
-    assert_eq!(files, 24);
+    assert_eq!(files, 27);
 }

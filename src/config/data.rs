@@ -38,7 +38,7 @@ pub struct DataConfig {
     pub on_bad_shard: OnBad,
     /// The share of bad samples above which the run ends, once 100 were drawn.
     pub max_bad: f64,
-    /// Turn images as their EXIF orientation says.
+    /// Turn images as their EXIF orientation says. That of a TIFF is applied always, as by Pillow.
     pub exif: bool,
     /// Largest image that is decoded, in millions of pixels; at least 1.
     pub max_megapixels: u64,

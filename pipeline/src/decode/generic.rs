@@ -2,12 +2,14 @@
 
 use std::io::Cursor;
 
-use image::{ColorType, ImageDecoder, ImageReader, Limits};
+use image::{ColorType, ImageDecoder, ImageFormat, ImageReader, Limits};
 
-use super::{DecodeOptions, Orientation, check_size, fail};
+use super::{DecodeOptions, Orientation, check_size, fail, ifd};
 use crate::{Image, Result};
 
-/// Decodes a whole image; returns its EXIF orientation.
+/// Decodes a whole image; returns how it is to be turned, by its EXIF orientation where that is
+/// asked for. A TIFF's orientation is no wish of EXIF but says where its rows and columns lie: it
+/// counts always, as it does when Pillow loads one.
 ///
 /// Pixels of the file's own kind become RGB where they are, in `out`: an image takes the larger of
 /// the two, not both.
@@ -16,7 +18,7 @@ pub(super) fn decode(
     bytes: &[u8],
     out: &mut Image,
 ) -> Result<Orientation> {
-    let mut decoder = open(bytes)?;
+    let (format, mut decoder) = open(bytes)?;
     let (width, height) = decoder.dimensions();
     check_size(options, width, height)?;
     let mut limits = Limits::default();
@@ -24,10 +26,10 @@ pub(super) fn decode(
     if let Err(cause) = decoder.set_limits(limits) {
         return fail(cause.to_string());
     }
-    let orientation = if options.exif {
-        decoder.orientation().unwrap_or(AS_IS).into()
-    } else {
-        Orientation::AsIs
+    let orientation = match format {
+        Some(ImageFormat::Tiff) => of_tiff(&mut decoder),
+        _ if options.exif => of_exif(&mut decoder),
+        _ => Orientation::AsIs,
     };
     let color = decoder.color_type();
     let (width, height) = (width as usize, height as usize);
@@ -43,34 +45,76 @@ pub(super) fn decode(
     if let Err(cause) = decoder.read_image(&mut out.pixels_hwc[held - native..]) {
         return fail(cause.to_string());
     }
-    to_rgb(color, is_gray16_png(bytes), native, &mut out.pixels_hwc)?;
+    to_rgb(color, Kind::of(format, bytes), native, &mut out.pixels_hwc)?;
     out.pixels_hwc.truncate(width * height * 3);
     Ok(orientation)
 }
 
-const AS_IS: image::metadata::Orientation = image::metadata::Orientation::NoTransforms;
-
-/// The EXIF orientation, from the headers alone.
+/// The EXIF orientation, from the headers alone; none of a TIFF, whose own is part of its size.
 pub(super) fn orientation(bytes: &[u8]) -> Result<Orientation> {
-    Ok(open(bytes)?.orientation().unwrap_or(AS_IS).into())
+    let (format, mut decoder) = open(bytes)?;
+    Ok(match format {
+        Some(ImageFormat::Tiff) => Orientation::AsIs,
+        _ => of_exif(&mut decoder),
+    })
 }
 
-fn open(bytes: &[u8]) -> Result<impl ImageDecoder + '_> {
-    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    match reader.map_err(image::ImageError::IoError).and_then(ImageReader::into_decoder) {
-        Ok(decoder) => Ok(decoder),
+/// Width and height from the headers alone, a TIFF's orientation applied.
+pub(super) fn dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
+    let (format, mut decoder) = open(bytes)?;
+    let (width, height) = decoder.dimensions();
+    let turned = format == Some(ImageFormat::Tiff) && of_tiff(&mut decoder).swaps_sides();
+    Ok(if turned { (height, width) } else { (width, height) })
+}
+
+fn of_exif(decoder: &mut impl ImageDecoder) -> Orientation {
+    let chunk = decoder.exif_metadata().ok().flatten();
+    chunk.map_or(Orientation::AsIs, |chunk| Orientation::from_exif(&chunk))
+}
+
+fn of_tiff(decoder: &mut impl ImageDecoder) -> Orientation {
+    decoder.orientation().map_or(Orientation::AsIs, Orientation::from)
+}
+
+fn open(bytes: &[u8]) -> Result<(Option<ImageFormat>, impl ImageDecoder + '_)> {
+    let reader = match ImageReader::new(Cursor::new(bytes)).with_guessed_format() {
+        Ok(reader) => reader,
+        Err(cause) => return fail(cause.to_string()),
+    };
+    let format = reader.format();
+    match reader.into_decoder() {
+        Ok(decoder) => Ok((format, decoder)),
         Err(cause) => fail(cause.to_string()),
     }
 }
 
-/// Gray with 16 bits, with or without a transparent value: `I;16` to Pillow.
-fn is_gray16_png(bytes: &[u8]) -> bool {
-    bytes.get(12..16) == Some(b"IHDR") && bytes.get(24..26) == Some(&[16, 0])
+/// What pixels of one layout mean differs between files.
+#[derive(Clone, Copy)]
+struct Kind {
+    /// A PNG of gray with 16 bits, with or without a transparent value: `I;16` to Pillow.
+    gray16: bool,
+    /// A TIFF whose colours were multiplied by alpha ("associated"): `RGBa` to Pillow.
+    premultiplied: bool,
+}
+
+impl Kind {
+    fn of(format: Option<ImageFormat>, bytes: &[u8]) -> Kind {
+        let gray16 = bytes.get(12..16) == Some(b"IHDR") && bytes.get(24..26) == Some(&[16, 0]);
+        let premultiplied = format == Some(ImageFormat::Tiff)
+            && ifd::number_of(bytes, ifd::EXTRA_SAMPLES) == Some(1);
+        Kind { gray16, premultiplied }
+    }
+}
+
+/// A colour that was multiplied by alpha, as Pillow divides it.
+fn divided(color: u8, alpha: u8) -> u8 {
+    let divided = (u32::from(color) * 255).checked_div(alpha.into());
+    divided.map_or(0, |value| value.min(255) as u8)
 }
 
 /// Pillow's `convert("RGB")` from each layout that `image` decodes to: the last `native` bytes of
 /// `pixels` become RGB in front.
-fn to_rgb(color: ColorType, gray16: bool, native: usize, pixels: &mut [u8]) -> Result<()> {
+fn to_rgb(color: ColorType, kind: Kind, native: usize, pixels: &mut [u8]) -> Result<()> {
     let word = |v: &[u8]| u16::from_ne_bytes([v[0], v[1]]);
     let float = |v: &[u8]| f32::from_ne_bytes([v[0], v[1], v[2], v[3]]);
     // Pillow's modes `I;16` and `F` are cut off at 255; of other 16-bit images it
@@ -83,9 +127,15 @@ fn to_rgb(color: ColorType, gray16: bool, native: usize, pixels: &mut [u8]) -> R
         ColorType::Rgb8 => {}
         ColorType::L8 => spread::<1>(all, |p| [p[0]; 3]),
         ColorType::La8 => spread::<2>(all, |p| [p[0]; 3]),
+        ColorType::Rgba8 if kind.premultiplied => {
+            spread::<4>(all, |p| [p[0], p[1], p[2]].map(|color| divided(color, p[3])));
+        }
+        ColorType::Rgba16 if kind.premultiplied => spread::<8>(all, |p| {
+            [high(p), high(&p[2..]), high(&p[4..])].map(|color| divided(color, high(&p[6..])))
+        }),
         ColorType::Rgba8 => spread::<4>(all, |p| [p[0], p[1], p[2]]),
         ColorType::L16 => spread::<2>(all, |p| [clipped(p); 3]),
-        ColorType::La16 if gray16 => spread::<4>(all, |p| [clipped(p); 3]),
+        ColorType::La16 if kind.gray16 => spread::<4>(all, |p| [clipped(p); 3]),
         ColorType::La16 => spread::<4>(all, |p| [high(p); 3]),
         ColorType::Rgb16 => spread::<6>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => spread::<8>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),

@@ -1,12 +1,13 @@
 //! EXIF orientation: turning and mirroring an image.
 
+use super::ifd;
 use crate::Image;
 
 /// How stored rows and columns become shown ones; EXIF's values 1 to 8.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Orientation {
     #[default]
-    AsIs,
+    AsIs = 1,
     MirrorX,
     Rotate180,
     MirrorY,
@@ -17,9 +18,24 @@ pub(super) enum Orientation {
 }
 
 impl Orientation {
-    /// From an EXIF chunk (TIFF header first); anything odd is taken as is.
+    /// From an EXIF chunk, which begins with a TIFF header or, as in a JPEG's segment, with
+    /// `Exif\0\0`; anything odd is taken as is.
     pub fn from_exif(chunk: &[u8]) -> Self {
-        image::metadata::Orientation::from_exif_chunk(chunk).map_or(Orientation::AsIs, Self::from)
+        let chunk = chunk.strip_prefix(b"Exif\0\0").unwrap_or(chunk);
+        ifd::number_of(chunk, ifd::ORIENTATION).map_or(Orientation::AsIs, Self::from_number)
+    }
+
+    fn from_number(number: u32) -> Self {
+        match number {
+            2 => Orientation::MirrorX,
+            3 => Orientation::Rotate180,
+            4 => Orientation::MirrorY,
+            5 => Orientation::Transpose,
+            6 => Orientation::Rotate90,
+            7 => Orientation::Transverse,
+            8 => Orientation::Rotate270,
+            _ => Orientation::AsIs,
+        }
     }
 
     /// True when width and height change places.
@@ -56,16 +72,7 @@ impl Orientation {
 
 impl From<image::metadata::Orientation> for Orientation {
     fn from(orientation: image::metadata::Orientation) -> Self {
-        match orientation.to_exif() {
-            2 => Orientation::MirrorX,
-            3 => Orientation::Rotate180,
-            4 => Orientation::MirrorY,
-            5 => Orientation::Transpose,
-            6 => Orientation::Rotate90,
-            7 => Orientation::Transverse,
-            8 => Orientation::Rotate270,
-            _ => Orientation::AsIs,
-        }
+        Orientation::from_number(orientation.to_exif().into())
     }
 }
 

@@ -104,17 +104,79 @@ fn every_prefix_and_every_flipped_byte_is_an_error_or_an_image_never_a_panic() {
 fn exif_orientation_turns_only_when_asked() {
     use image::ImageEncoder;
     // A TIFF header and one entry: orientation (0x0112), short, 1 value, 6.
-    let exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
-    let mut bytes = Vec::new();
-    let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
-    encoder.set_exif_metadata(exif).unwrap();
-    encoder.write_image(&picture(), 23, 17, image::ExtendedColorType::Rgb8).unwrap();
-    assert_eq!(decode(Format::Png, &bytes).unwrap().pixels_hwc, picture().into_raw());
-    let mut decoder = Decoder::new(DecodeOptions { exif: true, ..DecodeOptions::default() });
-    let mut image = Image::default();
-    decoder.decode_into(Format::Png, &bytes, &mut image).unwrap();
-    assert_eq!(image.pixels_hwc, image::imageops::rotate90(&picture()).into_raw());
-    assert_eq!(decoder.dimensions(Format::Png, &bytes).unwrap(), (17, 23));
+    let short = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+    let long = b"II*\0\x08\0\0\0\x01\0\x12\x01\x04\0\x01\0\0\0\x06\0\0\0\0\0\0\0".to_vec();
+    for exif in [[&b"Exif\0\0"[..], &short].concat(), short, long] {
+        let mut bytes = Vec::new();
+        let mut encoder = image::codecs::png::PngEncoder::new(&mut bytes);
+        encoder.set_exif_metadata(exif).unwrap();
+        encoder.write_image(&picture(), 23, 17, image::ExtendedColorType::Rgb8).unwrap();
+        assert_eq!(decode(Format::Png, &bytes).unwrap().pixels_hwc, picture().into_raw());
+        let mut decoder = Decoder::new(DecodeOptions { exif: true, ..DecodeOptions::default() });
+        let mut image = Image::default();
+        decoder.decode_into(Format::Png, &bytes, &mut image).unwrap();
+        assert_eq!(image.pixels_hwc, image::imageops::rotate90(&picture()).into_raw());
+        assert_eq!(decoder.dimensions(Format::Png, &bytes).unwrap(), (17, 23));
+    }
+}
+
+/// A TIFF of one row and 8 bits, with more tags that hold one short.
+fn tiff(pixels: &[u8], samples: u16, tags: &[(u16, u16)]) -> Vec<u8> {
+    let width = pixels.len() as u16 / samples;
+    let mut entries = vec![(256, width), (257, 1), (259, 1), (262, 2), (277, samples), (278, 1)];
+    entries.push((279, pixels.len() as u16));
+    entries.extend(tags);
+    // Behind the header and the directory lie the pixels, then the bits of each sample.
+    let end = 8 + 2 + 12 * (entries.len() as u16 + 2) + 4;
+    entries.extend([(273, end), (258, end + pixels.len() as u16)]);
+    entries.sort();
+    let mut bytes = b"II*\0\x08\0\0\0".to_vec();
+    bytes.extend((entries.len() as u16).to_le_bytes());
+    for (tag, value) in entries {
+        let count = if tag == 258 { samples } else { 1 };
+        for half in [tag, 3, count, 0, value, 0] {
+            bytes.extend(half.to_le_bytes());
+        }
+    }
+    bytes.extend([0; 4]);
+    bytes.extend(pixels);
+    bytes.extend([8, 0].repeat(samples.into()));
+    bytes
+}
+
+#[test]
+fn the_orientation_of_a_tiff_is_applied_always_and_once() {
+    let bytes = tiff(&[1, 2, 3, 4, 5, 6], 3, &[(274, 8)]);
+    assert_eq!(dimensions(&bytes).unwrap(), (1, 2));
+    assert_eq!(crate::shard::dimensions_of(&bytes), Some((1, 2)));
+    assert_eq!(exif_number(&bytes), 1, "none is left");
+    for exif in [false, true] {
+        let mut decoder = Decoder::new(DecodeOptions { exif, ..DecodeOptions::default() });
+        let mut image = Image::default();
+        decoder.decode_into(Format::Other, &bytes, &mut image).unwrap();
+        assert_eq!((image.width, image.height), (1, 2), "{exif}");
+        assert_eq!(image.pixels_hwc, [4, 5, 6, 1, 2, 3]);
+        assert_eq!(decoder.dimensions(Format::Other, &bytes).unwrap(), (1, 2));
+    }
+}
+
+/// Values of Pillow's `RGBa`: divided by alpha, rounded down; black where that is 0.
+#[test]
+fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
+    let pixels = [10, 20, 30, 40, 100, 7, 0, 50, 9, 9, 9, 0, 1, 2, 3, 255];
+    let associated = decode(Format::Other, &tiff(&pixels, 4, &[(338, 1)])).unwrap();
+    assert_eq!(associated.pixels_hwc, [63, 127, 191, 255, 35, 0, 0, 0, 0, 1, 2, 3]);
+    let apart = decode(Format::Other, &tiff(&pixels, 4, &[(338, 2)])).unwrap();
+    assert_eq!(apart.pixels_hwc, [10, 20, 30, 100, 7, 0, 9, 9, 9, 1, 2, 3]);
+}
+
+#[test]
+fn a_tiff_of_a_kind_that_is_not_read_is_not_called_damaged() {
+    let mut bytes = tiff(&[0, 1, 2], 1, &[]);
+    let photometric = bytes.windows(2).position(|pair| pair == [6, 1]).unwrap();
+    bytes[photometric + 8] = 3;
+    let error = dimensions(&bytes).unwrap_err().to_string();
+    assert!(error.contains("not support") && !error.contains("damaged"), "{error}");
 }
 
 /// More pixels than are converted at a time, in every layout of PNG.

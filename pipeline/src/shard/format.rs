@@ -1,7 +1,5 @@
 //! What an image's bytes are, from their first bytes and never from a name.
 
-use std::io::Cursor;
-
 use serde::{Deserialize, Serialize};
 
 use super::raw::raw_size;
@@ -65,7 +63,7 @@ pub fn sniff(bytes: &[u8]) -> Format {
 }
 
 /// Width and height in pixels from an image's header, nothing decoded;
-/// `None` when the header cannot be understood. EXIF orientation is not applied.
+/// `None` when the header cannot be understood. EXIF orientation is not applied; a TIFF's own is.
 pub fn dimensions_of(bytes: &[u8]) -> Option<(u32, u32)> {
     let found = match sniff(bytes) {
         Format::Jpeg => jpeg_size(bytes),
@@ -75,11 +73,7 @@ pub fn dimensions_of(bytes: &[u8]) -> Option<(u32, u32)> {
         Format::Dct => {
             DctImage::parse(bytes).ok().map(|image| (image.width() as u32, image.height() as u32))
         }
-        Format::Other => image::ImageReader::new(Cursor::new(bytes))
-            .with_guessed_format()
-            .ok()?
-            .into_dimensions()
-            .ok(),
+        Format::Other => crate::decode::dimensions(bytes).ok(),
     };
     found.filter(|&(width, height)| width > 0 && height > 0)
 }
@@ -119,6 +113,7 @@ fn jpeg_size(bytes: &[u8]) -> Option<(u32, u32)> {
 mod tests {
     use super::*;
     use image::{ImageFormat, RgbImage};
+    use std::io::Cursor;
 
     fn encoded(format: ImageFormat) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());

@@ -2,16 +2,12 @@
 //! encoded anew, decoded for good (`--raw`), or re-coded as packed coefficients
 //! (`--recode`). Between sources and writer.
 
-use std::io::Cursor;
-
-use image::ImageDecoder;
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use serde::Serialize;
 
 use super::raw::raw_header;
-use super::{Format, dimensions_of, sniff};
-use crate::dct::DctImage;
-use crate::decode::Decoder;
+use super::{Format, sniff};
+use crate::decode::{Decoder, dimensions, exif_number};
 use crate::kernel::Level;
 use crate::kernel::resize::{Filter, Geometry, Resize, resize_whole};
 use crate::{Error, Image, Result};
@@ -82,9 +78,7 @@ impl Recode {
     }
 
     fn shrunk_or_raw(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
-        let unknown =
-            || Error::Decode("not an image of a known format, or its header is damaged".to_owned());
-        let (width, height) = dimensions_of(image).ok_or_else(unknown)?;
+        let (width, height) = dimensions(image)?;
         let (new_width, new_height) = self.size(width, height);
         let format = sniff(image);
         if (new_width, new_height) == (width, height) && (!self.raw || format == Format::Raw) {
@@ -100,7 +94,7 @@ impl Recode {
         *image = if self.raw {
             to_raw(&decoded)
         } else {
-            to_jpeg(&decoded, self.quality, orientation(image))?
+            to_jpeg(&decoded, self.quality, exif_number(image))?
         };
         let format = if self.raw { Format::Raw } else { Format::Jpeg };
         Ok(Recoded { width: new_width, height: new_height, format })
@@ -116,21 +110,6 @@ pub struct Recoded {
     pub height: u32,
     /// How it is coded.
     pub format: Format,
-}
-
-/// The EXIF orientation, 1 to 8; 1 where there is none.
-fn orientation(bytes: &[u8]) -> u8 {
-    if let Ok(packed) = DctImage::parse(bytes) {
-        return packed.jpeg().exif().map_or(1, exif_orientation);
-    }
-    let reader = image::ImageReader::new(Cursor::new(bytes)).with_guessed_format();
-    let decoder = reader.ok().and_then(|reader| reader.into_decoder().ok());
-    let found = decoder.and_then(|mut decoder| decoder.orientation().ok());
-    found.map_or(1, |orientation| orientation.to_exif())
-}
-
-fn exif_orientation(chunk: &[u8]) -> u8 {
-    image::metadata::Orientation::from_exif_chunk(chunk).map_or(1, |o| o.to_exif())
 }
 
 fn to_raw(image: &Image) -> Vec<u8> {
@@ -169,6 +148,7 @@ fn exif(orientation: u8) -> [u8; 36] {
 mod tests {
     use super::*;
     use image::{ImageFormat, RgbImage};
+    use std::io::Cursor;
 
     fn png(width: u32, height: u32) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
@@ -202,7 +182,7 @@ mod tests {
             let mut image = original.clone();
             let done = apply(recode, &mut image).unwrap();
             assert_eq!(((done.width, done.height), image == original), (size, kept), "{recode:?}");
-            assert_eq!(dimensions_of(&image), Some(size));
+            assert_eq!(dimensions(&image).unwrap(), size);
         }
         assert_eq!(recode(Shrink::MaxSide(10)).size(1000, 3), (10, 1));
     }
@@ -234,7 +214,7 @@ mod tests {
         for turn in 1..=8 {
             let jpeg = to_jpeg(&image, 90, turn).unwrap();
             let again = decoded(&jpeg);
-            assert_eq!((orientation(&jpeg), again.width, again.height), (turn, 20, 10));
+            assert_eq!((exif_number(&jpeg), again.width, again.height), (turn, 20, 10));
         }
     }
 
@@ -244,7 +224,7 @@ mod tests {
         let mut image = to_jpeg(&stored, 90, 6).unwrap();
         let unturned = decoded(&image);
         let done = apply(Recode { raw: true, ..Recode::KEEP }, &mut image).unwrap();
-        assert_eq!((done.width, done.height, orientation(&image)), (20, 10, 1));
+        assert_eq!((done.width, done.height, exif_number(&image)), (20, 10, 1));
         let options = crate::decode::DecodeOptions { exif: true, ..Default::default() };
         let mut turned = Image::default();
         Decoder::new(options).decode_into(Format::Raw, &image, &mut turned).unwrap();
