@@ -287,6 +287,21 @@ mod tests {
     }
 
     #[test]
+    fn a_resize_that_is_not_given_a_size_keeps_the_shape() {
+        let base = Preset::BarlowImagenet.views().remove(0);
+        for (text, side) in [
+            ("[center_crop]\nsize = 96\n", 96),
+            ("[center_crop]\nsize = [96, 64]\n", 96),
+            ("[center_crop]\nsize = [64, 96]\n", 96),
+            ("[resize]\ninterpolation = \"bilinear\"\n", 224),
+        ] {
+            let patch: ViewPatch = toml::from_str(text).unwrap();
+            let view = patch.apply(&base).unwrap();
+            assert_eq!(view.resize.unwrap().size, Size::Square(side), "{text}");
+        }
+    }
+
+    #[test]
     fn unknown_names_and_bad_ranges_are_refused_with_their_name() {
         let unknown = toml::from_str::<ViewPatch>("[gaussian_blur]\nsigmas = [0.1, 2.0]\n");
         assert!(unknown.unwrap_err().to_string().contains("sigmas"));

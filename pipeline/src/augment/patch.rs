@@ -45,7 +45,7 @@ patch!(
 patch!(
     /// Changes to a resize.
     ResizePatch {
-        /// Shorter side, or height and width.
+        /// Shorter side, or height and width. In a view that had no resize: the longer side of the view.
         size: Size,
         /// The filter.
         interpolation: Interpolation,
@@ -106,7 +106,9 @@ patch!(
 patch!(
     /// A view's configuration with everything optional: what it names replaces
     /// the value of the view it is applied to. Naming `resize` or `center_crop`
-    /// turns a random crop off; naming `random_resized_crop` does the opposite.
+    /// turns a random crop off; naming `random_resized_crop` does the opposite. A
+    /// `resize` without a size makes the shorter side as long as the longer side of
+    /// the view, and keeps the image's shape.
     ViewPatch {
         /// Random crop and resize.
         random_resized_crop: RandomResizedCropPatch,
@@ -175,7 +177,10 @@ impl ViewPatch {
         } else if self.resize.is_some() || self.center_crop.is_some() {
             view.random_resized_crop = None;
             view.center_crop = Some(CenterCrop { size });
-            let resize = view.resize.get_or_insert(Resize { size, interpolation });
+            // Of the shorter side alone: what is not said to change does not change the shape.
+            let (height, width) = size.height_width();
+            let side = Size::Square(height.max(width));
+            let resize = view.resize.get_or_insert(Resize { size: side, interpolation });
             override_fields!(self.resize, resize, size, interpolation);
         }
         Ok(())
