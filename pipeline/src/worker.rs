@@ -78,16 +78,20 @@ impl Worker {
             Some(Err(error)) => Err(error),
             None => self.read_and_fill(task, nth, sample),
         };
-        for attempt in 0..MAX_REPLACEMENTS {
+        for attempt in 0.. {
             let error = match outcome {
                 Ok(()) => {
                     self.recorder.stats.count_sample();
-                    return Ok(());
+                    break;
                 }
                 Err(error) => error,
             };
+            let last = (attempt == MAX_REPLACEMENTS).then(|| too_many_bad(&error));
             self.note_bad(sample, error)?;
             task.note_bad();
+            if let Some(error) = last {
+                return Err(error);
+            }
             self.check_stop()?;
             let key = REPLACEMENT_KEY + attempt;
             let mut rng = Rng::keyed(self.config.seed, task.epoch(), position, key);
@@ -98,12 +102,7 @@ impl Worker {
                 self.find(sample).and_then(|owned| self.fill_owned(task, nth, sample, &owned))
             };
         }
-        outcome.map_err(|last| {
-            Error::TooManyBad(format!(
-                "{MAX_REPLACEMENTS} samples drawn in place of a bad one were bad too; \
-                 `shard verify` lists them. The last one: {last}"
-            ))
-        })
+        Ok(())
     }
 
     /// An error for nobody when the stream was dropped: replacements may take long to find.
@@ -149,7 +148,7 @@ impl Worker {
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
         self.maker.trim();
         self.scratch.trim();
-        // Whatever came of it: zeros in place of what is gone explain anything.
+        // Even after an error: a file that became shorter reads as zeros, which may be the real cause.
         self.set.check(self.set.shard_of(sample as usize))?;
         made
     }
@@ -186,6 +185,14 @@ impl Worker {
         }
         Ok(owned)
     }
+}
+
+/// No position can be filled: `last` is of the last sample that was tried.
+fn too_many_bad(last: &Error) -> Error {
+    Error::TooManyBad(format!(
+        "{MAX_REPLACEMENTS} samples drawn in place of a bad one were bad too; \
+         `shard verify` lists them. The last one: {last}"
+    ))
 }
 
 /// A shard gave fewer samples than its index lists.

@@ -176,6 +176,19 @@ fn too_many_bad_samples_end_the_stream_at_the_same_batch_for_any_number_of_threa
 }
 
 #[test]
+fn each_sample_that_was_tried_in_vain_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let bad: Vec<u64> = (0..8).collect();
+    let set = open(&write_shards(folder.path(), &[8], Coding::Tar, &bad));
+    let config = LoaderConfig { threads: 1, max_bad: 1.0, ..config(4) };
+    let mut stream = Loader::new(set, config).unwrap().start(Position::default(), 1).unwrap();
+    let Some(Err(Error::TooManyBad(cause))) = stream.next() else { panic!("no error came") };
+    assert!(cause.contains("64 samples drawn in place of a bad one"), "{cause}");
+    // Its own and each of those in its place.
+    assert_eq!(stream.stats().snapshot().bad, 65);
+}
+
+#[test]
 fn a_dropped_stream_waits_for_no_replacement() {
     let folder = tempfile::tempdir().unwrap();
     // It can only be read from its front, and most of it is bad.
