@@ -11,10 +11,10 @@
 //! The free buffers are what bounds the flow: a batch is begun only when there is
 //! one. Dropping the stream raises `stop` and wakes the feeder if it waits for a
 //! buffer. The feeder leaves, which closes the tasks' channel and wakes workers
-//! that wait for a task; workers leave at their next sample, and a feeder that
-//! waits for room in that channel finds it closed, one that waits for streamed
-//! samples to be used (`lent`) that nobody is left to use them. Errors travel in the place of
-//! their batch, so the batches before them are still delivered.
+//! that wait for a task; workers leave at their next sample. A feeder blocked on
+//! the task channel then gets a disconnect error; one blocked in
+//! `Lent::wait_for` wakes because no `User` is left. Errors travel in the place
+//! of their batch, so the batches before them are still delivered.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -34,6 +34,14 @@ use crate::{Error, Result};
 
 /// A batch or an error, with its number in the stream.
 type Numbered = (u64, Result<Batch>);
+
+/// Why a wait for finished batches ended without one.
+enum Ended {
+    /// Nothing more can come.
+    Disconnected,
+    #[cfg_attr(shuttle, allow(dead_code))]
+    GivenUp,
+}
 
 /// Time between two looks at whether a wait was given up.
 #[cfg(not(shuttle))]
@@ -97,7 +105,7 @@ impl BatchStream {
         let feeding = recorder("feeder");
         let mut feeder =
             Feeder::new(loader, feeding, Outlets { pool, free, tasks, stop }, ahead.clone());
-        // Before it feeds: whom it waits for, it knows.
+        // Registered before the feeder starts, so that `Lent::wait_for` counts them.
         let users: Vec<_> = (0..threads).map(|_| feeder.user()).collect();
         let errors = finished.clone();
         stream.spawn("bt-feed", finished.clone(), move || {
@@ -156,20 +164,19 @@ impl BatchStream {
         self.next_by(|done| {
             loop {
                 match done.recv_timeout(LOOK) {
-                    Ok(item) => return Some(Some(item)),
-                    Err(Disconnected) => return Some(None),
-                    Err(Timeout) if given_up.load(Ordering::Relaxed) => return None,
+                    Ok(item) => return Ok(item),
+                    Err(Disconnected) => return Err(Ended::Disconnected),
+                    Err(Timeout) if given_up.load(Ordering::Relaxed) => return Err(Ended::GivenUp),
                     Err(Timeout) => {}
                 }
             }
         })
     }
 
-    /// The next batch. `receive` gives what was finished, `Some(None)` when nothing more can come,
-    /// or `None` to give up.
+    /// The next batch; `receive` waits for what is finished next.
     fn next_by(
         &mut self,
-        receive: impl Fn(&Receiver<Numbered>) -> Option<Option<Numbered>>,
+        receive: impl Fn(&Receiver<Numbered>) -> Result<Numbered, Ended>,
     ) -> Option<Result<Batch>> {
         if self.next >= self.total {
             return None;
@@ -181,10 +188,12 @@ impl BatchStream {
             }
             match receive(&self.done) {
                 // A thread that panicked cannot say whose turn it was.
-                Some(Some((_, Err(panic @ Error::Panic(_))))) => break Err(panic),
-                Some(Some((number, item))) => drop(self.early.insert(number, item)),
-                Some(None) => break Err(Error::Panic("all workers have ended".into())),
-                None => {
+                Ok((_, Err(panic @ Error::Panic(_)))) => break Err(panic),
+                Ok((number, item)) => drop(self.early.insert(number, item)),
+                Err(Ended::Disconnected) => {
+                    break Err(Error::Panic("all workers have ended".into()));
+                }
+                Err(Ended::GivenUp) => {
                     self.stats.lap(Stage::BatchWait, start);
                     return None;
                 }
@@ -218,7 +227,7 @@ impl Iterator for BatchStream {
     type Item = Result<Batch>;
 
     fn next(&mut self) -> Option<Result<Batch>> {
-        self.next_by(|done| Some(done.recv().ok()))
+        self.next_by(|done| done.recv().map_err(|_| Ended::Disconnected))
     }
 }
 
