@@ -2,8 +2,8 @@
 //!
 //! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit
 //! integers, 0..=255 each, padded to a whole number of vectors. The operations
-//! are written once, as plain loops over integers that say exactly what comes
-//! out; `level::multiversion` compiles them for each instruction set, so all of
+//! are written once, as plain loops (over integers; colours are computed in
+//! 32-bit floats) that say exactly what comes out; `level::multiversion` compiles them for each instruction set, so all of
 //! them give the same bytes. Where shuffles decide, or sums that must stay in
 //! registers (resize, blur), a scalar function specifies and a generic one over
 //! `vector::Vector` must agree with it.
@@ -22,8 +22,9 @@ pub use crate::scratch::Scratch;
 pub use level::Level;
 pub use row::{LANES, Row, padded};
 
-/// Largest brightness, contrast or saturation factor; the fixed-point forms
-/// hold factors below 8.
+/// Largest brightness, contrast or saturation factor: what is computed with it
+/// stays far within the integers that it is cut to before values are limited to
+/// 0..=255.
 pub const MAX_FACTOR: f64 = 7.0;
 
 /// Largest blur, in pixels.

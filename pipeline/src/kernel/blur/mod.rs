@@ -37,7 +37,8 @@ pub fn weights(sigma: f32, out: &mut Vec<i16>) {
         center -= 2 * i32::from(weight);
         out.push(weight);
     }
-    // What is left belongs to the centre, so that a flat area stays flat.
+    // What is left belongs to the centre, so that a flat area stays flat: up to a sigma of about
+    // 22. Above, the roundings of very many products add up to a level.
     out[0] = center.min(32767) as i16;
 }
 
