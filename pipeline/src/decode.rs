@@ -12,11 +12,11 @@
 //! up to 1; of a GIF whose first frame is smaller than its screen, the rest is
 //! black, not the palette's background colour.
 
-mod baseline;
-mod coefficients;
+mod dct;
 mod generic;
 mod ifd;
 mod jpeg_fallback;
+mod native_jpeg;
 mod orientation;
 
 use serde::{Deserialize, Serialize};
@@ -26,8 +26,8 @@ use crate::dct::DctImage;
 use crate::jpeg::Jpeg;
 use crate::shard::{Format, raw_parse, sniff};
 use crate::{Error, Image, Result};
-use baseline::Baseline;
-use coefficients::Coefficients;
+use dct::DctImageDecoder;
+use native_jpeg::NativeJpeg;
 use orientation::Orientation;
 
 /// What a decoder accepts.
@@ -59,8 +59,8 @@ pub struct Decoder {
     options: DecodeOptions,
     /// The image before it is turned.
     unturned: Image,
-    jpeg: Baseline,
-    dct: Coefficients,
+    jpeg: NativeJpeg,
+    dct: DctImageDecoder,
 }
 
 impl Default for Decoder {
@@ -72,7 +72,7 @@ impl Default for Decoder {
 impl Decoder {
     /// A decoder with these limits.
     pub fn new(options: DecodeOptions) -> Self {
-        let (jpeg, dct) = (Baseline::new(&options), Coefficients::new(&options));
+        let (jpeg, dct) = (NativeJpeg::new(&options), DctImageDecoder::new(&options));
         Decoder { options, unturned: Image::default(), jpeg, dct }
     }
 

@@ -1,6 +1,6 @@
 //! Re-coded images: the region that the views need, from packed coefficients.
 
-use super::baseline::Decoded;
+use super::native_jpeg::Decoded;
 use super::{DecodeOptions, Orientation, check_size};
 use crate::augment::Crop;
 use crate::dct::{DctDecoder, DctImage};
@@ -8,14 +8,14 @@ use crate::jpeg::Region;
 use crate::{Image, Result};
 
 /// The decoder and what it keeps between images.
-pub(super) struct Coefficients {
+pub(super) struct DctImageDecoder {
     decoder: DctDecoder,
 }
 
-impl Coefficients {
+impl DctImageDecoder {
     /// A decoder of images within the limit.
     pub fn new(options: &DecodeOptions) -> Self {
-        Coefficients { decoder: DctDecoder::new().max_pixels(options.max_pixels) }
+        DctImageDecoder { decoder: DctDecoder::new().max_pixels(options.max_pixels) }
     }
 
     /// Decodes `region` or more; the whole, with its checksum verified, where there
@@ -55,9 +55,9 @@ impl Coefficients {
     }
 }
 
-impl std::fmt::Debug for Coefficients {
+impl std::fmt::Debug for DctImageDecoder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Coefficients").finish_non_exhaustive()
+        f.debug_struct("DctImageDecoder").finish_non_exhaustive()
     }
 }
 
@@ -68,6 +68,6 @@ mod tests {
     #[test]
     fn the_limit_may_be_above_the_decoders_own() {
         let options = DecodeOptions { max_pixels: 1 << 30, ..DecodeOptions::default() };
-        assert_eq!(Coefficients::new(&options).decoder.limit(), 1 << 30);
+        assert_eq!(DctImageDecoder::new(&options).decoder.limit(), 1 << 30);
     }
 }

@@ -10,7 +10,7 @@ use crate::{Image, Result};
 const LEAST_WIDTH: usize = 32;
 
 /// The decoder and what it keeps between images.
-pub(super) struct Baseline {
+pub(super) struct NativeJpeg {
     decoder: JpegDecoder,
     index: SideIndex,
 }
@@ -23,11 +23,11 @@ pub(super) struct Decoded {
     pub orientation: Orientation,
 }
 
-impl Baseline {
+impl NativeJpeg {
     /// A decoder of images within the limit.
     pub fn new(options: &DecodeOptions) -> Self {
         let decoder = JpegDecoder::new().max_pixels(options.max_pixels);
-        Baseline { decoder, index: SideIndex::default() }
+        NativeJpeg { decoder, index: SideIndex::default() }
     }
 
     /// Decodes `region` or more; the whole where there is none or where the image
@@ -85,8 +85,8 @@ fn widened(region: Crop, whole: Crop) -> Crop {
     Crop { left, width, ..region }
 }
 
-impl std::fmt::Debug for Baseline {
+impl std::fmt::Debug for NativeJpeg {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Baseline").finish_non_exhaustive()
+        f.debug_struct("NativeJpeg").finish_non_exhaustive()
     }
 }
