@@ -7,9 +7,9 @@
 use super::ViewConfig;
 use super::crop::Interpolation;
 use super::output::{Layout, ViewOut};
-use super::params::{Jitter, JitterOp, ViewParams, Window};
+use super::params::{Crop, Jitter, JitterOp, ViewParams, Window};
 use crate::kernel::blur::Blur;
-use crate::kernel::resize::{Filter, Geometry, Resize};
+use crate::kernel::resize::{AxisRange, Filter, Geometry, Resize};
 use crate::kernel::store::{Affine, Store, prefetch};
 use crate::kernel::{Level, MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
 use crate::{Error, Image, Result};
@@ -281,11 +281,13 @@ fn recolor(level: Level, row: &mut Row<'_>, ops: &[Option<ColorOp>]) {
 fn geometry(params: &ViewParams, height: usize, width: usize) -> Geometry {
     let own = Window { resized_height: height, resized_width: width, top: 0, left: 0 };
     let window = params.window.unwrap_or(own);
+    let Crop { top, left, height: crop_height, width: crop_width } = params.crop;
+    let axis = |input, total, first, count| AxisRange { input, total, first, count };
     Geometry {
-        in_y: (params.crop.top, params.crop.height),
-        in_x: (params.crop.left, params.crop.width),
-        out_y: (window.resized_height, window.top, height),
-        out_x: (window.resized_width, window.left, width),
+        top,
+        left,
+        rows: axis(crop_height, window.resized_height, window.top, height),
+        columns: axis(crop_width, window.resized_width, window.left, width),
         flip: params.flip,
     }
 }

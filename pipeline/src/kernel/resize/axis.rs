@@ -72,13 +72,24 @@ fn lanczos3(x: f32) -> f32 {
     if x.abs() < 3.0 { sinc(x) * sinc(x / 3.0) } else { 0.0 }
 }
 
-/// `input` pixels become `total`, of which `count` from `first` on are wanted.
+/// Along one axis `input` pixels become `total`, of which `count` from `first` on are wanted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct AxisRange {
+pub struct AxisRange {
+    /// Pixels of the crop.
     pub input: usize,
+    /// Pixels of the whole resized crop.
     pub total: usize,
+    /// The first pixel that is wanted.
     pub first: usize,
+    /// Pixels that are wanted.
     pub count: usize,
+}
+
+impl AxisRange {
+    /// All of `total` pixels.
+    pub fn whole(input: usize, total: usize) -> AxisRange {
+        AxisRange { input, total, first: 0, count: total }
+    }
 }
 
 /// For each output pixel: the first input pixel it draws from, and weights.

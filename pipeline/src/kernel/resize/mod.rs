@@ -25,8 +25,8 @@ mod scalar;
 mod vector;
 mod vertical;
 
-pub use axis::Filter;
-use axis::{Axis, AxisRange};
+use axis::Axis;
+pub use axis::{AxisRange, Filter};
 
 use block::{Block, MAX_ROWS};
 use vertical::vertical;
@@ -48,17 +48,21 @@ const BITS: u32 = IN_BITS + axis::WEIGHT_BITS - 15;
 /// millions of pixels in one row or column come near.
 const MOST_BYTES: u64 = 256 << 20;
 
-/// What to resize and to what; sizes in pixels. `in_*` lies inside the image.
+/// The most pixels to each side that a filter looks at, in steps from one output pixel to the next:
+/// Lanczos'.
+const SUPPORT: u64 = 3;
+
+/// What to resize and to what; sizes in pixels. The crop lies inside the image.
 #[derive(Clone, Copy, Debug)]
 pub struct Geometry {
-    /// The crop's first row and rows.
-    pub in_y: (usize, usize),
-    /// The crop's first column and columns.
-    pub in_x: (usize, usize),
-    /// Rows of the whole resized crop; first row and rows that are wanted.
-    pub out_y: (usize, usize, usize),
+    /// The crop's first row.
+    pub top: usize,
+    /// The crop's first column.
+    pub left: usize,
+    /// Rows of the crop, and of the view.
+    pub rows: AxisRange,
     /// The same for columns.
-    pub out_x: (usize, usize, usize),
+    pub columns: AxisRange,
     /// Mirror left and right.
     pub flip: bool,
 }
@@ -66,13 +70,15 @@ pub struct Geometry {
 impl Geometry {
     /// Of a whole image; both sizes are `(width, height)`.
     pub fn whole(from: (usize, usize), to: (usize, usize)) -> Geometry {
-        Geometry {
-            in_y: (0, from.1),
-            in_x: (0, from.0),
-            out_y: (to.1, 0, to.1),
-            out_x: (to.0, 0, to.0),
-            flip: false,
-        }
+        let (rows, columns) = (AxisRange::whole(from.1, to.1), AxisRange::whole(from.0, to.0));
+        Geometry { top: 0, left: 0, rows, columns, flip: false }
+    }
+
+    /// Whether Pillow resizes vertically first (`ImagingResampleInner`).
+    fn is_vertical_first(&self) -> bool {
+        let less = |axis: AxisRange| axis.input as i64 - axis.total as i64;
+        let (columns, rows) = (less(self.columns), less(self.rows));
+        rows > 0 && rows > 2 * columns
     }
 }
 
@@ -101,29 +107,38 @@ pub struct Resize {
 impl Resize {
     /// The most bytes that the view takes on its way: tables, rows of the ring, columns of a
     /// block, rows at the image's end, the band. All grow with how many pixels become one.
-    pub fn bytes(geometry: &Geometry) -> u64 {
-        const ROWS: u64 = MAX_ROWS as u64;
-        let Geometry { in_y, in_x, out_y, out_x, .. } = *geometry;
-        // A window of the widest filter, and the way to the next.
-        let steps = |input: usize, total: usize| input.div_ceil(total.max(1)) as u64;
-        let (down, across) = (steps(in_y.1, out_y.0), steps(in_x.1, out_x.0));
-        let taps = |step: u64| step.saturating_mul(6).saturating_add(2);
-        let table = |step: u64, count: usize| {
-            let windows = 16 * count as u64;
-            taps(step).saturating_mul(4 * count as u64 + 64).saturating_add(windows)
+    pub fn max_scratch_bytes(geometry: &Geometry) -> u64 {
+        const BLOCK: u64 = MAX_ROWS as u64;
+        let Geometry { rows, columns, .. } = *geometry;
+        // Pixels from one output pixel to the next, and those that a window has at most: both
+        // sides of the support, and a pixel for each end that is rounded.
+        let step = |axis: AxisRange| axis.input.div_ceil(axis.total.max(1)) as u64;
+        let taps = |axis: AxisRange| step(axis).saturating_mul(2 * SUPPORT).saturating_add(2);
+        // For each output pixel 4 bytes a weight; for each tap one weight of 16 pixels before
+        // it is rounded; where windows begin and their lengths, 4 bytes each, in vectors that
+        // may have grown to twice of it.
+        let table = |axis: AxisRange| {
+            let count = axis.count as u64;
+            taps(axis).saturating_mul(4 * count + 64).saturating_add(16 * count)
         };
-        let (row, place) = (6 * padded(out_x.2) as u64, 16);
-        let ring = taps(down).saturating_add(2 * ROWS).saturating_mul(row + place);
-        let columns = across.saturating_mul((8 + 6) * 3).saturating_add(160);
-        let reach = across.saturating_mul(out_x.2 as u64).saturating_add(taps(across));
-        let bytes = reach.min(in_x.1 as u64).saturating_mul(3).saturating_add(16);
-        let tail = bytes.saturating_mul(MAX_ROWS.min(in_y.1) as u64);
-        let band = match is_vertical_first((in_x.1, in_y.1), (out_x.0, out_y.0)) {
-            true => bytes.saturating_mul(MAX_ROWS.min(out_y.2) as u64),
+        // Rows of three planes of 2 bytes, and the place of each, 8 bytes in a vector as above.
+        // As many as a window has, and up to two blocks, as there are only whole ones.
+        let row = 6 * padded(columns.count) as u64 + 16;
+        let ring = taps(rows).saturating_add(2 * BLOCK).saturating_mul(row);
+        // Byte columns, three a pixel, of the windows of eight output pixels. 128 more are made
+        // ahead, all is rounded up to 16, and 16 are for the windows' ends. 2 bytes a row each.
+        let across = step(columns).saturating_mul((8 + 2 * SUPPORT) * 3).saturating_add(128 + 32);
+        let block = across.saturating_mul(2 * BLOCK);
+        // Of each row the bytes that are looked at, and those read beyond them.
+        let reach = step(columns).saturating_mul(columns.count as u64);
+        let reach = reach.saturating_add(taps(columns)).min(columns.input as u64);
+        let bytes = reach.saturating_mul(3).saturating_add(16);
+        let tail = bytes.saturating_mul(MAX_ROWS.min(rows.input) as u64);
+        let band = match geometry.is_vertical_first() {
+            true => bytes.saturating_mul(MAX_ROWS.min(rows.count) as u64),
             false => 0,
         };
-        let columns = columns.saturating_mul(2 * ROWS);
-        [table(down, out_y.2), table(across, out_x.2), ring, columns, tail, band]
+        [table(rows), table(columns), ring, block, tail, band]
             .into_iter()
             .fold(0, u64::saturating_add)
     }
@@ -133,23 +148,23 @@ impl Resize {
     /// # Errors
     /// [`Error::Decode`] for an image so long and thin that it would be hundreds of megabytes.
     pub fn check(geometry: &Geometry) -> Result<()> {
-        let bytes = Resize::bytes(geometry);
+        let bytes = Resize::max_scratch_bytes(geometry);
         if bytes <= MOST_BYTES {
             return Ok(());
         }
-        let Geometry { in_y, in_x, out_y, out_x, .. } = *geometry;
+        let Geometry { rows, columns, .. } = *geometry;
         Err(Error::Decode(format!(
             "{} x {} pixels take {} MB to be resized to {} x {}, the limit is {}",
-            in_x.1,
-            in_y.1,
+            columns.input,
+            rows.input,
             bytes >> 20,
-            out_x.2,
-            out_y.2,
+            columns.count,
+            rows.count,
             MOST_BYTES >> 20
         )))
     }
 
-    /// What [`Resize::bytes`] bounds.
+    /// What [`Resize::max_scratch_bytes`] bounds.
     #[cfg(test)]
     fn taken(&self) -> usize {
         let scratch = self.ring.bytes() + self.columns.bytes();
@@ -170,20 +185,15 @@ impl Resize {
 
     /// Begins a view.
     pub fn begin(&mut self, level: Level, filter: Filter, geometry: Geometry) {
-        let Geometry { in_y, in_x, out_y, out_x, flip, .. } = geometry;
-        let range = |input: usize, (total, first, count): (usize, usize, usize)| AxisRange {
-            input,
-            total,
-            first,
-            count,
-        };
-        self.horizontal.build(level, filter, range(in_x.1, out_x), flip);
-        self.vertical_first = is_vertical_first((in_x.1, in_y.1), (out_x.0, out_y.0));
+        let Geometry { rows, columns, flip, .. } = geometry;
+        self.horizontal.build(level, filter, columns, flip);
+        self.vertical_first = geometry.is_vertical_first();
         match self.vertical_first {
-            true => self.vertical.build_fine(level, filter, range(in_y.1, out_y)),
-            false => self.vertical.build(level, filter, range(in_y.1, out_y), false),
+            true => self.vertical.build_fine(level, filter, rows),
+            false => self.vertical.build(level, filter, rows, false),
         }
-        self.block_rows = block_rows(level, if self.vertical_first { out_y.2 } else { in_y.1 });
+        self.block_rows =
+            block_rows(level, if self.vertical_first { rows.count } else { rows.input });
         self.done = 0;
         self.next = 0;
         self.geometry = Some(geometry);
@@ -233,7 +243,7 @@ impl Resize {
     fn next_block(&mut self, level: Level, image: &Image) {
         let geometry = self.geometry.expect("a view was begun");
         let (row_len, capacity) = (self.row_len(), self.capacity());
-        let (top, left) = (geometry.in_y.0, geometry.in_x.0);
+        let Geometry { top, left, .. } = geometry;
         let (first, end) = self.horizontal.bounds();
         let (first_row, end_row) = self.vertical.bounds();
         let block = Block::new(
@@ -244,7 +254,7 @@ impl Resize {
         );
         let ring = self.ring.get(row_len * capacity);
         let out = &mut ring[self.done % capacity * row_len..][..self.block_rows * row_len];
-        clear_padding(out, row_len, geometry.out_x.2);
+        clear_padding(out, row_len, geometry.columns.count);
         horizontal(level, self.block_rows, &block, &self.horizontal, &mut self.columns, out);
         self.done += self.block_rows;
     }
@@ -252,9 +262,9 @@ impl Resize {
     /// Makes the next rows of the output, vertically first.
     fn next_band(&mut self, level: Level, image: &Image) {
         let geometry = self.geometry.expect("a view was begun");
-        let (top, left) = (geometry.in_y.0, geometry.in_x.0);
+        let Geometry { top, left, .. } = geometry;
         let (first, end) = self.horizontal.bounds();
-        let rows = self.block_rows.min(geometry.out_y.2 - self.done);
+        let rows = self.block_rows.min(geometry.rows.count - self.done);
         self.band.reset(end - first, rows);
         for (row, out) in self.band.pixels_hwc.chunks_exact_mut(3 * (end - first)).enumerate() {
             let (y, (weights, taps)) =
@@ -265,7 +275,7 @@ impl Resize {
         let row_len = self.row_len();
         let block = Block::new(&self.band, (0, rows), (0, end - first), &mut self.tail);
         let out = self.ring.get(row_len * self.block_rows);
-        clear_padding(out, row_len, geometry.out_x.2);
+        clear_padding(out, row_len, geometry.columns.count);
         horizontal(level, self.block_rows, &block, &self.horizontal, &mut self.columns, out);
         self.done += rows;
     }
@@ -280,13 +290,6 @@ impl Resize {
     fn capacity(&self) -> usize {
         (self.vertical.taps() + self.block_rows - 1).next_multiple_of(self.block_rows)
     }
-}
-
-/// Whether Pillow resizes `(width, height)` vertically first (`ImagingResampleInner`).
-fn is_vertical_first(from: (usize, usize), to: (usize, usize)) -> bool {
-    let less = |from: usize, to: usize| from as i64 - to as i64;
-    let (columns, rows) = (less(from.0, to.0), less(from.1, to.1));
-    rows > 0 && rows > 2 * columns
 }
 
 /// Zeros behind the `width` values of each plane.
@@ -405,11 +408,11 @@ mod tests {
 
     /// One view of a gray image, by a resize of its own.
     fn resized(level: Level, geometry: Geometry) -> Resize {
-        let (height, width) = (geometry.in_y.1, geometry.in_x.1);
+        let (height, width) = (geometry.rows.input, geometry.columns.input);
         let (image, mut resize) = (Image::new(width, height), Resize::default());
-        let mut planes = vec![0; 3 * padded(geometry.out_x.2)];
+        let mut planes = vec![0; 3 * padded(geometry.columns.count)];
         resize.begin(level, Filter::Lanczos3, geometry);
-        for _ in 0..geometry.out_y.2 {
+        for _ in 0..geometry.rows.count {
             resize.next_row(level, &image, &mut planes);
         }
         resize
@@ -421,14 +424,9 @@ mod tests {
         for level in Level::available() {
             for (down, across) in sides.iter().flat_map(|down| sides.map(|across| (*down, across)))
             {
-                let geometry = Geometry {
-                    in_y: (0, down.0),
-                    in_x: (0, across.0),
-                    out_y: (down.1, 0, down.1),
-                    out_x: (across.1, 0, across.1),
-                    flip: false,
-                };
-                let (taken, told) = (resized(level, geometry).taken(), Resize::bytes(&geometry));
+                let geometry = Geometry::whole((across.0, down.0), (across.1, down.1));
+                let (taken, told) =
+                    (resized(level, geometry).taken(), Resize::max_scratch_bytes(&geometry));
                 assert!(taken as u64 <= told, "{taken} of {told} bytes, {level:?} {geometry:?}");
             }
         }
