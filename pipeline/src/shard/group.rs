@@ -9,9 +9,9 @@ use super::{Limits, damaged};
 use crate::{Error, Result};
 
 /// Extensions that name an image.
-const IMAGE_EXTENSIONS: [&str; 18] = [
+const IMAGE_EXTENSIONS: [&str; 17] = [
     "jpg", "jpeg", "png", "ppm", "pgm", "pbm", "pnm", "bmp", "dib", "gif", "tif", "tiff", "webp",
-    "tga", "jfif", "jpe", "img", "dct",
+    "jfif", "jpe", "img", "dct",
 ];
 
 /// Key and lower-case extension of a member's path; `None` for what WebDataset passes over:
