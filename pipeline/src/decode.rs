@@ -8,9 +8,9 @@
 //! Pillow; CMYK and YCCK JPEGs are taken as Adobe's inverted ones. Sizes are
 //! checked before anything is allocated.
 //!
-//! Other than in Pillow: PNMs of another maximum than 255 are rounded down, by
-//! up to 1; of a GIF whose first frame is smaller than its screen, the rest is
-//! black, not the palette's background colour.
+//! Other than in Pillow: values of PNMs with another maximum than 255 are scaled
+//! to ones that may differ by 1; of a GIF whose first frame is smaller than its
+//! screen, the rest is black, not the palette's background colour.
 
 mod dct;
 mod generic;
