@@ -206,7 +206,7 @@ impl Finder<'_> {
         for url in expand_braces(part)? {
             let lister = self.lister.get_or_insert_with(|| remote::Lister::new(options, limits));
             for (found, classes) in lister.find(&url, self.use_manifest)? {
-                self.names.agree(classes.as_deref(), &found.path);
+                self.names.agree(&classes, &found.path);
                 out.push(found);
             }
         }
@@ -282,7 +282,7 @@ impl Finder<'_> {
         let names = names_of(&manifest);
         self.keep(path, &manifest);
         for shard in manifest.shards {
-            self.names.agree(names.as_deref(), path);
+            self.names.agree(&names, path);
             let path = folder.join(&shard.name);
             out.push(Found { known: Some(shard), ..Found::at(path) });
         }
@@ -317,8 +317,8 @@ impl Finder<'_> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let known = self.manifests.get(folder).and_then(|known| known.get(&name)).cloned();
         let (known, names) =
-            known.map_or((None, Some(Vec::new())), |(shard, names)| (Some(shard), names));
-        self.names.agree(names.as_deref(), &path);
+            known.map_or((None, Some([].into())), |(shard, names)| (Some(shard), names));
+        self.names.agree(&names, &path);
         out.push(Found { known, ..Found::at(path) });
         Ok(())
     }

@@ -1,24 +1,25 @@
 //! The names of a set's classes, where the manifests of all its shards agree on them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::shard::manifest::Manifest;
 use crate::shard::union::difference;
 
 /// The names of a shard's classes, empty where they have none; `None` where no sample has a label, so
-/// that there is nothing to name.
-pub(crate) type NamesOf = Option<Vec<String>>;
+/// that there is nothing to name. Shared: a set has thousands of shards, and thousands of classes.
+pub(crate) type NamesOf = Option<Arc<[String]>>;
 
 /// What a manifest calls the classes of its shards.
 pub(crate) fn names_of(manifest: &Manifest) -> NamesOf {
-    (!manifest.classes.is_empty()).then(|| manifest.class_names())
+    (!manifest.classes.is_empty()).then(|| manifest.class_names().into())
 }
 
 /// What the shards seen so far call their classes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ClassNames {
     /// The first names, and whose they are.
-    named: Option<(Vec<String>, PathBuf)>,
+    named: Option<(Arc<[String]>, PathBuf)>,
     /// How others call a class.
     differing: Option<String>,
     /// The first without names.
@@ -27,17 +28,19 @@ pub(super) struct ClassNames {
 
 impl ClassNames {
     /// Takes the [`NamesOf`] that `from` has.
-    pub fn agree(&mut self, names: Option<&[String]>, from: &Path) {
-        match (names, &self.named) {
-            (None, _) => {}
-            (Some([]), _) => {
-                self.unnamed.get_or_insert_with(|| from.to_owned());
-            }
-            (Some(names), None) => self.named = Some((names.to_vec(), from.to_owned())),
-            (Some(names), Some((first, whose))) if self.differing.is_none() => {
-                self.differing = difference((first, whose), (names, from));
-            }
-            (Some(_), Some(_)) => {}
+    pub fn agree(&mut self, names: &NamesOf, from: &Path) {
+        let Some(names) = names else { return };
+        if names.is_empty() {
+            self.unnamed.get_or_insert_with(|| from.to_owned());
+            return;
+        }
+        let Some((first, whose)) = &self.named else {
+            self.named = Some((Arc::clone(names), from.to_owned()));
+            return;
+        };
+        // Shards of one manifest share its names.
+        if self.differing.is_none() && !Arc::ptr_eq(first, names) {
+            self.differing = difference((first, whose), (names, from));
         }
     }
 
@@ -49,7 +52,7 @@ impl ClassNames {
             format!("the classes have names in {whose} and none in {path}")
         };
         match self.differing.or(self.unnamed.map(without)) {
-            None => (names, None),
+            None => (names.to_vec(), None),
             differing => (Vec::new(), differing),
         }
     }
@@ -64,9 +67,20 @@ mod tests {
         let mut all = ClassNames::default();
         for (names, from) in [(a, "A"), (b, "B"), (b, "C")] {
             let names = names.map(|names| names.iter().map(|&name| name.to_owned()).collect());
-            all.agree(names.as_ref().map(|names: &Vec<String>| &names[..]), Path::new(from));
+            all.agree(&names, Path::new(from));
         }
         all.finish()
+    }
+
+    #[test]
+    fn shards_of_one_manifest_share_its_names() {
+        let names: Arc<[String]> = ["ant".to_owned(), "bee".to_owned()].into();
+        let mut all = ClassNames::default();
+        for shard in ["A", "B", "C"] {
+            all.agree(&Some(Arc::clone(&names)), Path::new(shard));
+        }
+        assert_eq!(Arc::strong_count(&names), 2);
+        assert_eq!(all.finish(), (names.to_vec(), None));
     }
 
     #[test]

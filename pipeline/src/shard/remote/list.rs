@@ -41,7 +41,7 @@ impl Lister {
     /// [`Error::Usage`] when there are none or the server cannot list; those of reading.
     pub fn find(&self, url: &str, use_manifest: bool) -> Result<Listed> {
         match names(url)? {
-            Names::Shard => Ok(vec![(Found::at(url.into()), Some(Vec::new()))]),
+            Names::Shard => Ok(vec![(Found::at(url.into()), Some([].into()))]),
             Names::Manifest => self.manifest(url),
             Names::Glob => self.glob(url),
             Names::Folder => self.folder(url, use_manifest),
@@ -149,7 +149,7 @@ fn hint(folder: &str) -> String {
 fn shards(objects: Vec<(String, Identity)>) -> Listed {
     let shards = objects.into_iter().filter(|(url, _)| is_shard_name(Path::new(url)));
     let found = |(url, identity): (String, Identity)| {
-        (Found { listed: Some(identity), ..Found::at(url.into()) }, Some(Vec::new()))
+        (Found { listed: Some(identity), ..Found::at(url.into()) }, Some([].into()))
     };
     shards.map(found).collect()
 }
