@@ -166,6 +166,76 @@ fn tables_that_are_neither_there_nor_standard_are_an_error() {
     assert!(matches!(decode(&bytes), Err(JpegError::Corrupt(_))));
 }
 
+/// A JPEG of a scan for each component, with the quantisation tables right before the scans, all of them
+/// table 0 if it is `reused`.
+fn tables_before_scans(bytes: &[u8], reused: bool) -> Vec<u8> {
+    let (mut tables, mut numbers) = (vec![&[][..]; 4], [0; 256]);
+    let (mut out, mut at) = (bytes[..2].to_vec(), 2);
+    while bytes[at + 1] != 0xD9 {
+        let length = usize::from(u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]));
+        let mut end = at + 2 + length;
+        let mut segment = bytes[at..end].to_vec();
+        match segment[1] {
+            0xDB => {
+                for table in bytes[at + 4..end].chunks_exact(65) {
+                    tables[usize::from(table[0])] = &table[1..];
+                }
+                segment.clear();
+            }
+            0xC0 | 0xC1 => {
+                for field in segment[10..].chunks_exact_mut(3) {
+                    numbers[usize::from(field[0])] = field[2];
+                    field[2] *= u8::from(!reused);
+                }
+            }
+            0xDA => {
+                for component in segment[5..].chunks_exact(2).take(usize::from(segment[4])) {
+                    let number = numbers[usize::from(component[0])];
+                    out.extend([0xFF, 0xDB, 0, 67, number * u8::from(!reused)]);
+                    out.extend(tables[usize::from(number)]);
+                }
+                let is_marker = |at: &usize| {
+                    bytes[*at] == 0xFF && !matches!(bytes[at + 1], 0 | 0xD0..=0xD7 | 0xFF)
+                };
+                end = (end..bytes.len() - 1).find(is_marker).unwrap();
+                segment = bytes[at..end].to_vec();
+            }
+            _ => {}
+        }
+        out.extend(segment);
+        at = end;
+    }
+    [out, bytes[at..].to_vec()].concat()
+}
+
+#[test]
+fn a_component_has_the_quantisation_table_of_its_first_scan() {
+    let found = |prefix: &'static str| {
+        fixtures().into_iter().filter(move |(name, ..)| name.starts_with(prefix))
+    };
+    for (name, bytes, expected) in found("by_component") {
+        for reused in [false, true] {
+            let bytes = tables_before_scans(&bytes, reused);
+            assert!(decode(&bytes).unwrap() == expected, "{name}, {reused}");
+            // Re-coded, it would have the tables of the header alone.
+            assert!(bt_pipeline::dct::encode(&bytes).unwrap_err().is_unsupported(), "{name}");
+        }
+        let table = bytes.windows(2).position(|pair| pair == [0xFF, 0xDB]).unwrap();
+        let mut without = bytes.clone();
+        // A segment for a program.
+        without[table + 1] = 0xEF;
+        assert!(matches!(decode(&without), Err(JpegError::Corrupt(_))), "{name}");
+    }
+    for (name, bytes, expected) in found("progressive_4") {
+        // The first scan is of all components: what comes behind it changes nothing.
+        let scans: Vec<usize> =
+            (0..bytes.len() - 1).filter(|&at| bytes[at..at + 2] == [0xFF, 0xDA]).collect();
+        let (front, rest) = bytes.split_at(scans[1]);
+        let bytes = [front, &[0xFF, 0xDB, 0, 67, 0], &[99; 64], rest].concat();
+        assert!(decode(&bytes).unwrap() == expected, "{name}");
+    }
+}
+
 /// A tall picture of bands that are noise, which takes long to decode, and bands that are nearly flat.
 fn banded_jpeg(sampling: jpeg_encoder::SamplingFactor, interval: u16) -> Vec<u8> {
     let (width, height) = (90, 1100);

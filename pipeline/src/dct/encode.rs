@@ -43,6 +43,9 @@ pub(crate) fn encode_within(bytes: &[u8], max_pixels: u64) -> Result<Vec<u8>, Dc
     if !in_range(&coefficients) {
         return Err(DctError::Unsupported("coefficients that no encoder of 8-bit samples writes"));
     }
+    if !header_has_tables(&jpeg, &coefficients) {
+        return Err(DctError::Unsupported("quantisation tables between scans"));
+    }
     let header = header_of(bytes, jpeg.components())?;
     let segments = Segments::new(&jpeg, Segments::suitable(&jpeg))?;
     if !differences_in_range(&coefficients, &segments) {
@@ -103,6 +106,15 @@ fn sampled(range: Range<usize>, step: usize) -> impl Iterator<Item = usize> {
     range.clone().step_by(step).map(move |first| {
         let most = step.min(range.end - first) as u64;
         first + (mix(first as u64) % most) as usize
+    })
+}
+
+/// Whether the header, which is all that is kept of the markers, has the quantisation table of each
+/// component.
+fn header_has_tables(jpeg: &Jpeg<'_>, coefficients: &Coefficients) -> bool {
+    jpeg.components().iter().zip(&coefficients.quant).all(|(component, latched)| {
+        let table = jpeg.quant_of(component);
+        table.is_some() && (latched.is_none() || latched.as_ref() == table)
     })
 }
 

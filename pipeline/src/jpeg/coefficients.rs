@@ -40,6 +40,9 @@ pub(crate) struct Coefficients {
     pub blocks: Vec<Block>,
     /// For each block, the zig-zag position after its last coefficient.
     pub spans: Vec<u8>,
+    /// Of each component, the quantisation table that was in force at the first of several scans of it;
+    /// none where that is the header's.
+    pub quant: [Option<[u16; 64]>; 3],
     planes: [BlockPlane; 3],
     components: usize,
 }
@@ -59,7 +62,8 @@ impl Coefficients {
             first += columns * rows;
         }
         let blocks = vec![Block([0; 64]); first];
-        Coefficients { blocks, spans: vec![1; first], planes, components: jpeg.components().len() }
+        let (spans, components) = (vec![1; first], jpeg.components().len());
+        Coefficients { blocks, spans, quant: [None; 3], planes, components }
     }
 
     /// Decodes all blocks, those of the padding to whole MCUs included where the

@@ -150,7 +150,8 @@ impl JpegDecoder {
         let coefficients = scans::decode(self.simd, jpeg)?;
         self.plan.set(jpeg, region, IN_ORDER);
         let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
-        let mut raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        let raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        let mut raster = raster.with_tables(&coefficients.quant);
         for row in rows {
             for (component, (plane, c)) in
                 coefficients.planes().iter().zip(jpeg.components()).enumerate()

@@ -73,6 +73,16 @@ impl<'a> Raster<'a> {
         }
     }
 
+    /// Takes these quantisation tables of components, where there are some, in place of the header's.
+    pub fn with_tables(mut self, tables: &[Option<[u16; 64]>; 3]) -> Raster<'a> {
+        for (block, table) in self.quant.iter_mut().zip(tables) {
+            if let Some(table) = table {
+                *block = steps(table);
+            }
+        }
+        self
+    }
+
     /// Whether blocks of MCU row `row`, or before it, may be taken in now.
     pub fn has_room(&self, row: usize) -> bool {
         self.plan.has_room(row.min(self.plan.rows.end - 1), self.complete)
@@ -193,16 +203,20 @@ impl<'a> Raster<'a> {
     }
 }
 
-/// The quantisation tables of the components.
+/// The quantisation tables of the components in the header.
 fn quantisation(jpeg: &Jpeg<'_>) -> [Block; 3] {
     let mut quant = [Block([0; 64]); 3];
-    for (steps, component) in quant.iter_mut().zip(jpeg.components()) {
+    for (block, component) in quant.iter_mut().zip(jpeg.components()) {
         if let Some(table) = jpeg.quant_of(component) {
-            // Products wrap to 16 bits, so steps above 32767 may as well.
-            steps.0 = table.map(|step| step as i16);
+            *block = steps(table);
         }
     }
     quant
+}
+
+/// Products wrap to 16 bits, so steps above 32767 may as well.
+fn steps(table: &[u16; 64]) -> Block {
+    Block(table.map(|step| step as i16))
 }
 
 /// Samples `left..left + width` of pixel row `y` at full size: from the plane

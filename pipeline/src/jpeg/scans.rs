@@ -33,6 +33,7 @@ pub(super) fn decode(simd: Simd, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegEr
     let mut data = vec![0; jpeg.bytes.len() - jpeg.scan_start + SLACK];
     let mut tables: [Box<Table>; 6] = std::array::from_fn(|_| Table::new(Class::Plain));
     jpeg.each_scan(|current, scan, start| {
+        latch(&mut coefficients.quant, current, scan)?;
         let mut pass = Pass::new(jpeg.scans, current, scan, &mut tables)?;
         let areas = areas(jpeg, &grid, scan);
         // Of the first part: alone, its blocks; interleaved, the MCUs.
@@ -73,6 +74,22 @@ pub(super) fn decode(simd: Simd, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegEr
         *span = last.unwrap_or(0) as u8 + 1;
     }
     Ok(coefficients)
+}
+
+/// Keeps the quantisation tables of the components that `scan` is the first one of: as libjpeg has it,
+/// what comes under the same number later is for others.
+fn latch(
+    quant: &mut [Option<[u16; 64]>; 3],
+    jpeg: &Jpeg<'_>,
+    scan: &ScanHeader,
+) -> Result<(), JpegError> {
+    for &(component, ..) in scan.parts() {
+        let component = usize::from(component);
+        let table = jpeg.quant_of(&jpeg.components()[component]);
+        let table = table.ok_or(JpegError::Corrupt("missing quantisation table"))?;
+        quant[component].get_or_insert(*table);
+    }
+    Ok(())
 }
 
 /// The blocks of one component that a scan goes over.

@@ -186,7 +186,8 @@ impl<'a> Parser<'a> {
             if h_max % component.h != 0 || v_max % component.v != 0 {
                 return Err(JpegError::Unsupported("fractional sampling ratio"));
             }
-            if jpeg.quant_of(component).is_none() {
+            // Several scans may bring theirs later, each before the scan that needs it first.
+            if jpeg.scans == Scans::One && jpeg.quant_of(component).is_none() {
                 return Err(JpegError::Corrupt("missing quantisation table"));
             }
             let table = |class: &[Option<_>; 4], at: u8| {

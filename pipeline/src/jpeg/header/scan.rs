@@ -63,10 +63,6 @@ impl<'a> Jpeg<'a> {
                         break;
                     }
                     0xD9 => return Ok(()),
-                    // The steps are needed when all coefficients are known.
-                    0xDB if scans > 0 => {
-                        return Err(JpegError::Unsupported("quantisation table between scans"));
-                    }
                     _ => parser.segment(code, segment)?,
                 }
             }
