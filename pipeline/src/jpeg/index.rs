@@ -76,10 +76,11 @@ impl SideIndex {
         }
         let finest = SideIndex::build_with_spacing(bytes, 1)?;
         let columns = finest.per_row;
-        let fits = |&spacing: &usize| {
-            spacing < columns.max(2) && finest.thin(spacing).byte_length() <= bytes.len() / SHARE
-        };
-        Ok(SPACINGS.iter().find(|spacing| fits(spacing)).map(|&spacing| finest.thin(spacing)))
+        let within = SPACINGS.iter().filter(|&&spacing| spacing < columns.max(2));
+        Ok(within.map(|&spacing| finest.thin(spacing)).find(|index| {
+            index.byte_length() <= bytes.len() / SHARE
+                && !index.packing().has_no_bits(index.entries.len())
+        }))
     }
 
     /// An index with an entry at every `spacing`-th MCU of each row.
@@ -314,11 +315,10 @@ impl SideIndex {
         packing: &Packing,
         first: u64,
     ) -> Result<(), JpegError> {
-        // At most 2^32 entries of at most 80 bits. Without the length check, an
-        // index of entries of 0 bits could ask for any amount of memory.
+        // At most 2^32 entries of at most 80 bits.
         let count = self.per_row * self.rows;
         let bits = count as u64 * packing.entry_bits() as u64;
-        if packed.len() as u64 != bits.div_ceil(8) || packing.entry_bits() == 0 && count > 1 {
+        if packed.len() as u64 != bits.div_ceil(8) || packing.has_no_bits(count) {
             return Err(JpegError::Index("length of the entries"));
         }
         self.entries.reserve(count);
@@ -351,6 +351,12 @@ struct Packing {
 impl Packing {
     fn entry_bits(&self) -> usize {
         (self.distance_bits + self.dc_bits.iter().sum::<u32>()) as usize
+    }
+
+    /// Whether `count` entries take no bits, as those of a picture of one gray. They are not read: an
+    /// index of such entries could ask for any amount of memory.
+    fn has_no_bits(&self, count: usize) -> bool {
+        self.entry_bits() == 0 && count > 1
     }
 }
 
@@ -497,6 +503,18 @@ mod tests {
             let mut read = SideIndex::default();
             assert!(read.read(&other.to_bytes(), &jpeg).is_err());
             assert_eq!((read.entries.capacity(), read.spacing), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_picture_of_one_gray_has_an_index_that_can_be_read_or_none() {
+        for size in [64, 512, 520] {
+            let mut bytes = Vec::new();
+            let gray = image::RgbImage::from_pixel(size, size, image::Rgb([128; 3]));
+            let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut bytes, 75);
+            gray.write_with_encoder(encoder).unwrap();
+            let Some(index) = SideIndex::build(&bytes).unwrap() else { continue };
+            assert_eq!(SideIndex::from_bytes(&index.to_bytes()), Ok(index), "{size}");
         }
     }
 
