@@ -2,7 +2,7 @@
 //! under its own name. Packed coefficients become JPEGs again.
 
 use std::borrow::Cow;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -69,8 +69,8 @@ pub fn unpack(
         Tree::Folders => Some(ClassFolders::of(&set)?),
         Tree::Members => None,
     };
-    let mut writer =
-        Writer { folder, taken: HashSet::new(), made: HashSet::new(), done: Unpacked::default() };
+    let (taken, numbers, made) = (HashSet::new(), HashMap::new(), HashSet::new());
+    let mut writer = Writer { folder, taken, numbers, made, done: Unpacked::default() };
     for class in classes.iter().flat_map(ClassFolders::all) {
         writer.make(folder.join(class))?;
     }
@@ -126,6 +126,8 @@ struct Writer<'a> {
     folder: &'a Path,
     /// Relative paths written so far.
     taken: HashSet<PathBuf>,
+    /// By the first path of a second place, the last number that was used there: all before it are taken.
+    numbers: HashMap<PathBuf, u32>,
     made: HashSet<PathBuf>,
     done: Unpacked,
 }
@@ -179,10 +181,14 @@ impl Writer<'_> {
     /// Writes a file where it is wanted, or where that is taken into the second place; returns whether it
     /// was.
     fn write(&mut self, wanted: &Place, second: &Place, data: &[u8]) -> Result<bool> {
-        let (mut relative, mut number) = (wanted.path(1), 0);
-        while self.taken.contains(&relative) {
-            number += 1;
-            relative = second.path(number);
+        let mut relative = wanted.path(1);
+        let moved = self.taken.contains(&relative);
+        if moved {
+            let number = self.numbers.entry(second.path(1)).or_insert(0);
+            while self.taken.contains(&relative) {
+                *number += 1;
+                relative = second.path(*number);
+            }
         }
         let path = self.folder.join(&relative);
         let parent = path.parent().unwrap_or(self.folder).to_owned();
@@ -191,7 +197,7 @@ impl Writer<'_> {
         self.done.files += 1;
         self.done.bytes += data.len() as u64;
         self.taken.insert(relative);
-        Ok(number > 0)
+        Ok(moved)
     }
 
     fn make(&mut self, folder: PathBuf) -> Result<()> {

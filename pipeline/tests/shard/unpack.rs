@@ -72,6 +72,28 @@ fn classes_keep_their_numbers_whatever_they_are_called() {
 }
 
 #[test]
+fn samples_of_one_last_name_are_numbered() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut source = Memory::some(6);
+    for (i, sample) in source.samples.iter_mut().enumerate() {
+        // The fourth has the name that the third would get.
+        let name = if i == 3 { "shard-000000_image-2" } else { "image" };
+        (sample.0, sample.1) = (format!("d{i}/{name}"), None);
+    }
+    let set = folder.path().join("set");
+    packed(&source, &set, &PackOptions::default()).unwrap();
+    let to = folder.path().join("folders");
+    assert_eq!(unpacked(&set, &to, Tree::Folders).renamed, 5);
+    let mut stems: Vec<String> =
+        names(&to).iter().map(|name| name.split('.').next().unwrap().to_owned()).collect();
+    stems.sort();
+    let second = "shard-000000_image";
+    let expected = ["", "-2", "-3", "-4"].map(|number| format!("{second}{number}"));
+    let twice = format!("shard-000000_{second}-2");
+    assert_eq!(stems, [&["image".to_owned()], &expected[..], &[twice]].concat());
+}
+
+#[test]
 fn samples_without_a_label_take_no_class_its_number() {
     let mut source = Memory::some(6);
     source.samples[3].1 = None;
