@@ -1,6 +1,8 @@
 //! JPEGs of every kind, through zune-jpeg: CMYK, and whatever else the crate's own
 //! decoder leaves.
 
+use std::borrow::Cow;
+
 use zune_jpeg::JpegDecoder;
 use zune_jpeg::zune_core::bytestream::ZCursor;
 use zune_jpeg::zune_core::colorspace::ColorSpace;
@@ -16,6 +18,7 @@ pub(super) fn decode(
     bytes: &[u8],
     out: &mut Image,
 ) -> Result<Orientation> {
+    let bytes = &*with_known_transform(bytes);
     let mut decoder = open(bytes)?;
     let Some((width, height)) = decoder.dimensions() else {
         return fail("JPEG: no frame header");
@@ -31,6 +34,31 @@ pub(super) fn decode(
         return fail(format!("JPEG: {cause}"));
     }
     Ok(if options.exif { oriented(&decoder) } else { Orientation::AsIs })
+}
+
+/// A JPEG of four components whose Adobe segment names a transform that these cannot have, with that of
+/// YCCK: so libjpeg takes whatever is not 0.
+fn with_known_transform(bytes: &[u8]) -> Cow<'_, [u8]> {
+    let (mut at, mut four, mut transform) = (2, false, None);
+    while let Ok((code, body, next)) = next_segment(bytes, at) {
+        match code {
+            0xC0..=0xC3 => four = body.get(5) == Some(&4),
+            0xEE if body.len() >= 12 && body.starts_with(b"Adobe") => {
+                transform = Some(next - body.len() + 11);
+            }
+            0xD9 | 0xDA => break,
+            _ => {}
+        }
+        at = next;
+    }
+    match transform.filter(|&at| four && !matches!(bytes[at], 0 | 2)) {
+        None => Cow::Borrowed(bytes),
+        Some(at) => {
+            let mut known = bytes.to_vec();
+            known[at] = 2;
+            Cow::Owned(known)
+        }
+    }
 }
 
 /// The EXIF orientation, from the headers alone.

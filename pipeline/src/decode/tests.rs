@@ -45,6 +45,23 @@ fn a_raw_sample_is_its_pixels() {
 }
 
 #[test]
+fn four_components_of_whatever_transform_but_none_are_ycck() {
+    let picture: Vec<u8> = (0..32 * 16 * 4).map(|at| (at * 7 % 251) as u8).collect();
+    let mut bytes = Vec::new();
+    let encoder = jpeg_encoder::Encoder::new(&mut bytes, 90);
+    encoder.encode(&picture, 32, 16, jpeg_encoder::ColorType::CmykAsYcck).unwrap();
+    let transform = bytes.windows(5).position(|word| word == b"Adobe").unwrap() + 11;
+    assert_eq!(bytes[transform], 2);
+    let expected = decode(Format::Jpeg, &bytes).unwrap();
+    for other in [1, 3, 255] {
+        bytes[transform] = other;
+        assert!(decode(Format::Jpeg, &bytes).unwrap() == expected, "{other}");
+    }
+    bytes[transform] = 0;
+    assert!(decode(Format::Jpeg, &bytes).unwrap() != expected);
+}
+
+#[test]
 fn limits_are_checked_and_named() {
     let mut image = Image::default();
     let options = DecodeOptions { max_pixels: 23 * 17 - 1, ..DecodeOptions::default() };
