@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::tree::{is_image, read_image};
+use super::tree::{is_image, read_image, read_within};
 use super::{Keys, Loaded, Source, extension_of};
 use crate::shard::ReadScratch;
 use crate::shard::{Limits, damaged};
@@ -44,9 +44,12 @@ impl ListSource {
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Shard`] with the byte of a line that cannot be
-    /// understood; [`Error::Usage`] when numbers and names are mixed.
+    /// understood, and for a list of more than [`Limits::index_bytes`]; [`Error::Usage`] when numbers and names are mixed.
     pub fn open(path: &Path, limits: &Limits) -> Result<ListSource> {
-        let text = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+        let limit = limits.index_bytes;
+        let text = read_within(path, limit)?.ok_or_else(|| {
+            damaged(path, limit, format!("a list of more than {limit} bytes (limit)"))
+        })?;
         let text = text.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(&text);
         let (columns, mut found) = read(text, path)?;
         if let Some(guessed) = &columns.guessed {
@@ -316,6 +319,21 @@ mod tests {
             assert_eq!(read("l.csv", text).unwrap().0[0].0, path, "{text}");
         }
         assert_eq!(unclosed_quote(b"a\t\"c,\"\n", b'\t'), None);
+    }
+
+    #[test]
+    fn what_is_too_large_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let (list, image) = (folder.path().join("l.csv"), folder.path().join("a.jpg"));
+        std::fs::write(&list, "a.jpg,1\n").unwrap();
+        // One hole, larger than a decoder takes.
+        std::fs::File::create(&image).unwrap().set_len((1 << 30) + 1).unwrap();
+        let source = ListSource::open(&list, &Limits::default()).unwrap();
+        let error = source.load(0, &mut ReadScratch::new(), &mut Loaded::default()).unwrap_err();
+        assert!(matches!(&error, Error::Decode(text) if text.contains("limit")), "{error}");
+        let limits = Limits { index_bytes: 7, ..Limits::default() };
+        let error = ListSource::open(&list, &limits).err().unwrap();
+        assert!(matches!(&error, Error::Shard { .. }), "{error}");
     }
 
     #[test]

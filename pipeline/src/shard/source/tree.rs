@@ -7,6 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::extension_of;
+use crate::decode::DecodeOptions;
 use crate::shard::map::open_regular;
 use crate::{Error, Result};
 
@@ -55,10 +56,27 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 }
 
 /// The bytes of an image's file.
+///
+/// # Errors
+/// [`Error::Io`]; [`Error::Decode`] when there are more than a decoder takes.
 pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    open_regular(path)?.read_to_end(&mut bytes).map_err(|e| Error::io(path, e))?;
-    Ok(bytes)
+    let limit = DecodeOptions::default().max_bytes;
+    let over = || format!("the file has more than {limit} bytes, which is the limit of an image");
+    read_within(path, limit)?.ok_or_else(|| Error::Decode(over()))
+}
+
+/// The bytes of a file, `None` where it has more than `limit`. A file that is said to have more is not
+/// read: it may be one hole.
+pub(super) fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let failed = |e| Error::io(path, e);
+    let file = open_regular(path)?;
+    let size = file.metadata().map_err(failed)?.len();
+    if size > limit {
+        return Ok(None);
+    }
+    let mut bytes = Vec::with_capacity(size as usize);
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
 /// An image in `folder` or below it, if one is found among its first folders; what begins with a dot
