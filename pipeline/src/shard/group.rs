@@ -218,6 +218,8 @@ impl<S: Source> Groups<S> {
                 None => self.tar.next_member()?,
             }) else {
                 self.finished = true;
+                // Padding that is missing behind the last member is no part of its sample.
+                group.end = group.end.min(self.tar.position());
                 break;
             };
             let Some((key, extension)) = split_name(&member.name) else { continue };

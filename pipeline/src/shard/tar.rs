@@ -14,7 +14,7 @@ mod header;
 mod links;
 mod source;
 
-use header::{carries_data, checksums, number, pax_record, readable, short_name};
+use header::{carries_data, checksums, number, pax_record, readable, short_name, until_zero};
 pub(crate) use header::{is_header, is_zero, span};
 pub use links::Links;
 pub(crate) use source::{ReadSource, SliceSource, Source};
@@ -308,9 +308,7 @@ impl<S: Source> Tar<S> {
     }
 
     fn long_name(&mut self) -> Result<Vec<u8>> {
-        let mut name = self.described()?;
-        name.truncate(name.iter().position(|&byte| byte == 0).unwrap_or(name.len()));
-        Ok(name)
+        Ok(until_zero(&self.described()?).to_vec())
     }
 
     /// Records of a pax header, `LENGTH KEY=VALUE\n`, of which path and size matter here.
@@ -322,7 +320,10 @@ impl<S: Source> Tar<S> {
             let (key, value, after) = pax_record(rest)
                 .ok_or_else(|| damaged(&self.path, at, "a pax header that cannot be understood"))?;
             match key {
-                b"path" => into.path = (!value.is_empty()).then(|| value.to_vec()),
+                b"path" => {
+                    let name = until_zero(value);
+                    into.path = (!name.is_empty()).then(|| name.to_vec());
+                }
                 b"size" => {
                     let size = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
                     into.size = Some(size.ok_or_else(|| {

@@ -89,6 +89,18 @@ mod tests {
     use std::io::Read;
     use std::path::Path;
 
+    #[test]
+    fn a_name_ends_at_a_zero_byte_wherever_it_stands() {
+        let mut bytes = Vec::new();
+        for name in ["a.jpg\0b", "ä.jpg\0b"] {
+            append_member(&mut bytes, name, &[7; 3]);
+        }
+        let mut tar = Tar::new(SliceSource::new(&bytes), Path::new("x"), 0, Limits::default());
+        for name in ["a.jpg", "ä.jpg"] {
+            assert_eq!(tar.next_member().unwrap().unwrap().name, name);
+        }
+    }
+
     proptest! {
         #[test]
         fn members_written_are_read_back_here_and_by_the_tar_crate(

@@ -239,6 +239,26 @@ fn what_is_expanded_on_disk_has_a_limit() {
     assert!(saved.lost.iter().any(|lost| lost.cause.contains("1048576 bytes")), "{saved:?}");
 }
 
+#[test]
+fn missing_padding_behind_the_last_member_is_forgiven_by_all_that_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let picture = super::memory::image(5, 5, 1);
+    let whole = [plain("a.jpg", &picture), plain("a.cls", b"3"), plain("b.jpg", &picture)].concat();
+    let padding = picture.len().next_multiple_of(512) - picture.len();
+    let bytes = &whole[..whole.len() - padding];
+    let (stream, path) =
+        (zstd::encode_all(bytes, 1).unwrap(), |name: &str| folder.path().join(name));
+    for (name, bytes) in [("a.tar", bytes), ("b.tar.zst", &stream)] {
+        std::fs::write(path(name), bytes).unwrap();
+        assert_eq!(read_all(&path(name), Limits::default()).unwrap(), 2, "{name}");
+        let pattern = path(name).to_string_lossy().into_owned();
+        let source = ShardSource::open(&pattern, folder.path(), &OpenOptions::default()).unwrap();
+        let to = path(&format!("{name}-packed"));
+        let done = super::memory::packed(&source, &to, &Default::default()).unwrap();
+        assert_eq!(done.manifest.samples, 2, "{name}");
+    }
+}
+
 /// Changes the label of sample 0 in an index, and the number of its classes.
 fn relabelled(index: &[u8], label: u32, classes: u32) -> Vec<u8> {
     let index = changed_entry(index, 40, &label.to_le_bytes());

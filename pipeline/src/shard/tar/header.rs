@@ -66,10 +66,14 @@ pub(super) fn checksums(block: &[u8; 512]) -> (u64, i64) {
     })
 }
 
+/// A name without what follows a zero byte. No file is called so, and a header's own field ends there.
+pub(super) fn until_zero(name: &[u8]) -> &[u8] {
+    name.split(|&byte| byte == 0).next().unwrap_or(&[])
+}
+
 /// The name in the header itself, with ustar's prefix in front.
 pub(super) fn short_name(block: &[u8; 512]) -> Vec<u8> {
-    let field =
-        |range: std::ops::Range<usize>| block[range].split(|&byte| byte == 0).next().unwrap_or(&[]);
+    let field = |range: std::ops::Range<usize>| until_zero(&block[range]);
     let (name, prefix) = (field(0..100), field(345..500));
     // GNU's own format ("ustar  ") keeps times where ustar keeps the prefix.
     if &block[257..263] == b"ustar\0" && !prefix.is_empty() {
