@@ -111,6 +111,10 @@ impl Feeder {
         self.look_ahead(from, epochs);
         for epoch in from.epoch..epochs {
             let first = if epoch == from.epoch { from.batch } else { 0 };
+            // Nothing is left of it, and passing over a stream means to read it.
+            if first >= self.per_epoch {
+                continue;
+            }
             let (shuffle, seed) = (self.config.shuffle, self.config.seed);
             let mut order = EpochOrder::new(&self.counts, shuffle, seed, epoch);
             self.skip(&mut order, first).map_err(|error| (number, error))?;
@@ -359,6 +363,28 @@ mod tests {
         std::fs::write(folder.path().join("a.tar.zst"), frame).unwrap();
         let set = ShardSet::open(folder.path().to_str().unwrap(), &Default::default()).unwrap();
         (folder, Arc::new(set))
+    }
+
+    #[test]
+    fn nothing_is_read_of_an_epoch_that_is_over() {
+        let (_folder, set) = streamed(12);
+        let config = LoaderConfig {
+            threads: 1,
+            shuffle: Shuffle::Window { shards: 1, samples: 3 },
+            ..LoaderConfig::training(Preset::BarlowCifar.views(), 2, 0)
+        };
+        let loader = Loader::new(set, config).unwrap();
+        let stats = Arc::new(Stats::default());
+        for (batch, reads) in [(loader.batches_per_epoch(), false), (1, true)] {
+            let ((pool, free), (tasks, _inbox)) = (bounded(9), unbounded());
+            (0..8).for_each(|_| pool.send(Buffer::new(loader.spec().bytes(), None)).unwrap());
+            let outlets = Outlets { pool, free, tasks, stop: Arc::default() };
+            let recorder = Recorder::new(&stats, None, "feeder");
+            let mut feeder = Feeder::new(&loader, recorder, outlets, None);
+            let _worker = feeder.user();
+            assert!(feeder.run(Position { epoch: 0, batch }, 1).is_ok());
+            assert_eq!(!stats.snapshot().read.is_zero(), reads, "{batch}");
+        }
     }
 
     #[test]
