@@ -223,17 +223,28 @@ fn an_image_without_bytes_is_a_bad_sample_and_not_a_failed_request() {
 fn an_index_that_may_not_be_read_is_taken_for_one_that_is_not_there() {
     let data = Data::new();
     let server = Server::of_folder(data.folder.path());
-    for status in [403, 401] {
-        server.misbehave(move |request, _| match request.path.ends_with(".idx") {
-            true => Fault::Status(status),
-            false => Fault::None,
-        });
+    let expected = data.local("tar", Shuffle::Global);
+    let check = |how: &str| {
         for pattern in [packed("tar"), "tar/shard.manifest.json".to_owned()] {
             let set = open(&server.url(&pattern), &impatient()).unwrap();
-            let seen = run(&set, Shuffle::Global, 2).unwrap();
-            assert_eq!(seen, data.local("tar", Shuffle::Global), "{status} {pattern}");
+            assert_eq!(run(&set, Shuffle::Global, 2).unwrap(), expected, "{how} {pattern}");
         }
+    };
+    let faults = [Fault::Status(403), Fault::Status(401), Fault::Status(410), Fault::IgnoresRange];
+    for fault in faults {
+        server.misbehave(move |request, _| match request.path.ends_with(".idx") {
+            true => fault,
+            false => Fault::None,
+        });
+        check(&format!("{fault:?}"));
     }
+    // A page in its place, as some servers answer for whatever they do not have.
+    server.misbehave(|_, _| Fault::None);
+    for shard in 0..3 {
+        let index = data.folder.path().join(format!("tar/shard-00000{shard}.tar.idx"));
+        std::fs::write(index, format!("\n<!doctype html>{:200}", "<p>not found</p>")).unwrap();
+    }
+    check("a page");
     // The shard itself has to be.
     server.misbehave(|_, _| Fault::Status(403));
     let error = open(&server.url(&packed("tar")), &impatient()).unwrap_err().to_string();

@@ -23,13 +23,22 @@ impl RemoteShard {
         let head = match cached.flatten() {
             Some(head) => Some(head),
             None => match self.now(fetch::range(&self.index, 0..64, None)) {
+                Ok((bytes, _)) if is_page(&bytes) => {
+                    let path = self.index.path.display();
+                    tracing::warn!("{path}: taken for an index that is not there: a page of text");
+                    None
+                }
                 Ok((bytes, _)) => Some(Head::parse(&bytes, &self.index.path)?),
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     None
                 }
-                // So S3 answers for what is not there whoever may not list the bucket.
+                // So S3 answers for what is not there whoever may not list the bucket, and others with a
+                // page, whole, whatever part was asked for. A server that always does gives no shard.
                 Err(Error::Io { path, source })
-                    if source.kind() == std::io::ErrorKind::PermissionDenied =>
+                    if matches!(
+                        source.kind(),
+                        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::Unsupported
+                    ) =>
                 {
                     let path = path.display();
                     tracing::warn!("{path}: taken for an index that is not there: {source}");
@@ -171,4 +180,10 @@ impl RemoteShard {
         part.write(bytes)?;
         part.finish().map(Some)
     }
+}
+
+/// Whether what should be an index is HTML or XML, as some servers answer for what they do not have.
+fn is_page(bytes: &[u8]) -> bool {
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    text.trim_ascii_start().starts_with(b"<")
 }

@@ -22,6 +22,8 @@ pub(super) enum Failure {
     Missing(String),
     /// The server does not let this client read it.
     Denied(String),
+    /// The server sends whole objects alone.
+    Whole(String),
     /// It will fail again.
     Final(String),
     /// The object is not the one that was opened, or the server does not keep to HTTP.
@@ -36,11 +38,16 @@ impl Failure {
         match error {
             E::NotFound { .. } => Failure::Missing(words),
             E::Precondition { .. } => Failure::Wrong(changed("its ETag is another")),
-            E::NotSupported { .. } => Failure::Final(
+            E::NotSupported { .. } => Failure::Whole(
                 "the server does not answer requests for a part of an object (no 206 Partial Content)"
                     .into(),
             ),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => Failure::Denied(words),
+            E::Generic { .. } if status(&words) == Some("410") => Failure::Missing(words),
+            E::Generic { .. } if answer_is_wrong(&words) => {
+                let cause = "no answer that can be used to a request for a part of an object";
+                Failure::Final(format!("{cause}: {words}"))
+            }
             E::Generic { .. } if status_is_final(&words) || range_is_wrong(&words) => {
                 Failure::Final(words)
             }
@@ -55,6 +62,7 @@ impl Failure {
             Failure::Wrong(cause) => return damaged(&target.path, offset, cause),
             Failure::Missing(cause) => (std::io::ErrorKind::NotFound, cause),
             Failure::Denied(cause) => (std::io::ErrorKind::PermissionDenied, cause),
+            Failure::Whole(cause) => (std::io::ErrorKind::Unsupported, cause),
             Failure::Final(cause) => (std::io::ErrorKind::InvalidInput, cause),
             Failure::Passing(cause) => (std::io::ErrorKind::ConnectionAborted, cause),
         };
@@ -69,11 +77,15 @@ pub(super) fn changed(how: &str) -> String {
     format!("the object has changed since it was opened: {how}")
 }
 
+/// The status of an answer that is an error. `object_store` keeps it in the error's text alone.
+fn status(words: &str) -> Option<&str> {
+    words.split("status code: ").nth(1).and_then(|rest| rest.get(..3))
+}
+
 /// Statuses from 400 to 499, but for those that say "later", and those of a server that does not know
-/// the request. `object_store` keeps the status of such an error in its text alone.
+/// the request.
 fn status_is_final(words: &str) -> bool {
-    let status = words.split("status code: ").nth(1).and_then(|rest| rest.get(..3));
-    status.is_some_and(|status| match status {
+    status(words).is_some_and(|status| match status {
         "408" | "425" | "429" => false,
         // Not Implemented, as servers answer that do not list; HTTP Version Not Supported.
         "501" | "505" => true,
@@ -85,6 +97,20 @@ fn status_is_final(words: &str) -> bool {
 /// says so has no name outside.
 fn range_is_wrong(words: &str) -> bool {
     words.contains("Range started at") || words.contains("Wanted range starting at")
+}
+
+/// An answer whose headers lack what has to be known of a part of an object, or tell of another part: the
+/// server would give it again.
+fn answer_is_wrong(words: &str) -> bool {
+    [
+        "CONTENT_RANGE header",
+        "Content-Range header",
+        "Content-Length Header missing",
+        "Invalid content length",
+    ]
+    .iter()
+    .any(|text| words.contains(text))
+        || words.contains("Requested ") && words.contains(", got ")
 }
 
 /// An error with its sources, each said once, on one line of moderate length.
@@ -193,11 +219,17 @@ mod tests {
             ("Server returned non-2xx status code: 416 Range Not Satisfiable", false),
             ("Server returned non-2xx status code: 400 Bad Request", false),
             ("connection reset by peer", true),
+            ("Requested 0..4096, got 0..512", false),
+            ("Failed to parse value for CONTENT_RANGE header: \"bytes 0-511/*\"", false),
+            ("Content-Range header not present in partial response", false),
+            ("Content-Length Header missing from response", false),
             ("Range started at 9 and ended at 9", false),
             ("Wanted range starting at 9, but object was only 8 bytes long", false),
         ] {
             let failure = Failure::of(&generic(text));
             assert_eq!(matches!(failure, Failure::Passing(_)), passing, "{text}: {failure:?}");
         }
+        let gone = Failure::of(&generic("Server returned non-2xx status code: 410 Gone"));
+        assert!(matches!(gone, Failure::Missing(_)), "{gone:?}");
     }
 }
