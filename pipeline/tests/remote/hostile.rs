@@ -1,6 +1,8 @@
 //! Answers that no server should give, and indexes that lie: errors, without panics and without
 //! taking memory for what is only claimed.
 
+use std::io::{BufRead, Write};
+
 use bt_pipeline::shard::{Limits, OpenOptions, ReadScratch};
 use bt_pipeline::{Error, Shuffle};
 
@@ -86,6 +88,32 @@ fn limits_hold_before_memory_is_taken() {
     let manifest = server.url("tar/shard.manifest.json");
     let error = open(&manifest, &small).unwrap_err().to_string();
     assert!(error.contains("limit of 100"), "{error}");
+}
+
+#[test]
+fn a_listing_without_end_is_read_up_to_a_limit() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}/folder/", listener.local_addr().unwrap());
+    let asked = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = std::sync::Arc::clone(&asked);
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            seen.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let mut request = std::io::BufReader::new(&stream).lines();
+            while request.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+            // Until the client goes away.
+            let head = "HTTP/1.1 207 Multi-Status\r\nconnection: close\r\n\r\n<?xml";
+            let mut sent = stream.write_all(head.as_bytes());
+            while sent.is_ok() {
+                sent = stream.write_all(&[b' '; 4096]);
+            }
+        }
+    });
+    let limits = Limits { index_bytes: 1 << 20, ..Limits::default() };
+    let error = open(&url, &OpenOptions { limits, ..impatient() }).unwrap_err().to_string();
+    assert!(error.contains("more than 1048576 bytes"), "{error}");
+    // It is not asked for again.
+    assert_eq!(asked.load(std::sync::atomic::Ordering::Relaxed), 1);
 }
 
 #[test]

@@ -32,7 +32,7 @@ pub(crate) type Listed = Vec<(Found, NamesOf)>;
 impl Lister {
     /// One for the URLs of a pattern.
     pub fn new(options: &RemoteOptions, limits: &Limits) -> Self {
-        Lister { stores: Stores::new(options), limits: *limits }
+        Lister { stores: Stores::new(options, limits), limits: *limits }
     }
 
     /// The shards that `url`, without braces, stands for.

@@ -17,6 +17,7 @@
 
 mod ahead;
 mod cache;
+mod capped;
 mod download;
 mod expected;
 mod fetch;
@@ -75,7 +76,7 @@ impl Remote {
         let (bytes, timeout) = (options.cache_bytes, options.timeout);
         let open = |folder| cache::Cache::open(folder, bytes, timeout).map(Arc::new);
         Ok(Arc::new(Remote {
-            stores: store::Stores::new(options),
+            stores: store::Stores::new(options, limits),
             cache: options.cache.as_deref().map(open).transpose()?,
             limits: *limits,
             turns: Arc::new(Semaphore::new(options.parallel.max(1))),

@@ -140,7 +140,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.tar"), [7; 5000]).unwrap();
         let server = Server::of_folder(folder.path());
-        let target = Stores::new(&RemoteOptions::default()).target(&server.url("a.tar")).unwrap();
+        let target = Stores::new(&RemoteOptions::default(), &Default::default())
+            .target(&server.url("a.tar"))
+            .unwrap();
         let identity = Identity { size: 5000, etag: None, modified: 0 };
         let mut all = Vec::new();
         Reader::open(&target, &identity).unwrap().read_to_end(&mut all).unwrap();

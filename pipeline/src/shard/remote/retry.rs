@@ -48,7 +48,11 @@ impl Failure {
                 let cause = "no answer that can be used to a request for a part of an object";
                 Failure::Final(format!("{cause}: {words}"))
             }
-            E::Generic { .. } if status_is_final(&words) || range_is_wrong(&words) => {
+            E::Generic { .. }
+                if status_is_final(&words)
+                    || range_is_wrong(&words)
+                    || words.contains(super::capped::OVER) =>
+            {
                 Failure::Final(words)
             }
             E::Generic { .. } | E::JoinError { .. } => Failure::Passing(words),

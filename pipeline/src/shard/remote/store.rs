@@ -13,13 +13,19 @@ use object_store::http::HttpBuilder;
 use object_store::path::Path;
 use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
-use crate::shard::RemoteOptions;
+use super::capped::Capped;
+use crate::shard::{Limits, RemoteOptions};
 use crate::{Error, Result};
+
+/// A million objects, of 1 KiB of XML each.
+const MOST_LISTING: u64 = 1 << 30;
 
 /// The stores that a set's URLs are in, one for each bucket or host.
 pub(super) struct Stores {
     open: Mutex<HashMap<String, Arc<dyn ObjectStore>>>,
     options: RemoteOptions,
+    /// Bytes that the listing of a folder may have.
+    listing_bytes: u64,
 }
 
 /// One object: where it is, and how to ask for it.
@@ -40,8 +46,10 @@ impl Target {
 }
 
 impl Stores {
-    pub fn new(options: &RemoteOptions) -> Self {
-        Stores { open: Mutex::default(), options: options.clone() }
+    /// Stores whose listings come within `limits`.
+    pub fn new(options: &RemoteOptions, limits: &Limits) -> Self {
+        let listing_bytes = limits.index_bytes.min(MOST_LISTING);
+        Stores { open: Mutex::default(), options: options.clone(), listing_bytes }
     }
 
     /// The object that `url` names; nothing is asked for yet.
@@ -79,6 +87,7 @@ impl Stores {
                 HttpBuilder::new()
                     .with_url(root)
                     .with_client_options(client.with_allow_http(scheme == "http"))
+                    .with_http_connector(Capped(self.listing_bytes))
                     .with_retry(retry)
                     .build()?,
             ),
@@ -125,7 +134,7 @@ mod tests {
 
     #[test]
     fn each_scheme_has_its_store_and_the_rest_is_the_place_there() {
-        let stores = Stores::new(&RemoteOptions::default());
+        let stores = Stores::new(&RemoteOptions::default(), &Limits::default());
         let place = |url: &str| stores.target(url).unwrap().location.to_string();
         assert_eq!(place("http://127.0.0.1:9/a/b%20c.tar"), "a/b c.tar");
         assert_eq!(place("https://[::1]:9/a.tar"), "a.tar");
