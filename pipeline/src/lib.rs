@@ -9,6 +9,7 @@
 //! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
+//! - `bit_io`: bit fields, as side indexes and re-coded images are packed.
 //! - `feeder`, `scout`, `lent`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
@@ -18,6 +19,7 @@
 
 pub mod augment;
 pub mod batch;
+mod bit_io;
 pub mod dct;
 pub mod decode;
 mod error;

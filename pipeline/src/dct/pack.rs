@@ -2,6 +2,7 @@
 
 use super::book::{BANDS, BOOK, CLASSES, NARROW_LIMIT, start};
 use super::choose::{Outline, choose, code};
+use crate::bit_io::BitWriter;
 use crate::jpeg::{Block, ZIGZAG};
 
 /// One block of a segment.
@@ -10,33 +11,6 @@ pub(super) struct Member<'a> {
     pub class: usize,
     pub block: &'a Block,
     pub outline: &'a Outline,
-}
-
-/// Bit fields, the lowest bit of a byte first.
-struct BitWriter<'a> {
-    out: &'a mut Vec<u8>,
-    bits: u64,
-    count: u32,
-}
-
-impl BitWriter<'_> {
-    /// Appends the lowest `width` bits of `value`, which has no others; at most 32.
-    fn put(&mut self, value: u32, width: u32) {
-        self.bits |= u64::from(value) << self.count;
-        self.count += width;
-        if self.count >= 32 {
-            self.out.extend((self.bits as u32).to_le_bytes());
-            self.bits >>= 32;
-            self.count -= 32;
-        }
-    }
-
-    /// Fills up to a whole byte.
-    fn align(&mut self) {
-        let bytes = self.count.div_ceil(8) as usize;
-        self.out.extend(&self.bits.to_le_bytes()[..bytes]);
-        (self.bits, self.count) = (0, 0);
-    }
 }
 
 /// Appends the bytes of a segment whose blocks are `members`, in its order.
@@ -58,7 +32,7 @@ pub(super) fn pack(
         out.extend((least as u16 & 0x0FFF | (bits as u16) << 12).to_le_bytes());
     }
     out.extend(listed);
-    let mut writer = BitWriter { out, bits: 0, count: 0 };
+    let mut writer = BitWriter::new(out);
     for member in members {
         let (least, bits) = dc[member.component];
         writer.put((i32::from(member.block.0[0]) - i32::from(least)) as u32, bits);
@@ -72,7 +46,7 @@ pub(super) fn pack(
     writer.align();
     for (member, profile) in members.iter().zip(&profiles) {
         let mask = member.outline.mask.to_le_bytes();
-        writer.out.extend(&mask[..usize::from(profile.mask_bytes)]);
+        writer.bytes(&mask[..usize::from(profile.mask_bytes)]);
     }
     for bands in [0..2, 2..BANDS] {
         for (member, profile) in members.iter().zip(&profiles) {

@@ -31,6 +31,11 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::error::JpegError;
 use super::header::{Jpeg, Scans};
 use super::plan::Grid;
+use crate::bit_io::{BitReader, BitWriter};
+
+mod format;
+
+use format::{Packing, Reader, bits_for};
 
 /// Where an MCU begins.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -210,18 +215,18 @@ impl SideIndex {
             out.extend(packing.least_dc[c].to_le_bytes());
             out.push(packing.dc_bits[c] as u8);
         }
-        let mut writer = BitWriter { out, buffer: 0, count: 0 };
+        let mut writer = BitWriter::new(&mut out);
         // The first entry's distance is written as the least one.
         let distances = std::iter::once(u64::from(packing.least_distance)).chain(self.distances());
         for (entry, distance) in self.entries.iter().zip(distances) {
             let beyond = distance - u64::from(packing.least_distance);
-            writer.put(beyond, packing.distance_bits);
+            writer.put(beyond as u32, packing.distance_bits);
             for c in 0..self.components {
                 let above = i64::from(entry.dc[c]) - i64::from(packing.least_dc[c]);
-                writer.put(above as u64, packing.dc_bits[c]);
+                writer.put(above as u32, packing.dc_bits[c]);
             }
         }
-        let mut out = writer.finish();
+        writer.align();
         let checksum = xxh3_64(&out) as u32;
         out.extend(checksum.to_le_bytes());
         out
@@ -322,7 +327,7 @@ impl SideIndex {
             return Err(JpegError::Index("length of the entries"));
         }
         self.entries.reserve(count);
-        let mut reader = BitReader { bytes: packed, at: 0 };
+        let mut reader = BitReader::new(packed);
         let mut bit = first.wrapping_sub(u64::from(packing.least_distance));
         for _ in 0..count {
             bit = bit
@@ -336,93 +341,6 @@ impl SideIndex {
             self.entries.push(entry);
         }
         Ok(())
-    }
-}
-
-/// The widths of packed entries.
-#[derive(Clone, Copy, Debug, Default)]
-struct Packing {
-    least_distance: u32,
-    distance_bits: u32,
-    least_dc: [i16; 3],
-    dc_bits: [u32; 3],
-}
-
-impl Packing {
-    fn entry_bits(&self) -> usize {
-        (self.distance_bits + self.dc_bits.iter().sum::<u32>()) as usize
-    }
-
-    /// Whether `count` entries take no bits, as those of a picture of one gray. They are not read: an
-    /// index of such entries could ask for any amount of memory.
-    fn has_no_bits(&self, count: usize) -> bool {
-        self.entry_bits() == 0 && count > 1
-    }
-}
-
-/// Bits that hold 0..=most.
-fn bits_for(most: u64) -> u32 {
-    64 - most.leading_zeros()
-}
-
-/// The front of a byte string, a field at a time.
-struct Reader<'a>(&'a [u8]);
-
-impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Result<[u8; N], JpegError> {
-        let (field, rest) = self.0.split_first_chunk::<N>().ok_or(JpegError::Index("too short"))?;
-        self.0 = rest;
-        Ok(*field)
-    }
-}
-
-/// Packs numbers of up to 32 bits, lowest bit first.
-struct BitWriter {
-    out: Vec<u8>,
-    buffer: u64,
-    count: u32,
-}
-
-impl BitWriter {
-    fn put(&mut self, value: u64, bits: u32) {
-        self.buffer |= value << self.count;
-        self.count += bits;
-        while self.count >= 8 {
-            self.out.push(self.buffer as u8);
-            self.buffer >>= 8;
-            self.count -= 8;
-        }
-    }
-
-    fn finish(mut self) -> Vec<u8> {
-        if self.count > 0 {
-            self.out.push(self.buffer as u8);
-        }
-        self.out
-    }
-}
-
-/// Reads what [`BitWriter`] wrote; zeros after the end.
-struct BitReader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl BitReader<'_> {
-    fn take(&mut self, bits: u32) -> u64 {
-        let byte = self.at / 8;
-        let word = match self.bytes.get(byte..byte + 8) {
-            Some(word) => word.try_into().map_or(0, u64::from_le_bytes),
-            None => {
-                let rest = self.bytes.get(byte..).unwrap_or(&[]);
-                let mut word = [0; 8];
-                word[..rest.len()].copy_from_slice(rest);
-                u64::from_le_bytes(word)
-            }
-        };
-        let value = word >> (self.at % 8) & ((1 << bits) - 1);
-        self.at += bits as usize;
-        value
     }
 }
 
