@@ -289,7 +289,7 @@ impl ShardSet {
         let Wanted { shard, offset, length, .. } = wanted;
         let path = &self.infos[shard].path;
         if !data.compressed {
-            self.touch(shard, length);
+            self.count_bytes_read(shard, length);
             return slice(data.map.as_ref(), offset, length)
                 .ok_or_else(|| beyond(path, offset, length));
         }
@@ -297,7 +297,7 @@ impl ShardSet {
         let needed = self.needed(table, &wanted)?;
         let key = (self.id, shard);
         if frames.held(key, &needed).is_none() {
-            self.touch(shard, table.file_range(&needed).1);
+            self.count_bytes_read(shard, table.file_range(&needed).1);
         }
         frames.read(key, table, (data.map.as_ref(), 0), path, offset, length)
     }

@@ -4,10 +4,11 @@
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64};
 use std::sync::{Arc, OnceLock};
 
 mod open;
+mod residency;
 
 use super::access::Data;
 use super::index::{ShardIndex, index_path};
@@ -95,44 +96,14 @@ struct Shard {
     data: OnceLock<Data>,
     /// Where it is behind a URL; unused once `data` is there.
     remote: Option<Arc<RemoteShard>>,
-    /// How many more times its maps are let go of: [`ROUNDS`] when they are read, or [`ALWAYS`].
-    read: AtomicU8,
+    /// How many more times its maps are let go of; see `residency`.
+    releases_left: AtomicU8,
 }
-
-/// Maps are let go of twice after they were read: a reader may still be at its sample when it happens first.
-const ROUNDS: u8 = 2;
-
-/// Of a shard that is read from its front, which nobody notes.
-const ALWAYS: u8 = u8::MAX;
 
 impl Shard {
     fn new(remote: Option<Arc<RemoteShard>>) -> Shard {
-        Shard { index: OnceLock::new(), data: OnceLock::new(), remote, read: AtomicU8::new(0) }
-    }
-
-    /// Notes that the maps are read. Written only where it is news: other threads read the flag, too.
-    fn note(&self) {
-        if self.read.load(Ordering::Relaxed) < ROUNDS {
-            self.read.fetch_max(ROUNDS, Ordering::Relaxed);
-        }
-    }
-
-    /// Lets go of the maps, if they were read; returns whether they were.
-    fn release(&self) -> bool {
-        let fewer = |left: u8| if left == ALWAYS { Some(ALWAYS) } else { left.checked_sub(1) };
-        if self.read.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fewer).is_err() {
-            return false;
-        }
-        if let Some(data) = self.data.get() {
-            data.map.release();
-        }
-        if let Some(remote) = &self.remote {
-            remote.release();
-        }
-        if let Some(index) = self.index.get() {
-            index.release();
-        }
-        true
+        let (index, data) = (OnceLock::new(), OnceLock::new());
+        Shard { index, data, remote, releases_left: AtomicU8::new(0) }
     }
 }
 
@@ -147,12 +118,8 @@ pub struct ShardSet {
     classes: Vec<String>,
     pub(super) options: OpenOptions,
     /// Bytes of the maps that were read so far.
-    touched: AtomicU64,
+    bytes_read: AtomicU64,
 }
-
-/// Bytes read from the maps after which their pages are let go. Otherwise a
-/// process would seem to hold as much of the data set as the page cache does.
-const RESIDENT: u64 = 32 << 20;
 
 impl std::fmt::Debug for ShardSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -301,7 +268,7 @@ impl ShardSet {
     /// The archive of a shard, from its front, and the map that it is in, if it is in one.
     pub(super) fn tar(&self, shard: usize) -> Result<(AnyTar, Option<Map>)> {
         let (path, limits) = (&self.infos[shard].path, &self.options.limits);
-        self.shards[shard].read.store(ALWAYS, Ordering::Relaxed);
+        self.shards[shard].mark_always_read();
         if let Some(remote) = self.remote(shard) {
             return remote::open_tar(remote, path, limits);
         }
@@ -333,17 +300,6 @@ impl ShardSet {
         Ok((shard, entry, key))
     }
 
-    /// Notes that `bytes` of a shard's maps are read, and now and then lets go of those that were, which are
-    /// few of the thousands that a set may have. Returns how many shards' that were.
-    pub(super) fn touch(&self, shard: usize, bytes: u64) -> usize {
-        self.shards[shard].note();
-        let before = self.touched.fetch_add(bytes, Ordering::Relaxed);
-        if before / RESIDENT == (before + bytes) / RESIDENT {
-            return 0;
-        }
-        self.shards.iter().filter(|shard| shard.release()).count()
-    }
-
     /// The state of what is mapped of a shard.
     pub(super) fn opened(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
         let path = &self.infos[shard].path;
@@ -355,7 +311,7 @@ impl ShardSet {
 
     pub(super) fn data(&self, shard: usize) -> Result<&Data> {
         let (cell, info) = (&self.shards[shard].data, &self.infos[shard]);
-        self.shards[shard].note();
+        self.shards[shard].mark_read();
         if let Some(data) = cell.get() {
             return Ok(data);
         }
@@ -381,7 +337,7 @@ impl ShardSet {
 
     pub(super) fn index(&self, shard: usize) -> Result<&ShardIndex> {
         let (cell, info) = (&self.shards[shard].index, &self.infos[shard]);
-        self.shards[shard].note();
+        self.shards[shard].mark_read();
         if let Some(index) = cell.get() {
             return Ok(index);
         }
@@ -406,7 +362,7 @@ impl ShardSet {
             return Err(damaged(&info.path, 0, cause));
         }
         // Again: all of the index was read, or of the shard, and that takes a while.
-        self.shards[shard].note();
+        self.shards[shard].mark_read();
         Ok(cell.get_or_init(|| index))
     }
 }
@@ -426,42 +382,5 @@ fn warn_of(scanned: &Scanned, path: &Path) {
     }
     if scanned.links.count > 0 {
         tracing::warn!("{path}: {}: their samples lack an image or a label", scanned.links);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::fs::File;
-
-    use super::*;
-    use crate::shard::ReadScratch;
-
-    #[test]
-    fn only_maps_that_were_read_are_let_go_of_and_twice() {
-        let folder = tempfile::tempdir().unwrap();
-        for shard in 0..12 {
-            let path = folder.path().join(format!("{shard:02}.tar"));
-            let mut tar = tar::Builder::new(File::create(path).unwrap());
-            let mut header = tar::Header::new_ustar();
-            header.set_size(100);
-            tar.append_data(&mut header, "0.png", &[1; 100][..]).unwrap();
-            tar.finish().unwrap();
-        }
-        let set = ShardSet::open(folder.path().to_str().unwrap(), &OpenOptions::default()).unwrap();
-        let mut scratch = ReadScratch::default();
-        for sample in 0..set.len() {
-            set.read(sample, &mut scratch).unwrap();
-        }
-        let shards = set.shards().len();
-        assert_eq!(shards, 12);
-        assert_eq!(set.touch(0, RESIDENT), shards, "all were read");
-        set.read(set.len() - 1, &mut scratch).unwrap();
-        assert_eq!(set.touch(0, RESIDENT), shards, "samples may have been in use still");
-        assert_eq!(set.touch(0, RESIDENT), 2, "the first, and the one that was read since");
-        assert_eq!(set.touch(0, RESIDENT), 1);
-        drop(set.stream(3).unwrap());
-        for _ in 0..3 {
-            assert_eq!(set.touch(0, RESIDENT), 2, "the first, and the one that is read in order");
-        }
     }
 }
