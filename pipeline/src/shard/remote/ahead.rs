@@ -54,6 +54,15 @@ struct Plan {
     samples: Vec<u64>,
 }
 
+/// What comes of the front of the queue.
+enum Planned {
+    /// There is nothing in it.
+    End,
+    /// Its first sample needs no request.
+    Nothing,
+    Request(Plan),
+}
+
 impl Ahead {
     /// Fetches at most `budget` bytes ahead (or one block, where that is more).
     pub fn new(budget: u64) -> Self {
@@ -93,9 +102,10 @@ impl Ahead {
         // One thread plans at a time; the others have better things to do.
         let Ok(mut without_index) = self.pump.try_lock() else { return };
         while !self.shared.cancel.is_cancelled() && self.has_budget() {
-            let Some(plan) = self.plan(set, &mut without_index) else { return };
-            if let Some(plan) = plan {
-                self.ask(set, plan);
+            match self.plan(set, &mut without_index) {
+                Planned::End => return,
+                Planned::Nothing => {}
+                Planned::Request(plan) => self.ask(set, plan),
             }
             self.shared.lock().end_planning();
             self.shared.news.notify_all();
@@ -107,20 +117,20 @@ impl Ahead {
         state.held < self.budget && state.blocks.len() < BLOCKS
     }
 
-    /// The next samples of the queue that lie together; `None` at its end, and inside where the
-    /// first one needs no request.
-    fn plan(&self, set: &ShardSet, without_index: &mut HashSet<usize>) -> Option<Option<Plan>> {
-        let first = self.shared.lock().pop()?;
+    /// The next samples of the queue that lie together.
+    fn plan(&self, set: &ShardSet, without_index: &mut HashSet<usize>) -> Planned {
+        let next = self.shared.lock().pop();
+        let Some(first) = next else { return Planned::End };
         let shard = set.shard_of(first as usize);
         if without_index.contains(&shard) && !set.has_index(shard) {
-            return Some(None);
+            return Planned::Nothing;
         }
         let range = match set.remote_range(first as usize) {
             Ok(Some(range)) => range,
-            Ok(None) => return Some(None),
+            Ok(None) => return Planned::Nothing,
             Err(_) => {
                 without_index.insert(shard);
-                return Some(None);
+                return Planned::Nothing;
             }
         };
         let mut plan = Plan { shard, range, samples: vec![first] };
@@ -143,7 +153,7 @@ impl Ahead {
             plan.range.end = range.end.max(end);
             plan.samples.push(sample);
         }
-        Some(Some(plan))
+        Planned::Request(plan)
     }
 
     /// Makes a block of a plan, or adds its samples to one that is there, and sends the request.

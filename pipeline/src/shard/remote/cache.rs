@@ -17,11 +17,11 @@ use super::net::is_given_up;
 use crate::shard::atomic::PART;
 use crate::{Error, Result};
 
-mod shared;
+mod locks;
 #[cfg(test)]
 mod tests;
 
-use shared::{Owners, is_at, make_locks, open_lock, owner};
+use locks::{Owners, is_at, make_locks, open_lock, owner};
 
 /// A part that nobody wrote to for so long is a dead process's, where no lock can tell.
 const ABANDONED: Duration = Duration::from_secs(3600);
