@@ -28,14 +28,34 @@ pub struct Place {
     pub pitch: usize,
 }
 
+// Loops and functions that are always inlined, no closures: what is left out of line has the instructions of the
+// crate, not those of the caller.
+
 #[inline(always)]
 fn add(a: &Line, b: &Line) -> Line {
-    std::array::from_fn(|i| a[i] + b[i])
+    let mut sum = *a;
+    for i in 0..CHUNK {
+        sum[i] += b[i];
+    }
+    sum
 }
 
 #[inline(always)]
 fn sub(a: &Line, b: &Line) -> Line {
-    std::array::from_fn(|i| a[i] - b[i])
+    let mut difference = *a;
+    for i in 0..CHUNK {
+        difference[i] -= b[i];
+    }
+    difference
+}
+
+#[inline(always)]
+fn scaled(a: &Line, by: f32) -> Line {
+    let mut product = *a;
+    for i in 0..CHUNK {
+        product[i] *= by;
+    }
+    product
 }
 
 /// B^T of four lines.
@@ -53,7 +73,26 @@ fn gather([a, b, c, d]: &[Line; 4]) -> [Line; 2] {
 /// A of two lines.
 #[inline(always)]
 fn spread_back([a, b]: &[Line; 2]) -> [Line; 4] {
-    [*a, add(a, b), sub(a, b), b.map(|v| -v)]
+    [*a, add(a, b), sub(a, b), scaled(b, -1.0)]
+}
+
+/// G of three lines.
+#[inline(always)]
+fn widen([a, b, c]: &[Line; 3]) -> [Line; 4] {
+    let ends = add(a, c);
+    [*a, scaled(&add(&ends, b), 0.5), scaled(&sub(&ends, b), 0.5), *c]
+}
+
+/// G^T of four lines.
+#[inline(always)]
+fn narrow([a, b, c, d]: &[Line; 4]) -> [Line; 3] {
+    let sum = scaled(&add(b, c), 0.5);
+    [add(a, &sum), scaled(&sub(b, c), 0.5), add(&sum, d)]
+}
+
+#[inline(always)]
+fn line(from: &[f32], at: usize) -> Line {
+    *from[at..].first_chunk().expect("whole lines")
 }
 
 /// 16 channels of pixel `x` of a row, zeros outside.
@@ -67,6 +106,17 @@ fn pixel(row: &[f32], x: usize, c: usize, channel: usize) -> Line {
     }
 }
 
+/// B^T of pixel `x` of four rows.
+#[inline(always)]
+fn column(rows: &[&[f32]; 4], x: usize, c: usize, channel: usize) -> [Line; 4] {
+    spread(&[
+        pixel(rows[0], x, c, channel),
+        pixel(rows[1], x, c, channel),
+        pixel(rows[2], x, c, channel),
+        pixel(rows[3], x, c, channel),
+    ])
+}
+
 #[inline(always)]
 fn store(out: &mut [f32], at: usize, line: &Line) {
     out[at..at + CHUNK].copy_from_slice(line);
@@ -76,11 +126,13 @@ vectorised! {
     /// B^T d B of a row of tiles from four rows of pixels, to `[place][c / 16][tile][16]`.
     pub fn source(rows: [&[f32]; 4], c: usize, tiles: usize, to: Place, out: &mut [f32]) {
         for block in 0..c / CHUNK {
-            let column = |x: usize| spread(&rows.map(|row| pixel(row, x, c, block * CHUNK)));
+            let channel = block * CHUNK;
             // A tile begins one pixel in front of its output.
-            let (mut first, mut second) = (column(usize::MAX), column(0));
+            let mut first = column(&rows, usize::MAX, c, channel);
+            let mut second = column(&rows, 0, c, channel);
             for tile in 0..tiles {
-                let (third, fourth) = (column(2 * tile + 1), column(2 * tile + 2));
+                let third = column(&rows, 2 * tile + 1, c, channel);
+                let fourth = column(&rows, 2 * tile + 2, c, channel);
                 let at = (block * to.tiles + to.tile + tile) * CHUNK;
                 for i in 0..4 {
                     let row = spread(&[first[i], second[i], third[i], fourth[i]]);
@@ -107,13 +159,18 @@ vectorised! {
         for tile in 0..pixels.div_ceil(2) {
             for channel in (0..o).step_by(CHUNK) {
                 let at = (first + tile) * o + channel;
-                let line = |place: usize| -> Line {
-                    *m[place * pitch + at..].first_chunk().expect("whole lines")
-                };
-                let columns: [[Line; 2]; 4] =
-                    std::array::from_fn(|j| gather(&std::array::from_fn(|i| line(4 * i + j))));
+                let mut columns = [[[0.0; CHUNK]; 2]; 4];
+                for j in 0..4 {
+                    columns[j] = gather(&[
+                        line(m, j * pitch + at),
+                        line(m, (4 + j) * pitch + at),
+                        line(m, (8 + j) * pitch + at),
+                        line(m, (12 + j) * pitch + at),
+                    ]);
+                }
                 for (i, row) in rows.iter_mut().enumerate() {
-                    let pair = gather(&std::array::from_fn(|j| columns[j][i]));
+                    let [a, b, c, d] = &columns;
+                    let pair = gather(&[a[i], b[i], c[i], d[i]]);
                     for (dx, value) in pair.iter().enumerate() {
                         let at = (2 * tile + dx) * o + channel;
                         // Beyond an odd edge there is no pixel.
@@ -138,10 +195,14 @@ vectorised! {
         let (o, mr) = channels;
         for block in 0..o / CHUNK {
             for tile in 0..tiles {
-                let columns: [[Line; 4]; 2] = std::array::from_fn(|dx| {
+                let mut columns = [[[0.0; CHUNK]; 4]; 2];
+                for dx in 0..2 {
                     let x = 2 * tile + dx;
-                    spread_back(&rows.map(|row| pixel(row, x, o, block * CHUNK)))
-                });
+                    columns[dx] = spread_back(&[
+                        pixel(rows[0], x, o, block * CHUNK),
+                        pixel(rows[1], x, o, block * CHUNK),
+                    ]);
+                }
                 for i in 0..4 {
                     let row = spread_back(&[columns[0][i], columns[1][i]]);
                     for (j, line) in row.iter().enumerate() {
@@ -157,17 +218,13 @@ vectorised! {
     pub fn weight(nine: &[f32], out: &mut [f32]) {
         let len = nine.len() / 9;
         for at in (0..len).step_by(CHUNK) {
-            let tap = |t: usize| -> Line {
-                *nine[t * len + at..].first_chunk().expect("whole lines")
-            };
-            let three = |[a, b, c]: [Line; 3]| -> [Line; 4] {
-                let ends = add(&a, &c);
-                [a, add(&ends, &b).map(|v| 0.5 * v), sub(&ends, &b).map(|v| 0.5 * v), c]
-            };
-            let rows: [[Line; 4]; 3] =
-                std::array::from_fn(|y| three(std::array::from_fn(|x| tap(3 * y + x))));
+            let mut rows = [[[0.0; CHUNK]; 4]; 3];
+            for y in 0..3 {
+                let at = 3 * y * len + at;
+                rows[y] = widen(&[line(nine, at), line(nine, at + len), line(nine, at + 2 * len)]);
+            }
             for j in 0..4 {
-                let column = three(std::array::from_fn(|y| rows[y][j]));
+                let column = widen(&[rows[0][j], rows[1][j], rows[2][j]]);
                 for (i, line) in column.iter().enumerate() {
                     store(out, (4 * i + j) * len + at, line);
                 }
@@ -178,17 +235,18 @@ vectorised! {
     /// G^T u G of one output channel: places `pitch` floats apart to `[9][c]`.
     pub fn weight_back(u: &[f32], pitch: usize, c: usize, dw: &mut [f32]) {
         for channel in (0..c).step_by(CHUNK) {
-            let place = |i: usize, j: usize| -> Line {
-                *u[(4 * i + j) * pitch + channel..].first_chunk().expect("whole lines")
-            };
-            let three = |[a, b, c, d]: [Line; 4]| -> [Line; 3] {
-                let sum = add(&b, &c).map(|v| 0.5 * v);
-                [add(&a, &sum), sub(&b, &c).map(|v| 0.5 * v), add(&sum, &d)]
-            };
-            let rows: [[Line; 3]; 4] =
-                std::array::from_fn(|i| three(std::array::from_fn(|j| place(i, j))));
+            let mut rows = [[[0.0; CHUNK]; 3]; 4];
+            for i in 0..4 {
+                let at = 4 * i * pitch + channel;
+                rows[i] = narrow(&[
+                    line(u, at),
+                    line(u, at + pitch),
+                    line(u, at + 2 * pitch),
+                    line(u, at + 3 * pitch),
+                ]);
+            }
             for x in 0..3 {
-                let column = three(std::array::from_fn(|i| rows[i][x]));
+                let column = narrow(&[rows[0][x], rows[1][x], rows[2][x], rows[3][x]]);
                 for (y, line) in column.iter().enumerate() {
                     store(dw, (3 * y + x) * c + channel, line);
                 }
