@@ -300,8 +300,10 @@ fn place_product(
             for q in (0..source.tiles).step_by(mr) {
                 let n_rows = mr.min(source.tiles - q);
                 let mut rows = [std::ptr::null_mut(); MAX_MR];
-                for (i, row) in rows.iter_mut().enumerate().take(n_rows) {
-                    *row = to.wrapping_add((q + i) * o + j0);
+                let mut next = to.wrapping_add(q * o + j0);
+                for row in rows.iter_mut().take(n_rows) {
+                    *row = next;
+                    next = next.wrapping_add(o);
                 }
                 let tile = Tile {
                     chunks: lines,
