@@ -1,4 +1,5 @@
-//! Builds the CUDA kernels for the feature `cuda`: `src/nn/cuda/kernels/all.cu` to `kernels.fatbin`.
+//! Builds the CUDA kernels for the feature `cuda`: `src/nn/cuda/kernels/all.cu` to
+//! `kernels.fatbin`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

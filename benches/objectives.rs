@@ -56,7 +56,8 @@ fn registered(name: &str, options: toml::Table) -> anyhow::Result<Box<Call>> {
     }))
 }
 
-/// The median of as many calls as fit into about two seconds, at least three, after one that makes what is kept.
+/// The median of as many calls as fit into about two seconds, at least three, after one that makes
+/// what is kept.
 fn median_ms(mut call: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
     call()?;
     let begun = Instant::now();

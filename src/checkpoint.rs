@@ -10,9 +10,9 @@
 //!     state.json              step, position, configuration, checksums of the above
 //! ```
 //!
-//! `aside-0000000320` is such a folder, too, that no run goes on from by itself: the state before a step whose numbers were
-//! not finite, or one later than what [`set_aside_after`] was asked to go on from. One that finds the name taken has `.2`
-//! behind it, and so on.
+//! `aside-0000000320` is such a folder, too, that no run goes on from by itself: the state before a
+//! step whose numbers were not finite, or one later than what [`set_aside_after`] was asked to go
+//! on from. One that finds the name taken has `.2` behind it, and so on.
 
 use std::collections::HashMap;
 use std::fs;
@@ -169,7 +169,8 @@ fn write(target: PathBuf, mut state: State, tensors: Tensors) -> Result<PathBuf>
             state.files.insert(name.into(), sum);
         }
         let text = state.to_json()?;
-        // JSON has no infinity: what could not be read back must not take a good checkpoint's place.
+        // JSON has no infinity: what could not be read back must not take a good checkpoint's
+        // place.
         serde_json::from_slice::<State>(&text).context("the state cannot be read back")?;
         crate::files::write_atomically(&temporary.path().join(STATE), &text)?;
         sync_folder(temporary.path())?;
@@ -229,8 +230,8 @@ pub fn find(path: &Path) -> Result<Checkpoint> {
     })
 }
 
-/// The run's folder that holds the checkpoint at `path`: RUN of RUN/checkpoints/step-N, however much of it `path` names.
-/// `None` where there is no such folder.
+/// The run's folder that holds the checkpoint at `path`: RUN of RUN/checkpoints/step-N, however
+/// much of it `path` names. `None` where there is no such folder.
 pub fn run_of(path: &Path) -> Option<PathBuf> {
     let whole = match path.file_name() {
         Some(_) => path.to_owned(),

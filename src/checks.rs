@@ -1,5 +1,5 @@
-//! Whether a number lies where it may, for configurations and for the command line: one set of bounds, and one way to
-//! say that a value is outside.
+//! Whether a number lies where it may, for configurations and for the command line: one set of
+//! bounds, and one way to say that a value is outside.
 
 use std::fmt::Display;
 

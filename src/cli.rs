@@ -36,8 +36,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The error and its causes; those that the text before ends with already are not said twice. The stack
-/// that candle's errors have behind them with `RUST_BACKTRACE=1` is not for users.
+/// The error and its causes; those that the text before ends with already are not said twice. The
+/// stack that candle's errors have behind them with `RUST_BACKTRACE=1` is not for users.
 pub fn one_line(error: &anyhow::Error) -> String {
     let mut said = String::new();
     for cause in error.chain() {

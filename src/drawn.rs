@@ -1,4 +1,5 @@
-//! The data set that the program draws for itself, as shards: for `quickstart`, and for studies that name none.
+//! The data set that the program draws for itself, as shards: for `quickstart`, and for studies
+//! that name none.
 
 use std::path::Path;
 

@@ -52,7 +52,8 @@ where
 {
     let folder = parent(path);
     let write = || -> Result<()> {
-        // In a folder of its own: a copy of all tensors as the bytes of one file may not fit the memory.
+        // In a folder of its own: a copy of all tensors as the bytes of one file may not fit the
+        // memory.
         let aside = tempfile::Builder::new().prefix(".tmp-").tempdir_in(folder)?;
         let whole = aside.path().join("tensors");
         write_tensors(tensors, &whole)?;
@@ -62,8 +63,8 @@ where
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Writes a safetensors file of `tensors`, on disk when this returns, into a folder that is not in its place yet: the file has
-/// its name before it is synced.
+/// Writes a safetensors file of `tensors`, on disk when this returns, into a folder that is not in
+/// its place yet: the file has its name before it is synced.
 ///
 /// # Errors
 /// When it cannot be written.
@@ -81,8 +82,8 @@ where
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// A file that grows by lines. What a full disk does not take is kept and written with a later line,
-/// and no half of a line stays in the file.
+/// A file that grows by lines. What a full disk does not take is kept and written with a later
+/// line, and no half of a line stays in the file.
 #[derive(Debug)]
 pub struct LineLog {
     path: PathBuf,

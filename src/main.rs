@@ -10,8 +10,8 @@ use tracing_subscriber::filter::LevelFilter;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // Warnings (a checkpoint that was passed over, a shard without its end) unless RUST_LOG asks for
-    // something else.
+    // Warnings (a checkpoint that was passed over, a shard without its end) unless RUST_LOG asks
+    // for something else.
     let filter = EnvFilter::builder().with_default_directive(LevelFilter::WARN.into());
     tracing_subscriber::fmt()
         .with_env_filter(filter.from_env_lossy())

@@ -52,8 +52,8 @@ pub struct Line {
     pub epoch: f64,
     /// Seconds since this process began to train.
     pub seconds: f64,
-    /// When the process that wrote the line opened the file, in Unix milliseconds: tells the processes of a run apart.
-    /// Absent in lines of earlier versions.
+    /// When the process that wrote the line opened the file, in Unix milliseconds: tells the
+    /// processes of a run apart. Absent in lines of earlier versions.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub began: Option<u64>,
     /// The loss, mean over the steps since the last line.
@@ -89,8 +89,8 @@ pub struct Line {
 }
 
 impl Line {
-    /// Whether the process that wrote this line wrote `next` as well, the line after it. Of lines that do not say so, a
-    /// process begins where the seconds are fewer than before.
+    /// Whether the process that wrote this line wrote `next` as well, the line after it. Of lines
+    /// that do not say so, a process begins where the seconds are fewer than before.
     pub fn same_process(&self, next: &Line) -> bool {
         match (self.began, next.began) {
             (None, None) => self.seconds <= next.seconds,
@@ -138,8 +138,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Opens the file in `dir`, for a line each `every` steps. Lines after `step`, which a run that was cut off
-    /// left behind, are taken out.
+    /// Opens the file in `dir`, for a line each `every` steps. Lines after `step`, which a run that
+    /// was cut off left behind, are taken out.
     ///
     /// # Errors
     /// When the file cannot be read or written.
@@ -260,8 +260,9 @@ impl Metrics {
         self.images += images as u64;
     }
 
-    /// `step` steps are done, the last with a batch on the way to which `bad` samples were left out: each
-    /// `every` of them, and after the last, a line is written of those that moved the weights.
+    /// `step` steps are done, the last with a batch on the way to which `bad` samples were left
+    /// out: each `every` of them, and after the last, a line is written of those that moved the
+    /// weights.
     ///
     /// # Errors
     /// When a line cannot be written.
@@ -341,8 +342,8 @@ impl Metrics {
         Ok(())
     }
 
-    /// Writes to the ledger what the loader left out since the last call and what no process of this
-    /// run has listed before.
+    /// Writes to the ledger what the loader left out since the last call and what no process of
+    /// this run has listed before.
     ///
     /// # Errors
     /// None that a record can have.

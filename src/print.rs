@@ -1,9 +1,9 @@
 //! Standard output and standard error, as this crate writes to them.
 //!
 //! The standard library's macros panic where they cannot write. The reader of a pipe who has seen
-//! enough (`bt-stream knn RUN | head -1`) is no failure: the command goes on to its own end and exit code, unheard.
-//! A full disk is an error like any other.
-//! Nothing that is said beside the results (`2>&1 | head`, a log on a full disk) ends a run of days.
+//! enough (`bt-stream knn RUN | head -1`) is no failure: the command goes on to its own end and
+//! exit code, unheard. A full disk is an error like any other. Nothing that is said beside the
+//! results (`2>&1 | head`, a log on a full disk) ends a run of days.
 
 use std::fmt::Arguments;
 use std::io::{ErrorKind, Write};
@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Whether the reader of standard output has left.
 static UNHEARD: AtomicBool = AtomicBool::new(false);
 
-/// Writes to standard output; nothing once its reader has left. The process ends where that fails otherwise: what is
-/// printed comes last.
+/// Writes to standard output; nothing once its reader has left. The process ends where that fails
+/// otherwise: what is printed comes last.
 pub(crate) fn print(text: Arguments<'_>) {
     if UNHEARD.load(Ordering::Relaxed) {
         return;

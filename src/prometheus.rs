@@ -1,8 +1,8 @@
 //! `--metrics ADDRESS`: the run's figures for Prometheus, as text over HTTP.
 //!
-//! The training thread leaves its figures on a [`Board`]. One thread waits for whoever asks, and each is
-//! answered in a thread of its own, so that a connection that says nothing delays no other. The
-//! loader's counters are read as they stand at that moment.
+//! The training thread leaves its figures on a [`Board`]. One thread waits for whoever asks, and
+//! each is answered in a thread of its own, so that a connection that says nothing delays no other.
+//! The loader's counters are read as they stand at that moment.
 
 use std::fmt::Write as _;
 use std::io::{Read, Write};
@@ -188,8 +188,8 @@ const MOST_REQUEST: usize = 8192;
 /// How long a client may take, for its whole request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Threads that answer at a time. A connection beyond them is answered by the thread that accepts, and
-/// further ones wait for that.
+/// Threads that answer at a time. A connection beyond them is answered by the thread that accepts,
+/// and further ones wait for that.
 const MOST_AT_ONCE: usize = 16;
 
 impl Server {

@@ -7,8 +7,8 @@
 //! second signal    the process ends at once
 //! ```
 //!
-//! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129 for
-//! SIGHUP, which a terminal sends that is closed; under `nohup` it stays ignored.
+//! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129
+//! for SIGHUP, which a terminal sends that is closed; under `nohup` it stays ignored.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -22,8 +22,8 @@ use signal_hook::{flag, low_level};
 
 /// Time that a step has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
-/// What comes this soon after the first signal is its echo: `timeout` signals its child, then the child's
-/// group.
+/// What comes this soon after the first signal is its echo: `timeout` signals its child, then the
+/// child's group.
 const ECHO: Duration = Duration::from_millis(250);
 /// Time between the end of the last hold and the end of the process, for what is still printed.
 const LAST_WORDS: Duration = Duration::from_millis(300);
@@ -180,8 +180,8 @@ impl Drop for Hold {
 /// Whether the process was started with a signal ignored, as `nohup` does with SIGHUP.
 fn is_ignored(signal: i32) -> bool {
     let mut now = std::mem::MaybeUninit::<libc::sigaction>::uninit();
-    // SAFETY: without a new action the call only writes the present one into `now`, which it has filled
-    // where it returns 0.
+    // SAFETY: without a new action the call only writes the present one into `now`, which it has
+    // filled where it returns 0.
     unsafe {
         libc::sigaction(signal, std::ptr::null(), now.as_mut_ptr()) == 0
             && now.assume_init().sa_sigaction == libc::SIG_IGN

@@ -1,5 +1,5 @@
-//! Training steps by themselves, on random images, timed part by part: what `bt-stream bench step` and
-//! `cargo bench --bench step` print.
+//! Training steps by themselves, on random images, timed part by part: what `bt-stream bench step`
+//! and `cargo bench --bench step` print.
 
 use std::time::Instant;
 
@@ -147,7 +147,8 @@ impl StepBench {
     }
 }
 
-/// A batch's views of unit variance, `[2 * batch, height, width, channels]`, as the engine takes them.
+/// A batch's views of unit variance, `[2 * batch, height, width, channels]`, as the engine takes
+/// them.
 ///
 /// # Errors
 /// What the device says.

@@ -105,7 +105,8 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Takes up the configuration of a run that goes on with another one. One that cannot be read changes nothing.
+    /// Takes up the configuration of a run that goes on with another one. One that cannot be read
+    /// changes nothing.
     fn reload_config(&mut self) {
         let path = self.dir.join(CONFIG_FILE);
         let now = config_file(&path);
@@ -146,7 +147,8 @@ impl RunFolder {
         }
     }
 
-    /// What the dashboard shows, for programs: the status, the newest line of each kind, the summary.
+    /// What the dashboard shows, for programs: the status, the newest line of each kind, the
+    /// summary.
     pub fn json(&self, now: SystemTime) -> serde_json::Value {
         let newest = |has: fn(&Line) -> bool| self.lines.iter().rev().find(|line| has(line));
         serde_json::json!({
@@ -158,8 +160,8 @@ impl RunFolder {
         })
     }
 
-    /// The newest kNN accuracy and the newest of the online probe, which have lines of their own, each with
-    /// its step.
+    /// The newest kNN accuracy and the newest of the online probe, which have lines of their own,
+    /// each with its step.
     fn evaluation(&self) -> Option<serde_json::Value> {
         let with = |value: Figure| self.last(|line| Some((value(line)?, line.step, line.epoch)));
         let (knn, online) = (with(|line| line.knn), with(|line| line.online));

@@ -328,7 +328,8 @@ fn zip_of(name: &str, data: &[u8]) -> Vec<u8> {
         (0..8).fold(crc ^ u32::from(*byte), shift)
     });
     let (len, name_len) = (data.len() as u32, name.len() as u16);
-    // Version 2.0, no flags, stored, 1980-01-01, checksum, both sizes, lengths of the name and of what follows it.
+    // Version 2.0, no flags, stored, 1980-01-01, checksum, both sizes, lengths of the name and of
+    // what follows it.
     let mut described = vec![20, 0, 0, 0, 0, 0, 0, 0, 0x21, 0];
     [crc, len, len].iter().for_each(|word| described.extend(word.to_le_bytes()));
     described.extend(name_len.to_le_bytes());

@@ -1,6 +1,6 @@
-//! A CPU run and a CUDA run from the same seed, step by step; views finished on the device. Without a
-//! CUDA device (or a build without the feature `cuda`) the tests say so and pass; `BT_DEVICE` names
-//! another than the first, which then has to be there.
+//! A CPU run and a CUDA run from the same seed, step by step; views finished on the device. Without
+//! a CUDA device (or a build without the feature `cuda`) the tests say so and pass; `BT_DEVICE`
+//! names another than the first, which then has to be there.
 
 mod common;
 
@@ -27,8 +27,8 @@ fn shards(dir: &Path, images: u64, side: usize) -> String {
     dir.to_string_lossy().into_owned()
 }
 
-/// Held by the test that uses the device: a process has one stream for its steps, and what another test
-/// launches there would become part of a step that is being recorded.
+/// Held by the test that uses the device: a process has one stream for its steps, and what another
+/// test launches there would become part of a step that is being recorded.
 static STREAM: Mutex<()> = Mutex::new(());
 
 /// The CUDA device, where there is one: with `BT_DEVICE` there has to be.
@@ -47,7 +47,8 @@ fn cuda() -> Option<(String, Device, MutexGuard<'static, ()>)> {
     }
 }
 
-/// The first epoch's images as `device` gets them, each batch sent before the one in front of it is used.
+/// The first epoch's images as `device` gets them, each batch sent before the one in front of it is
+/// used.
 fn images(set: &Arc<ShardSet>, device: &Device, finisher: AugmentDevice) -> Vec<Vec<f32>> {
     let views = Preset::BarlowImagenet.views();
     let mut intake = Intake::new(device, &views, finisher).unwrap();
@@ -89,8 +90,8 @@ fn losses(shards: &str, device: &str, settings: &[&str]) -> Vec<f64> {
         "model.width=8",
         "model.stem='cifar'",
         "model.projector='64-64'",
-        // As in the first steps of a long run: without it rounding errors of 1e-7 are 1e-2 of the loss
-        // before the tenth step, on the CPU alone.
+        // As in the first steps of a long run: without it rounding errors of 1e-7 are 1e-2 of the
+        // loss before the tenth step, on the CPU alone.
         "optim.warmup_epochs=10",
         "train.batch_size=16",
         "train.log_every=1",
@@ -238,8 +239,8 @@ fn a_cuda_devices_run_is_evaluated_where_there_are_fewer_of_them() {
     assert_eq!(device.location(), DeviceLocation::Cuda { gpu_id: 0 });
 }
 
-/// Without a device: what the comparison above can see. Rounding errors do not grow to its tolerance, and a
-/// run that learned nothing would be far beyond it.
+/// Without a device: what the comparison above can see. Rounding errors do not grow to its
+/// tolerance, and a run that learned nothing would be far beyond it.
 #[test]
 fn runs_that_are_compared_are_not_chaotic_and_learn() {
     let dir = tempfile::tempdir().unwrap();

@@ -321,8 +321,8 @@ fn the_authors_protocol_learns_from_every_label_in_each_epoch() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         output.stderr
     };
-    // 96 labels in batches of 90: of an epoch that left six out the share would be in ninetieths. All have weights of
-    // nearly zero then, so that the share is that of the classes.
+    // 96 labels in batches of 90: of an epoch that left six out the share would be in ninetieths.
+    // All have weights of nearly zero then, so that the share is that of the classes.
     let said = String::from_utf8(linear("90")).unwrap();
     let share: f64 =
         said.split("right ").nth(1).unwrap().split('%').next().unwrap().parse().unwrap();

@@ -33,8 +33,8 @@ fn on_small_disk(folder: &Path, kib: u32, script: &str, command: &Command) -> Op
     }
 }
 
-/// Runs `command` with a limit on the size of files, whose excess is an error of the write: it stands in for a disk that is
-/// full before a larger file is written.
+/// Runs `command` with a limit on the size of files, whose excess is an error of the write: it
+/// stands in for a disk that is full before a larger file is written.
 fn with_small_files(kib: u32, command: &Command) -> Output {
     let mut limited = Command::new("bash");
     limited.args(["-c", &format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\""), "bash"]);
@@ -78,7 +78,8 @@ fn a_run_on_a_full_disk_keeps_its_last_checkpoint_and_goes_on_when_told_to() {
             let text = said(&output);
             let warned = text.matches("warning: cannot write the checkpoint").count();
             assert!(warned >= 2, "{text}");
-            // After the last one there is no other to wait for: the weights are lost, and that is no success.
+            // After the last one there is no other to wait for: the weights are lost, and that is
+            // no success.
             let line = complaint(&output);
             assert!(line.contains("step-0000000006") && line.contains("No space left"), "{line}");
             assert_eq!(bt_stream::metrics::read(&kept).unwrap().last().unwrap().step, 6);

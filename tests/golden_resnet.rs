@@ -1,9 +1,10 @@
-//! ResNet-18 and ResNet-50 with projector and loss against PyTorch in f64 (`tests/golden/README.md`):
-//! one training pass of both views, its gradients and running statistics, then evaluation.
+//! ResNet-18 and ResNet-50 with projector and loss against PyTorch in f64
+//! (`tests/golden/README.md`): one training pass of both views, its gradients and running
+//! statistics, then evaluation.
 //!
-//! Names, shapes, seeds and widths come from the files; `BT_GOLDEN_DIR` may hold others of the form.
-//! `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (then loss and features in
-//! evaluation are compared).
+//! Names, shapes, seeds and widths come from the files; `BT_GOLDEN_DIR` may hold others of the
+//! form. `BT_DEVICE=cuda:0` runs them on a GPU, in f32 or with `BT_PRECISION=bf16` (then loss and
+//! features in evaluation are compared).
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -19,29 +20,33 @@ use serde::Deserialize;
 /// f32 against f64 through up to 50 layers on a batch of 6; relative to the reference's norm.
 const TOLERANCE: f64 = 1e-3;
 
-/// The gradients of a 50-layer network on a batch of 6 hang on which side of zero single activations
-/// fall: rounding parameters and images to f32 and computing in f64 moves them by up to 3.4e-3, and
-/// PyTorch's own f32 pass is 2.6e-2 away from its f64 one (in the parameters where this engine is).
+/// The gradients of a 50-layer network on a batch of 6 hang on which side of zero single
+/// activations fall: rounding parameters and images to f32 and computing in f64 moves them by up to
+/// 3.4e-3, and PyTorch's own f32 pass is 2.6e-2 away from its f64 one (in the parameters where this
+/// engine is).
 const DEEP_GRADIENT_TOLERANCE: f64 = 5e-2;
 
-/// Other vectors' gradients, of any depth. Of twenty such networks of 18 layers PyTorch's own f32 gradients
-/// are beyond 1e-3 of its f64 ones in eight, and this engine's in nine (by at most 1.7e-2), where a single
-/// activation falls on the other side of zero; the committed one has none so near.
+/// Other vectors' gradients, of any depth. Of twenty such networks of 18 layers PyTorch's own f32
+/// gradients are beyond 1e-3 of its f64 ones in eight, and this engine's in nine (by at most
+/// 1.7e-2), where a single activation falls on the other side of zero; the committed one has none
+/// so near.
 const OTHER_GRADIENT_TOLERANCE: f64 = 5e-2;
 
-/// Other vectors' gradients through 50 layers: of five such networks (batches of 3 to 64) this engine's were 2.4e-2 to
-/// 5.5e-2 away, PyTorch's f32 ones 2.0e-2 to 4.0e-2; losses, features and statistics of both were within 1.6e-4.
+/// Other vectors' gradients through 50 layers: of five such networks (batches of 3 to 64) this
+/// engine's were 2.4e-2 to 5.5e-2 away, PyTorch's f32 ones 2.0e-2 to 4.0e-2; losses, features and
+/// statistics of both were within 1.6e-4.
 const OTHER_DEEP_GRADIENT_TOLERANCE: f64 = 1e-1;
 
 /// What the loss may be off by in bfloat16.
 const HALF_TOLERANCE: f64 = 2e-2;
 
-/// The same through 50 layers, on a batch of 6, where it is chance: PyTorch's autocast on an H200 is 11.7% off
-/// for these images, 21.6% root mean square and 31.7% at most for ten others (`tools/golden/bfloat16.py`),
-/// and two runs of this engine there were 11.3% and 17.5% off.
+/// The same through 50 layers, on a batch of 6, where it is chance: PyTorch's autocast on an H200
+/// is 11.7% off for these images, 21.6% root mean square and 31.7% at most for ten others
+/// (`tools/golden/bfloat16.py`), and two runs of this engine there were 11.3% and 17.5% off.
 const DEEP_HALF_TOLERANCE: f64 = 3.2e-1;
 
-/// What features in evaluation, where no statistics of six images blow rounding up, may be off by in bfloat16.
+/// What features in evaluation, where no statistics of six images blow rounding up, may be off by
+/// in bfloat16.
 const HALF_FEATURES_TOLERANCE: f64 = 4e-2;
 
 #[derive(Deserialize)]
@@ -53,7 +58,8 @@ struct Reference {
     seed: u64,
     params: Vec<Computed>,
     grad_norm: HashMap<String, f64>,
-    /// Absent from the committed vectors: the paper's value. `losses.json` has it with the underscore.
+    /// Absent from the committed vectors: the paper's value. `losses.json` has it with the
+    /// underscore.
     #[serde(alias = "lambda_")]
     lambda: Option<f64>,
 }

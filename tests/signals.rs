@@ -16,8 +16,8 @@ use common::{bt_stream, newest_weights, tiny_run, tiny_shards, write_tar};
 /// Longest that a command may go on after a signal; the README promises it.
 const TIME: Duration = Duration::from_secs(2);
 
-/// Starts it as a terminal does: where this test runs under `nohup` or in the background of a script, signals that it ignores
-/// would stay ignored.
+/// Starts it as a terminal does: where this test runs under `nohup` or in the background of a
+/// script, signals that it ignores would stay ignored.
 fn start(command: &mut Command) -> Child {
     // SAFETY: signal() is one of the functions that may be called between fork and exec.
     unsafe {

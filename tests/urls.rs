@@ -20,7 +20,8 @@ fn success(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// A server of `folder` that fails when bytes are asked for the first time: with an error, or in the middle.
+/// A server of `folder` that fails when bytes are asked for the first time: with an error, or in
+/// the middle.
 fn faulty(folder: &Path) -> Server {
     let server = Server::of_folder(folder);
     server.misbehave(|request, before| match (request.range, before) {

@@ -1,13 +1,13 @@
-//! What remote shards cost the loader: the same shards from the disk, from a server on loopback that
-//! sends at most so many MB/s, and from a warm cache, by turns.
+//! What remote shards cost the loader: the same shards from the disk, from a server on loopback
+//! that sends at most so many MB/s, and from a warm cache, by turns.
 //!
 //! ```text
 //! cargo bench -p bt-pipeline --features remote --bench remote -- --images FOLDER \
 //!     [--rounds N] [--count N] [--threads N] [--mb-per-s N]
 //! ```
 //!
-//! FOLDER is a folder of folders of JPEGs; it is packed several times over into shards of some 30 MB.
-//! The server is a process of its own, made of the tests' server.
+//! FOLDER is a folder of folders of JPEGs; it is packed several times over into shards of some 30
+//! MB. The server is a process of its own, made of the tests' server.
 
 #[path = "../tests/remote/server.rs"]
 mod server;

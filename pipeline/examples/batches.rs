@@ -1,11 +1,12 @@
-//! Writes the bytes of batches to standard output, as the loader makes them: two views of each image,
-//! f32, NCHW.
+//! Writes the bytes of batches to standard output, as the loader makes them: two views of each
+//! image, f32, NCHW.
 //!
 //! ```sh
 //! cargo run --release -p bt-pipeline --example batches -- shards/train barlow-imagenet 64 0 10 > batches.bin
 //! ```
 //!
-//! Arguments: shards, preset, batch size, seed, batches. Other programs can compare themselves with this.
+//! Arguments: shards, preset, batch size, seed, batches. Other programs can compare themselves with
+//! this.
 
 use std::io::Write;
 

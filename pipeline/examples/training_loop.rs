@@ -4,7 +4,8 @@
 //! cargo run --release -p bt-pipeline --example training_loop -- shards/train 64
 //! ```
 //!
-//! Arguments: shards, batch size. What a step is worth is the mean brightness of view A, in place of a network.
+//! Arguments: shards, batch size. What a step is worth is the mean brightness of view A, in place
+//! of a network.
 
 use std::sync::Arc;
 use std::time::Instant;

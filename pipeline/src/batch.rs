@@ -60,8 +60,8 @@ pub struct Batch {
     pub labels: Vec<u32>,
     /// Each image's place in the whole set.
     pub samples: Vec<u64>,
-    /// What was drawn for each view, in the order of the data, where the loader leaves colours, blur
-    /// and solarize to the consumer ([`Finish::Consumer`](crate::Finish)); else empty.
+    /// What was drawn for each view, in the order of the data, where the loader leaves colours,
+    /// blur and solarize to the consumer ([`Finish::Consumer`](crate::Finish)); else empty.
     pub unfinished: Vec<ViewParams>,
     /// How often a sample was left out for another on the way to it.
     pub bad: u32,

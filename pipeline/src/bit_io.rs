@@ -1,4 +1,5 @@
-//! Bit fields, the lowest bit of a byte first: what side indexes and re-coded images are packed with.
+//! Bit fields, the lowest bit of a byte first: what side indexes and re-coded images are packed
+//! with.
 
 /// Appends fields to bytes.
 pub(crate) struct BitWriter<'a> {

@@ -1,5 +1,5 @@
-//! One error type for the crate: a variant per cause a caller can act on. Its text may hold names from
-//! archives, lists and manifests, so that it is [`printable`] altogether.
+//! One error type for the crate: a variant per cause a caller can act on. Its text may hold names
+//! from archives, lists and manifests, so that it is [`printable`] altogether.
 
 use std::path::{Path, PathBuf};
 
@@ -60,8 +60,8 @@ impl Error {
     }
 }
 
-/// A name, or a text with names in it, on one line: what would move a terminal's cursor or change its
-/// colours (a newline, an escape sequence) is written out.
+/// A name, or a text with names in it, on one line: what would move a terminal's cursor or change
+/// its colours (a newline, an escape sequence) is written out.
 pub fn printable(name: &str) -> String {
     let mut text = String::with_capacity(name.len());
     for c in name.chars() {

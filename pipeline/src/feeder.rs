@@ -23,8 +23,9 @@ use crate::{Error, Result};
 /// batch, large enough that tiny images do not drown in messages.
 const MOST_SLOTS: usize = 16;
 
-/// Samples of a batch after which it is looked ahead within it: a batch may be longer than the queue of
-/// what is fetched ahead, and a sample that is read before it is in there would be fetched for nobody.
+/// Samples of a batch after which it is looked ahead within it: a batch may be longer than the
+/// queue of what is fetched ahead, and a sample that is read before it is in there would be fetched
+/// for nobody.
 const FETCH_AGAIN: usize = 2048;
 
 /// The ends of the channels that the feeder holds.
@@ -50,7 +51,8 @@ pub(crate) struct Feeder {
     grain: usize,
     /// Bytes that streamed samples may take until they are used.
     held_budget: u64,
-    /// Those that left the window: of the batch that is being put together, and of those with the workers.
+    /// Those that left the window: of the batch that is being put together, and of those with the
+    /// workers.
     lent: Arc<Lent>,
     /// Bytes of the first of these.
     gathered: u64,
@@ -221,14 +223,15 @@ impl Feeder {
         Ok(owned)
     }
 
-    /// Counts the bytes of a sample of the batch that is being put together until a worker is done with it.
+    /// Counts the bytes of a sample of the batch that is being put together until a worker is done
+    /// with it.
     fn hand_on(&mut self, owned: OwnedSample) -> LentSample {
         self.gathered += owned.image.len() as u64;
         self.lent.hand_on(owned)
     }
 
-    /// Waits for the workers where what they have takes more than the window and this batch leave of the
-    /// budget. These alone may be above it: no worker can make them fewer.
+    /// Waits for the workers where what they have takes more than the window and this batch leave
+    /// of the budget. These alone may be above it: no worker can make them fewer.
     fn await_workers(&mut self) {
         let start = Instant::now();
         let window = self.held_budget.saturating_sub(self.streaming.held_bytes);
@@ -257,8 +260,8 @@ impl Feeder {
         Ok(())
     }
 
-    /// Reads shard `shard` up to and including `sample`, and keeps that one; none when the stream is
-    /// dropped meanwhile.
+    /// Reads shard `shard` up to and including `sample`, and keeps that one; none when the stream
+    /// is dropped meanwhile.
     fn read_on(&mut self, shard: usize, sample: u64) -> Result<()> {
         let Streaming { streams, held, held_bytes, .. } = &mut self.streaming;
         let start = Instant::now();

@@ -1,5 +1,5 @@
-//! Streamed samples between the feeder, which reads them, and the workers, which use them: how many bytes
-//! they take, so that the feeder can wait where they would take more than the budget leaves.
+//! Streamed samples between the feeder, which reads them, and the workers, which use them: how many
+//! bytes they take, so that the feeder can wait where they would take more than the budget leaves.
 
 use std::sync::{Arc, PoisonError};
 
@@ -19,8 +19,8 @@ struct State {
     users: usize,
 }
 
-/// A worker. Samples that are on their way when the last one leaves stay where they are: nobody waits
-/// for them.
+/// A worker. Samples that are on their way when the last one leaves stay where they are: nobody
+/// waits for them.
 pub(crate) struct User(Arc<Lent>);
 
 /// A sample whose bytes count until it is dropped.
@@ -49,8 +49,8 @@ impl Lent {
         User(Arc::clone(self))
     }
 
-    /// Waits until at most `most` bytes are there, of which the caller's own must not be more, or until
-    /// nobody is left to use them. Whether it had to wait.
+    /// Waits until at most `most` bytes are there, of which the caller's own must not be more, or
+    /// until nobody is left to use them. Whether it had to wait.
     pub fn wait_for(&self, most: u64) -> bool {
         let is_over = |state: &State| state.users > 0 && state.bytes > most;
         let mut state = self.lock();

@@ -19,9 +19,9 @@ use crate::{Error, Result};
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum OnBad {
-    /// Take a sample drawn from (seed, epoch, position) instead, and keep a record. That sample comes
-    /// in its own place of the epoch as well, with the same views: they depend on (seed, epoch,
-    /// sample, view) alone.
+    /// Take a sample drawn from (seed, epoch, position) instead, and keep a record. That sample
+    /// comes in its own place of the epoch as well, with the same views: they depend on (seed,
+    /// epoch, sample, view) alone.
     #[default]
     Skip,
     /// End the stream with the sample's error.

@@ -17,8 +17,8 @@ use crate::scratch::Line;
 /// and nobody else may read or write them, nor may they be given a second time, until
 /// [`BatchMemory::free`] takes them back.
 pub unsafe trait BatchMemory: Send + Sync {
-    /// At least `bytes` bytes, initialised, on a boundary of 64, nobody else's until they are freed.
-    /// `None` where there are none: the loader then takes its own.
+    /// At least `bytes` bytes, initialised, on a boundary of 64, nobody else's until they are
+    /// freed. `None` where there are none: the loader then takes its own.
     fn allocate(&self, bytes: usize) -> Option<NonNull<u8>>;
 
     /// Takes back what [`BatchMemory::allocate`] gave for as many `bytes`.
@@ -93,12 +93,12 @@ impl Drop for Given {
     }
 }
 
-/// Memory of a large buffer, of which the system makes pages, and zeros, as they are first written to: by the workers, not
-/// here. None for a small buffer, and where the system has none to give.
+/// Memory of a large buffer, of which the system makes pages, and zeros, as they are first written
+/// to: by the workers, not here. None for a small buffer, and where the system has none to give.
 ///
-/// Huge pages are asked for before, as later the small ones are there. They save the buffer's page faults and most of its TLB
-/// misses: the rows of a view lie in three planes, each far from the other. The advice may be refused, which costs nothing but
-/// speed.
+/// Huge pages are asked for before, as later the small ones are there. They save the buffer's page
+/// faults and most of its TLB misses: the rows of a view lie in three planes, each far from the
+/// other. The advice may be refused, which costs nothing but speed.
 fn mapped(bytes: usize) -> Option<MmapMut> {
     if bytes < HUGE_PAGE {
         return None;

@@ -57,8 +57,8 @@ pub struct BatchStream {
     next: u64,
     total: u64,
     stats: Arc<Stats>,
-    /// The share of bad samples that ends the stream, and what of the batches so far were bad or read.
-    /// Judged in the batches' order, so that any number of threads end it at the same one.
+    /// The share of bad samples that ends the stream, and what of the batches so far were bad or
+    /// read. Judged in the batches' order, so that any number of threads end it at the same one.
     max_bad: f64,
     bad: u64,
     read: u64,

@@ -4,7 +4,8 @@
 use crate::loader::{LoaderConfig, Position};
 use crate::order::{EpochOrder, Event, Shuffle};
 
-/// A walk through all epochs of a run: the samples of this rank, in the order in which they are read.
+/// A walk through all epochs of a run: the samples of this rank, in the order in which they are
+/// read.
 pub(crate) struct Scout {
     counts: Vec<u64>,
     shuffle: Shuffle,

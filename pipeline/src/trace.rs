@@ -12,7 +12,8 @@ use std::time::Instant;
 /// Spans for which a lane asks at a time, at most.
 const ROOM: usize = 1024;
 
-/// Into how many parts a small trace is divided: what a lane holds and does not use is lost to the others.
+/// Into how many parts a small trace is divided: what a lane holds and does not use is lost to the
+/// others.
 const PARTS: usize = 256;
 
 /// The lanes of one process, with an end to their size.

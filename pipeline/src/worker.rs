@@ -148,7 +148,8 @@ impl Worker {
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
         self.maker.trim();
         self.scratch.trim();
-        // Even after an error: a file that became shorter reads as zeros, which may be the real cause.
+        // Even after an error: a file that became shorter reads as zeros, which may be the real
+        // cause.
         self.set.check(self.set.shard_of(sample as usize))?;
         made
     }

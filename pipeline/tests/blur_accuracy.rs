@@ -1,4 +1,5 @@
-//! How far a blur may lie from a Gaussian without an end, on images made to show where the kernel is cut off.
+//! How far a blur may lie from a Gaussian without an end, on images made to show where the kernel
+//! is cut off.
 
 use bt_pipeline::Image;
 use bt_pipeline::augment::{
@@ -55,7 +56,8 @@ fn what_the_kernel_leaves_out_is_less_than_a_level() {
         let radius = weights.len() - 1;
         let side = 4 * radius + 5;
         let middle = side / 2;
-        // All that the kernel sees of the middle is black, all that it does not is white; and checks.
+        // All that the kernel sees of the middle is black, all that it does not is white; and
+        // checks.
         let square = |x: usize| x.abs_diff(middle) <= radius;
         let patterns: [&dyn Fn(usize, usize) -> bool; 3] =
             [&|x, y| square(x) && square(y), &|x, _| square(x), &|x, y| {

@@ -314,8 +314,8 @@ fn a_damaged_zstd_shard_is_refused_or_its_samples_are_listed() {
     assert!(refused >= 5, "{refused}");
 }
 
-/// Archives with damage between their samples, each kind in several places, with what is to be found
-/// in the answer; none where samples are listed instead.
+/// Archives with damage between their samples, each kind in several places, with what is to be
+/// found in the answer; none where samples are listed instead.
 fn bad_tars() -> Vec<(String, Vec<u8>, Option<&'static str>)> {
     let tar = tar_with(&[]);
     // Of the images: labels fit into a block, so that less of them can be lost.

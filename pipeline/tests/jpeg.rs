@@ -166,8 +166,8 @@ fn tables_that_are_neither_there_nor_standard_are_an_error() {
     assert!(matches!(decode(&bytes), Err(JpegError::Corrupt(_))));
 }
 
-/// A JPEG of a scan for each component, with the quantisation tables right before the scans, all of them
-/// table 0 if it is `reused`.
+/// A JPEG of a scan for each component, with the quantisation tables right before the scans, all of
+/// them table 0 if it is `reused`.
 fn tables_before_scans(bytes: &[u8], reused: bool) -> Vec<u8> {
     let (mut tables, mut numbers) = (vec![&[][..]; 4], [0; 256]);
     let (mut out, mut at) = (bytes[..2].to_vec(), 2);
@@ -236,7 +236,8 @@ fn a_component_has_the_quantisation_table_of_its_first_scan() {
     }
 }
 
-/// A tall picture of bands that are noise, which takes long to decode, and bands that are nearly flat.
+/// A tall picture of bands that are noise, which takes long to decode, and bands that are nearly
+/// flat.
 fn banded_jpeg(sampling: jpeg_encoder::SamplingFactor, interval: u16) -> Vec<u8> {
     let (width, height) = (90, 1100);
     let mut rng = Rng::keyed(12, 0, 0, 0);
@@ -267,7 +268,8 @@ fn a_tall_picture_is_that_of_its_stripes_whatever_its_streams() {
         SamplingFactor::F_2_2,
         SamplingFactor::F_4_1,
     ] {
-        // In MCUs, of which a row has 3 to 12: within a row, of several rows, and too long for two at once.
+        // In MCUs, of which a row has 3 to 12: within a row, of several rows, and too long for two
+        // at once.
         for interval in [0, 1, 5, 6, 13, 40, 100, 400, 800] {
             let bytes = banded_jpeg(sampling, interval);
             let jpeg = Jpeg::parse(&bytes).unwrap();

@@ -1,7 +1,8 @@
 //! The loader's protocol of queues, order and shutdown under a scheduler that
 //! tries many interleavings of its threads:
 //!
-//! `RUSTFLAGS="--cfg shuttle" cargo test --release -p bt-pipeline --test protocol --target-dir target/shuttle`
+//! `RUSTFLAGS="--cfg shuttle" cargo test --release -p bt-pipeline --test protocol --target-dir
+//! target/shuttle`
 //!
 //! A deadlock, a lost batch or a batch out of order fails it. `BT_SCHEDULES` sets
 //! how many schedules each scenario gets (default 2,000).

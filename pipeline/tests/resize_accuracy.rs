@@ -1,5 +1,5 @@
-//! How far a resize may lie from exact arithmetic, however many pixels become one: a level, as README's
-//! section on views says of Pillow's.
+//! How far a resize may lie from exact arithmetic, however many pixels become one: a level, as
+//! README's section on views says of Pillow's.
 
 use bt_pipeline::Image;
 use bt_pipeline::kernel::Level;

@@ -1,5 +1,5 @@
-//! A run's `checkpoints` folder: what in it is a checkpoint, and what stays. Whatever has another name, a copy that somebody
-//! made or an archive, is nobody's to take up or to remove.
+//! A run's `checkpoints` folder: what in it is a checkpoint, and what stays. Whatever has another
+//! name, a copy that somebody made or an archive, is nobody's to take up or to remove.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -48,7 +48,8 @@ pub fn any(run: &Path) -> Result<bool> {
     Ok(paths.iter().any(|path| begins(path, PREFIX) || begins(path, ASIDE)))
 }
 
-/// Sets the checkpoints after `step` aside, so that a run that goes on from there is not taken up at them later.
+/// Sets the checkpoints after `step` aside, so that a run that goes on from there is not taken up
+/// at them later.
 ///
 /// # Errors
 /// When one cannot be renamed.
@@ -77,8 +78,8 @@ pub fn clean(run: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Keeps the newest `keep` checkpoints up to and with `newest`. Later ones are an earlier life's, damaged, or
-/// the run would have gone on from there: they take nobody's place.
+/// Keeps the newest `keep` checkpoints up to and with `newest`. Later ones are an earlier life's,
+/// damaged, or the run would have gone on from there: they take nobody's place.
 pub(super) fn prune(folder: &Path, newest: &Path, keep: usize) -> Result<()> {
     let last = step_of(newest);
     let paths: Vec<PathBuf> =
@@ -94,7 +95,8 @@ pub(super) fn name(prefix: &str, step: u64) -> String {
     format!("{prefix}{step:0DIGITS$}")
 }
 
-/// A name for what is set aside that nothing has yet: what stands there stays until somebody removes it.
+/// A name for what is set aside that nothing has yet: what stands there stays until somebody
+/// removes it.
 pub(super) fn free_name(folder: &Path, step: u64) -> PathBuf {
     let first = folder.join(name(ASIDE, step));
     let further = (2..).map(|number: u64| folder.join(format!("{}.{number}", name(ASIDE, step))));

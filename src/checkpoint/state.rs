@@ -25,12 +25,12 @@ pub struct State {
     pub position: Position,
     /// Samples of the training set, which the position is relative to.
     pub samples: u64,
-    /// What tells the training set from others of its size (`src/train/save.rs`); empty where nothing does, and in
-    /// checkpoints of earlier versions.
+    /// What tells the training set from others of its size (`src/train/save.rs`); empty where
+    /// nothing does, and in checkpoints of earlier versions.
     #[serde(default)]
     pub fingerprint: String,
-    /// A checksum over the sizes of the shards, in samples: the order of `data.shuffle = "window"` depends on them. Empty in
-    /// checkpoints of earlier versions.
+    /// A checksum over the sizes of the shards, in samples: the order of `data.shuffle = "window"`
+    /// depends on them. Empty in checkpoints of earlier versions.
     #[serde(default)]
     pub cuts: String,
     /// Batches passed over since the last step (`train.on_nan = "rewind"`).
@@ -38,14 +38,14 @@ pub struct State {
     pub rewinds: u32,
     /// The effective configuration.
     pub config: RunConfig,
-    /// What the next line of metrics has to tell of steps before this. Absent in checkpoints of earlier
-    /// versions.
+    /// What the next line of metrics has to tell of steps before this. Absent in checkpoints of
+    /// earlier versions.
     #[serde(default)]
     pub tally: Tally,
     /// Name -> length and checksum of the other files.
     pub(super) files: BTreeMap<String, FileSum>,
-    /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in checkpoints
-    /// of earlier versions.
+    /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in
+    /// checkpoints of earlier versions.
     #[serde(default)]
     pub(super) checksum: String,
 }

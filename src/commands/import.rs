@@ -19,15 +19,16 @@ use crate::train::device;
 /// Arguments of `bt-stream import`.
 #[derive(Args, Debug)]
 pub struct ImportArgs {
-    /// A ResNet-18, 34 or 50 in torchvision's or timm's names: .safetensors, or a state dict in .pth, .ckpt or .pth.tar,
-    /// bare or as solo-learn, lightly, MoCo and others keep it
+    /// A ResNet-18, 34 or 50 in torchvision's or timm's names: .safetensors, or a state dict in
+    /// .pth, .ckpt or .pth.tar, bare or as solo-learn, lightly, MoCo and others keep it
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// The run's folder to make; `train --resume --dir DIR` goes on from it, all that takes a
     /// checkpoint takes it
     #[arg(value_name = "DIR")]
     dir: PathBuf,
-    /// What stands before the backbone's names, as in `--prefix module.encoder_q.` [default: found, where there is one]
+    /// What stands before the backbone's names, as in `--prefix module.encoder_q.` [default: found,
+    /// where there is one]
     #[arg(long, value_name = "TEXT")]
     prefix: Option<String>,
     #[command(flatten)]
@@ -43,7 +44,8 @@ pub struct ImportArgs {
 /// Tensors that are no ResNet's, a configuration that does not fit, a folder that holds a run.
 pub fn run(args: ImportArgs) -> Result<()> {
     let context = || format!("cannot import {}", args.file.display());
-    // Checkpoints that were set aside are a run's, too, and so are the lines of one that has none yet.
+    // Checkpoints that were set aside are a run's, too, and so are the lines of one that has none
+    // yet.
     if checkpoint::any(&args.dir)? || args.dir.join(METRICS_FILE).exists() {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
@@ -61,7 +63,8 @@ pub fn run(args: ImportArgs) -> Result<()> {
     }
     config.model = model;
     config.train.dir = args.dir.clone();
-    // The file's network, not the one that was read with the configuration: all of it is allocated at once.
+    // The file's network, not the one that was read with the configuration: all of it is allocated
+    // at once.
     config.check().with_context(context)?;
     let mut learner = Learner::new(&config, &device(&config.train)?)?;
     learner.start_from(&tensors).with_context(context)?;

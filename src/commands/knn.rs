@@ -20,7 +20,8 @@ pub struct KnnArgs {
     /// Neighbours that vote [default: the run's eval.k]
     #[arg(long, value_parser = count)]
     k: Option<usize>,
-    /// Temperature t of the votes' weights exp(similarity / t) [default: the run's eval.temperature]
+    /// Temperature t of the votes' weights exp(similarity / t) [default: the run's
+    /// eval.temperature]
     #[arg(long, value_parser = positive)]
     temperature: Option<f64>,
 }
@@ -74,8 +75,8 @@ impl Evaluated {
             }
         }
         let own = self.train.is_none() && self.test.is_none();
-        // Kept before anything is printed, which may end the process, and printed whether or not it could be kept: a full
-        // disk takes no result away.
+        // Kept before anything is printed, which may end the process, and printed whether or not it
+        // could be kept: a full disk takes no result away.
         let recorded = match record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
             true => scores::record(&self.checkpoint, source.checkpoint.state.step, &scores),
             false => Ok(()),

@@ -61,8 +61,8 @@ pub struct LinearArgs {
     /// of as many classes loads
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
-    /// Keep the state after each epoch in this file, and go on from it where it is there (the untrained
-    /// network's in `FILE.untrained`)
+    /// Keep the state after each epoch in this file, and go on from it where it is there (the
+    /// untrained network's in `FILE.untrained`)
     #[arg(long, value_name = "FILE")]
     state: Option<PathBuf>,
     /// Print JSON
@@ -88,8 +88,8 @@ impl LinearArgs {
         }
     }
 
-    /// How a run's report calls what was measured: with what differs from the protocol, so that a short
-    /// trial takes no result's place.
+    /// How a run's report calls what was measured: with what differs from the protocol, so that a
+    /// short trial takes no result's place.
     fn protocol(&self) -> String {
         let (own, usual) = (self.options(), self.usual());
         let mut name =
@@ -147,8 +147,8 @@ impl LinearArgs {
         Some(Progress::new(path.into(), format!("{name}; {of}")))
     }
 
-    /// Keeps what was measured of the checkpoint after `step` on a run's own shards beside what kNN and probe found, under names of
-    /// its own.
+    /// Keeps what was measured of the checkpoint after `step` on a run's own shards beside what kNN
+    /// and probe found, under names of its own.
     fn record(&self, step: u64, scores: &[Score]) -> Result<()> {
         let own = self.train.is_none() && self.test.is_none();
         if !own || !self.checkpoint.join(checkpoint::FOLDER).is_dir() {

@@ -50,8 +50,8 @@ impl ConfigSource {
             .map_err(|error| Misconfigured(format!("{error:#}")).into())
     }
 
-    /// The same with another `method`: the file's `[loss]` has the options of the file's method, and of
-    /// no other.
+    /// The same with another `method`: the file's `[loss]` has the options of the file's method,
+    /// and of no other.
     ///
     /// # Errors
     /// As [`RunConfig::load`].

@@ -42,7 +42,8 @@ pub fn run(args: ProbeArgs) -> Result<()> {
         seed: args.seed,
     };
     let (share, seed) = (args.labels, args.seed);
-    // What is kept for report and card is the run's own evaluation; a trial takes no result's place.
+    // What is kept for report and card is the run's own evaluation; a trial takes no result's
+    // place.
     let own = share == 1.0 && options == ProbeConfig::default();
     args.what.measure(own, |kind, _| {
         if share == 1.0 {

@@ -231,7 +231,8 @@ fn score(kind: Kind, config: &RunConfig) -> Result<Score> {
 /// networks' features.
 fn neighbours(data: &Data, untrained: &Kind, trained: &Kind) -> Result<Vec<Neighbours>> {
     const NEAR: usize = 6;
-    // Drawn images go through the classes in turn: one of every other class, as far as there are any.
+    // Drawn images go through the classes in turn: one of every other class, as far as there are
+    // any.
     let classes = data.test.num_classes()?.min(data.test.len());
     let queries: Vec<u64> = (0..classes as u64).step_by(2).collect();
     let pictures = |set: &ShardSet, mut wanted: Vec<u64>| -> Result<Vec<(u64, Sample)>> {

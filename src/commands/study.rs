@@ -86,7 +86,8 @@ pub fn run(args: StudyArgs) -> Result<()> {
     }
 }
 
-/// The first step of each of `rows`, also of those after one that fails; the first error ends the command.
+/// The first step of each of `rows`, also of those after one that fails; the first error ends the
+/// command.
 fn first_steps(study: &Study, rows: &[usize], batch: usize, json: bool) -> Result<()> {
     let (mut failed, mut first) = (0, None);
     for number in rows {

@@ -18,10 +18,12 @@ use crate::train::{ResumeFrom, RunOutputs, Summary, train_with};
 pub struct TrainArgs {
     #[command(flatten)]
     source: ConfigSource,
-    /// Training shards: a folder, a glob, a brace list, a manifest, URLs, or several joined by :: [data.train]
+    /// Training shards: a folder, a glob, a brace list, a manifest, URLs, or several joined by ::
+    /// [data.train]
     #[arg(long, value_name = "SHARDS")]
     data: Option<String>,
-    /// Labelled shards for evaluations: of knn, probe and linear, and every eval.knn_every epochs [data.val; default: none]
+    /// Labelled shards for evaluations: of knn, probe and linear, and every eval.knn_every epochs
+    /// [data.val; default: none]
     #[arg(long, value_name = "SHARDS")]
     val: Option<String>,
     /// The run's folder [train.dir; default: runs/default]
@@ -36,7 +38,8 @@ pub struct TrainArgs {
     /// Decides weights, order and views [train.seed; default: 0]
     #[arg(long)]
     seed: Option<u64>,
-    /// A torchvision or timm backbone to start from, .safetensors or .pth [train.init; default: none]
+    /// A torchvision or timm backbone to start from, .safetensors or .pth [train.init; default:
+    /// none]
     #[arg(long, value_name = "FILE")]
     init: Option<PathBuf>,
     /// Loader threads, 0 for one each core [data.threads; default: 0]
@@ -69,8 +72,8 @@ impl TrainArgs {
         }
     }
 
-    /// The effective configuration: of a run that is gone on with its own, under what the command line
-    /// says.
+    /// The effective configuration: of a run that is gone on with its own, under what the command
+    /// line says.
     fn config(&self) -> Result<RunConfig> {
         let mut source = self.source.clone();
         // RUN/checkpoints/step-N names its run, too.
@@ -104,7 +107,8 @@ impl TrainArgs {
     }
 }
 
-/// The biases' rate of a run that had one rate for all and is gone on with another one: RUN/config.toml has both spelled out.
+/// The biases' rate of a run that had one rate for all and is gone on with another one:
+/// RUN/config.toml has both spelled out.
 fn rate_of_biases(source: &ConfigSource) -> Result<Option<String>> {
     let given = |key: &str| {
         let pairs = source.set.iter().rev().filter_map(|pair| pair.split_once('='));

@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct AugmentConfig {
-    /// Where colours are changed and views blurred and solarized: `cpu`, by the loader's threads, or
-    /// `cuda`, on the CUDA device that trains. Decoding, crop, resize and flip are the loader's
+    /// Where colours are changed and views blurred and solarized: `cpu`, by the loader's threads,
+    /// or `cuda`, on the CUDA device that trains. Decoding, crop, resize and flip are the loader's
     /// either way, and so are the draws: the views are the same.
     pub device: AugmentDevice,
 }

@@ -17,10 +17,11 @@ const MOST_MB: u64 = 1 << 20;
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataConfig {
-    /// Training shards: a folder, a glob, a brace list, a manifest, URLs of them, or several of these joined by `::`.
+    /// Training shards: a folder, a glob, a brace list, a manifest, URLs of them, or several of
+    /// these joined by `::`.
     pub train: String,
-    /// Labelled shards for `knn`, `probe` and `linear`, and for kNN during training where `eval.knn_every` asks for
-    /// it; empty for none.
+    /// Labelled shards for `knn`, `probe` and `linear`, and for kNN during training where
+    /// `eval.knn_every` asks for it; empty for none.
     pub val: String,
     /// `global`, `window` or `none`.
     pub shuffle: ShuffleKind,
@@ -44,7 +45,8 @@ pub struct DataConfig {
     pub max_megapixels: u64,
     /// A folder where shards behind URLs are kept; several processes may share it. Empty for none.
     pub cache: String,
-    /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB 2^30.
+    /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB
+    /// 2^30.
     pub cache_size: String,
     /// How often a request to a server is repeated that failed; the waits between double.
     pub network_retries: u32,
@@ -67,7 +69,8 @@ impl DataConfig {
         }
     }
 
-    /// Checks each value by itself: of the loader, of `remote`, and the limit that zstd has its own bounds for.
+    /// Checks each value by itself: of the loader, of `remote`, and the limit that zstd has its own
+    /// bounds for.
     pub(super) fn check(&self) -> Result<()> {
         at_most("`data.threads`", self.threads, super::MOST_THREADS)?;
         at_most("`data.budget_mb`", self.budget_mb, MOST_MB)?;

@@ -16,7 +16,8 @@ pub struct CheckpointConfig {
     pub every_epochs: u64,
     /// Checkpoints that are kept.
     pub keep: usize,
-    /// `stop` ends the run when a checkpoint cannot be written, `warn` goes on; the last one must be written.
+    /// `stop` ends the run when a checkpoint cannot be written, `warn` goes on; the last one must
+    /// be written.
     pub on_error: OnCheckpointError,
 }
 

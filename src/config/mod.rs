@@ -40,7 +40,8 @@ pub const CONFIG_FILE: &str = "config.toml";
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub struct RunConfig {
-    /// The objective: `barlow`, the paper's, `infonce`, `ntxent`, `cosine`, `imax`, `simsiam`, `byol` or `moco`.
+    /// The objective: `barlow`, the paper's, `infonce`, `ntxent`, `cosine`, `imax`, `simsiam`,
+    /// `byol` or `moco`.
     pub method: Method,
     /// Shards and how they are read.
     pub data: DataConfig,
@@ -190,8 +191,8 @@ impl RunConfig {
         })
     }
 
-    /// The configuration of a loader that evaluates each sample once. A budget that was enough for training is enough: batches
-    /// have fewer images where it is small.
+    /// The configuration of a loader that evaluates each sample once. A budget that was enough for
+    /// training is enough: batches have fewer images where it is small.
     ///
     /// # Errors
     /// As [`ViewsConfig::views`].
@@ -244,7 +245,8 @@ impl RunConfig {
     }
 }
 
-/// Removes the `[loss]` of a configuration for another method: the options of one objective are not those of another.
+/// Removes the `[loss]` of a configuration for another method: the options of one objective are not
+/// those of another.
 pub(crate) fn drop_other_loss(table: &mut toml::Table, method: &str) {
     let its = table.get("method").and_then(toml::Value::as_str).map(str::to_owned);
     if its.unwrap_or_else(|| Method::default().0) != method {
@@ -260,7 +262,8 @@ fn read(file: Option<&Path>) -> Result<toml::Table> {
     table_of(&text, &path.display().to_string())
 }
 
-/// Bytes of the budget for two batches of `images`, each with these views in f32, and for what is fetched ahead of them.
+/// Bytes of the budget for two batches of `images`, each with these views in f32, and for what is
+/// fetched ahead of them.
 pub(crate) fn room_for(views: &[ViewConfig], images: usize) -> u64 {
     let view = |view: &ViewConfig| {
         let (height, width) = view.out_size();

@@ -2,8 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 
-/// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string. Of a section each key that it has
-/// is put, and the others stay; an empty one leaves nothing of it.
+/// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string. Of a section
+/// each key that it has is put, and the others stay; an empty one leaves nothing of it.
 pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
     let mut values = leaves(pair)?;
     if values.is_empty() {

@@ -24,11 +24,11 @@ pub struct TrainConfig {
     /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
     /// for random weights.
     pub init: PathBuf,
-    /// `cpu`, `cuda:N`, or `auto`: the first CUDA device where there is one, else the CPU. CUDA wants a
-    /// build with the feature `cuda` and a device of compute capability 8.0 or newer.
+    /// `cpu`, `cuda:N`, or `auto`: the first CUDA device where there is one, else the CPU. CUDA
+    /// wants a build with the feature `cuda` and a device of compute capability 8.0 or newer.
     pub device: String,
-    /// Element type of activations and factors: `f32`, or `bf16` on a CUDA device. Weights, statistics
-    /// and sums are f32 either way.
+    /// Element type of activations and factors: `f32`, or `bf16` on a CUDA device. Weights,
+    /// statistics and sums are f32 either way.
     pub precision: Precision,
     /// On a CUDA device, only algorithms that give the same bits each time, in any process: not the
     /// fastest. The CPU always does.
@@ -41,8 +41,9 @@ pub struct TrainConfig {
     pub log_every: u64,
     /// Write event files for TensorBoard into the run's folder.
     pub tensorboard: bool,
-    /// When the loss or a gradient is not finite the step is taken back: `stop` ends the run and sets the state before it
-    /// aside, `rewind` goes on with the next batch, at most ten times in a row.
+    /// When the loss or a gradient is not finite the step is taken back: `stop` ends the run and
+    /// sets the state before it aside, `rewind` goes on with the next batch, at most ten times in a
+    /// row.
     pub on_nan: OnNan,
     /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
     pub diagnose_every: u64,

@@ -81,8 +81,8 @@ impl Source {
         self.encode("trained network", &mut net)
     }
 
-    /// Features of a network of the same shape with the random weights of `train.seed`: what a run begins with
-    /// that is given no others (`train.init`, `bt-stream import`).
+    /// Features of a network of the same shape with the random weights of `train.seed`: what a run
+    /// begins with that is given no others (`train.init`, `bt-stream import`).
     ///
     /// # Errors
     /// Unreadable samples.
@@ -155,8 +155,8 @@ pub fn progress(total: u64, name: &str) -> Result<ProgressBar> {
 }
 
 impl Kind {
-    /// The accuracies that `knn` and `probe` ask for. Takes the features, which kNN normalises where they are,
-    /// after the probe has seen them as they were.
+    /// The accuracies that `knn` and `probe` ask for. Takes the features, which kNN normalises
+    /// where they are, after the probe has seen them as they were.
     ///
     /// # Errors
     /// Missing labels, or options out of range.

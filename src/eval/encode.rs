@@ -105,8 +105,9 @@ pub fn pixel_features(set: &Arc<ShardSet>, config: LoaderConfig) -> Result<(Feat
     Ok((raw.context("the set holds no samples")?, histograms))
 }
 
-/// Every batch of the set in order, with the places in it whose samples are their own: where the loader
-/// put another sample in place of a bad one (`data.on_bad`), that is left out here, and said.
+/// Every batch of the set in order, with the places in it whose samples are their own: where the
+/// loader put another sample in place of a bad one (`data.on_bad`), that is left out here, and
+/// said.
 fn each_batch(
     set: &Arc<ShardSet>,
     config: LoaderConfig,

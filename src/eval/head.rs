@@ -1,5 +1,5 @@
-//! A linear classifier and its SGD, by hand: what learns on frozen features, beside the training of the
-//! network or after it.
+//! A linear classifier and its SGD, by hand: what learns on frozen features, beside the training of
+//! the network or after it.
 
 use std::collections::HashMap;
 

@@ -32,8 +32,8 @@ impl Default for KnnConfig {
     }
 }
 
-/// Share (0 to 1) of `queries` whose class the neighbours in `references` find. Takes both, to normalise them
-/// where they are: those of ImageNet are 10 GB.
+/// Share (0 to 1) of `queries` whose class the neighbours in `references` find. Takes both, to
+/// normalise them where they are: those of ImageNet are 10 GB.
 ///
 /// # Errors
 /// When labels are missing, values are not finite, the dimensions differ or an

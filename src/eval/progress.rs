@@ -1,5 +1,5 @@
-//! What a long evaluation goes on from when its process ended: a safetensors file, replaced after each
-//! epoch, that says of which evaluation it is.
+//! What a long evaluation goes on from when its process ended: a safetensors file, replaced after
+//! each epoch, that says of which evaluation it is.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

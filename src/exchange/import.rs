@@ -1,4 +1,5 @@
-//! Weights that torchvision, timm, or other programs for self-supervised learning saved, as a network of ours.
+//! Weights that torchvision, timm, or other programs for self-supervised learning saved, as a
+//! network of ours.
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -13,8 +14,8 @@ use crate::model::{Arch, ModelConfig, Stem};
 /// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.
 const WRAPPERS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
 
-/// The tensors of a safetensors file, or of one that `torch.save` wrote (`.pth`, `.pt`, `.bin`, `.ckpt`, `.tar`): a state
-/// dict, or a dict that has one under a usual name.
+/// The tensors of a safetensors file, or of one that `torch.save` wrote (`.pth`, `.pt`, `.bin`,
+/// `.ckpt`, `.tar`): a state dict, or a dict that has one under a usual name.
 ///
 /// # Errors
 /// A file that is neither.
@@ -39,8 +40,8 @@ pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
     Ok(bare.with_context(context)?.into_iter().collect())
 }
 
-/// Runs candle's reader of pickles, which panics on some that `torch.save` never wrote: an error like any other, without the
-/// panic's own words.
+/// Runs candle's reader of pickles, which panics on some that `torch.save` never wrote: an error
+/// like any other, without the panic's own words.
 fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<T> {
     // The hook is the process's. Two who take it at once would each leave what the other put there.
     static HOOK: Mutex<()> = Mutex::new(());
@@ -56,8 +57,8 @@ fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Res
 /// The tensor that a backbone begins with.
 const STEM: &str = "conv1.weight";
 
-/// The backbone among `tensors`, under torchvision's names: those behind `prefix`, or, without one, behind the only prefix
-/// that a backbone stands behind (`backbone.`, `module.`, ...).
+/// The backbone among `tensors`, under torchvision's names: those behind `prefix`, or, without one,
+/// behind the only prefix that a backbone stands behind (`backbone.`, `module.`, ...).
 ///
 /// # Errors
 /// No backbone there; several, which the message names.
@@ -112,7 +113,8 @@ fn quoted(names: &[String]) -> String {
     names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
 }
 
-/// Whether torchvision's backbone has such a tensor: not the projector that some put in the classifier's place.
+/// Whether torchvision's backbone has such a tensor: not the projector that some put in the
+/// classifier's place.
 fn is_backbones(name: &str) -> bool {
     ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
         .iter()

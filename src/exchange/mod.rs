@@ -94,8 +94,8 @@ pub fn export_safetensors(net: &mut TwinNet, path: &Path) -> Result<()> {
     write_safetensors(net.backbone_state_dict()?, path)
 }
 
-/// As [`export_safetensors`], with the classifier `fc` on it, its weight `[classes, features]` and then
-/// its bias `[classes]`: torchvision's whole network of as many classes.
+/// As [`export_safetensors`], with the classifier `fc` on it, its weight `[classes, features]` and
+/// then its bias `[classes]`: torchvision's whole network of as many classes.
 ///
 /// # Errors
 /// As [`export_safetensors`].

@@ -1,5 +1,5 @@
-//! Whole steps on the emulated device against the CPU engine: layers, network, loss, optimizer, teacher
-//! and what a recorded step may do, with nothing of the GPU's but its libraries left out.
+//! Whole steps on the emulated device against the CPU engine: layers, network, loss, optimizer,
+//! teacher and what a recorded step may do, with nothing of the GPU's but its libraries left out.
 
 use std::sync::Arc;
 
@@ -59,8 +59,8 @@ fn run(
 ) -> Outcome {
     let objective = loss::build(method, options).unwrap();
     let mut learner = Learner::build(model, objective, 1, &Device::Cpu).unwrap();
-    // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding errors; its
-    // kernel has tests of its own.
+    // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding
+    // errors; its kernel has tests of its own.
     let config = OptimConfig { optimizer, weight_decay: 1e-2, eps: 1.0, ..Default::default() };
     let mut optimizer = config.build().unwrap();
     let mut losses = Vec::new();
@@ -198,7 +198,8 @@ fn check_forward_only(model: &ModelConfig, what: &str) {
     };
     assert_eq!(state(&mut trained.1), state(&mut followed.1), "{what}: running statistics");
     assert!(followed.1.last_features().is_err(), "{what}: the features are kept");
-    // A block has four activations at a time, the largest in a network's first; all of them are 16 x that.
+    // A block has four activations at a time, the largest in a network's first; all of them are 16
+    // x that.
     let largest = 2 * BATCH * 32 * 32 * model.width;
     assert!(followed.1.kept() < 8 * largest, "{what}: {} for {largest}", followed.1.kept());
     let grad = storage::zeros((2 * BATCH, followed.1.embedding_dim()), &Device::Cpu).unwrap();

@@ -134,8 +134,8 @@ impl Learner {
         &mut self.net
     }
 
-    /// Takes the backbone's weights from `tensors`, in torchvision's names; a teacher becomes a copy
-    /// of the network again. For before the first step.
+    /// Takes the backbone's weights from `tensors`, in torchvision's names; a teacher becomes a
+    /// copy of the network again. For before the first step.
     ///
     /// # Errors
     /// Names the tensor that is missing, unexpected or of another shape.
@@ -194,9 +194,9 @@ impl Learner {
         Ok(self.objective.evaluate(&seen.on_host()?)?)
     }
 
-    /// The batch's loss with every gradient set, and what of it is not finite: all of a step before the
-    /// optimizer. Moves nothing that [`Learner::take_back`] does not undo, if [`Learner::remember`] was
-    /// asked before.
+    /// The batch's loss with every gradient set, and what of it is not finite: all of a step before
+    /// the optimizer. Moves nothing that [`Learner::take_back`] does not undo, if
+    /// [`Learner::remember`] was asked before.
     ///
     /// # Errors
     /// When `images` is of another form; what the device says.

@@ -18,7 +18,8 @@ use crate::optim::Table;
 /// Elements that one thread looks at.
 const CHUNK: usize = 1 << 16;
 
-/// The running statistics of every BatchNorm layer, and what they were before a step, where the network is.
+/// The running statistics of every BatchNorm layer, and what they were before a step, where the
+/// network is.
 #[derive(Default)]
 pub(super) struct Statistics {
     /// All of them, and the copy; `None` without such layers.

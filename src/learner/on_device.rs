@@ -1,8 +1,8 @@
 //! The gradients of a step on a device: asked for as a whole, so that the host can see to the next
 //! batch meanwhile, and recorded once, so that later steps are asked for with one call.
 //!
-//! That goes for objectives that a device computes by itself ([`Objective::on_device`]) and that want
-//! neither predictor nor teacher. Others go part by part, their loss on the CPU.
+//! That goes for objectives that a device computes by itself ([`Objective::on_device`]) and that
+//! want neither predictor nor teacher. Others go part by part, their loss on the CPU.
 //!
 //! [`Objective::on_device`]: crate::loss::Objective::on_device
 
@@ -16,8 +16,8 @@ use crate::nn::cuda::Replay;
 use crate::nn::{Engine, storage};
 use crate::optim::Table;
 
-/// Steps that are done call by call before one is recorded: by then every algorithm is chosen and every
-/// buffer made.
+/// Steps that are done call by call before one is recorded: by then every algorithm is chosen and
+/// every buffer made.
 const WARM_UP: u32 = 3;
 
 /// Steps on one batch's memory after which `engine` takes the same time for each: where a device
@@ -51,8 +51,8 @@ struct Recorded {
 
 impl Learner {
     /// Begins to compute the batch's loss with every gradient, where the device can do all of it;
-    /// [`Learner::finish`] waits for it. Images, `[2 * batch, H, W, C]`, must stay as they are until then.
-    /// False where it cannot: nothing has happened.
+    /// [`Learner::finish`] waits for it. Images, `[2 * batch, H, W, C]`, must stay as they are
+    /// until then. False where it cannot: nothing has happened.
     ///
     /// # Errors
     /// When `images` is of another form; what the device says.

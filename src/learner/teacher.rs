@@ -53,7 +53,8 @@ impl Teacher {
     }
 
     /// Embeddings `[2 * batch, D]`, each view with its own batch statistics, as the network's. Its
-    /// running statistics are its own; no gradient comes back, so that its activations are not kept.
+    /// running statistics are its own; no gradient comes back, so that its activations are not
+    /// kept.
     ///
     /// # Errors
     /// When `images` is of another form.

@@ -159,10 +159,10 @@ impl BarlowConfig {
 /// Whether sums over C and products with it go by the Gram matrices.
 ///
 /// Multiplications: 4 n^2 d through the Gram matrices, 3 n d^2 through C. The margin also keeps the
-/// subtraction of the diagonal well conditioned where the diagonal's entries are alike: C's rank is below
-/// n, so that the sum off the diagonal is at least a third of the diagonal's. Where one dimension alone
-/// is alive nothing is off the diagonal, and what the subtraction leaves is rounding: about 1e-7 of the
-/// diagonal's sum, in gradients too.
+/// subtraction of the diagonal well conditioned where the diagonal's entries are alike: C's rank is
+/// below n, so that the sum off the diagonal is at least a third of the diagonal's. Where one
+/// dimension alone is alive nothing is off the diagonal, and what the subtraction leaves is
+/// rounding: about 1e-7 of the diagonal's sum, in gradients too.
 pub(crate) fn prefer_gram(batch: usize, dim: usize) -> bool {
     4 * batch <= 3 * dim
 }
@@ -273,8 +273,8 @@ impl DeviceObjective for OnDevice {
     }
 }
 
-/// The loss of equation 1 (or the symmetric ablation that `config` asks for) at the embeddings `z_a` and
-/// `z_b`, both `[batch, dim]`, with its gradients.
+/// The loss of equation 1 (or the symmetric ablation that `config` asks for) at the embeddings
+/// `z_a` and `z_b`, both `[batch, dim]`, with its gradients.
 ///
 /// C itself is not formed where that is slower; see [`cross_correlation`].
 ///

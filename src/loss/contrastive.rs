@@ -31,7 +31,8 @@ pub(crate) fn softmax_rows(
             let similarity = f64::from(row[positive]) * inverse_t;
             row[skip] = f32::NEG_INFINITY;
             let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // Kept apart from the other terms: adding a dominant positive first would round their sum away.
+            // Kept apart from the other terms: adding a dominant positive first would round their
+            // sum away.
             let own = match positive == skip {
                 true => 0.0,
                 false => (similarity - f64::from(max) * inverse_t).exp(),

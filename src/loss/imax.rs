@@ -120,11 +120,13 @@ fn log_det_covariance(x: &[f64], dim: usize, ridge: f64) -> Result<(f64, Vec<f64
     for i in 0..size {
         m[i * size + i] += ridge;
     }
-    // Embeddings that are not finite make a loss that is none, as with every objective; it is no want of a ridge.
+    // Embeddings that are not finite make a loss that is none, as with every objective; it is no
+    // want of a ridge.
     if (0..size).any(|i| !m[i * size + i].is_finite()) {
         return Ok((f64::NAN, vec![0.0; x.len()]));
     }
-    // As many centred samples as dimensions leave one without variance; rounding could give it some.
+    // As many centred samples as dimensions leave one without variance; rounding could give it
+    // some.
     let singular = ridge == 0.0 && batch <= dim;
     let log_det = if singular { None } else { cholesky_inverse(&mut m, size) };
     let Some(log_det) = log_det else {

@@ -9,8 +9,8 @@
 //! Keys and queue are fixed; after the step the keys take the place of the oldest in the queue,
 //! which starts with random directions, as the authors' does. Queries are those of view a alone,
 //! as in the authors' code; the twin batch holds both views of each sample, so that with
-//! `symmetric = true` both directions count (as in MoCo v3), at twice the cost. Keys are not shuffled
-//! before BatchNorm: on one device there are no others' batches to shuffle them into.
+//! `symmetric = true` both directions count (as in MoCo v3), at twice the cost. Keys are not
+//! shuffled before BatchNorm: on one device there are no others' batches to shuffle them into.
 
 use std::collections::HashMap;
 

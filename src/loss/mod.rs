@@ -102,8 +102,8 @@ pub trait Objective: Send {
         Ok(None)
     }
 
-    /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`]; `seen` is where
-    /// the network computes.
+    /// Takes what the next step depends on (a queue of keys), after [`Objective::evaluate`]; `seen`
+    /// is where the network computes.
     ///
     /// # Errors
     ///
@@ -130,8 +130,8 @@ pub trait Objective: Send {
 
 /// An objective's arithmetic on a device.
 pub trait DeviceObjective: Send {
-    /// Asks for the loss of `z`, `[2 * batch, dim]` with view a first, and for its gradient in `grad`.
-    /// Neither waits nor allocates.
+    /// Asks for the loss of `z`, `[2 * batch, dim]` with view a first, and for its gradient in
+    /// `grad`. Neither waits nor allocates.
     ///
     /// # Errors
     /// What the device says.

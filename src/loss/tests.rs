@@ -58,7 +58,8 @@ fn golden_objective(name: &str, lambda: f64, temperature: f64) -> Box<dyn Object
     .unwrap()
 }
 
-/// What is less is nothing: NT-Xent's loss and gradients where a low temperature tells all samples apart.
+/// What is less is nothing: NT-Xent's loss and gradients where a low temperature tells all samples
+/// apart.
 const SMALLEST: f64 = 1e-6;
 
 #[test]

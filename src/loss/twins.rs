@@ -1,5 +1,5 @@
-//! What Barlow Twins' losses share: both views' normalised embeddings, C's diagonal, and products with C by the
-//! shorter of two ways (see [`super::barlow`]).
+//! What Barlow Twins' losses share: both views' normalised embeddings, C's diagonal, and products
+//! with C by the shorter of two ways (see [`super::barlow`]).
 
 use rayon::prelude::*;
 

@@ -24,8 +24,8 @@ pub(super) fn lines_of(text: &[u8]) -> impl Iterator<Item = &str> {
     text.split(|&byte| byte == b'\n').filter_map(|line| std::str::from_utf8(line).ok())
 }
 
-/// Moves the lines of steps after `step` to [`ASIDE_METRICS_FILE`], behind those that are there already, and returns how
-/// many there were: the run will not come by these steps as it did.
+/// Moves the lines of steps after `step` to [`ASIDE_METRICS_FILE`], behind those that are there
+/// already, and returns how many there were: the run will not come by these steps as it did.
 ///
 /// # Errors
 /// When a file cannot be read or written.

@@ -119,17 +119,19 @@ pub struct ModelConfig {
     pub arch: Arch,
     /// Channels of the stem and of the first layer; the others double it.
     pub width: usize,
-    /// How the backbone begins: `imagenet` with a 7 x 7 convolution of stride 2 and a max pool, `cifar` with a 3 x 3 one and
-    /// no pool.
+    /// How the backbone begins: `imagenet` with a 7 x 7 convolution of stride 2 and a max pool,
+    /// `cifar` with a 3 x 3 one and no pool.
     pub stem: Stem,
-    /// Initialise the scale of each block's last BatchNorm to zero, so that blocks begin as identities.
+    /// Initialise the scale of each block's last BatchNorm to zero, so that blocks begin as
+    /// identities.
     pub zero_init: bool,
     /// Widths of the projector.
     pub projector: ProjectorWidths,
-    /// Whether BatchNorm stands between the projector's layers; without it they have biases, which begin at zero.
+    /// Whether BatchNorm stands between the projector's layers; without it they have biases, which
+    /// begin at zero.
     pub projector_batch_norm: bool,
-    /// Whether BatchNorm (without scale and shift, without ReLU) ends the projector, as in SimSiam and
-    /// MoCo v3. Barlow Twins normalises in its loss instead.
+    /// Whether BatchNorm (without scale and shift, without ReLU) ends the projector, as in SimSiam
+    /// and MoCo v3. Barlow Twins normalises in its loss instead.
     pub projector_output_norm: bool,
 }
 
@@ -153,8 +155,8 @@ impl ModelConfig {
         self.width * 8 * self.arch.expansion()
     }
 
-    /// Values that a training pass keeps of one view of (height, width) until its backward pass, to within a quarter: the
-    /// output of each convolution and of the BatchNorm behind it.
+    /// Values that a training pass keeps of one view of (height, width) until its backward pass, to
+    /// within a quarter: the output of each convolution and of the BatchNorm behind it.
     pub fn activations(&self, (height, width): (usize, usize)) -> u64 {
         let halved = |(h, w): (usize, usize)| (h.div_ceil(2), w.div_ceil(2));
         let values = |channels: usize, (h, w): (usize, usize)| 2 * (channels * h * w) as u64;

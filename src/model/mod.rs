@@ -1,4 +1,5 @@
-//! The twin network: backbone (ResNet) and projector; the predictor that some objectives put behind it.
+//! The twin network: backbone (ResNet) and projector; the predictor that some objectives put behind
+//! it.
 
 mod config;
 mod graph;

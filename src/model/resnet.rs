@@ -77,7 +77,8 @@ impl Block {
         }
         for before in layers {
             layer.conv.backward_weight(&d)?;
-            // The layer before does not need its output, this one's input, where that is taken over.
+            // The layer before does not need its output, this one's input, where that is taken
+            // over.
             let dx = ws.take_over(layer.conv.input()?)?;
             layer.conv.backward_input(&d, &dx, false)?;
             before.norm.backward(&dx, None)?;
@@ -94,7 +95,8 @@ impl Block {
                 down.conv.backward_weight(&dout)?;
                 // The block's input: both convolutions' weights have their gradients.
                 let dx = ws.take_over(layer.conv.input()?)?;
-                // The cheaper one to add where the other was written: a bottleneck's is a plain product.
+                // The cheaper one to add where the other was written: a bottleneck's is a plain
+                // product.
                 down.conv.backward_input(&dout, &dx, false)?;
                 layer.conv.backward_input(&d, &dx, true)?;
                 ws.put_back(dout);

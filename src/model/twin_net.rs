@@ -32,9 +32,9 @@ pub struct TwinNet {
 }
 
 impl TwinNet {
-    /// A network initialised as PyTorch and torchvision would (not the same numbers), but that biases, which a projector without
-    /// BatchNorm has, begin at zero: Kaiming normal
-    /// with fan out for convolutions, uniform within 1 / sqrt(in) for linear layers, BatchNorm 1 and 0.
+    /// A network initialised as PyTorch and torchvision would (not the same numbers), but that
+    /// biases, which a projector without BatchNorm has, begin at zero: Kaiming normal with fan out
+    /// for convolutions, uniform within 1 / sqrt(in) for linear layers, BatchNorm 1 and 0.
     ///
     /// # Errors
     /// When the configuration has a width of 0, or the device cannot allocate.
@@ -123,10 +123,10 @@ impl TwinNet {
         self.config.embedding_dim()
     }
 
-    /// Images `[N, H, W, 3]` to embeddings `[N, D]` in training mode; keeps what [`TwinNet::backward`]
-    /// needs. `groups` equal, contiguous parts of the batch get BatchNorm statistics of their own, in
-    /// order: with 2 groups, view a's images first, the result is that of two passes. The embeddings
-    /// live in a buffer that the next pass overwrites.
+    /// Images `[N, H, W, 3]` to embeddings `[N, D]` in training mode; keeps what
+    /// [`TwinNet::backward`] needs. `groups` equal, contiguous parts of the batch get BatchNorm
+    /// statistics of their own, in order: with 2 groups, view a's images first, the result is that
+    /// of two passes. The embeddings live in a buffer that the next pass overwrites.
     ///
     /// # Errors
     /// When `images` is of another form or does not split into `groups`.
@@ -303,8 +303,8 @@ impl TwinNet {
         self.renew_halves()
     }
 
-    /// Loads the backbone alone, from torchvision's names (the classifier, `fc`, is passed over) or from
-    /// a twin network's (its projector is passed over). On an error nothing has changed.
+    /// Loads the backbone alone, from torchvision's names (the classifier, `fc`, is passed over) or
+    /// from a twin network's (its projector is passed over). On an error nothing has changed.
     ///
     /// # Errors
     /// As [`TwinNet::load_state_dict`].

@@ -95,8 +95,8 @@ impl BatchNorm {
         })
     }
 
-    /// Makes the running statistics of `layers`, all of one device, parts of one tensor, which it returns:
-    /// who keeps a copy of them copies once. For before anything was recorded of a pass.
+    /// Makes the running statistics of `layers`, all of one device, parts of one tensor, which it
+    /// returns: who keeps a copy of them copies once. For before anything was recorded of a pass.
     ///
     /// # Errors
     /// When the device cannot allocate.
@@ -121,8 +121,8 @@ impl BatchNorm {
         &self.name
     }
 
-    /// Normalises `x`, `[.., C]`, adds `residual` (of the same shape), applies ReLU. In evaluation the
-    /// running statistics are used and nothing is kept.
+    /// Normalises `x`, `[.., C]`, adds `residual` (of the same shape), applies ReLU. In evaluation
+    /// the running statistics are used and nothing is kept.
     ///
     /// # Errors
     /// When shapes do not fit, or a group has but one value a channel in training.
@@ -192,10 +192,10 @@ impl BatchNorm {
         Ok(())
     }
 
-    /// Sets the parameters' gradients from `dout`, the output's, and writes the input's to `dx`; without
-    /// `dx` in place over `dout`. With `dx`, `dout` afterwards holds the residual's gradient: itself,
-    /// masked by the ReLU. On a device `dx` may be the input itself ([`Workspace::take_over`]), which ends
-    /// what this layer keeps.
+    /// Sets the parameters' gradients from `dout`, the output's, and writes the input's to `dx`;
+    /// without `dx` in place over `dout`. With `dx`, `dout` afterwards holds the residual's
+    /// gradient: itself, masked by the ReLU. On a device `dx` may be the input itself
+    /// ([`Workspace::take_over`]), which ends what this layer keeps.
     ///
     /// # Errors
     /// Without a forward pass in training mode before, or when shapes do not fit; on the CPU when `dx` or

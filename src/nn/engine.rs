@@ -1,11 +1,12 @@
 //! Where a network's arithmetic runs, and in which precision.
 //!
-//! Layers, parameters and workspaces are made for a candle device and ask [`Engine::of`] what it can
-//! do. The CPU computes in f32 by [`super::cpu`]. A CUDA device is opened once per process, by
-//! [`Engine::open`]; from then on everything on it goes through its [`Backend`], which knows nothing of
-//! precision and other options. Those are the engine's: a device that is opened again with others gives
-//! another engine over the same backend, and what was made before keeps its own. Opened devices are the
-//! process's only shared state beside rayon's threads: so is the driver's context that they stand for.
+//! Layers, parameters and workspaces are made for a candle device and ask [`Engine::of`] what it
+//! can do. The CPU computes in f32 by [`super::cpu`]. A CUDA device is opened once per process, by
+//! [`Engine::open`]; from then on everything on it goes through its [`Backend`], which knows
+//! nothing of precision and other options. Those are the engine's: a device that is opened again
+//! with others gives another engine over the same backend, and what was made before keeps its own.
+//! Opened devices are the process's only shared state beside rayon's threads: so is the driver's
+//! context that they stand for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
@@ -18,9 +19,10 @@ use super::cuda::kernels::elementwise;
 use super::cuda::{Backend, Profiler};
 use super::storage;
 
-/// Element type of activations and of the factors of products. Weights, statistics and sums are f32 either
-/// way, and so are gradients of weights, but for convolutions larger than 1 x 1: in bfloat16 theirs is
-/// rounded to it once, or with each part of a batch that is split, before it is kept in f32.
+/// Element type of activations and of the factors of products. Weights, statistics and sums are f32
+/// either way, and so are gradients of weights, but for convolutions larger than 1 x 1: in bfloat16
+/// theirs is rounded to it once, or with each part of a batch that is split, before it is kept in
+/// f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
@@ -90,8 +92,8 @@ impl Engine {
         }
     }
 
-    /// Opens CUDA device `number`, or takes it as it is open already. What is made for it from now on
-    /// computes as `options` say; layers and workspaces that there are go on as they were made.
+    /// Opens CUDA device `number`, or takes it as it is open already. What is made for it from now
+    /// on computes as `options` say; layers and workspaces that there are go on as they were made.
     ///
     /// # Errors
     /// A build without the feature `cuda`, no driver or device, a library that is missing.
@@ -169,7 +171,8 @@ impl Engine {
         self.backend().map_or(Ok(()), |backend| backend.wait())
     }
 
-    /// Most bytes in use at a time: of the device, or of the process (0 where the system does not tell).
+    /// Most bytes in use at a time: of the device, or of the process (0 where the system does not
+    /// tell).
     pub fn peak_bytes(&self) -> u64 {
         match self.backend() {
             Some(backend) => backend.peak_bytes(),
@@ -177,7 +180,8 @@ impl Engine {
         }
     }
 
-    /// Lets [`Engine::peak_bytes`] begin anew where the system allows it, so that what came before is not counted.
+    /// Lets [`Engine::peak_bytes`] begin anew where the system allows it, so that what came before
+    /// is not counted.
     pub fn forget_peak(&self) {
         match self.backend() {
             Some(backend) => backend.forget_peak(),
@@ -202,7 +206,8 @@ impl Engine {
         self.converted(x, DType::F32, slot)
     }
 
-    /// `x`, an f32 tensor of the CPU's or of this device's, on this device: itself, or a copy in `slot`.
+    /// `x`, an f32 tensor of the CPU's or of this device's, on this device: itself, or a copy in
+    /// `slot`.
     ///
     /// # Errors
     /// What the device says.

@@ -1,15 +1,16 @@
 //! Layers with explicit forward and backward passes.
 //!
-//! Activations are contiguous NHWC `f32` tensors; a convolution's weight is O,KH,KW,I. In training a
-//! layer keeps its output (a buffer of its own, reused by the next step) and what its backward pass
-//! needs; activations of passes that no backward pass follows ([`Mode`]), gradients and outputs that no
-//! backward pass reads come from a [`Workspace`] and go back to it, and on a device most gradients lie
-//! where a dead activation was ([`Workspace::take_over`]). Scratch is a layer's or a thread's and kept. So
-//! the steady state of training allocates nothing but handles of tensors.
+//! Activations are contiguous NHWC `f32` tensors; a convolution's weight is O,KH,KW,I. In training
+//! a layer keeps its output (a buffer of its own, reused by the next step) and what its backward
+//! pass needs; activations of passes that no backward pass follows ([`Mode`]), gradients and
+//! outputs that no backward pass reads come from a [`Workspace`] and go back to it, and on a device
+//! most gradients lie where a dead activation was ([`Workspace::take_over`]). Scratch is a layer's
+//! or a thread's and kept. So the steady state of training allocates nothing but handles of
+//! tensors.
 //!
-//! On a CUDA device activations may be `bf16` ([`Precision`]); parameters and their gradients are `f32`
-//! everywhere. A layer asks its [`Engine`] who computes: [`cpu`] holds the CPU's arithmetic, [`cuda`]
-//! that of devices that run kernels.
+//! On a CUDA device activations may be `bf16` ([`Precision`]); parameters and their gradients are
+//! `f32` everywhere. A layer asks its [`Engine`] who computes: [`cpu`] holds the CPU's arithmetic,
+//! [`cuda`] that of devices that run kernels.
 
 pub mod avg_pool;
 pub mod batch_norm;

@@ -117,8 +117,8 @@ pub fn reuse(
     }
 }
 
-/// Where a contiguous tensor's elements lie, for a [`super::cuda::Backend`] that runs on its device.
-/// The tensor must outlive what is done with them.
+/// Where a contiguous tensor's elements lie, for a [`super::cuda::Backend`] that runs on its
+/// device. The tensor must outlive what is done with them.
 ///
 /// # Errors
 /// When the tensor is not contiguous.

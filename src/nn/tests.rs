@@ -103,7 +103,8 @@ fn linear_gradients_are_the_derivatives() -> Result<()> {
     check("dX", &x, &dx, 0.5, 1e-4, &mut objective)
 }
 
-/// BatchNorm with groups, residual and ReLU. The random inputs keep clear of ReLU's kink at this step.
+/// BatchNorm with groups, residual and ReLU. The random inputs keep clear of ReLU's kink at this
+/// step.
 #[test]
 fn batch_norm_gradients_are_the_derivatives() -> Result<()> {
     for (shape, groups, relu, residual) in [

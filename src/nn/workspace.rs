@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 
 use super::{Engine, storage};
 
-/// Buffers kept for reuse: more than a network has sizes of activations, twice. The largest are kept.
+/// Buffers kept for reuse: more than a network has sizes of activations, twice. The largest are
+/// kept.
 const KEPT: usize = 24;
 
 /// What a pass through the network is for.
@@ -78,8 +79,8 @@ impl Workspace {
         self.mode != Mode::Evaluation
     }
 
-    /// How often memory of an earlier pass was let go of: what was captured of that pass must not be
-    /// replayed when it has changed.
+    /// How often memory of an earlier pass was let go of: what was captured of that pass must not
+    /// be replayed when it has changed.
     pub fn generation(&self) -> u64 {
         self.generation
     }
@@ -95,9 +96,9 @@ impl Workspace {
     fn take_of(&mut self, shape: &[usize], dtype: DType) -> Result<Tensor> {
         self.check_cancelled()?;
         let len: usize = shape.iter().product();
-        // A stage's gradients are half those of the stage before: in a buffer for those, they would keep
-        // it from them. On a device gradients lie over dead activations, and the little that is taken may
-        // lie in a larger buffer.
+        // A stage's gradients are half those of the stage before: in a buffer for those, they would
+        // keep it from them. On a device gradients lie over dead activations, and the little that
+        // is taken may lie in a larger buffer.
         let most = if self.engine.backend().is_some() { 9 * len } else { 2 * len };
         let fits = |t: &Tensor| (len..most).contains(&t.elem_count()) && t.dtype() == dtype;
         let smallest = (0..self.free.len())
@@ -112,9 +113,10 @@ impl Workspace {
         Ok(part)
     }
 
-    /// A tensor in place of `dead`, a layer's own that nobody reads again until the next pass writes it,
-    /// but for a kernel that writes each element after reading it: on a device its memory, else as
-    /// [`Workspace::take`]. On a device activations fill the memory, and their gradients need none.
+    /// A tensor in place of `dead`, a layer's own that nobody reads again until the next pass
+    /// writes it, but for a kernel that writes each element after reading it: on a device its
+    /// memory, else as [`Workspace::take`]. On a device activations fill the memory, and their
+    /// gradients need none.
     ///
     /// # Errors
     /// As [`Workspace::take`].
@@ -203,8 +205,8 @@ impl Workspace {
         self.free.iter().map(Tensor::elem_count).sum()
     }
 
-    /// Notes that a pass of another shape or mode comes between: layers then make buffers of their own
-    /// anew, and what was captured must not be replayed.
+    /// Notes that a pass of another shape or mode comes between: layers then make buffers of their
+    /// own anew, and what was captured must not be replayed.
     pub fn invalidate_recordings(&mut self) {
         self.generation += 1;
     }

@@ -116,7 +116,8 @@ pub struct OptimConfig {
     pub eta: f64,
     /// LARS: never raise a layer's rate above the learning rate (solo-learn's option).
     pub clip_lr: bool,
-    /// The predictor keeps the rates after warm-up from the first step to the last (SimSiam's `fix_pred_lr`).
+    /// The predictor keeps the rates after warm-up from the first step to the last (SimSiam's
+    /// `fix_pred_lr`).
     pub constant_predictor: bool,
     /// AdamW: decay rates of the two moments.
     pub betas: [f64; 2],

@@ -1,4 +1,5 @@
-//! Optimizers on a device: every parameter in a few launches, the rates of a step from a small buffer.
+//! Optimizers on a device: every parameter in a few launches, the rates of a step from a small
+//! buffer.
 
 use std::sync::Arc;
 
@@ -15,7 +16,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// The table of `params` and, one list for each kind, the tensors that an optimizer keeps of them.
+    /// The table of `params` and, one list for each kind, the tensors that an optimizer keeps of
+    /// them.
     ///
     /// # Errors
     /// When the device cannot allocate.

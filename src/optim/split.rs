@@ -7,8 +7,8 @@ use candle_core::{Result, Tensor};
 use super::Optimizer;
 use crate::nn::Param;
 
-/// Two optimizers of one kind: parameters whose names begin with `prefix` always move with `rates` (of weights, of biases),
-/// the others as [`Optimizer::step`] is told.
+/// Two optimizers of one kind: parameters whose names begin with `prefix` always move with `rates`
+/// (of weights, of biases), the others as [`Optimizer::step`] is told.
 pub struct Split {
     rest: Box<dyn Optimizer>,
     constant: Box<dyn Optimizer>,

@@ -41,11 +41,12 @@ const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 36.0;
 
-/// Columns of the drawing of which a line keeps its extremes: two for each unit, as a page that is twice
-/// as wide has pixels.
+/// Columns of the drawing of which a line keeps its extremes: two for each unit, as a page that is
+/// twice as wide has pixels.
 const COLUMNS: f64 = 2.0 * (WIDTH - LEFT - RIGHT);
 
-/// The least and the largest magnitudes that an axis ends at: spans and steps between them are numbers, too.
+/// The least and the largest magnitudes that an axis ends at: spans and steps between them are
+/// numbers, too.
 const LEAST: f64 = 1e-300;
 const MOST: f64 = 1e300;
 
@@ -71,8 +72,9 @@ impl Chart {
         Chart { percent: true, ..self }
     }
 
-    /// The same with a logarithmic y axis, where every y is above 0: it would leave out the others, and some objectives'
-    /// losses (cosine similarities, differences of entropies) are below 0 throughout.
+    /// The same with a logarithmic y axis, where every y is above 0: it would leave out the others,
+    /// and some objectives' losses (cosine similarities, differences of entropies) are below 0
+    /// throughout.
     pub fn log_y_if_positive(self) -> Self {
         let mut heights = self.series.iter().flat_map(|series| &series.points).map(|point| point.1);
         let log_y = heights.all(|y| y > 0.0 || !y.is_finite());
@@ -204,8 +206,8 @@ impl Chart {
     }
 }
 
-/// What a drawing can show of a long line: of the points in one column the first, the lowest, the highest
-/// and the last. A million lines of metrics would make a page of 80 MB.
+/// What a drawing can show of a long line: of the points in one column the first, the lowest, the
+/// highest and the last. A million lines of metrics would make a page of 80 MB.
 fn thinned(points: &[(f64, f64)], x: &Axis) -> Vec<(f64, f64)> {
     let column = |point: &(f64, f64)| (x.share(point.0) * COLUMNS) as i64;
     let mut out = Vec::new();
@@ -255,8 +257,8 @@ impl Axis {
         Axis { low: first as f64 * step, high: last as f64 * step, log: false, ticks }
     }
 
-    /// Ticks at 1, 2 and 5 times powers of ten, or at powers alone when there are many; at even steps where fewer than two
-    /// of these lie on the axis.
+    /// Ticks at 1, 2 and 5 times powers of ten, or at powers alone when there are many; at even
+    /// steps where fewer than two of these lie on the axis.
     fn log(low: f64, high: f64) -> Axis {
         let (low, high) = (low / 1.08, high * 1.08);
         let powers = low.log10().floor() as i32..=high.log10().ceil() as i32;

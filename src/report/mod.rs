@@ -124,7 +124,8 @@ pub struct TimeTable {
     pub rows: Vec<(String, f64)>,
 }
 
-/// What a JSON file beside the metrics tells, where there is one. The page goes without one that is torn.
+/// What a JSON file beside the metrics tells, where there is one. The page goes without one that is
+/// torn.
 fn optional<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
     let json = std::fs::read(path).ok()?;
     let read = serde_json::from_slice(&json);

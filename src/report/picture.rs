@@ -11,7 +11,8 @@ use super::Correlation;
 /// too thin to be seen.
 pub const MOST_ROWS: usize = 64;
 
-/// Pixels that the longer side of an image from a shard has on a page at most: more than it is shown with.
+/// Pixels that the longer side of an image from a shard has on a page at most: more than it is
+/// shown with.
 const LONGEST_SIDE: usize = 256;
 
 /// An image as an `<img>` address that carries it.
@@ -22,8 +23,8 @@ pub fn data_uri(image: &Image) -> Result<String> {
     Ok(address(&bt_pipeline::synth::encode_png(image)?))
 }
 
-/// [`data_uri`] of an image that is made smaller first where its longer side is above [`LONGEST_SIDE`]: photos would make
-/// pages of hundreds of megabytes.
+/// [`data_uri`] of an image that is made smaller first where its longer side is above
+/// [`LONGEST_SIDE`]: photos would make pages of hundreds of megabytes.
 ///
 /// # Errors
 /// When the image has no pixels.

@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 use super::{Score, optional};
 use crate::files::write_atomically;
 
-/// File in the run's folder that holds its evaluation: a list of [`Score`]s, each with the step of its checkpoint.
+/// File in the run's folder that holds its evaluation: a list of [`Score`]s, each with the step of
+/// its checkpoint.
 pub const SCORES_FILE: &str = "evaluation.json";
 
 #[derive(Serialize, Deserialize)]
@@ -20,8 +21,9 @@ struct Recorded {
     score: Score,
 }
 
-/// Puts scores of the checkpoint after `step` into the run's [`SCORES_FILE`]: what was measured of the same features before is
-/// replaced, other scores of that checkpoint stay, those of others leave.
+/// Puts scores of the checkpoint after `step` into the run's [`SCORES_FILE`]: what was measured of
+/// the same features before is replaced, other scores of that checkpoint stay, those of others
+/// leave.
 ///
 /// # Errors
 /// A file that cannot be read or written.
@@ -44,7 +46,8 @@ pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
     write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
 }
 
-/// What the run's [`SCORES_FILE`] tells of the checkpoint after `step`; nothing where it is torn, which is warned of.
+/// What the run's [`SCORES_FILE`] tells of the checkpoint after `step`; nothing where it is torn,
+/// which is warned of.
 pub fn of_step(dir: &Path, step: u64) -> Vec<Score> {
     let scores: Option<Vec<Recorded>> = optional(&dir.join(SCORES_FILE));
     let of_it = |recorded: Recorded| (recorded.step == step).then_some(recorded.score);

@@ -6,8 +6,9 @@
 //!            --table, page--> DIR/{table.md, table.csv, study.html, accuracy.svg}
 //! ```
 //!
-//! A cell is finished when its `result.json` is there, which is written last and atomically, with every figure that the
-//! study asks for; a finished cell is never run again, a cut-off one goes on from its newest checkpoint.
+//! A cell is finished when its `result.json` is there, which is written last and atomically, with
+//! every figure that the study asks for; a finished cell is never run again, a cut-off one goes on
+//! from its newest checkpoint.
 //!
 //! - [`plan`]: the file's form, and the cells it stands for.
 //! - [`run()`]: one cell after another, or several at a time.

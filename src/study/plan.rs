@@ -374,8 +374,8 @@ fn grown(row: &Row, key: &str, value: &toml::Value, is_x: bool) -> Row {
     Row { name: after(&row.name), reference: None, x, line }
 }
 
-/// The key of a grid whose values are the rows' x: the file's `x`, else, of those with nothing but numbers, the last in
-/// the alphabet.
+/// The key of a grid whose values are the rows' x: the file's `x`, else, of those with nothing but
+/// numbers, the last in the alphabet.
 fn x_key(file: &StudyFile) -> Result<Option<&String>> {
     let numeric = |values: &toml::Value| {
         values.as_array().is_some_and(|list| list.iter().all(|value| number(value).is_some()))
@@ -403,7 +403,8 @@ fn has(table: &toml::Table, key: &str) -> bool {
     }
 }
 
-/// Puts one configuration over another: where it names another method, the `[loss]` beneath is dropped.
+/// Puts one configuration over another: where it names another method, the `[loss]` beneath is
+/// dropped.
 fn put_over(table: &mut toml::Table, config: &toml::Table) {
     if let Some(method) = config.get("method").and_then(toml::Value::as_str) {
         config::drop_other_loss(table, method);

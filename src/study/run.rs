@@ -30,8 +30,8 @@ use crate::train::{self, Diverged, ResumeFrom, RunOutputs};
 
 /// File in a cell's folder; it is there when the cell is finished.
 pub const RESULT_FILE: &str = "result.json";
-/// File in a cell's folder: the configuration as the study has it, without this machine's threads, and a comment in one
-/// that is not trained.
+/// File in a cell's folder: the configuration as the study has it, without this machine's threads,
+/// and a comment in one that is not trained.
 pub const CELL_FILE: &str = "cell.toml";
 
 /// How a study is run.
@@ -155,7 +155,8 @@ fn waiting<'a>(study: &'a Study, rows: &[usize]) -> Result<Vec<&'a Cell>> {
     Ok(waiting)
 }
 
-/// Whether `result` has every figure that `measure` asks for now; it may be from before the study's file did.
+/// Whether `result` has every figure that `measure` asks for now; it may be from before the study's
+/// file did.
 fn has_all(result: &CellResult, cell: &Cell, measure: &Measure) -> bool {
     let figures =
         (!measure.knn || result.knn.is_some()) && (!measure.linear || result.linear.is_some());
@@ -243,7 +244,8 @@ fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
     write_atomically(&marker, &wanted)
 }
 
-/// What decides the cell's result, as text: its configuration without the threads, and whether it is trained at all.
+/// What decides the cell's result, as text: its configuration without the threads, and whether it
+/// is trained at all.
 fn exact(cell: &Cell) -> Result<String> {
     let mut config = cell.config.clone();
     (config.train.threads, config.data.threads) = (0, 0);

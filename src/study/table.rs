@@ -64,7 +64,8 @@ pub(super) fn of_row<'a>(
     own.filter_map(|(_, result)| result.as_ref()).collect()
 }
 
-/// A column's spread over a row. What diverged has no figures: those of its last line are of no end.
+/// A column's spread over a row. What diverged has no figures: those of its last line are of no
+/// end.
 pub(super) fn spread(row: &[&CellResult], column: &Column) -> Option<Spread> {
     let counted = row.iter().filter(|r| r.diverged.is_none());
     let values: Vec<f64> = counted.filter_map(|r| column.1(r)).collect();

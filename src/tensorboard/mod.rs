@@ -1,8 +1,8 @@
 //! Event files that TensorBoard reads: scalars, histograms and pictures of a run, in
 //! `RUN/tensorboard`.
 //!
-//! A file is a row of TFRecords: length (u64, little-endian), its masked CRC-32C, that many bytes of
-//! an [`proto::Event`], their masked CRC-32C. Each process of a run writes a file of its own.
+//! A file is a row of TFRecords: length (u64, little-endian), its masked CRC-32C, that many bytes
+//! of an [`proto::Event`], their masked CRC-32C. Each process of a run writes a file of its own.
 
 use std::fs::File;
 use std::io::Write;

@@ -1,5 +1,5 @@
-//! The part of TensorFlow's `event.proto` and `summary.proto` that is written. Field numbers are the
-//! format; names follow the files.
+//! The part of TensorFlow's `event.proto` and `summary.proto` that is written. Field numbers are
+//! the format; names follow the files.
 
 use prost::{Enumeration, Message, Oneof};
 

@@ -8,8 +8,8 @@ use candle_core::Device;
 use crate::config::{Misconfigured, Named, TrainConfig};
 use crate::nn::{Engine, EngineOptions, Precision};
 
-/// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device that is
-/// not too old where this build and machine have one, else the CPU.
+/// The device that `[train]` names, opened with its precision. `auto` is the first CUDA device that
+/// is not too old where this build and machine have one, else the CPU.
 ///
 /// # Errors
 /// A name that is not known, a device that this build or machine lacks, bfloat16 on the CPU.
@@ -35,9 +35,9 @@ pub fn device(config: &TrainConfig) -> Result<Device> {
     }
 }
 
-/// [`device`], for evaluation: a run that was trained on a CUDA device which is not here, or too old, is
-/// measured on the first one, or on the CPU, in f32, where this build or machine has none; standard error
-/// says so, once.
+/// [`device`], for evaluation: a run that was trained on a CUDA device which is not here, or too
+/// old, is measured on the first one, or on the CPU, in f32, where this build or machine has none;
+/// standard error says so, once.
 ///
 /// # Errors
 /// As [`device`].

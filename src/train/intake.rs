@@ -1,10 +1,11 @@
 //! From the loader's batches to the network's images: the one place where the pipeline's memory
 //! becomes candle's.
 //!
-//! For a CUDA device the loader writes 8-bit pixels into page-locked buffers. They are uploaded beside
-//! the step before, into one of two buffers in turn, and normalised on the device. An upload waits for
-//! what last read its buffer, the normalisation of two batches before, and for nothing of the step.
-//! With `augment.device = "cuda"` the loader stops after the flip, and what it drew comes with the pixels.
+//! For a CUDA device the loader writes 8-bit pixels into page-locked buffers. They are uploaded
+//! beside the step before, into one of two buffers in turn, and normalised on the device. An upload
+//! waits for what last read its buffer, the normalisation of two batches before, and for nothing of
+//! the step. With `augment.device = "cuda"` the loader stops after the flip, and what it drew comes
+//! with the pixels.
 
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -175,7 +176,8 @@ impl Intake {
         Ok(Arriving { upload, records, place, batch })
     }
 
-    /// The batch's images, `[views * size, H, W, channels]`, in a buffer that the next call overwrites.
+    /// The batch's images, `[views * size, H, W, channels]`, in a buffer that the next call
+    /// overwrites.
     ///
     /// # Errors
     /// What the device says.
@@ -217,8 +219,8 @@ impl Intake {
 /// Page-locked memory for the loader's buffers.
 struct Pinned(Arc<dyn Backend>);
 
-// SAFETY: page-locked memory of the whole process, which any thread may use; zeroed, on a boundary of 64,
-// and of one caller until it is freed (`Backend::allocate_host`).
+// SAFETY: page-locked memory of the whole process, which any thread may use; zeroed, on a boundary
+// of 64, and of one caller until it is freed (`Backend::allocate_host`).
 unsafe impl BatchMemory for Pinned {
     fn allocate(&self, bytes: usize) -> Option<NonNull<u8>> {
         self.0.allocate_host(bytes).and_then(NonNull::new)
@@ -242,8 +244,8 @@ mod tests {
     use crate::nn::cuda::emulate::Emulator;
     use crate::nn::engine::emulated;
 
-    /// Images of the first epoch as an intake gives them, each batch fetched before the one in front of it is
-    /// read; their first three channels.
+    /// Images of the first epoch as an intake gives them, each batch fetched before the one in
+    /// front of it is read; their first three channels.
     fn images(set: &Arc<ShardSet>, finisher: AugmentDevice) -> Vec<Vec<f32>> {
         let views = Preset::BarlowCifar.views();
         let mut intake = Intake::new(&Device::Cpu, &views, finisher).unwrap();

@@ -64,8 +64,8 @@ pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
     train_with(config, &from, stop, &RunOutputs::default())
 }
 
-/// Trains as `config` says, beginning at `from`. `stop` ends the run after the step in progress, or, when that takes
-/// too long, before it, with a checkpoint of the steps that were done.
+/// Trains as `config` says, beginning at `from`. `stop` ends the run after the step in progress,
+/// or, when that takes too long, before it, with a checkpoint of the steps that were done.
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.

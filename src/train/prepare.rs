@@ -191,8 +191,9 @@ impl ResumeFrom {
     }
 }
 
-/// Begins to change the run's folder: nothing in it tells of steps any more that come after those of `found`, where some are to
-/// be done, or where that is an `earlier` checkpoint than the run's newest.
+/// Begins to change the run's folder: nothing in it tells of steps any more that come after those
+/// of `found`, where some are to be done, or where that is an `earlier` checkpoint than the run's
+/// newest.
 fn begin(
     config: &RunConfig,
     found: Option<&Checkpoint>,
@@ -325,7 +326,8 @@ fn classes(set: &ShardSet, what: &str) -> Result<usize> {
     }
 }
 
-/// Samples without a label, or without one that can be read, which an index does not tell apart. None of shards behind URLs are looked for: that could take a request for each.
+/// Samples without a label, or without one that can be read, which an index does not tell apart.
+/// None of shards behind URLs are looked for: that could take a request for each.
 fn unlabelled(set: &ShardSet) -> usize {
     let without = |&sample: &usize| set.meta(sample).is_ok_and(|meta| meta.label.is_none());
     if set.is_remote() { 0 } else { (0..set.len()).filter(without).count() }

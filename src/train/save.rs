@@ -46,8 +46,8 @@ impl Run {
         self.evaluate(config, stop, clock)
     }
 
-    /// Evaluates where it is time to. What goes wrong there, the disk of `data.val` say, is said and ends no training; a
-    /// signal that ends it leaves [`Run::unevaluated`].
+    /// Evaluates where it is time to. What goes wrong there, the disk of `data.val` say, is said
+    /// and ends no training; a signal that ends it leaves [`Run::unevaluated`].
     pub(super) fn evaluate(
         &mut self,
         config: &RunConfig,
@@ -67,7 +67,8 @@ impl Run {
         Ok(())
     }
 
-    /// Whether an evaluation belongs to the end of the epoch that this is; to that of the last one it always does.
+    /// Whether an evaluation belongs to the end of the epoch that this is; to that of the last one
+    /// it always does.
     fn evaluation_due(&self, config: &RunConfig) -> bool {
         let (Position { epoch, batch }, every) = (self.progress.position, config.eval.knn_every);
         let due = epoch.is_multiple_of(every.max(1)) || epoch == config.train.epochs;
@@ -90,7 +91,8 @@ impl Run {
         Ok(())
     }
 
-    /// Saves steps of this process before an error that is not theirs ends it; that they cannot be saved is said.
+    /// Saves steps of this process before an error that is not theirs ends it; that they cannot be
+    /// saved is said.
     pub(super) fn save_before_the_end(&mut self, config: &RunConfig) {
         if self.progress.step > self.progress.begun_step
             && let Err(cause) = self.save(config)
@@ -121,9 +123,9 @@ impl Run {
     }
 }
 
-/// Tells training sets of one size apart: a checksum over keys and labels of samples from all over `set`. Neither names nor
-/// sizes of shards are in it, so that a set may move, or be cut or compressed otherwise. Empty where a shard's index cannot be
-/// had.
+/// Tells training sets of one size apart: a checksum over keys and labels of samples from all over
+/// `set`. Neither names nor sizes of shards are in it, so that a set may move, or be cut or
+/// compressed otherwise. Empty where a shard's index cannot be had.
 pub(crate) fn fingerprint(set: &ShardSet) -> String {
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let probed = set.len().min(FINGERPRINT_SAMPLES);
@@ -148,7 +150,8 @@ fn cuts(set: &ShardSet) -> String {
 /// Samples that [`fingerprint`] looks at: each may cost a request where shards are behind URLs.
 const FINGERPRINT_SAMPLES: usize = 32;
 
-/// Refuses a checkpoint after which the order of samples, the network, or what the optimizer keeps, would be another.
+/// Refuses a checkpoint after which the order of samples, the network, or what the optimizer keeps,
+/// would be another.
 pub(super) fn check_unchanged(
     found: &Checkpoint,
     config: &RunConfig,
@@ -231,8 +234,9 @@ fn different(was: Vec<(String, String)>, is: Vec<(String, String)>) -> Option<(S
     Some((format!("{} = {}", was.0, was.1), is.1))
 }
 
-/// Puts a checkpoint's state into the network and the optimizer. One of no step (`bt-stream import`) gives what a run begins
-/// with: another `train.init`, or another method than it was made for, is taken up as by a run that begins.
+/// Puts a checkpoint's state into the network and the optimizer. One of no step (`bt-stream
+/// import`) gives what a run begins with: another `train.init`, or another method than it was made
+/// for, is taken up as by a run that begins.
 pub(super) fn restore(
     found: &Checkpoint,
     config: &RunConfig,

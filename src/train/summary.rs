@@ -71,7 +71,8 @@ impl Run {
             && self.progress.step == self.progress.begun_step
         {
             self.metrics.say("the run has all its steps already: raise train.epochs to go on");
-            // What the process that did them wrote about them stays; what it was stopped in is done now.
+            // What the process that did them wrote about them stays; what it was stopped in is done
+            // now.
             if let Some(earlier) = Summary::read(&config.train.dir) {
                 let (steps, checkpoint) = (self.progress.step, self.progress.checkpoint);
                 let summary = Summary { interrupted, steps, checkpoint, ..earlier };

@@ -1,5 +1,6 @@
-//! What a run is told before its first step: settings that it did not begin with, settings that do nothing, a warm-up that
-//! does not end, and memory that there is not, since who asks for more than there is, is ended by the system without a word.
+//! What a run is told before its first step: settings that it did not begin with, settings that do
+//! nothing, a warm-up that does not end, and memory that there is not, since who asks for more than
+//! there is, is ended by the system without a word.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,8 +25,8 @@ const DECIDE: [&str; 9] = [
     "train.precision",
 ];
 
-/// What a person should know of `config` before a run begins with it, or goes on with it from `found`; `parameters` are
-/// those of a network on the CPU.
+/// What a person should know of `config` before a run begins with it, or goes on with it from
+/// `found`; `parameters` are those of a network on the CPU.
 ///
 /// # Errors
 /// None that a configuration which was checked can have.
@@ -119,7 +120,8 @@ fn flatten(name: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
     }
 }
 
-/// Said where a step on the CPU will not fit the memory that is free; `parameters` are the network's.
+/// Said where a step on the CPU will not fit the memory that is free; `parameters` are the
+/// network's.
 fn memory(config: &RunConfig, view: (usize, usize), parameters: u64) -> Option<String> {
     let wanted = step_bytes(config, view, parameters);
     let free = free_bytes()?;
@@ -134,8 +136,8 @@ fn memory(config: &RunConfig, view: (usize, usize), parameters: u64) -> Option<S
     })
 }
 
-/// Bytes of both views' activations, which wait for the backward pass, and of all that belongs to parameters. Within a
-/// quarter of what `bench step` measures.
+/// Bytes of both views' activations, which wait for the backward pass, and of all that belongs to
+/// parameters. Within a quarter of what `bench step` measures.
 fn step_bytes(config: &RunConfig, view: (usize, usize), parameters: u64) -> u64 {
     let images = 2 * config.train.batch_size as u64;
     let activations = images.saturating_mul(config.model.activations(view));

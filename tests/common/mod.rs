@@ -37,7 +37,8 @@ pub fn write_tar(
     folder.to_path_buf()
 }
 
-/// The program; `BT_STREAM` names it where it was not built on this machine (`tools/cuda/check.sh`).
+/// The program; `BT_STREAM` names it where it was not built on this machine
+/// (`tools/cuda/check.sh`).
 pub fn bt_stream() -> Command {
     let here = || env!("CARGO_BIN_EXE_bt-stream").into();
     let mut command = Command::new(std::env::var_os("BT_STREAM").unwrap_or_else(here));

@@ -17,7 +17,8 @@ fn measuring(report: &str) -> String {
         onload = () => {{
             const page = document.getElementById("page").contentDocument;
             const images = [...page.images];
-            // As many pixels of the screen as a line of each text is high, drawings' scale included.
+            // As many pixels of the screen as a line of each text is high, drawings' scale
+            // included.
             const sizes = [...page.querySelectorAll("body *")]
                 .filter(e => [...e.childNodes].some(n => n.nodeType == 3 && n.data.trim()))
                 .map(e => parseFloat(page.defaultView.getComputedStyle(e).fontSize)

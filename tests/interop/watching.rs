@@ -1,4 +1,5 @@
-//! A run seen from outside: TensorBoard's own reader, a scrape of its figures, its trace, its pages.
+//! A run seen from outside: TensorBoard's own reader, a scrape of its figures, its trace, its
+//! pages.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;

@@ -5,9 +5,9 @@
 //!     [--count N] [--rounds N] [--threads N] [--out FILE]
 //! ```
 //!
-//! FOLDER is a folder of folders of JPEGs (or `BT_BENCH_IMAGES`), SHARDS are shards of 32 x 32 images
-//! (or `BT_BENCH_CIFAR`); what is not given is drawn by the program. Everything is packed into a
-//! temporary folder first, with the code of `shard pack`.
+//! FOLDER is a folder of folders of JPEGs (or `BT_BENCH_IMAGES`), SHARDS are shards of 32 x 32
+//! images (or `BT_BENCH_CIFAR`); what is not given is drawn by the program. Everything is packed
+//! into a temporary folder first, with the code of `shard pack`.
 
 mod plain;
 

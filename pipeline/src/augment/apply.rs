@@ -92,9 +92,9 @@ impl ColorPlan {
     }
 }
 
-/// Rows between the one that is written and the one that is fetched. A batch is larger than the caches, and
-/// rows come microseconds apart, in three planes far from each other: no prefetcher of the CPU sees a
-/// pattern in that, and stores that wait for their lines hold up all that follows.
+/// Rows between the one that is written and the one that is fetched. A batch is larger than the
+/// caches, and rows come microseconds apart, in three planes far from each other: no prefetcher of
+/// the CPU sees a pattern in that, and stores that wait for their lines hold up all that follows.
 const AHEAD: usize = 2;
 
 /// Row `y` of rows of `len` elements, and the one [`AHEAD`] of it, empty behind the last.

@@ -62,8 +62,8 @@ pub struct ColorJitter {
     pub saturation: FactorRange,
     /// Hue shift.
     pub hue: HueRange,
-    /// Turn the hue exactly, as torchvision does for tensors, not in 8-bit HSV, as it does for Pillow's
-    /// images and so in the authors' code.
+    /// Turn the hue exactly, as torchvision does for tensors, not in 8-bit HSV, as it does for
+    /// Pillow's images and so in the authors' code.
     #[serde(default)]
     pub exact_hue: bool,
 }

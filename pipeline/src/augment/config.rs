@@ -177,7 +177,8 @@ impl ViewConfig {
                     "normalize: mean must be finite and std above 0, found mean {mean} and std {std}"
                 ));
             }
-            // What 255 and 0 become: no number where std is next to nothing, or mean beside it enormous.
+            // What 255 and 0 become: no number where std is next to nothing, or mean beside it
+            // enormous.
             let affine = Affine::normalize(self.normalize.mean, self.normalize.std);
             let (scale, offset) = (affine.scale[channel], affine.offset[channel]);
             let ends = [255.0 * scale + offset, offset].map(bf16::from_f32);

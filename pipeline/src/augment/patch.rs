@@ -45,7 +45,8 @@ patch!(
 patch!(
     /// Changes to a resize.
     ResizePatch {
-        /// Shorter side, or height and width. In a view that had no resize: the longer side of the view.
+        /// Shorter side, or height and width. In a view that had no resize: the longer side of the
+        /// view.
         size: Size,
         /// The filter.
         interpolation: Interpolation,

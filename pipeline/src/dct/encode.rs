@@ -19,7 +19,8 @@ use crate::rng::mix;
 const SAMPLE: usize = 64;
 /// ... but no fewer of a class than these, where it has them.
 const LEAST_SAMPLED: usize = 64;
-/// The largest difference between DC coefficients that baseline Huffman codes hold (T.81, table F.1).
+/// The largest difference between DC coefficients that baseline Huffman codes hold (T.81, table
+/// F.1).
 const MAX_DIFFERENCE: u32 = 2047;
 /// The fewest index bits that are considered: the first two profiles suffice for any
 /// block.
@@ -34,8 +35,8 @@ pub fn encode(bytes: &[u8]) -> Result<Vec<u8>, DctError> {
     encode_within(bytes, MAX_PIXELS)
 }
 
-/// As [`encode`], of a JPEG of at most `max_pixels`. All its coefficients are in memory at once, and
-/// a few bytes can promise very many.
+/// As [`encode`], of a JPEG of at most `max_pixels`. All its coefficients are in memory at once,
+/// and a few bytes can promise very many.
 pub(crate) fn encode_within(bytes: &[u8], max_pixels: u64) -> Result<Vec<u8>, DctError> {
     let jpeg = Jpeg::parse(bytes)?;
     check_pixels(jpeg.width(), jpeg.height(), max_pixels)?;

@@ -36,8 +36,8 @@ pub(super) fn decode(
     Ok(if options.exif { oriented(&decoder) } else { Orientation::AsIs })
 }
 
-/// A JPEG of four components whose Adobe segment names a transform that these cannot have, with that of
-/// YCCK: so libjpeg takes whatever is not 0.
+/// A JPEG of four components whose Adobe segment names a transform that these cannot have, with
+/// that of YCCK: so libjpeg takes whatever is not 0.
 fn with_known_transform(bytes: &[u8]) -> Cow<'_, [u8]> {
     let (mut at, mut four, mut transform) = (2, false, None);
     while let Ok((code, body, next)) = next_segment(bytes, at) {

@@ -40,8 +40,8 @@ pub(crate) struct Coefficients {
     pub blocks: Vec<Block>,
     /// For each block, the zig-zag position after its last coefficient.
     pub spans: Vec<u8>,
-    /// Of each component, the quantisation table that was in force at the first of several scans of it;
-    /// none where that is the header's.
+    /// Of each component, the quantisation table that was in force at the first of several scans of
+    /// it; none where that is the header's.
     pub quant: [Option<[u16; 64]>; 3],
     planes: [BlockPlane; 3],
     components: usize,

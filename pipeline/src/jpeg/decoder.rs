@@ -196,8 +196,8 @@ impl JpegDecoder {
     }
 }
 
-/// Rows of MCUs in memory for two runs at once that are as many rows long: the rows of both, and some more
-/// for the one that is ahead.
+/// Rows of MCUs in memory for two runs at once that are as many rows long: the rows of both, and
+/// some more for the one that is ahead.
 fn rows_for_runs(rows: usize) -> usize {
     (2 * rows + 4).min(MOST_ROWS)
 }

@@ -9,8 +9,8 @@
 //! bits 16..32  the coefficient, extended to its sign (fast); its size (slow)
 //! ```
 //!
-//! An entry of [`SLOW`] alone is a code longer than the look-up, or no code, or a shorter one whose symbol
-//! no encoder writes.
+//! An entry of [`SLOW`] alone is a code longer than the look-up, or no code, or a shorter one whose
+//! symbol no encoder writes.
 
 use super::error::JpegError;
 use super::header::HuffmanSpec;
@@ -151,8 +151,8 @@ impl Table {
         self.version
     }
 
-    /// The next symbol of a [`Class::Ac`] table: (bits, advance, value), None where there is no valid
-    /// code. `top` holds the next bits, highest first, at least [`MAX_SYMBOL_BITS`] of them.
+    /// The next symbol of a [`Class::Ac`] table: (bits, advance, value), None where there is no
+    /// valid code. `top` holds the next bits, highest first, at least [`MAX_SYMBOL_BITS`] of them.
     #[inline(always)]
     pub fn coefficient(&self, top: u64) -> Option<(u32, u32, i32)> {
         let entry = self.lut[(top >> (64 - LOOKUP_BITS)) as usize];
@@ -162,8 +162,8 @@ impl Table {
         self.beyond(entry, top)
     }
 
-    /// The symbol of a slow `entry` of the look-up: (bits, advance, value), None where there is no valid
-    /// code. `top` as for [`Table::slow`].
+    /// The symbol of a slow `entry` of the look-up: (bits, advance, value), None where there is no
+    /// valid code. `top` as for [`Table::slow`].
     #[inline(always)]
     pub fn beyond(&self, entry: u32, top: u64) -> Option<(u32, u32, i32)> {
         if entry == SLOW {
@@ -186,9 +186,9 @@ impl Table {
         self.slow(top).map(|(bits, symbol, _)| (bits, symbol as u8))
     }
 
-    /// One symbol whose code is longer than the look-up: `top` holds the next bits, highest first, at
-    /// least [`MAX_SYMBOL_BITS`] of them. Gives (bits, advance, value), None
-    /// where there is no valid code.
+    /// One symbol whose code is longer than the look-up: `top` holds the next bits, highest first,
+    /// at least [`MAX_SYMBOL_BITS`] of them. Gives (bits, advance, value), None where there is no
+    /// valid code.
     #[cold]
     #[inline(never)]
     pub fn slow(&self, top: u64) -> Option<(u32, u32, i32)> {

@@ -12,8 +12,8 @@ use super::simd::Simd;
 use super::solo::{SoloTable, SoloTables};
 
 /// Blocks of a batch, about: enough that its end costs little and that four MCUs' chroma fill the
-/// vectors of the transform, few enough that two batches, their tables and their rows of samples stay
-/// in 32 KiB.
+/// vectors of the transform, few enough that two batches, their tables and their rows of samples
+/// stay in 32 KiB.
 const BATCH_BLOCKS: usize = 24;
 
 /// Consecutive MCUs of one row that are decoded at once.
@@ -114,8 +114,8 @@ impl<'a> Scan<'a> {
         scan
     }
 
-    /// Takes the tables of a stream alone, made of the AC tables of [`Scan::new`]; `skips` tells whether
-    /// they can pass over blocks.
+    /// Takes the tables of a stream alone, made of the AC tables of [`Scan::new`]; `skips` tells
+    /// whether they can pass over blocks.
     pub fn with_solo(mut self, solo: &'a [Box<SoloTable>; 4], skips: bool) -> Scan<'a> {
         self.skips = skips;
         self.solo = Some(std::array::from_fn(|at| {
@@ -207,8 +207,9 @@ impl Pass<'_> {
         self.end_batch(stream)
     }
 
-    /// Gives a stream the next run and its first batch; false when none is left, and while the other stream
-    /// lives and is so far behind that the run's samples have no place yet. A stream alone takes rows in order.
+    /// Gives a stream the next run and its first batch; false when none is left, and while the
+    /// other stream lives and is so far behind that the run's samples have no place yet. A stream
+    /// alone takes rows in order.
     fn begin_run(&self, stream: &mut Stream, other_lives: bool, next_run: &mut usize) -> bool {
         let Some(run) = self.runs.get(*next_run) else { return false };
         let last_row = (run.first + run.count - 1) / self.scan.grid.columns;

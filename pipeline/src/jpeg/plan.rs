@@ -90,8 +90,8 @@ const PAD_LEFT: usize = 64;
 /// Bytes to the right, for the copy of the edge.
 const PAD_RIGHT: usize = 16;
 
-/// Rows of MCUs in memory where they are taken in one after the other: a row, and the one before it, whose
-/// last samples the first pixels of the row need.
+/// Rows of MCUs in memory where they are taken in one after the other: a row, and the one before
+/// it, whose last samples the first pixels of the row need.
 pub(crate) const IN_ORDER: usize = 2;
 
 /// The most rows of MCUs in memory, whatever the distance of streams that are decoded at once.
@@ -114,8 +114,8 @@ pub(crate) struct Window {
     /// Bytes from row to row, and of the first needed sample.
     pub stride: usize,
     offset: usize,
-    /// Rows of blocks in memory; and the bits of a row's number, from the first needed one, that tell its
-    /// place among them.
+    /// Rows of blocks in memory; and the bits of a row's number, from the first needed one, that
+    /// tell its place among them.
     held: usize,
     mask: usize,
 }
@@ -200,8 +200,8 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans `region`, which lies inside the picture, with `mcu_rows` rows of MCUs in memory, at least
-    /// [`IN_ORDER`]. Keeps its allocation.
+    /// Plans `region`, which lies inside the picture, with `mcu_rows` rows of MCUs in memory, at
+    /// least [`IN_ORDER`]. Keeps its allocation.
     pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region, mcu_rows: usize) {
         self.windows.clear();
         self.mcu_rows = mcu_rows;
@@ -217,8 +217,8 @@ impl Plan {
         }
     }
 
-    /// Whether samples of MCU row `row` may be written when the rows before `complete` are taken in: of these
-    /// only the last is needed still, and no other place is taken twice.
+    /// Whether samples of MCU row `row` may be written when the rows before `complete` are taken
+    /// in: of these only the last is needed still, and no other place is taken twice.
     pub fn has_room(&self, row: usize, complete: usize) -> bool {
         self.rows.len() <= self.mcu_rows || row + 1 < complete + self.mcu_rows
     }

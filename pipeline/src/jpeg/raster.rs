@@ -13,8 +13,8 @@ use super::upsample::{self, Upsample};
 use crate::Image;
 use crate::scratch::Scratch;
 
-/// The back end's buffers, kept between pictures: rows of them, no more of a large picture than of a small one
-/// as wide.
+/// The back end's buffers, kept between pictures: rows of them, no more of a large picture than of
+/// a small one as wide.
 #[derive(Default)]
 pub(crate) struct RasterBuffers {
     planes: Scratch,
@@ -73,7 +73,8 @@ impl<'a> Raster<'a> {
         }
     }
 
-    /// Takes these quantisation tables of components, where there are some, in place of the header's.
+    /// Takes these quantisation tables of components, where there are some, in place of the
+    /// header's.
     pub fn with_tables(mut self, tables: &[Option<[u16; 64]>; 3]) -> Raster<'a> {
         for (block, table) in self.quant.iter_mut().zip(tables) {
             if let Some(table) = table {

@@ -76,8 +76,8 @@ pub(super) fn decode(simd: Simd, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegEr
     Ok(coefficients)
 }
 
-/// Keeps the quantisation tables of the components that `scan` is the first one of: as libjpeg has it,
-/// what comes under the same number later is for others.
+/// Keeps the quantisation tables of the components that `scan` is the first one of: as libjpeg has
+/// it, what comes under the same number later is for others.
 fn latch(
     quant: &mut [Option<[u16; 64]>; 3],
     jpeg: &Jpeg<'_>,

@@ -39,8 +39,8 @@ impl AtomicFile {
         let prefix = format!(".{name}.");
         let mut builder = tempfile::Builder::new();
         builder.prefix(&prefix).suffix(PART);
-        // Opened here: as any other new file, with what the umask leaves; and errors are the system's,
-        // where `tempfile` would add the temporary name to each.
+        // Opened here: as any other new file, with what the umask leaves; and errors are the
+        // system's, where `tempfile` would add the temporary name to each.
         let new = |path: &Path| File::options().read(true).write(true).create_new(true).open(path);
         let temp = builder.make_in(folder, new).map_err(|e| Error::io(target, e))?;
         let (file, temporary) = temp.into_parts();

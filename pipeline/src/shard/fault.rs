@@ -27,9 +27,9 @@ struct Range {
 
 const NEVER: usize = usize::MAX;
 
-/// Pages of one map that are replaced one by one, as each may be followed by one that is there. Each
-/// makes the system keep a piece of the map apart, of which a process has some 65,000; after so many
-/// the rest of the map goes at once.
+/// Pages of one map that are replaced one by one, as each may be followed by one that is there.
+/// Each makes the system keep a piece of the map apart, of which a process has some 65,000; after
+/// so many the rest of the map goes at once.
 const ONE_BY_ONE: usize = 1024;
 
 impl Range {
@@ -55,8 +55,8 @@ impl Range {
         self.changes.store(changes.wrapping_add(2), Ordering::Release);
     }
 
-    /// The addresses, if they are in use and nobody changes them at this moment. Whoever reads a map
-    /// keeps its range as it is meanwhile, so that a range under change is never the one that a
+    /// The addresses, if they are in use and nobody changes them at this moment. Whoever reads a
+    /// map keeps its range as it is meanwhile, so that a range under change is never the one that a
     /// fault is about; and the handler, which may have interrupted the change, cannot wait for it.
     fn get(&self) -> Option<(usize, usize)> {
         let changes = self.changes.load(Ordering::Acquire);

@@ -146,7 +146,8 @@ struct Sections {
 }
 
 impl Sections {
-    /// Finds them by their `table`. Side indexes are not checked here: each has a checksum of its own.
+    /// Finds them by their `table`. Side indexes are not checked here: each has a checksum of its
+    /// own.
     fn find(bytes: &[u8], table: &[u8], bad: &dyn Fn(usize, &str) -> Error) -> Result<Sections> {
         let (mut entries, mut keys) = (None, None);
         let (mut side_ends, mut side) = (0..0, 0..0);

@@ -31,8 +31,8 @@ pub struct Manifest {
     pub bytes: u64,
     /// Samples that have no label.
     pub unlabelled: u64,
-    /// The classes in the order of their numbers; of very many only those that have a name or samples, as
-    /// one label may be large. [`Manifest::numbered`] has the numbers.
+    /// The classes in the order of their numbers; of very many only those that have a name or
+    /// samples, as one label may be large. [`Manifest::numbered`] has the numbers.
     pub classes: Vec<ClassCount>,
     /// The shards in order; their files lie beside the manifest.
     pub shards: Vec<ManifestShard>,
@@ -118,8 +118,8 @@ impl Manifest {
         Ok(Some(manifest))
     }
 
-    /// Classes as a manifest lists them: all of them, or, where they are many, those that have a name, by
-    /// number, or samples.
+    /// Classes as a manifest lists them: all of them, or, where they are many, those that have a
+    /// name, by number, or samples.
     pub(crate) fn listed(names: &[String], counts: &BTreeMap<u32, u64>) -> Vec<ClassCount> {
         let named = u32::try_from(names.len()).unwrap_or(u32::MAX);
         let labels = counts.last_key_value().map_or(0, |(largest, _)| largest.saturating_add(1));

@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use crate::{Error, Result};
 
-/// Opens a file to be read. Not a FIFO, whose opening may wait for ever for one who writes, nor a device,
-/// which may have no end.
+/// Opens a file to be read. Not a FIFO, whose opening may wait for ever for one who writes, nor a
+/// device, which may have no end.
 ///
 /// # Errors
 /// [`Error::Io`], of the kind `InvalidInput` for what is neither a file nor a folder.
@@ -166,7 +166,8 @@ mod tests {
         assert_eq!(byte(2 * PAGE), 0);
         let error = map.check(&path).unwrap_err().to_string();
         assert!(error.contains("became shorter") && error.contains("byte 65536"), "{error}");
-        // The page comes back, as after an error of the disk that passes: the file is as long as it was.
+        // The page comes back, as after an error of the disk that passes: the file is as long as it
+        // was.
         file.write_all_at(&vec![9; 3 * PAGE], PAGE as u64).unwrap();
         assert_eq!((byte(PAGE), byte(3 * PAGE)), (9, 9), "pages around have their bytes");
         assert_eq!(byte(2 * PAGE), 0, "the page that was read as zeros stays so");

@@ -300,7 +300,8 @@ fn is_of_one_image(error: &Error) -> bool {
     kinds.contains(&source.kind()) || unnamed
 }
 
-/// An error of decoding does not know whose bytes they were, one of reading which list named the file.
+/// An error of decoding does not know whose bytes they were, one of reading which list named the
+/// file.
 fn named(error: Error, source: &dyn Source, i: usize) -> Error {
     match (error, source.listed(i)) {
         (Error::Decode(cause), _) => Error::Decode(format!("{}: {cause}", source.name(i))),

@@ -41,8 +41,8 @@ pub struct Indexed {
 }
 
 /// Writes the index of every shard of `pattern` beside it, and, when `manifest` is given, a
-/// manifest of that name, with `classes` as the names of the classes, none or one for each. The shards
-/// must lie in the manifest's folder. `workers` threads, 0 for one per core.
+/// manifest of that name, with `classes` as the names of the classes, none or one for each. The
+/// shards must lie in the manifest's folder. `workers` threads, 0 for one per core.
 ///
 /// # Errors
 /// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`] when
@@ -95,7 +95,8 @@ pub fn index_shards(
 
 type One = (Indexed, ManifestShard, BTreeMap<u32, u64>);
 
-/// Refuses a manifest that no folder would be found to have, or that lies elsewhere than its shards.
+/// Refuses a manifest that no folder would be found to have, or that lies elsewhere than its
+/// shards.
 fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
     let name = manifest.file_name().unwrap_or_default().to_string_lossy();
     if !is_manifest_name(&name) {

@@ -35,7 +35,8 @@ use walk::{Step, Stretch, walk};
 pub struct Salvaged {
     /// The clean set.
     pub packed: Packed,
-    /// The damage that was met, and each sample that is not in the set, by its key where it is known.
+    /// The damage that was met, and each sample that is not in the set, by its key where it is
+    /// known.
     pub lost: Vec<Damage>,
 }
 

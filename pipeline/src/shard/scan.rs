@@ -43,7 +43,8 @@ pub struct Scanned {
 }
 
 /// Scans the shard at `path`. With [`Depth::Headers`] a sample that cannot be used (two members of
-/// one name, a label that is no number) is in the index all the same, and is refused when it is read.
+/// one name, a label that is no number) is in the index all the same, and is refused when it is
+/// read.
 ///
 /// # Errors
 /// [`Error::Io`]; [`Error::Shard`] and, with [`Depth::Full`], [`Error::Sample`] with the offset of
@@ -61,8 +62,8 @@ pub(crate) fn scan_map(map: &Map, path: &Path, depth: Depth, limits: &Limits) ->
     })
 }
 
-/// Scans the headers of an archive that is read as a stream; the index belongs to a shard of `bytes`
-/// bytes with `fingerprint`.
+/// Scans the headers of an archive that is read as a stream; the index belongs to a shard of
+/// `bytes` bytes with `fingerprint`.
 #[cfg(feature = "remote")]
 pub(crate) fn scan_stream(
     tar: AnyTar,

@@ -19,12 +19,12 @@ use crate::{Error, Result};
 /// enough that reading one image decompresses little else.
 pub(crate) const FRAME_BYTES: usize = 128 << 10;
 
-/// What a shard of one frame has beside what zstd makes of each 256 bytes of it: headers and checksum of
-/// the frame, the frame of the archive's end and the seek table.
+/// What a shard of one frame has beside what zstd makes of each 256 bytes of it: headers and
+/// checksum of the frame, the frame of the archive's end and the seek table.
 const FRAME_REST: u64 = 512;
 
-/// Decompressed bytes that a frame may have for a shard of it to have at most `bytes_per_shard`, whatever
-/// is in it. Of bytes that cannot be made smaller zstd makes 1/256 more at most.
+/// Decompressed bytes that a frame may have for a shard of it to have at most `bytes_per_shard`,
+/// whatever is in it. Of bytes that cannot be made smaller zstd makes 1/256 more at most.
 fn frame_room(bytes_per_shard: u64) -> u64 {
     let room = bytes_per_shard.saturating_sub(FRAME_REST);
     room - room / 256
@@ -107,9 +107,9 @@ impl SegmentBuilder {
         Ok(())
     }
 
-    /// Appends a sample: the image with its extension, `.cls`, and the extras. An extra that has the
-    /// extension of one of these gets a number in front of it: a preview `.jpg` beside a PNG that
-    /// becomes a JPEG is `.2.jpg`, which no reader takes for the sample's image.
+    /// Appends a sample: the image with its extension, `.cls`, and the extras. An extra that has
+    /// the extension of one of these gets a number in front of it: a preview `.jpg` beside a PNG
+    /// that becomes a JPEG is `.2.jpg`, which no reader takes for the sample's image.
     pub fn push(&mut self, sample: &Loaded, kind: Recoded) -> Result<()> {
         let Loaded { key, label, image, .. } = sample;
         let most = self.room.min(self.limits.frame_bytes);

@@ -32,8 +32,8 @@ pub struct OpenOptions {
     /// Whether [`ShardSet::read`] verifies each image's checksum, where the
     /// index has one (about 10 us for 100 KB). Default false.
     pub verify: bool,
-    /// Whether a file that is missing or has another length than a manifest or an index says stays in the
-    /// set, with the samples that they tell, each of which is an error when it is read
+    /// Whether a file that is missing or has another length than a manifest or an index says stays
+    /// in the set, with the samples that they tell, each of which is an error when it is read
     /// ([`LoaderConfig::on_bad_shard`](crate::LoaderConfig)). Default false: an error of opening.
     pub keep_bad_shards: bool,
     /// How shards behind URLs are read.

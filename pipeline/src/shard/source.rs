@@ -111,8 +111,8 @@ pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Bo
     Ok(opened)
 }
 
-/// Refuses what would be read as less than it holds: a folder of shards and of images as well, and a
-/// tree or a list that is one of several sources.
+/// Refuses what would be read as less than it holds: a folder of shards and of images as well, and
+/// a tree or a list that is one of several sources.
 fn unmistakable(source: &str) -> Result<()> {
     let parts = parts(source);
     for part in parts.iter().filter(|part| !is_url(part)) {
@@ -141,8 +141,8 @@ fn unmistakable_path(name: &str, alone: bool) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a folder that holds images beside its shards, as an extracted archive leaves it: which of
-/// them are meant? Either alone would be read without a word of the other.
+/// Refuses a folder that holds images beside its shards, as an extracted archive leaves it: which
+/// of them are meant? Either alone would be read without a word of the other.
 fn only_shards(folder: &str, shard: &Path) -> Result<()> {
     let Some(image) = image_below(Path::new(folder)) else { return Ok(()) };
     let (shard, image) = (shard.display(), image.display());

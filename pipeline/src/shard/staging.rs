@@ -35,8 +35,8 @@ pub(crate) struct Staging {
 
 impl Staging {
     /// Begins a set called `prefix` in `folder`, which must exist. What packs of this prefix left
-    /// that were killed is removed, unless they were putting their set in place: then that is finished.
-    /// The set that is there is not touched.
+    /// that were killed is removed, unless they were putting their set in place: then that is
+    /// finished. The set that is there is not touched.
     ///
     /// # Errors
     /// [`Error::Usage`] when a set of that prefix is there and `overwrite` is not set, and when

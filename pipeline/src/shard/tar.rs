@@ -278,9 +278,9 @@ impl<S: Source> Tar<S> {
         Ok(Some(block))
     }
 
-    /// The rest of the end-of-archive marker, of which one block was read. One alone ends an archive
-    /// only with the file: other readers (Python's) take any zero block for the end, and would
-    /// pass over what follows without a word.
+    /// The rest of the end-of-archive marker, of which one block was read. One alone ends an
+    /// archive only with the file: other readers (Python's) take any zero block for the end, and
+    /// would pass over what follows without a word.
     fn end(&mut self, block: &mut [u8; 512]) -> Result<()> {
         let lone_at = self.at;
         let filled = self.source.fill(block).map_err(|e| self.failed(e))?;

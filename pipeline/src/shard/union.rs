@@ -1,5 +1,6 @@
-//! Unions of patterns, `a::b`, whose members may be URLs, and how the classes of two of them differ. In
-//! every build: one without the feature `remote` has to know a URL to say that it cannot read it.
+//! Unions of patterns, `a::b`, whose members may be URLs, and how the classes of two of them
+//! differ. In every build: one without the feature `remote` has to know a URL to say that it cannot
+//! read it.
 
 use std::path::Path;
 
@@ -29,8 +30,8 @@ pub(crate) fn split_union(pattern: &str) -> Vec<&str> {
     parts
 }
 
-/// The first class that two sources call by different names, or that only one of them has; each with
-/// its names by number. `None` where they agree.
+/// The first class that two sources call by different names, or that only one of them has; each
+/// with its names by number. `None` where they agree.
 pub(crate) fn difference(a: (&[String], &Path), b: (&[String], &Path)) -> Option<String> {
     let longest = a.0.len().max(b.0.len());
     let class = (0..longest).find(|&class| a.0.get(class) != b.0.get(class))?;

@@ -20,10 +20,11 @@ use crate::{Error, Result};
 /// What an unpacked set looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tree {
-    /// `CLASS/NAME.jpg`: the class's name, or its number with leading zeros; `NUMBER_NAME` where packing
-    /// would give folders of the names other numbers (they are not in the order of the numbers, say, or one
-    /// begins with a dot). Classes without samples have empty folders. `NAME` is the key behind its last
-    /// slash. Samples without a label go to `unlabelled/`, or, when none has one, into the folder itself.
+    /// `CLASS/NAME.jpg`: the class's name, or its number with leading zeros; `NUMBER_NAME` where
+    /// packing would give folders of the names other numbers (they are not in the order of the
+    /// numbers, say, or one begins with a dot). Classes without samples have empty folders. `NAME`
+    /// is the key behind its last slash. Samples without a label go to `unlabelled/`, or, when none
+    /// has one, into the folder itself.
     Folders,
     /// `KEY.EXTENSION` for every member of every sample.
     Members,
@@ -38,8 +39,9 @@ pub struct Unpacked {
     pub files: u64,
     /// Bytes.
     pub bytes: u64,
-    /// Files that were given another name: because theirs was taken, with the shard's name in front and
-    /// then a number behind; or because it was too long, its beginning with a hash of all of it.
+    /// Files that were given another name: because theirs was taken, with the shard's name in front
+    /// and then a number behind; or because it was too long, its beginning with a hash of all of
+    /// it.
     pub renamed: u64,
 }
 
@@ -126,7 +128,8 @@ struct Writer<'a> {
     folder: &'a Path,
     /// Relative paths written so far.
     taken: HashSet<PathBuf>,
-    /// By the first path of a second place, the last number that was used there: all before it are taken.
+    /// By the first path of a second place, the last number that was used there: all before it are
+    /// taken.
     numbers: HashMap<PathBuf, u32>,
     made: HashSet<PathBuf>,
     done: Unpacked,
@@ -178,8 +181,8 @@ impl Writer<'_> {
         Ok(())
     }
 
-    /// Writes a file where it is wanted, or where that is taken into the second place; returns whether it
-    /// was.
+    /// Writes a file where it is wanted, or where that is taken into the second place; returns
+    /// whether it was.
     fn write(&mut self, wanted: &Place, second: &Place, data: &[u8]) -> Result<bool> {
         let mut relative = wanted.path(1);
         let moved = self.taken.contains(&relative);
@@ -209,8 +212,8 @@ impl Writer<'_> {
     }
 }
 
-/// A new file in `folder` that has its name only when it is whole. Not synced, unlike the files of a
-/// set: that takes milliseconds for each, and all of them can be unpacked again.
+/// A new file in `folder` that has its name only when it is whole. Not synced, unlike the files of
+/// a set: that takes milliseconds for each, and all of them can be unpacked again.
 fn write_whole(path: &Path, folder: &Path, data: &[u8]) -> std::io::Result<()> {
     // No sample's name begins with a dot, and nobody else writes into what was an empty folder.
     let temporary = folder.join(format!(".unpack{PART}"));

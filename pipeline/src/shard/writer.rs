@@ -42,8 +42,9 @@ struct OpenShard {
     last: LastKey,
 }
 
-/// The key written last. Neighbours of one key would be read as one sample, and keys are often given
-/// once a shard only: samples that a selection or a shuffle puts side by side may have the same.
+/// The key written last. Neighbours of one key would be read as one sample, and keys are often
+/// given once a shard only: samples that a selection or a shuffle puts side by side may have the
+/// same.
 #[derive(Clone, Default)]
 struct LastKey {
     /// As its sample had it, and as it was written; empty at the beginning of a shard.
@@ -116,8 +117,8 @@ impl SetWriter {
         })
     }
 
-    /// Appends a segment to the shard it belongs to. A sample whose key is that of the sample before
-    /// it gets another.
+    /// Appends a segment to the shard it belongs to. A sample whose key is that of the sample
+    /// before it gets another.
     pub fn push(&mut self, segment: &Segment) -> Result<()> {
         if let Some(open) = &self.open {
             let mut last = open.last.clone();

@@ -161,7 +161,8 @@ impl SeekTable {
         (start, self.compressed[frames.end] - start)
     }
 
-    /// Decompresses `frames` into `out`, which is replaced. `file` is the file from byte `before` on.
+    /// Decompresses `frames` into `out`, which is replaced. `file` is the file from byte `before`
+    /// on.
     pub fn decompress(
         &self,
         file: &[u8],

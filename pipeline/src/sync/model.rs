@@ -124,8 +124,8 @@ impl<T> Drop for Receiver<T> {
         let mut state = self.0.lock();
         state.receivers -= 1;
         if state.receivers == 0 {
-            // As crossbeam has it: without a bound, what nobody will receive goes now (messages may hold
-            // ends of other channels); with one it stays as long as there are senders.
+            // As crossbeam has it: without a bound, what nobody will receive goes now (messages may
+            // hold ends of other channels); with one it stays as long as there are senders.
             let queue = match self.0.capacity {
                 usize::MAX => std::mem::take(&mut state.queue),
                 _ => VecDeque::new(),

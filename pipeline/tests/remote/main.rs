@@ -1,7 +1,7 @@
 //! Shards behind URLs: the same bytes as from the disk, through faults and without.
 //!
-//! Most tests talk to a server of their own (`server`), which can misbehave; `real` puts it in front
-//! of nginx and of an S3 server, where they are installed (`tools/interop/remote.sh`).
+//! Most tests talk to a server of their own (`server`), which can misbehave; `real` puts it in
+//! front of nginx and of an S3 server, where they are installed (`tools/interop/remote.sh`).
 
 #[path = "../common/mod.rs"]
 mod common;

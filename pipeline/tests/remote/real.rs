@@ -1,5 +1,5 @@
-//! The same, against servers that people use: nginx (`BT_NGINX`, else `nginx`), and moto's S3 server
-//! in Python (`BT_PYTHON`, else `python3`). Where they are not, the tests say so;
+//! The same, against servers that people use: nginx (`BT_NGINX`, else `nginx`), and moto's S3
+//! server in Python (`BT_PYTHON`, else `python3`). Where they are not, the tests say so;
 //! `tools/interop/remote.sh` installs them.
 
 use std::io::{Read, Write};

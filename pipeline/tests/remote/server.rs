@@ -1,6 +1,6 @@
 //! A server for the tests: it serves a folder over HTTP/1.1 with ranges and ETags, or passes on to
-//! a real server, counts what is asked for, and misbehaves on request. Answers are made one thread a
-//! connection; every loop ends with its connection.
+//! a real server, counts what is asked for, and misbehaves on request. Answers are made one thread
+//! a connection; every loop ends with its connection.
 #![allow(dead_code, reason = "the benchmark uses its part")]
 
 use std::collections::HashMap;

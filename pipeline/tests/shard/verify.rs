@@ -1,4 +1,5 @@
-//! What verification finds: the ends of archives, every field of an index, the counts of a manifest.
+//! What verification finds: the ends of archives, every field of an index, the counts of a
+//! manifest.
 
 use std::path::Path;
 

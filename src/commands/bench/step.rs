@@ -24,8 +24,8 @@ pub(super) struct StepArgs {
     /// Steps that count
     #[arg(long, default_value_t = 3)]
     steps: usize,
-    /// Steps before them [default: 1; 4 on a CUDA device, where algorithms are chosen in three and the
-    /// fourth is recorded, so that those that count replay it]
+    /// Steps before them [default: 1; 4 on a CUDA device, where algorithms are chosen in three and
+    /// the fourth is recorded, so that those that count replay it]
     #[arg(long)]
     warmup: Option<usize>,
     /// Where the time of a CUDA device goes, after the figures: one more step, call by call

@@ -75,8 +75,8 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     Ok(())
 }
 
-/// Seconds that `steps` training steps on `loader`'s batches take after `warmup` others, and how many of
-/// them they wait for data.
+/// Seconds that `steps` training steps on `loader`'s batches take after `warmup` others, and how
+/// many of them they wait for data.
 fn together(
     config: &RunConfig,
     loader: &Loader,

@@ -1,5 +1,6 @@
-//! Two layers in one pass over memory: a block's last BatchNorm with its shortcut's, the stem's with the max pool
-//! behind it. Where no kernel does both, and on the CPU, one layer runs after the other, which is the specification.
+//! Two layers in one pass over memory: a block's last BatchNorm with its shortcut's, the stem's
+//! with the max pool behind it. Where no kernel does both, and on the CPU, one layer runs after the
+//! other, which is the specification.
 
 use candle_core::{Result, Tensor, bail};
 
@@ -10,8 +11,8 @@ use crate::nn::cuda::kernels::norm_pool::{self, NormPoolShape};
 use crate::nn::{MaxPool, Workspace, no_forward, storage};
 
 impl BatchNorm {
-    /// [`BatchNorm::forward`] with `other`'s output for `theirs` as the residual. On a device one pass over
-    /// memory does for both, and `other`'s output is not written.
+    /// [`BatchNorm::forward`] with `other`'s output for `theirs` as the residual. On a device one
+    /// pass over memory does for both, and `other`'s output is not written.
     ///
     /// # Errors
     /// As [`BatchNorm::forward`].
@@ -109,9 +110,9 @@ impl BatchNorm {
         self.relu && pool.window() == norm_pool::WINDOW
     }
 
-    /// The backward pass of [`BatchNorm::forward_pair`]: sets both layers' parameters' gradients, writes
-    /// the input's gradient to `dx`, which on a device may be the input itself, and that of `other`'s over
-    /// `dout`.
+    /// The backward pass of [`BatchNorm::forward_pair`]: sets both layers' parameters' gradients,
+    /// writes the input's gradient to `dx`, which on a device may be the input itself, and that of
+    /// `other`'s over `dout`.
     ///
     /// # Errors
     /// As [`BatchNorm::backward`].
@@ -135,8 +136,8 @@ impl BatchNorm {
         Ok(())
     }
 
-    /// The backward pass of [`BatchNorm::forward_pooled`] from the pool's gradient: sets the parameters'
-    /// gradients, returns the input's to give back to `ws`.
+    /// The backward pass of [`BatchNorm::forward_pooled`] from the pool's gradient: sets the
+    /// parameters' gradients, returns the input's to give back to `ws`.
     ///
     /// # Errors
     /// As [`BatchNorm::backward`].

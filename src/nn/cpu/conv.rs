@@ -111,8 +111,8 @@ struct Phase {
 }
 
 thread_local! {
-    /// Packed weights, one set for each phase. They serve all convolutions: each use packs anew, for
-    /// the weights have changed since. Taken while in use, so that a rayon thread that steals
+    /// Packed weights, one set for each phase. They serve all convolutions: each use packs anew,
+    /// for the weights have changed since. Taken while in use, so that a rayon thread that steals
     /// meanwhile has its own.
     static PANELS: RefCell<Vec<Panels>> = const { RefCell::new(Vec::new()) };
 }

@@ -1,8 +1,9 @@
 //! Where a convolution's patches lie: the rows of its (never built) im2col matrix.
 //!
-//! Row m belongs to grid position (image, y, x); its columns are, for each tap (dy, dx), the channels
-//! of source pixel (y * stride + dy, x * stride + dx), zeros outside the image. A forward pass, the
-//! phases of an input gradient and a weight gradient differ in grid, stride and taps alone.
+//! Row m belongs to grid position (image, y, x); its columns are, for each tap (dy, dx), the
+//! channels of source pixel (y * stride + dy, x * stride + dx), zeros outside the image. A forward
+//! pass, the phases of an input gradient and a weight gradient differ in grid, stride and taps
+//! alone.
 
 use super::micro::{CHUNK, Isa, MAX_MR, vectorised};
 
@@ -62,8 +63,8 @@ impl Gather {
         inside.then(|| ((place.image * h + y as usize) * w + x as usize) * self.c)
     }
 
-    /// Writes columns `chunk0 * 16 ..` of rows `row0 ..` as an A panel of `mr` rows; rows beyond the
-    /// matrix are zeros. `out` has `chunks * mr * 16` elements.
+    /// Writes columns `chunk0 * 16 ..` of rows `row0 ..` as an A panel of `mr` rows; rows beyond
+    /// the matrix are zeros. `out` has `chunks * mr * 16` elements.
     pub(super) fn pack(
         &self,
         isa: Isa,

@@ -1,11 +1,12 @@
-//! The CPU backend's arithmetic: plain slices in, plain slices out; knows neither tensors nor layers.
+//! The CPU backend's arithmetic: plain slices in, plain slices out; knows neither tensors nor
+//! layers.
 //!
 //! One blocked product with packed operands (`product`) serves a convolution's output and its input
 //! gradient, `weight_grad` the gradient of its weight; on wide images `direct` does both without
-//! packing patches, and 3 x 3 convolutions of stride 1 go by `winograd`'s tiles, with fewer products. All
-//! run on the micro-kernels of `micro`.
-//! `norm` and `pool` are passes over memory. Every reduction has a partition that depends on shapes
-//! alone, so results do not depend on the number of threads; they do depend on the instruction set.
+//! packing patches, and 3 x 3 convolutions of stride 1 go by `winograd`'s tiles, with fewer
+//! products. All run on the micro-kernels of `micro`. `norm` and `pool` are passes over memory.
+//! Every reduction has a partition that depends on shapes alone, so results do not depend on the
+//! number of threads; they do depend on the instruction set.
 
 pub mod conv;
 pub mod direct;
@@ -29,14 +30,16 @@ pub struct Buffer {
 struct Line(#[allow(dead_code)] [f32; 16]);
 
 impl Buffer {
-    /// `len` floats of unspecified content, allocated only when more than ever before are asked for.
+    /// `len` floats of unspecified content, allocated only when more than ever before are asked
+    /// for.
     pub fn get(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.data.len() < lines {
             self.data.clear();
             self.data.resize(lines, Line([0.0; 16]));
         }
-        // SAFETY: `Line` is 16 floats without padding, and `data` holds at least `len / 16` of them.
+        // SAFETY: `Line` is 16 floats without padding, and `data` holds at least `len / 16` of
+        // them.
         unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
     }
 

@@ -53,7 +53,8 @@ vectorised! {
     }
 }
 
-/// Maximum of each window; `winner` gets the window's tap (ky * kernel + kx), the first among equals.
+/// Maximum of each window; `winner` gets the window's tap (ky * kernel + kx), the first among
+/// equals.
 pub fn max_forward(isa: Isa, s: &PoolShape, x: &[f32], y: &mut [f32], winner: &mut [u8]) {
     let (oh, ow) = s.out();
     let row = ow * s.c;

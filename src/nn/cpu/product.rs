@@ -1,8 +1,9 @@
-//! The blocked product: gathered rows (A, packed on the fly) x packed panels (B), scattered to pixels.
+//! The blocked product: gathered rows (A, packed on the fly) x packed panels (B), scattered to
+//! pixels.
 //!
-//! Blocks: k is cut so that a B panel stays in the first-level cache while the A panels of a tile of
-//! rows, which stay in the second, pass by. Each element of the result is summed in one order, over
-//! k blocks that depend on the depth alone, so neither tiles nor threads show in it.
+//! Blocks: k is cut so that a B panel stays in the first-level cache while the A panels of a tile
+//! of rows, which stay in the second, pass by. Each element of the result is summed in one order,
+//! over k blocks that depend on the depth alone, so neither tiles nor threads show in it.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -24,7 +25,8 @@ pub struct Panels {
     chunks: usize,
 }
 
-/// Where row m of the result goes: grid position (y, x) to pixel (y * stride + oy, x * stride + ox).
+/// Where row m of the result goes: grid position (y, x) to pixel (y * stride + oy, x * stride +
+/// ox).
 #[derive(Clone, Debug)]
 pub struct Scatter {
     /// Destination height and width.
@@ -36,12 +38,12 @@ pub struct Scatter {
 }
 
 impl Panels {
-    /// Packs the transpose of `w`, `[cols][runs][run]`: `B[k][j] = w[j][k]`, each run filled up to whole
-    /// chunks.
+    /// Packs the transpose of `w`, `[cols][runs][run]`: `B[k][j] = w[j][k]`, each run filled up to
+    /// whole chunks.
     ///
-    /// A column's 16 k of a chunk at a time: one line of `w`, read once. The other order, k by k over a panel's
-    /// columns, comes back to each of 32 lines 16 times, and where columns lie a power of two apart
-    /// they all want the same few places in the first-level cache.
+    /// A column's 16 k of a chunk at a time: one line of `w`, read once. The other order, k by k
+    /// over a panel's columns, comes back to each of 32 lines 16 times, and where columns lie a
+    /// power of two apart they all want the same few places in the first-level cache.
     pub fn pack_transposed(&mut self, isa: Isa, w: &[f32], cols: usize, runs: usize, run: usize) {
         let in_run = run.div_ceil(CHUNK);
         self.fill(isa, cols, runs * in_run, |chunk, columns, width, block| {
@@ -81,8 +83,8 @@ impl Panels {
         });
     }
 
-    /// Makes panels of `to` taps from another's of `from` taps: `f` gets all taps of a panel, one after the
-    /// other, and a place for those it makes.
+    /// Makes panels of `to` taps from another's of `from` taps: `f` gets all taps of a panel, one
+    /// after the other, and a place for those it makes.
     pub(super) fn derive(
         &mut self,
         isa: Isa,
@@ -124,8 +126,9 @@ impl Panels {
         (j0, cols, &self.data.filled(end)[at..end])
     }
 
-    /// Makes panels of `chunks` chunks over `cols` columns. `f` writes one chunk of a panel, all of it: it gets
-    /// the chunk, the panel's columns, the width that they are filled up to, and `[CHUNK][width]`.
+    /// Makes panels of `chunks` chunks over `cols` columns. `f` writes one chunk of a panel, all of
+    /// it: it gets the chunk, the panel's columns, the width that they are filled up to, and
+    /// `[CHUNK][width]`.
     fn fill(
         &mut self,
         isa: Isa,
@@ -142,8 +145,8 @@ impl Panels {
         each(panels, |p| {
             let (j0, used) = (p * nr, nr.min(cols - p * nr));
             let width = isa.width(used);
-            // SAFETY: panel p is `chunks * CHUNK` lines of `width` from `j0 * chunks * CHUNK` on; all
-            // panels before it are `nr` wide, so they end there.
+            // SAFETY: panel p is `chunks * CHUNK` lines of `width` from `j0 * chunks * CHUNK` on;
+            // all panels before it are `nr` wide, so they end there.
             let panel = unsafe {
                 let at = data.at(j0 * chunks * CHUNK);
                 std::slice::from_raw_parts_mut(at, chunks * CHUNK * width)

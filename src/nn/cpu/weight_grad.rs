@@ -1,8 +1,8 @@
 //! A weight's gradient: `dW[o][k] = sum over rows m of dY[m][o] * gathered[m][k]`.
 //!
 //! The reduction over rows runs in blocks, in row order. Where the weight is small and the rows are
-//! many, they are cut into `splits` parts, each with a partial sum of its own, added in order at the
-//! end; the number of splits is a function of the shape alone.
+//! many, they are cut into `splits` parts, each with a partial sum of its own, added in order at
+//! the end; the number of splits is a function of the shape alone.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -45,8 +45,8 @@ struct Job<'a> {
     splits: usize,
 }
 
-/// Runs `part(split, target)` for the splits of a sum into `dw`, and adds the parts in order. `part`
-/// has to overwrite its target.
+/// Runs `part(split, target)` for the splits of a sum into `dw`, and adds the parts in order.
+/// `part` has to overwrite its target.
 pub(super) fn in_splits(splits: usize, dw: &mut [f32], run: impl FnOnce(Shared)) {
     let len = dw.len();
     if splits == 1 {

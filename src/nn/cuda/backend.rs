@@ -89,8 +89,8 @@ pub struct Launch<'a> {
     pub args: &'a [Arg],
 }
 
-/// `c = alpha op(a) op(b) + beta c`, all row-major: `op(a)` is `[m, k]`, `op(b)` `[k, n]`, `c` `[m, n]`.
-/// Factors are both F32 or both BF16, `c` is of their type or F32; sums are F32.
+/// `c = alpha op(a) op(b) + beta c`, all row-major: `op(a)` is `[m, k]`, `op(b)` `[k, n]`, `c` `[m,
+/// n]`. Factors are both F32 or both BF16, `c` is of their type or F32; sums are F32.
 #[derive(Clone, Copy, Debug)]
 pub struct Gemm {
     /// Rows of `c`.
@@ -201,8 +201,9 @@ impl Mark {
     }
 }
 
-/// A copy from the host that may not have arrived yet. Source and destination stay as they are until
-/// [`Backend::arrived`] was asked and what follows has waited, or this is dropped, which waits.
+/// A copy from the host that may not have arrived yet. Source and destination stay as they are
+/// until [`Backend::arrived`] was asked and what follows has waited, or this is dropped, which
+/// waits.
 pub struct Upload(Box<dyn std::any::Any + Send>);
 
 impl Upload {
@@ -287,8 +288,8 @@ pub trait Backend: Send + Sync {
         Ok(Mark::default())
     }
 
-    /// Begins to copy `from` to `to` beside everything else, once what was asked for before `after` is
-    /// done: that may read what `to` holds, or make it.
+    /// Begins to copy `from` to `to` beside everything else, once what was asked for before `after`
+    /// is done: that may read what `to` holds, or make it.
     ///
     /// # Errors
     /// As [`Backend::copy`].
@@ -305,8 +306,8 @@ pub trait Backend: Send + Sync {
         Ok(())
     }
 
-    /// Host memory that the device copies from fastest, zeroed, on a boundary of 64; `None` where any
-    /// memory will do.
+    /// Host memory that the device copies from fastest, zeroed, on a boundary of 64; `None` where
+    /// any memory will do.
     fn allocate_host(&self, _bytes: usize) -> Option<*mut u8> {
         None
     }
@@ -317,8 +318,8 @@ pub trait Backend: Send + Sync {
     /// `at` came from [`Backend::allocate_host`] and is not used again.
     unsafe fn free_host(&self, _at: *mut u8) {}
 
-    /// Records what `work` asks for instead of doing it, where the device can; nothing in it may wait
-    /// or allocate. `None` where it cannot: the work is then done.
+    /// Records what `work` asks for instead of doing it, where the device can; nothing in it may
+    /// wait or allocate. `None` where it cannot: the work is then done.
     ///
     /// # Errors
     /// Those of `work`; what the driver says.

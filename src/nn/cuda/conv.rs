@@ -150,7 +150,8 @@ impl<'a> DeviceConv<'a> {
         }
     }
 
-    /// The weight as the products read it; `renewed` when it may have changed since it was last read.
+    /// The weight as the products read it; `renewed` when it may have changed since it was last
+    /// read.
     fn weight(&mut self, weight: &Param, renewed: bool) -> Result<Span> {
         let s = self.shape;
         if self.channels == s.c {
@@ -181,8 +182,8 @@ impl<'a> DeviceConv<'a> {
         if cores { fold::folded(self.shape, self.channels) } else { None }
     }
 
-    /// The backend's convolution, of as many images at a time as it takes. What goes to a weight's gradient in
-    /// bfloat16 is rounded once more with each part.
+    /// The backend's convolution, of as many images at a time as it takes. What goes to a weight's
+    /// gradient in bfloat16 is rounded once more with each part.
     fn conv(
         &self,
         s: ConvShape,

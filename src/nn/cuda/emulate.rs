@@ -1,9 +1,11 @@
-//! A device on the CPU, for tests (and, with the feature `emulation`, for `tools/cuda/stand-in`): the same kernels, compiled by the system's C++ compiler and run
-//! thread by thread (`kernels/emulate.h`), over the process's own memory.
+//! A device on the CPU, for tests (and, with the feature `emulation`, for `tools/cuda/stand-in`):
+//! the same kernels, compiled by the system's C++ compiler and run thread by thread
+//! (`kernels/emulate.h`), over the process's own memory.
 //!
-//! It answers what a GPU would leave open: that arguments are what the kernel's signature says, that grids
-//! and blocks are within limits, that no barrier is left out, and, run forwards and backwards, that
-//! no result depends on the order of threads. Matrix products and convolutions are the CPU engine's.
+//! It answers what a GPU would leave open: that arguments are what the kernel's signature says,
+//! that grids and blocks are within limits, that no barrier is left out, and, run forwards and
+//! backwards, that no result depends on the order of threads. Matrix products and convolutions are
+//! the CPU engine's.
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -76,8 +78,8 @@ impl Emulator {
         })
     }
 
-    /// The letters of a kernel's arguments: `p` for a pointer, `u` and `l` for whole numbers of 32 and 64
-    /// bits, `f` for a float.
+    /// The letters of a kernel's arguments: `p` for a pointer, `u` and `l` for whole numbers of 32
+    /// and 64 bits, `f` for a float.
     pub fn signature(&self, kernel: &str) -> Option<&str> {
         self.library.kernels.get(kernel).map(|(_, letters)| letters.as_str())
     }
@@ -134,8 +136,8 @@ fn compile() -> PathBuf {
         kernel_names(&text).iter().map(|name| format!("EMULATED({name})\n")).collect();
     std::fs::write(directory.path().join("registry.inc"), registry).expect("a list of kernels");
     let fresh = directory.path().join("emulated.so");
-    // Products and sums are rounded one by one, whatever the CPU has; kernels ask for fused ones where
-    // they count on them. Vector accesses alias elements.
+    // Products and sums are rounded one by one, whatever the CPU has; kernels ask for fused ones
+    // where they count on them. Vector accesses alias elements.
     let rounding = ["-O2", "-ffp-contract=off", "-fno-strict-aliasing", "-U_FORTIFY_SOURCE"];
     let mut command = compiler();
     command.args(flags).args(rounding).args(["-shared", "-fPIC", "-I"]).arg(directory.path());
@@ -247,9 +249,9 @@ impl Backend for Emulator {
         let mut pointers: Vec<*mut c_void> =
             words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
         let backwards = c_int::from(self.backwards.load(Ordering::Relaxed));
-        // SAFETY: the entry is the library's; each pointer leads to a word that holds (little-endian,
-        // so at its beginning) an argument of the type that the kernel has there, as was checked.
-        // That spans are what their addresses say is the promise of who made them.
+        // SAFETY: the entry is the library's; each pointer leads to a word that holds
+        // (little-endian, so at its beginning) an argument of the type that the kernel has there,
+        // as was checked. That spans are what their addresses say is the promise of who made them.
         let error = unsafe {
             (self.library.launch)(
                 *kernel as *const Entry,

@@ -1,10 +1,11 @@
-//! The CUDA backend's arithmetic: memory spans in, memory spans out; knows neither tensors nor layers.
+//! The CUDA backend's arithmetic: memory spans in, memory spans out; knows neither tensors nor
+//! layers.
 //!
 //! What a device must be able to do stands in [`Backend`]: launch one of the kernels of
-//! `kernels/*.cu`, multiply matrices, convolve, copy. Everything above that - which kernel, how many
-//! blocks, what is kept from forward to backward - is plain Rust that does not know whether the
-//! backend is a GPU (`device`, feature `cuda`, over cuDNN and cuBLAS) or the emulation that
-//! the tests use where there is none (`emulate`, which compiles the same kernels for the CPU).
+//! `kernels/*.cu`, multiply matrices, convolve, copy. Everything above that - which kernel, how
+//! many blocks, what is kept from forward to backward - is plain Rust that does not know whether
+//! the backend is a GPU (`device`, feature `cuda`, over cuDNN and cuBLAS) or the emulation that the
+//! tests use where there is none (`emulate`, which compiles the same kernels for the CPU).
 
 pub mod backend;
 pub mod conv;
@@ -38,8 +39,8 @@ pub fn present() -> bool {
     device::present()
 }
 
-/// The numbers of the CUDA devices that the kernels run on; none where there is no driver, or one that
-/// does not start.
+/// The numbers of the CUDA devices that the kernels run on; none where there is no driver, or one
+/// that does not start.
 #[cfg(feature = "cuda")]
 pub fn usable() -> Vec<usize> {
     device::usable()

@@ -1,6 +1,6 @@
-//! Where a step's time goes on a device: every call is waited for and its time added to those of the same
-//! kind (`bench step --profile`). Waiting costs some microseconds a call, and steps are not recorded,
-//! so that the sum is more than a step takes; the shares are what to read.
+//! Where a step's time goes on a device: every call is waited for and its time added to those of
+//! the same kind (`bench step --profile`). Waiting costs some microseconds a call, and steps are
+//! not recorded, so that the sum is more than a step takes; the shares are what to read.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -19,8 +19,8 @@ pub struct ProfileLine {
     pub calls: u64,
     /// Their time together.
     pub time: Duration,
-    /// Floating-point operations of products as they are done, two for each multiply-add; 0 for others. A folded
-    /// stem's are 1.74 times the definition's.
+    /// Floating-point operations of products as they are done, two for each multiply-add; 0 for
+    /// others. A folded stem's are 1.74 times the definition's.
     pub flops: f64,
 }
 

@@ -62,7 +62,8 @@ impl Drop for Data {
 }
 
 impl Batch {
-    /// `batch` in the loader's own memory where Python holds (`held`) fewer than `most` of these, else a copy.
+    /// `batch` in the loader's own memory where Python holds (`held`) fewer than `most` of these,
+    /// else a copy.
     pub(crate) fn new(
         py: Python<'_>,
         batch: bt_pipeline::Batch,

@@ -1,5 +1,5 @@
-//! `bt_stream._native`: the pipeline's loader as Python sees it. `python/bt_stream/__init__.py` makes
-//! arrays of what comes from here; nothing here knows NumPy.
+//! `bt_stream._native`: the pipeline's loader as Python sees it. `python/bt_stream/__init__.py`
+//! makes arrays of what comes from here; nothing here knows NumPy.
 //!
 //! - `loader`: a shard set with its settings, out of Python's.
 //! - `stream`: batches in order, awaited so that signals are heard.

@@ -22,8 +22,8 @@ pub(crate) struct Loader {
     held: Arc<AtomicUsize>,
 }
 
-/// Batches that Python may hold in the loader's own memory: a loop holds the one before until it has
-/// the next one. At least one of the loader's buffers must be free for the threads to go on.
+/// Batches that Python may hold in the loader's own memory: a loop holds the one before until it
+/// has the next one. At least one of the loader's buffers must be free for the threads to go on.
 const MOST_HELD: usize = 2;
 
 #[pymethods]

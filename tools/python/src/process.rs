@@ -14,8 +14,8 @@ use crate::raised;
 /// Between two looks at whether a signal came.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Runs `body` in a thread of its own, while this one waits without the interpreter's lock and looks
-/// for signals. `body` is told to give up when a handler raises, and not waited for.
+/// Runs `body` in a thread of its own, while this one waits without the interpreter's lock and
+/// looks for signals. `body` is told to give up when a handler raises, and not waited for.
 pub(crate) fn interruptible<T: Send + 'static>(
     py: Python<'_>,
     body: impl FnOnce(&Arc<AtomicBool>) -> T + Send + 'static,
@@ -41,8 +41,8 @@ pub(crate) fn interruptible<T: Send + 'static>(
     waited.inspect_err(|_| given_up.store(true, Ordering::Relaxed))
 }
 
-/// A value that rests on threads, and the process that has them. A forked child has the value without
-/// them: there it is neither used, since that would wait for ever, nor dropped.
+/// A value that rests on threads, and the process that has them. A forked child has the value
+/// without them: there it is neither used, since that would wait for ever, nor dropped.
 pub(crate) struct Rooted<T> {
     /// Until it is dropped.
     value: Option<T>,

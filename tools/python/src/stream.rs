@@ -24,7 +24,8 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// `held` counts the batches of the loader's own memory that Python has, of all its streams; `most` may be.
+    /// `held` counts the batches of the loader's own memory that Python has, of all its streams;
+    /// `most` may be.
     pub(crate) fn new(inner: BatchStream, held: &Arc<AtomicUsize>, most: usize) -> Self {
         let stats = Arc::clone(inner.stats());
         let inner = Rooted::new(Mutex::new(inner));
@@ -66,7 +67,8 @@ impl Stream {
 }
 
 impl Drop for Stream {
-    /// Threads end with what they are at. Whoever else has Python code to run need not wait for that.
+    /// Threads end with what they are at. Whoever else has Python code to run need not wait for
+    /// that.
     fn drop(&mut self) {
         if self.inner.is_here() {
             let stream = self.inner.take();

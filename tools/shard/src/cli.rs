@@ -86,9 +86,9 @@ pub struct Division {
 /// `shard pack`.
 #[derive(Args)]
 pub struct Pack {
-    /// SRC: an ImageFolder tree (CLASS/NAME.jpg), a flat folder (no labels), a .csv or .tsv list of path and label, or
-    /// shards: a folder, glob, brace list or manifest; of several, all have to be shards. OUT, the
-    /// last: the folder for the shards; made if need be
+    /// SRC: an ImageFolder tree (CLASS/NAME.jpg), a flat folder (no labels), a .csv or .tsv list of
+    /// path and label, or shards: a folder, glob, brace list or manifest; of several, all have to
+    /// be shards. OUT, the last: the folder for the shards; made if need be
     #[arg(required = true, value_name = "SRC|OUT")]
     pub paths: Vec<PathBuf>,
     /// Shards are called PREFIX-000000.tar and so on
@@ -121,8 +121,8 @@ pub struct Pack {
     /// orientation is lost, so that `data.exif` does not turn such images
     #[arg(long)]
     pub raw: bool,
-    /// Store JPEGs as packed coefficients (.dct): the same pixels, decoded in about half the time, in
-    /// about 1.1 times the bytes. Images that cannot be (CMYK JPEGs, PNG, ...) stay as they are
+    /// Store JPEGs as packed coefficients (.dct): the same pixels, decoded in about half the time,
+    /// in about 1.1 times the bytes. Images that cannot be (CMYK JPEGs, PNG, ...) stay as they are
     #[arg(long, conflicts_with = "raw")]
     pub recode: bool,
     /// Leave out images that cannot be used, and list them, instead of stopping

@@ -172,7 +172,8 @@ impl<'a> Jpeg<'a> {
         self.bytes
     }
 
-    /// The quantisation table of a component, row-major: the one that is in force where the header ends.
+    /// The quantisation table of a component, row-major: the one that is in force where the header
+    /// ends.
     pub(crate) fn quant_of(&self, component: &Component) -> Option<&[u16; 64]> {
         self.quant[usize::from(component.quant)].as_ref()
     }

@@ -73,7 +73,8 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Gives a sequential JPEG the tables that it need not bring, as libjpeg does: those of Motion JPEG.
+    /// Gives a sequential JPEG the tables that it need not bring, as libjpeg does: those of Motion
+    /// JPEG.
     fn standard_tables(&mut self) {
         let Jpeg { dc, ac, .. } = &mut self.jpeg;
         for (slot, table) in dc.iter_mut().zip(standard::DC).chain(ac.iter_mut().zip(standard::AC))

@@ -16,8 +16,8 @@ impl Packing {
         (self.distance_bits + self.dc_bits.iter().sum::<u32>()) as usize
     }
 
-    /// Whether `count` entries take no bits, as those of a picture of one gray. They are not read: an
-    /// index of such entries could ask for any amount of memory.
+    /// Whether `count` entries take no bits, as those of a picture of one gray. They are not read:
+    /// an index of such entries could ask for any amount of memory.
     pub fn has_no_bits(&self, count: usize) -> bool {
         self.entry_bits() == 0 && count > 1
     }

@@ -1,12 +1,13 @@
 //! Huffman decoding of a long stream that has no other beside it.
 //!
-//! One stream waits for each symbol's length, whatever else the CPU could do; so several symbols are
-//! taken at a step. Half of a photograph's are followed, within the bits looked at, by the whole of the
-//! next one: [`SoloTable::pairs`] holds both coefficients. Where blocks are only passed over, the values'
-//! bits need not be looked at, and [`SoloTable::skips`] holds up to four. The tables take some
-//! microseconds to make ([`WORTHWHILE`]).
+//! One stream waits for each symbol's length, whatever else the CPU could do; so several symbols
+//! are taken at a step. Half of a photograph's are followed, within the bits looked at, by the
+//! whole of the next one: [`SoloTable::pairs`] holds both coefficients. Where blocks are only
+//! passed over, the values' bits need not be looked at, and [`SoloTable::skips`] holds up to four.
+//! The tables take some microseconds to make ([`WORTHWHILE`]).
 //!
-//! [`Lane::decode`] with single symbols is the specification: blocks, spans and positions are the same.
+//! [`Lane::decode`] with single symbols is the specification: blocks, spans and positions are the
+//! same.
 
 mod table;
 
@@ -24,7 +25,8 @@ pub(crate) const WORTHWHILE: usize = if cfg!(fuzzing) { 1 } else { 1000 };
 
 /// Pairs that 56 bits suffice for.
 const PAIRS: usize = 5;
-/// Entries of `skips` that 56 bits suffice for: a code within the look-up, and 10 bits of its value.
+/// Entries of `skips` that 56 bits suffice for: a code within the look-up, and 10 bits of its
+/// value.
 const SKIPS: usize = 2;
 const _: () =
     assert!(PAIRS * LOOKUP_BITS as usize <= 56 && SKIPS * (LOOKUP_BITS as usize + 10) <= 56);
@@ -68,8 +70,8 @@ unsafe fn solo<const STORE: bool>(
     data: *const u8,
     tables: &[SoloTables<'_>; MAX_BATCH],
 ) -> Option<()> {
-    // SAFETY: the caller's promise, here and below: a batch takes less than PAD bytes, so every load
-    // lies within the data.
+    // SAFETY: the caller's promise, here and below: a batch takes less than PAD bytes, so every
+    // load lies within the data.
     let mut bits = unsafe { Bits::new(data, lane.at) };
     debug_assert_eq!(lane.position, 0, "a stream alone is between blocks");
     while lane.block < lane.count {
@@ -126,8 +128,8 @@ unsafe fn stored(
                 break;
             }
             bits.consume(pair.bits());
-            // SAFETY: the position is below 64, and a block follows. The end of a block stores a 0: beyond
-            // it, or, from position 1, at the last place, which is 0 then.
+            // SAFETY: the position is below 64, and a block follows. The end of a block stores a 0:
+            // beyond it, or, from position 1, at the last place, which is 0 then.
             unsafe {
                 store(to, position + pair.first_advance(), pair.first());
                 position += pair.advance();

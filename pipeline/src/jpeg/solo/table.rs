@@ -9,9 +9,9 @@
 //! bits 24..32  the second
 //! ```
 //!
-//! 0 is a code that reaches beyond the bits looked at (a pair's first value, too). A symbol alone stands
-//! in both places of a pair. A coefficient at the last place ends a block without a code: what was looked
-//! up behind it belongs to another table and is not taken ([`Pair::end`]).
+//! 0 is a code that reaches beyond the bits looked at (a pair's first value, too). A symbol alone
+//! stands in both places of a pair. A coefficient at the last place ends a block without a code:
+//! what was looked up behind it belongs to another table and is not taken ([`Pair::end`]).
 
 use crate::jpeg::huffman::{END_OF_BLOCK, LOOKUP_BITS, SLOW, Table};
 use crate::jpeg::simd::Simd;
@@ -62,8 +62,8 @@ impl SoloTable {
     }
 }
 
-/// Where to look behind `bits` of the look-up that found `next`. Zeros are shifted in: what is found there is
-/// right only where it takes no more bits than there were.
+/// Where to look behind `bits` of the look-up that found `next`. Zeros are shifted in: what is
+/// found there is right only where it takes no more bits than there were.
 #[inline(always)]
 fn shifted(next: usize, bits: u32) -> usize {
     ((next as u32) << (bits & 31)) as usize & (ENTRIES - 1)

@@ -1,5 +1,5 @@
-//! Byte unstuffing: entropy-coded bytes without the 0 that follows each 0xFF. Of several 0xFF all but the
-//! last are fill bytes (T.81, B.1.1.2), before a marker and, as libjpeg has it, before a 0.
+//! Byte unstuffing: entropy-coded bytes without the 0 that follows each 0xFF. Of several 0xFF all
+//! but the last are fill bytes (T.81, B.1.1.2), before a marker and, as libjpeg has it, before a 0.
 //!
 //! Done once up front, so that the bit reader loads eight bytes at a time
 //! without looking for markers.

@@ -13,8 +13,9 @@ use crate::scratch::Scratch;
 /// still fits 16 bits.
 const BITS: u32 = 6;
 
-/// Where the kernel ends, in sigmas. Of what lies beyond, two thousandths, a black square as large as the kernel on white
-/// is moved by one level, half of it by each pass; everything else by less (`tests/blur_accuracy.rs`).
+/// Where the kernel ends, in sigmas. Of what lies beyond, two thousandths, a black square as large
+/// as the kernel on white is moved by one level, half of it by each pass; everything else by less
+/// (`tests/blur_accuracy.rs`).
 const REACH: f32 = 3.1;
 
 /// The widest kernel's radius.

@@ -1,17 +1,19 @@
 //! The hue turned in 8-bit HSV, as Pillow's conversions do it.
 //!
-//! With M and m the largest and smallest channel and C = M - m, Pillow's hue is h / 6 turns, where h
-//! is the number of a sixth plus or minus x = (M - middle channel) / C, in single precision; hue and
-//! saturation C / M are then cut to whole 255ths. Cutting asks for the very same rounding where 42.5 h is
-//! whole but for it: h is computed as Pillow's float, and with the factors below every colour's hue is
-//! found to be Pillow's, whose next steps are in double precision (the tests go through all of them).
+//! With M and m the largest and smallest channel and C = M - m, Pillow's hue is h / 6 turns, where
+//! h is the number of a sixth plus or minus x = (M - middle channel) / C, in single precision; hue
+//! and saturation C / M are then cut to whole 255ths. Cutting asks for the very same rounding where
+//! 42.5 h is whole but for it: h is computed as Pillow's float, and with the factors below every
+//! colour's hue is found to be Pillow's, whose next steps are in double precision (the tests go
+//! through all of them).
 //!
-//! Back again, with H = 6 hue in 0..=1530, a channel is M - M s K / 65025, rounded, where K is 0 in the
-//! two sixths where it is the largest, 255 where it is the smallest, and goes from one to the other
-//! between. M s K is a whole number below 2^24, so that single precision rounds it as Pillow does.
+//! Back again, with H = 6 hue in 0..=1530, a channel is M - M s K / 65025, rounded, where K is 0 in
+//! the two sixths where it is the largest, 255 where it is the smallest, and goes from one to the
+//! other between. M s K is a whole number below 2^24, so that single precision rounds it as Pillow
+//! does.
 //!
-//! Against a turn in floating point ([`super::turn_hue`]) saturated colours end up to 11 levels away:
-//! the paper's code turns hues this way, torchvision's for tensors the other.
+//! Against a turn in floating point ([`super::turn_hue`]) saturated colours end up to 11 levels
+//! away: the paper's code turns hues this way, torchvision's for tensors the other.
 
 use super::{multiversion, whole};
 use crate::kernel::Row;
@@ -50,7 +52,8 @@ fn hsv(r: i16, g: i16, b: i16) -> (i16, i16, i16) {
     let end = base + if falls { 1 } else { -1 };
     let turned = f32::from(if falls { -away } else { away }) / chroma.max(1.0);
     let sixths = f32::from(end) + turned;
-    // In 255ths, 42.5 a sixth. Of blue's sixths, from 3 to 5, only the difference to 4 keeps its last bits.
+    // In 255ths, 42.5 a sixth. Of blue's sixths, from 3 to 5, only the difference to 4 keeps its
+    // last bits.
     let blue = base == 4;
     let (from, scale) = if blue { (4.0, BLUE) } else { (0.0, 42.5) };
     let part = whole(((sixths - from) * scale).floor());

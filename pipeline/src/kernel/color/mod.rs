@@ -1,7 +1,7 @@
 //! Colour operations on one row, in place: Pillow's results, bit for bit.
 //!
-//! Each operation ends in whole values 0..=255, as Pillow's does, because what follows is defined on
-//! those.
+//! Each operation ends in whole values 0..=255, as Pillow's does, because what follows is defined
+//! on those.
 
 mod hsv;
 mod turn;
@@ -19,8 +19,8 @@ pub fn hue_shift(turns: f32) -> i16 {
 }
 
 /// The gray of a pixel: Pillow's `(19595 r + 38470 g + 7471 b + 32768) >> 16` (`L24` in its
-/// `Convert.c`), the weights of ITU-R 601-2. In 16 bits: the weights are cut into their high and low
-/// bytes, and neither sum is more than 65,280.
+/// `Convert.c`), the weights of ITU-R 601-2. In 16 bits: the weights are cut into their high and
+/// low bytes, and neither sum is more than 65,280.
 #[inline(always)]
 fn gray_of(r: i16, g: i16, b: i16) -> i16 {
     let (r, g, b) = (r as u16, g as u16, b as u16);
@@ -29,8 +29,8 @@ fn gray_of(r: i16, g: i16, b: i16) -> i16 {
     ((high + (low >> 8) + 128) >> 8) as i16
 }
 
-/// Pillow's `Image.blend` of two values: `from + factor * (to - from)` in single precision, cut off,
-/// within 0..=255.
+/// Pillow's `Image.blend` of two values: `from + factor * (to - from)` in single precision, cut
+/// off, within 0..=255.
 #[inline(always)]
 fn blend(from: i16, to: i16, factor: f32) -> i16 {
     whole(f32::from(from) + factor * f32::from(to - from)).clamp(0, 255)
@@ -39,8 +39,9 @@ fn blend(from: i16, to: i16, factor: f32) -> i16 {
 /// `value` without its fraction.
 #[inline(always)]
 fn whole(value: f32) -> i16 {
-    // SAFETY: here values are made of few products of 16-bit numbers, quotients of these by 1 or more, and
-    // a factor that was found to be small (`checked`): they are numbers, and far from 2^31.
+    // SAFETY: here values are made of few products of 16-bit numbers, quotients of these by 1 or
+    // more, and a factor that was found to be small (`checked`): they are numbers, and far from
+    // 2^31.
     (unsafe { value.to_int_unchecked::<i32>() }) as i16
 }
 

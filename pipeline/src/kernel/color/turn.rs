@@ -16,7 +16,8 @@ multiversion! {
     pub fn turn_hue(row: &mut Row<'_>, shift: f32) = turn_hue_inner
 }
 
-/// A turn of the hue in sixths, 13 fractional bits: the high half of its product with `C << 7` has 4.
+/// A turn of the hue in sixths, 13 fractional bits: the high half of its product with `C << 7` has
+/// 4.
 #[derive(Clone, Copy, Debug)]
 pub struct Sixths(pub i16);
 

@@ -10,8 +10,8 @@ pub(super) const WEIGHT_BITS: u32 = 14;
 /// Fractional bits of a fine weight; Pillow's have as many.
 pub(super) const FINE_BITS: u32 = 22;
 
-/// Above so many taps an axis has fine weights alone, and `fine` adds them up. The other way loses at most
-/// half of 2^-6 of a level with each tap: half a level here, and one level in both passes.
+/// Above so many taps an axis has fine weights alone, and `fine` adds them up. The other way loses
+/// at most half of 2^-6 of a level with each tap: half a level here, and one level in both passes.
 const COARSE_TAPS: usize = 64;
 
 /// Two fine weights: `256 * high + low`.
@@ -106,8 +106,8 @@ pub(super) struct Axis {
     flip: bool,
     /// Weights before they are rounded: for each tap, those of [`LANES`] output pixels.
     exact: Vec<[f32; LANES]>,
-    /// In the place of `weights` where [`Axis::is_fine`]: weights with [`FINE_BITS`], two taps a pair, zeros
-    /// after each output pixel's own.
+    /// In the place of `weights` where [`Axis::is_fine`]: weights with [`FINE_BITS`], two taps a
+    /// pair, zeros after each output pixel's own.
     fine: Vec<FinePair>,
     is_fine: bool,
 }
@@ -278,7 +278,8 @@ impl Axis {
         bytemuck::cast_slice(&self.weights[index * self.taps..][..self.taps])
     }
 
-    /// The weights of output pixel `index` with [`FINE_BITS`], two taps a pair, and how many taps there are.
+    /// The weights of output pixel `index` with [`FINE_BITS`], two taps a pair, and how many taps
+    /// there are.
     pub fn fine(&self, index: usize) -> (&[FinePair], usize) {
         let pairs = self.taps.div_ceil(2);
         let taps = self.lengths[index] as usize;

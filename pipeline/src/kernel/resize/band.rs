@@ -1,7 +1,8 @@
 //! The vertical pass as the first one: rows of an image, weighted, to rows of 8 bits.
 //!
-//! With Pillow's 22 bits in the weights, as two numbers of 16, where the other passes have 14: what is
-//! rounded here goes through another filter, which would carry on, and enlarge, a level that was lost.
+//! With Pillow's 22 bits in the weights, as two numbers of 16, where the other passes have 14: what
+//! is rounded here goes through another filter, which would carry on, and enlarge, a level that was
+//! lost.
 
 use super::IN_BITS;
 use super::axis::{FINE_BITS, FinePair};
@@ -9,8 +10,8 @@ use crate::kernel::level::multiversion;
 use crate::kernel::vector::{Vector, vectorized};
 
 vectorized! {
-    /// Sums `rows.0` rows, `rows.1` bytes from one to the next, with their weights, two rows a pair,
-    /// and rounds to 0..=255.
+    /// Sums `rows.0` rows, `rows.1` bytes from one to the next, with their weights, two rows a
+    /// pair, and rounds to 0..=255.
     ///
     /// # Panics
     /// When `from` or `weights` is too short.

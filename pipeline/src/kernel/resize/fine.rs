@@ -1,16 +1,16 @@
 //! Sums over many taps: of 32 bits, with the weights of 22 bits that `band` has.
 //!
-//! The other passes round each product, which may lose 1/128 of a level, and mostly in the same direction
-//! where neighbours are equal. Here a tap loses what half the last bit of its weight is worth, 255 / 2^23 of
-//! a level, so that even 16,000 of them stay below half a level. 24 megapixels to 64 x 64 take 8.3 ms in place
-//! of 7.0 with AVX-512 and 11.4 in place of 7.3 with AVX2.
+//! The other passes round each product, which may lose 1/128 of a level, and mostly in the same
+//! direction where neighbours are equal. Here a tap loses what half the last bit of its weight is
+//! worth, 255 / 2^23 of a level, so that even 16,000 of them stay below half a level. 24 megapixels
+//! to 64 x 64 take 8.3 ms in place of 7.0 with AVX-512 and 11.4 in place of 7.3 with AVX2.
 
 use super::IN_BITS;
 use super::axis::{Axis, FINE_BITS, FinePair};
 use crate::kernel::vector::{Vector, vectorized};
 
-/// Pairs of taps whose products with the low parts of weights add up to less than 2^31: each is below
-/// 2 * 2^15 * 2^8.
+/// Pairs of taps whose products with the low parts of weights add up to less than 2^31: each is
+/// below 2 * 2^15 * 2^8.
 const PAIRS: usize = 64;
 
 /// Fractional bits of a sum: those of a value and of the high part of a weight.

@@ -96,7 +96,8 @@ pub struct Resize {
     /// Where the ring has the rows of the output row that is being made.
     rows: Vec<usize>,
     block_rows: usize,
-    /// Rows that went through the horizontal pass: of the crop, or of the output where that is the second.
+    /// Rows that went through the horizontal pass: of the crop, or of the output where that is the
+    /// second.
     done: usize,
     vertical_first: bool,
     /// The block after the vertical pass, where that is the first.

@@ -16,7 +16,8 @@ use super::block::{Block, MAX_ROWS};
 use super::{BITS, IN_BITS, fine};
 use crate::kernel::vector::{Vector, transpose};
 
-/// Resizes a block of rows; the vector twin of `scalar::horizontal`. `FINE` is what [`Axis::is_fine`] says.
+/// Resizes a block of rows; the vector twin of `scalar::horizontal`. `FINE` is what
+/// [`Axis::is_fine`] says.
 ///
 /// `scratch` is for byte columns. Row r of the block goes to `out[r * row_len..]`,
 /// three planes of equal padded length; columns up to the next multiple of 8 after
@@ -193,8 +194,8 @@ unsafe fn fine_column<V: Vector>(
     ready: &mut Ready,
 ) {
     for (channel, ready) in ready.0.iter_mut().enumerate() {
-        // SAFETY: the CPU has the instructions, as the caller knows; `ready` has `MAX_ROWS` elements for
-        // each column, at least `LEN`.
+        // SAFETY: the CPU has the instructions, as the caller knows; `ready` has `MAX_ROWS`
+        // elements for each column, at least `LEN`.
         unsafe {
             fine::column::<V>(axis.fine(x), window, channel).store(ready[index].as_mut_ptr());
         }

@@ -24,7 +24,8 @@ impl Vector for Avx2 {
     }
 
     // SAFETY (all below): the trait's callers know that the CPU has AVX2, and
-    // that pointers have 32 (`store_lane`, `load_bytes`, `store_bytes`: 16, `splat_pair`: 4) bytes behind them.
+    // that pointers have 32 (`store_lane`, `load_bytes`, `store_bytes`: 16, `splat_pair`: 4) bytes
+    // behind them.
     #[inline(always)]
     unsafe fn load(from: *const i16) -> Self {
         Avx2(unsafe { _mm256_loadu_si256(from.cast()) })

@@ -26,7 +26,8 @@ impl Vector for Avx512 {
     }
 
     // SAFETY (all below): the trait's callers know that the CPU has AVX-512 BW, and
-    // that pointers have 64 (`load_bytes`, `store_bytes`: 32, `store_lane`: 16, `splat_pair`: 4) bytes behind them.
+    // that pointers have 64 (`load_bytes`, `store_bytes`: 32, `store_lane`: 16, `splat_pair`: 4)
+    // bytes behind them.
     #[inline(always)]
     unsafe fn load(from: *const i16) -> Self {
         Avx512(unsafe { _mm512_loadu_si512(from.cast()) })

@@ -1,5 +1,5 @@
-//! A manifest's JSON, read without a tree of its values: that would take many times the file's bytes,
-//! and a label may have made many classes of it.
+//! A manifest's JSON, read without a tree of its values: that would take many times the file's
+//! bytes, and a label may have made many classes of it.
 
 use std::borrow::Cow;
 

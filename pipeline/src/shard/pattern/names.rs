@@ -6,8 +6,9 @@ use std::sync::Arc;
 use crate::shard::manifest::Manifest;
 use crate::shard::union::difference;
 
-/// The names of a shard's classes, empty where they have none; `None` where no sample has a label, so
-/// that there is nothing to name. Shared: a set has thousands of shards, and thousands of classes.
+/// The names of a shard's classes, empty where they have none; `None` where no sample has a label,
+/// so that there is nothing to name. Shared: a set has thousands of shards, and thousands of
+/// classes.
 pub(crate) type NamesOf = Option<Arc<[String]>>;
 
 /// What a manifest calls the classes of its shards.

@@ -1,5 +1,5 @@
-//! A build without the feature `remote`: there are no shards behind URLs, so that most of this cannot
-//! be called, and what names one is told which feature is missing.
+//! A build without the feature `remote`: there are no shards behind URLs, so that most of this
+//! cannot be called, and what names one is told which feature is missing.
 
 use std::io::Read;
 use std::path::Path;

@@ -33,8 +33,8 @@ const GAP: u64 = 64 << 10;
 /// What one running loader reads ahead. Dropping it ends its requests.
 pub(crate) struct Ahead {
     shared: Arc<Shared>,
-    /// Held by the thread that turns queued samples into requests: shards whose index could not be had.
-    /// Who reads their samples asks again; planning does not.
+    /// Held by the thread that turns queued samples into requests: shards whose index could not be
+    /// had. Who reads their samples asks again; planning does not.
     pump: Mutex<HashSet<usize>>,
     budget: u64,
 }

@@ -32,8 +32,8 @@ const LOCKS: &str = "locks";
 const NAME_BYTES: usize = 100;
 /// How the name of an entry's index ends, as [`crate::shard::index_path`] has it.
 const INDEX: &str = ".idx";
-/// An entry that was used so lately is in use: processes touch what they read every few seconds, also
-/// while they download.
+/// An entry that was used so lately is in use: processes touch what they read every few seconds,
+/// also while they download.
 const IN_USE: Duration = Duration::from_secs(60);
 
 /// How often the file of a lock is opened anew where it has gone from its place.
@@ -61,13 +61,13 @@ pub(crate) struct Cache {
 pub(super) struct Lock {
     path: PathBuf,
     file: File,
-    /// False where the file system knows no locks that can be told apart, so that others may be at the entry,
-    /// too.
+    /// False where the file system knows no locks that can be told apart, so that others may be at
+    /// the entry, too.
     is_held: bool,
 }
 
-/// The lock of those who count. It is let go of in words: where a process was forked meanwhile, the child
-/// has the file open, too, and closing it here lets go of nothing.
+/// The lock of those who count. It is let go of in words: where a process was forked meanwhile, the
+/// child has the file open, too, and closing it here lets go of nothing.
 struct Counting(File);
 
 impl Drop for Counting {
@@ -175,7 +175,8 @@ impl Cache {
                 Err(TryLockError::WouldBlock) => return Ok(None),
                 had => had.is_ok(),
             };
-            // Whoever had the lock may have unlinked it meanwhile: nobody who comes would see this one.
+            // Whoever had the lock may have unlinked it meanwhile: nobody who comes would see this
+            // one.
             let is_held = locks && is_at(&file, &path);
             tries += 1;
             if is_held || !locks || tries == LOCK_TRIES {
@@ -185,7 +186,8 @@ impl Cache {
         }
     }
 
-    /// The limit, the first time that an entry of `size` bytes alone is over it: whoever asks tells of it.
+    /// The limit, the first time that an entry of `size` bytes alone is over it: whoever asks tells
+    /// of it.
     pub fn first_over(&self, size: u64) -> Option<u64> {
         let first = size > self.limit && !self.told.swap(true, Ordering::Relaxed);
         first.then_some(self.limit)
@@ -211,8 +213,8 @@ impl Cache {
         Ok(Some(Part { file, target: self.path(name), left: size }))
     }
 
-    /// The lock of those who count what is there, one process at a time. It is held for milliseconds,
-    /// but by a process that was stopped for ever: `None`, then.
+    /// The lock of those who count what is there, one process at a time. It is held for
+    /// milliseconds, but by a process that was stopped for ever: `None`, then.
     fn count_alone(&self) -> Result<Option<Counting>> {
         let file = open_lock(&self.folder.join(LOCKS).join("room.lock"))?;
         let start = Instant::now();
@@ -225,7 +227,8 @@ impl Cache {
         Ok(Some(Counting(file)))
     }
 
-    /// Removes the entries used longest ago, shards before indexes, until `size` bytes more stay within the limit.
+    /// Removes the entries used longest ago, shards before indexes, until `size` bytes more stay
+    /// within the limit.
     fn make_room(&self, size: u64, gentle: bool) -> Result<bool> {
         let mut files = self.files()?;
         let mut total: u64 = files.iter().map(|file| file.size).sum();

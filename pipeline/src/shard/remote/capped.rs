@@ -1,5 +1,5 @@
-//! HTTP clients that read listings up to a bound. `object_store` takes in the whole answer to a `PROPFIND`
-//! before it looks at it, however long the server goes on.
+//! HTTP clients that read listings up to a bound. `object_store` takes in the whole answer to a
+//! `PROPFIND` before it looks at it, however long the server goes on.
 
 use std::pin::Pin;
 

@@ -1,5 +1,5 @@
-//! Fills the cache in the background: a few threads that download whole shards, in the order in which
-//! they were wanted, and now and then tell the cache what is in use. They end with the set.
+//! Fills the cache in the background: a few threads that download whole shards, in the order in
+//! which they were wanted, and now and then tell the cache what is in use. They end with the set.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -117,8 +117,8 @@ impl Wanted<'_> {
     }
 }
 
-/// False when there is no room, nobody wants the shard any more, it cannot be cached, or the process
-/// that is at it stands still.
+/// False when there is no room, nobody wants the shard any more, it cannot be cached, or the
+/// process that is at it stands still.
 fn download(
     shard: Arc<RemoteShard>,
     weak: &Weak<RemoteShard>,

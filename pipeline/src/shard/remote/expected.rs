@@ -1,6 +1,7 @@
-//! What a running loader will ask for: samples in the order of their turns, then blocks of bytes that hold
-//! several. A sample stands in the queue, is being planned, or waits in a block; whoever reads it in
-//! another way takes it out of where it stands, so that no block waits for a sample that never comes.
+//! What a running loader will ask for: samples in the order of their turns, then blocks of bytes
+//! that hold several. A sample stands in the queue, is being planned, or waits in a block; whoever
+//! reads it in another way takes it out of where it stands, so that no block waits for a sample
+//! that never comes.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -82,8 +83,8 @@ impl Expected {
         Some(sample)
     }
 
-    /// As [`Expected::pop`], where `sample` is still the next one: since it was looked at, it may have
-    /// been read in another way.
+    /// As [`Expected::pop`], where `sample` is still the next one: since it was looked at, it may
+    /// have been read in another way.
     pub fn pop_this(&mut self, sample: u64) -> bool {
         self.peek() == Some(sample) && self.pop().is_some()
     }
@@ -143,9 +144,9 @@ impl Expected {
         self.of_sample.get(&sample)?.front().copied()
     }
 
-    /// Notes that a sample was read in another way, wherever it stands. True where a block went with it
-    /// before it arrived: the next epoch's turn of a sample may overtake this one's, and whoever waits for
-    /// that block has to look again.
+    /// Notes that a sample was read in another way, wherever it stands. True where a block went
+    /// with it before it arrived: the next epoch's turn of a sample may overtake this one's, and
+    /// whoever waits for that block has to look again.
     pub fn overtake(&mut self, sample: u64) -> bool {
         if let Some(id) = self.first_block(sample) {
             let arrived = self.release(sample, id).is_some();
@@ -164,8 +165,8 @@ impl Expected {
         false
     }
 
-    /// Takes `sample` out of block `id`, which goes with its last sample. The bytes and where they begin
-    /// in the shard; `None` where they have not arrived.
+    /// Takes `sample` out of block `id`, which goes with its last sample. The bytes and where they
+    /// begin in the shard; `None` where they have not arrived.
     pub fn release(&mut self, sample: u64, id: u64) -> Option<Result<(Block, u64)>> {
         if let Some(blocks) = self.of_sample.get_mut(&sample) {
             blocks.pop_front();

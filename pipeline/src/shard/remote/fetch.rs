@@ -156,7 +156,8 @@ fn slow(limit: Duration) -> Failure {
     Failure::Passing(format!("the server sent less than {} KiB in {limit:?}", PACE >> 10))
 }
 
-/// Bytes `range` of `target`, as far as it reaches. The caller has checked the length against a limit.
+/// Bytes `range` of `target`, as far as it reaches. The caller has checked the length against a
+/// limit.
 ///
 /// # Errors
 /// [`Error::Io`] when the tries are used up, [`Error::Shard`] when the object is not `identity`

@@ -1,4 +1,5 @@
-//! The index of a shard behind a URL: from the cache, from beside the shard, or from a pass over it.
+//! The index of a shard behind a URL: from the cache, from beside the shard, or from a pass over
+//! it.
 
 use std::path::PathBuf;
 
@@ -32,8 +33,9 @@ impl RemoteShard {
                 Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
                     None
                 }
-                // So S3 answers for what is not there whoever may not list the bucket, and others with a
-                // page, whole, whatever part was asked for. A server that always does gives no shard.
+                // So S3 answers for what is not there whoever may not list the bucket, and others
+                // with a page, whole, whatever part was asked for. A server that always does gives
+                // no shard.
                 Err(Error::Io { path, source })
                     if matches!(
                         source.kind(),
@@ -160,8 +162,8 @@ impl RemoteShard {
         Ok(self.index_name()?.and_then(|name| cache.find(&name, None)))
     }
 
-    /// Puts an index into the cache, where there is one with room that can be written; with `gentle`
-    /// not in the place of entries in use.
+    /// Puts an index into the cache, where there is one with room that can be written; with
+    /// `gentle` not in the place of entries in use.
     fn keep_index(&self, bytes: &[u8], gentle: bool) -> Option<PathBuf> {
         self.try_keep_index(bytes, gentle).unwrap_or_else(|error| {
             tracing::warn!("not cached: {error}");
@@ -182,7 +184,8 @@ impl RemoteShard {
     }
 }
 
-/// Whether what should be an index is HTML or XML, as some servers answer for what they do not have.
+/// Whether what should be an index is HTML or XML, as some servers answer for what they do not
+/// have.
 fn is_page(bytes: &[u8]) -> bool {
     let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     text.trim_ascii_start().starts_with(b"<")

@@ -1,9 +1,9 @@
 //! The thread that talks to servers, and how other threads wait for it.
 //!
-//! One thread drives all requests of the process (a tokio runtime without worker threads); it copies
-//! bytes and does nothing else. Whoever waits for it may be told to give up, by a loader's [`Cancel`] or
-//! by a caller's flag, and the time that was waited is kept apart for each thread, so that the loader's
-//! counters tell the network from reading.
+//! One thread drives all requests of the process (a tokio runtime without worker threads); it
+//! copies bytes and does nothing else. Whoever waits for it may be told to give up, by a loader's
+//! [`Cancel`] or by a caller's flag, and the time that was waited is kept apart for each thread, so
+//! that the loader's counters tell the network from reading.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use crate::{Error, Result};
 
-/// What one process has of the network. A forked child finds its parent's, but not the thread: it makes
-/// its own.
+/// What one process has of the network. A forked child finds its parent's, but not the thread: it
+/// makes its own.
 struct Net {
     process: u32,
     handle: OnceLock<Result<Handle, std::io::Error>>,

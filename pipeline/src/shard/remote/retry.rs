@@ -86,8 +86,8 @@ fn status(words: &str) -> Option<&str> {
     words.split("status code: ").nth(1).and_then(|rest| rest.get(..3))
 }
 
-/// Statuses from 400 to 499, but for those that say "later", and those of a server that does not know
-/// the request.
+/// Statuses from 400 to 499, but for those that say "later", and those of a server that does not
+/// know the request.
 fn status_is_final(words: &str) -> bool {
     status(words).is_some_and(|status| match status {
         "408" | "425" | "429" => false,
@@ -97,14 +97,14 @@ fn status_is_final(words: &str) -> bool {
     })
 }
 
-/// A range that cannot be asked for, or lies behind the object's end. The type of `object_store` that
-/// says so has no name outside.
+/// A range that cannot be asked for, or lies behind the object's end. The type of `object_store`
+/// that says so has no name outside.
 fn range_is_wrong(words: &str) -> bool {
     words.contains("Range started at") || words.contains("Wanted range starting at")
 }
 
-/// An answer whose headers lack what has to be known of a part of an object, or tell of another part: the
-/// server would give it again.
+/// An answer whose headers lack what has to be known of a part of an object, or tell of another
+/// part: the server would give it again.
 fn answer_is_wrong(words: &str) -> bool {
     [
         "CONTENT_RANGE header",

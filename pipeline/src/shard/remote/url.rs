@@ -44,7 +44,8 @@ pub(super) fn beside(url: &str, name: &str) -> String {
     format!("{folder}/{}", escaped(name))
 }
 
-/// An object's name as URLs have it, in which `%20` is a space: what looks like that in the name is none.
+/// An object's name as URLs have it, in which `%20` is a space: what looks like that in the name is
+/// none.
 pub(super) fn escaped(name: &str) -> String {
     name.replace('%', "%25")
 }

@@ -33,8 +33,8 @@ impl ShardSet {
         Self::assemble(pattern, options, &|| false)
     }
 
-    /// As [`ShardSet::open`], until another thread raises `given_up`: waits for a server end within 50
-    /// ms then, work on a file when it is done with that file.
+    /// As [`ShardSet::open`], until another thread raises `given_up`: waits for a server end within
+    /// 50 ms then, work on a file when it is done with that file.
     ///
     /// # Errors
     /// Those of [`ShardSet::open`]; [`Error::Io`] of the kind `Interrupted` when it was given up.
@@ -110,7 +110,8 @@ impl ShardSet {
         let Some(known) = found.known else {
             let size = size?;
             let (bytes, samples) = self.count(&path, size, &shard)?;
-            // One that is torn may have lost its seek table, and nobody reads it: it decides no order.
+            // One that is torn may have lost its seek table, and nobody reads it: it decides no
+            // order.
             let seekable = bytes != size || is_seekable(&path)?;
             return self.push(path, bytes, samples, seekable, shard);
         };

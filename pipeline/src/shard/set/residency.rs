@@ -1,5 +1,5 @@
-//! Which maps of a set are let go of, and when. Otherwise a process would seem to hold as much of the data
-//! set as the page cache does.
+//! Which maps of a set are let go of, and when. Otherwise a process would seem to hold as much of
+//! the data set as the page cache does.
 
 use std::sync::atomic::Ordering;
 
@@ -8,14 +8,16 @@ use super::{Shard, ShardSet};
 /// Bytes read from the maps after which their pages are let go.
 const RESIDENT: u64 = 32 << 20;
 
-/// Maps are let go of twice after they were read: a reader may still be at its sample when it happens first.
+/// Maps are let go of twice after they were read: a reader may still be at its sample when it
+/// happens first.
 const ROUNDS: u8 = 2;
 
 /// Of a shard that is read from its front, which nobody notes.
 const ALWAYS: u8 = u8::MAX;
 
 impl Shard {
-    /// Notes that the maps are read. Written only where it is news: other threads read the flag, too.
+    /// Notes that the maps are read. Written only where it is news: other threads read the flag,
+    /// too.
     pub fn mark_read(&self) {
         if self.releases_left.load(Ordering::Relaxed) < ROUNDS {
             self.releases_left.fetch_max(ROUNDS, Ordering::Relaxed);
@@ -47,8 +49,8 @@ impl Shard {
 }
 
 impl ShardSet {
-    /// Notes that `bytes` of a shard's maps are read, and now and then lets go of those that were, which are
-    /// few of the thousands that a set may have. Returns how many shards' that were.
+    /// Notes that `bytes` of a shard's maps are read, and now and then lets go of those that were,
+    /// which are few of the thousands that a set may have. Returns how many shards' that were.
     pub(in crate::shard) fn count_bytes_read(&self, shard: usize, bytes: u64) -> usize {
         self.shards[shard].mark_read();
         let before = self.bytes_read.fetch_add(bytes, Ordering::Relaxed);

@@ -43,8 +43,8 @@ struct Class<'a> {
 }
 
 impl FolderSource {
-    /// Lists the tree at `root`. Names that begin with a dot are passed over. A link with an image's
-    /// name that leads nowhere is listed, and an error when the image is asked for.
+    /// Lists the tree at `root`. Names that begin with a dot are passed over. A link with an
+    /// image's name that leads nowhere is listed, and an error when the image is asked for.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Usage`] when there is no image.

@@ -39,8 +39,8 @@ pub struct ListSource {
 impl ListSource {
     /// Reads the list at `path`: tab-separated when its name ends in `.tsv` or its
     /// first line has a tab. A first line of known headings (`path,label`)
-    /// orders the columns, of two of which one has to be known; without such a line they are path and
-    /// label. The label may be missing throughout.
+    /// orders the columns, of two of which one has to be known; without such a line they are path
+    /// and label. The label may be missing throughout.
     ///
     /// # Errors
     /// [`Error::Io`]; [`Error::Shard`] with the byte of a line that cannot be
@@ -119,7 +119,8 @@ fn read(text: &[u8], list: &Path) -> Result<(Columns, Vec<Found>)> {
     Ok((columns.unwrap_or_default(), found))
 }
 
-/// Whether the first row is a heading that nobody knows: it names no image, and no file as others do.
+/// Whether the first row is a heading that nobody knows: it names no image, and no file as others
+/// do.
 fn is_heading(found: &[Found], list: &Path) -> bool {
     let is_there = |row: &Found| beside(list, &row.path).is_file();
     found.split_first().is_some_and(|(first, others)| {
@@ -179,8 +180,8 @@ fn unclosed_quote(text: &[u8], delimiter: u8) -> Option<(u64, u64)> {
     None
 }
 
-/// How many bytes a field takes that begins with a quote, up to the one that closes it; two in a row
-/// stand for one.
+/// How many bytes a field takes that begins with a quote, up to the one that closes it; two in a
+/// row stand for one.
 fn quoted(field: &[u8]) -> Option<usize> {
     let mut at = 1;
     loop {

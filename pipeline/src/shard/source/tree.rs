@@ -16,7 +16,8 @@ pub(super) const EXTENSIONS: [&str; 9] =
     ["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp"];
 /// Folders within folders, before it looks like a loop of links.
 pub(super) const MAX_DEPTH: usize = 64;
-/// Folders that are searched for an image: whoever names the root of a disk waits for no walk of it.
+/// Folders that are searched for an image: whoever names the root of a disk waits for no walk of
+/// it.
 const MAX_FOLDERS: usize = 1000;
 
 pub(super) fn is_image(path: &Path) -> bool {
@@ -65,8 +66,8 @@ pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
     read_within(path, limit)?.ok_or_else(|| Error::Decode(over()))
 }
 
-/// The bytes of a file, `None` where it has more than `limit`. A file that is said to have more is not
-/// read: it may be one hole.
+/// The bytes of a file, `None` where it has more than `limit`. A file that is said to have more is
+/// not read: it may be one hole.
 pub(super) fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let failed = |e| Error::io(path, e);
     let file = open_regular(path)?;
@@ -79,8 +80,8 @@ pub(super) fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok((bytes.len() as u64 <= limit).then_some(bytes))
 }
 
-/// An image in `folder` or below it, if one is found among its first folders; what begins with a dot
-/// or cannot be read counts as none.
+/// An image in `folder` or below it, if one is found among its first folders; what begins with a
+/// dot or cannot be read counts as none.
 pub(crate) fn image_below(folder: &Path) -> Option<PathBuf> {
     below(folder, &mut HashSet::new())
 }

@@ -1,10 +1,10 @@
-//! Putting a set in place of another, file by file, so that whoever is killed between two files leaves
-//! a state that readers know and the next pack of the set can finish. Under `staging`.
+//! Putting a set in place of another, file by file, so that whoever is killed between two files
+//! leaves a state that readers know and the next pack of the set can finish. Under `staging`.
 //!
-//! While it lasts the temporary folder holds a file that says how far it is. `leaving`: the files of the
-//! old set are moved into the folder, as `NAME.old`, the manifest first. `entering`: those of
-//! the new one, `NAME.part`, get their names, the manifest last. So a set with a manifest is whole in
-//! any case. Each step can be done again by somebody else, and undone.
+//! While it lasts the temporary folder holds a file that says how far it is. `leaving`: the files
+//! of the old set are moved into the folder, as `NAME.old`, the manifest first. `entering`: those
+//! of the new one, `NAME.part`, get their names, the manifest last. So a set with a manifest is
+//! whole in any case. Each step can be done again by somebody else, and undone.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -27,7 +27,8 @@ pub(super) struct Publish<'a> {
 }
 
 impl Publish<'_> {
-    /// Whether this has begun and not ended: files of the old set, the new one or none may be in place.
+    /// Whether this has begun and not ended: files of the old set, the new one or none may be in
+    /// place.
     pub fn is_unfinished(&self) -> bool {
         let marked = |name| self.staged.join(name).exists();
         (marked(LEAVING) || marked(ENTERING))
@@ -156,13 +157,14 @@ fn rename(from: &Path, to: &Path, named: &Path) -> Result<()> {
     std::fs::rename(from, to).map_err(|e| Error::io(named, e))
 }
 
-/// The sets of each folder that are not in place altogether: for readers, who would take what there is
-/// for a set.
+/// The sets of each folder that are not in place altogether: for readers, who would take what there
+/// is for a set.
 #[derive(Default)]
 pub(crate) struct Unfinished(HashMap<PathBuf, Vec<(String, PathBuf)>>);
 
 impl Unfinished {
-    /// Refuses a folder that holds such a set, or of its files the one called `name` if it is of one.
+    /// Refuses a folder that holds such a set, or of its files the one called `name` if it is of
+    /// one.
     ///
     /// # Errors
     /// [`Error::Shard`] with the temporary folder.

@@ -66,7 +66,8 @@ pub(super) fn checksums(block: &[u8; 512]) -> (u64, i64) {
     })
 }
 
-/// A name without what follows a zero byte. No file is called so, and a header's own field ends there.
+/// A name without what follows a zero byte. No file is called so, and a header's own field ends
+/// there.
 pub(super) fn until_zero(name: &[u8]) -> &[u8] {
     name.split(|&byte| byte == 0).next().unwrap_or(&[])
 }

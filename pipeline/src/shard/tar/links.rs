@@ -7,8 +7,9 @@ use serde::Serialize;
 use super::header::readable;
 use crate::shard::group::split_name;
 
-/// Links that have the name of a sample's member and no data: hard links, as GNU tar stores a file that
-/// it met before, and symbolic ones. They are not followed, and their samples lack an image or a label.
+/// Links that have the name of a sample's member and no data: hard links, as GNU tar stores a file
+/// that it met before, and symbolic ones. They are not followed, and their samples lack an image or
+/// a label.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Links {
     /// How many.

@@ -1,5 +1,5 @@
-//! What unpacked files and the folders of classes are called: names that any file system takes, and from
-//! which packing makes the same classes again. Under `unpack`.
+//! What unpacked files and the folders of classes are called: names that any file system takes, and
+//! from which packing makes the same classes again. Under `unpack`.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -68,8 +68,8 @@ impl ClassFolders {
     }
 }
 
-/// Whether packing gives folders of these names the numbers that the classes have: they are in order,
-/// differ, are not hidden, and none is that of samples without a label.
+/// Whether packing gives folders of these names the numbers that the classes have: they are in
+/// order, differ, are not hidden, and none is that of samples without a label.
 fn keeps_numbers(names: &[String]) -> bool {
     let in_order = names.windows(2).all(|pair| pair[0] < pair[1]);
     let lower: HashSet<String> = names.iter().map(|name| name.to_lowercase()).collect();
@@ -79,7 +79,8 @@ fn keeps_numbers(names: &[String]) -> bool {
         && !names.iter().any(|name| name.starts_with('.') || name == UNLABELLED)
 }
 
-/// Whether the folder of samples without a label takes the number of one of these, in order, of a set.
+/// Whether the folder of samples without a label takes the number of one of these, in order, of a
+/// set.
 fn comes_between(names: &[String], set: &ShardSet) -> Result<bool> {
     if names.last().is_none_or(|last| last.as_str() < UNLABELLED) {
         return Ok(false);

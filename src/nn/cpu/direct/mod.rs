@@ -1,15 +1,16 @@
-//! Convolution without packing patches: the source laid out in lines of 16 channels with its border.
+//! Convolution without packing patches: the source laid out in lines of 16 channels with its
+//! border.
 //!
 //! A band of grid rows of one image is copied once, as `[c / 16][phase][row][column][16]`, border
-//! included; with a stride s the pixels are sorted into s x s phases, so that neighbours on the grid
-//! are neighbours in memory whatever the stride. Then `mr` consecutive positions of any tap are `mr`
-//! consecutive lines, which is just what the micro-kernels want: where [`super::product`] copies every
-//! pixel once for each tap, here it is copied once. Positions run through the border at the end of
-//! each row; what they compute goes to waste, so this pays for wide grids only.
+//! included; with a stride s the pixels are sorted into s x s phases, so that neighbours on the
+//! grid are neighbours in memory whatever the stride. Then `mr` consecutive positions of any tap
+//! are `mr` consecutive lines, which is just what the micro-kernels want: where [`super::product`]
+//! copies every pixel once for each tap, here it is copied once. Positions run through the border
+//! at the end of each row; what they compute goes to waste, so this pays for wide grids only.
 //!
-//! A stem's three channels do not fill a line. There a line holds a whole row of the kernel instead,
-//! which is contiguous in the source: 9 floats of a 3x3, 21 of a 7x7 (two lines). Each is then one tap
-//! for a row of the kernel, and a row has no border.
+//! A stem's three channels do not fill a line. There a line holds a whole row of the kernel
+//! instead, which is contiguous in the source: 9 floats of a 3x3, 21 of a 7x7 (two lines). Each is
+//! then one tap for a row of the kernel, and a row has no border.
 
 mod product;
 mod weight_grad;
@@ -57,13 +58,15 @@ pub struct Direct {
     band_rows: usize,
     /// Where each chunk (tap, then lines of its run) of position 0 lies in the band.
     offsets: Vec<usize>,
-    /// The chunks, by threes of one line of the taps: the taps of a row of a 3x3 kernel share lines.
+    /// The chunks, by threes of one line of the taps: the taps of a row of a 3x3 kernel share
+    /// lines.
     triples: Vec<Vec<usize>>,
 }
 
 impl Direct {
-    /// The layout, where it can be had and pays: several taps, and a grid so wide that the border is
-    /// little. `kernel_width` allows taps that are rows of the kernel, for taps in row-major order.
+    /// The layout, where it can be had and pays: several taps, and a grid so wide that the border
+    /// is little. `kernel_width` allows taps that are rows of the kernel, for taps in row-major
+    /// order.
     pub fn new(g: &Gather, kernel_width: Option<usize>) -> Option<Self> {
         let by_rows = !g.c.is_multiple_of(CHUNK);
         let width = if by_rows { kernel_width? } else { 1 };
@@ -192,7 +195,8 @@ impl Direct {
 }
 
 vectorised! {
-    /// One row of one phase: pixels x0, x0 + stride, .. of `src`, block b of channels `block * b` in.
+    /// One row of one phase: pixels x0, x0 + stride, .. of `src`, block b of channels `block * b`
+    /// in.
     fn fill_row(
         src: &[f32],
         c: usize,

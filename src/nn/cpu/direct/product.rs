@@ -58,7 +58,8 @@ impl Direct {
         let waste = waste.as_mut_ptr();
         let (len, slack) = self.band_len();
         let band = s.band.filled(len + slack);
-        // Weights that the second-level cache holds pass by every tile; larger ones one panel at a time.
+        // Weights that the second-level cache holds pass by every tile; larger ones one panel at a
+        // time.
         let small = weights.cols() * offsets.len() * CHUNK <= PANEL_FLOATS;
         let group = if small { panels } else { 1 };
         for first in (0..panels).step_by(group) {

@@ -103,8 +103,8 @@ impl Direct {
                     n_rows: mr.min(o - i * mr),
                     accumulate,
                 };
-                // SAFETY: the last position of the last chunk lies at most `columns` lines behind the
-                // band, which `fill` has; `a` is a whole panel; c stays inside `[o][depth]`, in
+                // SAFETY: the last position of the last chunk lies at most `columns` lines behind
+                // the band, which `fill` has; `a` is a whole panel; c stays inside `[o][depth]`, in
                 // columns of this task's triples, which it alone writes.
                 unsafe { isa.outer(&outer) };
             }

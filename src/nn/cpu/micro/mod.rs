@@ -1,10 +1,10 @@
 //! Micro-kernels: a few rows times a few columns, all of it in registers.
 //!
 //! Operand A is cut along k in chunks of [`CHUNK`]: `[mr][16]`, one cache line a row, each chunk at
-//! an offset of its own. So packing copies whole lines, the kernel's addresses are constants from one
-//! pointer, and where an image lies in lines of 16 channels its pixels are chunks without packing.
-//! Operand B comes in panels `[k][width]`. The second kind of kernel ([`Isa::outer`]) sums outer
-//! products of rows, for weight gradients: A is `[k][mr]`, B three blocks of columns.
+//! an offset of its own. So packing copies whole lines, the kernel's addresses are constants from
+//! one pointer, and where an image lies in lines of 16 channels its pixels are chunks without
+//! packing. Operand B comes in panels `[k][width]`. The second kind of kernel ([`Isa::outer`]) sums
+//! outer products of rows, for weight gradients: A is `[k][mr]`, B three blocks of columns.
 //!
 //! `plain` is the specification; the AVX2 and AVX-512 versions differ from it in rounding alone
 //! (fused multiply-add), which the tests bound.
@@ -45,8 +45,8 @@ pub(super) enum Lanes {
     Avx512,
 }
 
-/// Defines functions whose plain loops are compiled once per instruction set and chosen by a leading
-/// `Isa` argument. No fused multiply-adds: all versions give the same bits.
+/// Defines functions whose plain loops are compiled once per instruction set and chosen by a
+/// leading `Isa` argument. No fused multiply-adds: all versions give the same bits.
 macro_rules! vectorised {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
         $(#[$meta])*

@@ -2,10 +2,10 @@
 //! filtering F(2 x 2, 3 x 3), as Lavin and Gray have it (arXiv 1509.09308).
 //!
 //! A tile is 2 x 2 pixels of the output with the 4 x 4 pixels d of the source that they take from.
-//! With the matrices of `transform`, Y = A^T [(G g G^T) * (B^T d B)] A, where * goes element by element:
-//! for each of the 16 places a product of tiles x channels with channels x channels. The gradient of
-//! the input is the same with the kernel turned around; that of the weight goes back through the
-//! transforms, dg = G^T [sum over tiles of (A dY A^T) * (B^T d B)] G.
+//! With the matrices of `transform`, Y = A^T [(G g G^T) * (B^T d B)] A, where * goes element by
+//! element: for each of the 16 places a product of tiles x channels with channels x channels. The
+//! gradient of the input is the same with the kernel turned around; that of the weight goes back
+//! through the transforms, dg = G^T [sum over tiles of (A dY A^T) * (B^T d B)] G.
 //!
 //! Tiles lie as `direct` has pixels, in lines of 16 channels, `[place][c / 16][tile][16]`, and the
 //! micro-kernels are the same. The factors of A and B are 1, those of G halves: a result's rounding
@@ -82,8 +82,8 @@ impl Block {
 }
 
 impl Winograd {
-    /// The tiles of `s`, where it has this form and products are saved: small odd outputs fill their
-    /// tiles badly.
+    /// The tiles of `s`, where it has this form and products are saved: small odd outputs fill
+    /// their tiles badly.
     pub fn new(s: &ConvShape) -> Option<Self> {
         let form = (s.kernel, s.stride, s.pad) == (3, 1, 1);
         let lines = s.c.is_multiple_of(CHUNK) && s.o.is_multiple_of(CHUNK);
@@ -92,8 +92,8 @@ impl Winograd {
         (form && lines && saves && s.n > 0).then_some(Self { n: s.n, size: (s.h, s.w), tiles })
     }
 
-    /// dst (+)= `src`, of `c` channels, by weights that [`pack`] has made; NHWC, as many channels as the
-    /// weights have columns.
+    /// dst (+)= `src`, of `c` channels, by weights that [`pack`] has made; NHWC, as many channels
+    /// as the weights have columns.
     ///
     /// # Panics
     /// When `src` is too short.
@@ -269,8 +269,8 @@ impl Winograd {
 }
 
 /// Transforms the weights of nine taps, the first of `all`, to the second: for the output those of
-/// [`Panels::pack_transposed`] in 9 runs, for the input's gradient those of [`Panels::pack_taps`], the
-/// taps from the last to the first.
+/// [`Panels::pack_transposed`] in 9 runs, for the input's gradient those of [`Panels::pack_taps`],
+/// the taps from the last to the first.
 ///
 /// # Panics
 /// When there is no second.
@@ -315,9 +315,9 @@ fn place_product(
                     cols,
                     accumulate: false,
                 };
-                // SAFETY: the last tile's lines are in the block, and `mr` lines from there on in it or
-                // in the slack behind it; `b` is a whole panel of this place. The rows are tiles of
-                // the result block, which is this thread's.
+                // SAFETY: the last tile's lines are in the block, and `mr` lines from there on in
+                // it or in the slack behind it; `b` is a whole panel of this place. The rows are
+                // tiles of the result block, which is this thread's.
                 unsafe { isa.tile(&tile) };
             }
         }
@@ -353,8 +353,8 @@ fn place_gradient(
                 n_rows: mr.min(o - i * mr),
                 accumulate,
             };
-            // SAFETY: `a` is a whole panel, each of b `tiles` lines of the block; c are rows of this
-            // place's `[o][c]`, which this task alone writes.
+            // SAFETY: `a` is a whole panel, each of b `tiles` lines of the block; c are rows of
+            // this place's `[o][c]`, which this task alone writes.
             unsafe { isa.outer(&outer) };
         }
     }

@@ -28,8 +28,8 @@ pub struct Place {
     pub pitch: usize,
 }
 
-// Loops and functions that are always inlined, no closures: what is left out of line has the instructions of the
-// crate, not those of the caller.
+// Loops and functions that are always inlined, no closures: what is left out of line has the
+// instructions of the crate, not those of the caller.
 
 #[inline(always)]
 fn add(a: &Line, b: &Line) -> Line {
@@ -145,7 +145,8 @@ vectorised! {
         }
     }
 
-    /// A^T m A of a row of tiles, from `[place][tile][o]` to two rows of pixels; the second may be empty.
+    /// A^T m A of a row of tiles, from `[place][tile][o]` to two rows of pixels; the second may be
+    /// empty.
     pub fn result(
         m: &[f32],
         pitch: usize,

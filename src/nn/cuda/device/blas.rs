@@ -9,7 +9,8 @@ use candle_core::{DType, Error, Result, bail};
 
 use crate::nn::cuda::Gemm;
 
-/// Bytes of workspace: what NVIDIA advises for Hopper. Given once, so that captured steps may use it.
+/// Bytes of workspace: what NVIDIA advises for Hopper. Given once, so that captured steps may use
+/// it.
 const WORKSPACE: usize = 32 << 20;
 
 /// A cuBLAS handle on one stream.
@@ -49,8 +50,8 @@ impl Blas {
         };
         let (m, n, k) = (size(g.m)?, size(g.n)?, size(g.k)?);
         let factors = kind(g.a.dtype)?;
-        // SAFETY: `Gemm::check` has compared the spans with the sizes; alpha and beta are read before
-        // the call returns (the handle's pointer mode is the host's, its default).
+        // SAFETY: `Gemm::check` has compared the spans with the sizes; alpha and beta are read
+        // before the call returns (the handle's pointer mode is the host's, its default).
         unsafe {
             result::gemm_ex(
                 self.handle,

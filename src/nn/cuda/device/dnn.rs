@@ -1,7 +1,8 @@
-//! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, in place where the
-//! result is not added to another; the fastest stays, with the workspace that it wants. Where results have to
-//! repeat the stopwatch has no say: algorithms that each give the same bits every time differ from each
-//! other, and a process that resumes a run would take another than the one that began it.
+//! Convolutions by cuDNN in NHWC. For each shape and pass the algorithms are timed once, in place
+//! where the result is not added to another; the fastest stays, with the workspace that it wants.
+//! Where results have to repeat the stopwatch has no say: algorithms that each give the same bits
+//! every time differ from each other, and a process that resumes a run would take another than the
+//! one that began it.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -14,22 +15,23 @@ use candle_core::{DType, Error, Result, bail};
 use crate::nn::cpu::conv::ConvShape;
 use crate::nn::cuda::{ConvCall, ConvPass};
 
-/// Workspace that an algorithm may ask for, in bytes. It is there from the first convolution on, for the
-/// search and for what was found: captured steps hold its address.
+/// Workspace that an algorithm may ask for, in bytes. It is there from the first convolution on,
+/// for the search and for what was found: captured steps hold its address.
 const MOST_WORKSPACE: usize = 256 << 20;
 
 /// Most elements of a tensor: cuDNN's kernels count them in 32 bits with a sign, and refuse more.
 pub const MOST_ELEMENTS: usize = i32::MAX as usize;
 
-/// Results of a search that there is room for. The ways that a layer may not take come among them, and the
-/// fast ones first: 8 algorithms, each with up to three kinds of arithmetic.
+/// Results of a search that there is room for. The ways that a layer may not take come among them,
+/// and the fast ones first: 8 algorithms, each with up to three kinds of arithmetic.
 const MOST_RESULTS: usize = 32;
 
-/// The number, in all three passes, of the implicit product with precomputed indices: of those algorithms that
-/// give the same bits each time and work for any shape, the fastest by far.
+/// The number, in all three passes, of the implicit product with precomputed indices: of those
+/// algorithms that give the same bits each time and work for any shape, the fastest by far.
 const PRECOMPUTED: u32 = 1;
 
-/// What a plan was made for: the pass, its sizes, whether elements are bfloat16, whether results repeat.
+/// What a plan was made for: the pass, its sizes, whether elements are bfloat16, whether results
+/// repeat.
 type Key = (ConvPass, ConvShape, bool, bool);
 
 /// A cuDNN handle on one stream, and what was found for each convolution.
@@ -103,8 +105,8 @@ impl Dnn {
         let (x, w, y) = (at(call.x.addr), at(call.w.addr), at(call.y.addr));
         let handle = self.handle;
         // SAFETY: `ConvCall::check` has compared the spans with the shape that the descriptors were
-        // made from; the workspace has the bytes that the search allowed; the scalars are read before
-        // the calls return.
+        // made from; the workspace has the bytes that the search allowed; the scalars are read
+        // before the calls return.
         unsafe {
             match plan.way {
                 Way::Forward(algorithm) => result::convolution_forward(
@@ -179,9 +181,9 @@ impl Dnn {
         Ok(plan)
     }
 
-    /// Times the pass's algorithms and takes the fastest, or the first by [`Timed::order`]. The result goes
-    /// where the caller's goes, which is written next; to memory of its own where it will be added to what
-    /// the caller's holds.
+    /// Times the pass's algorithms and takes the fastest, or the first by [`Timed::order`]. The
+    /// result goes where the caller's goes, which is written next; to memory of its own where it
+    /// will be added to what the caller's holds.
     fn choose(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
         let out = match call.pass {
             ConvPass::Forward => call.y,
@@ -275,7 +277,8 @@ impl Dnn {
     }
 }
 
-/// Whether an algorithm gives what was asked for: the same bits each time, f32 where that is the precision.
+/// Whether an algorithm gives what was asked for: the same bits each time, f32 where that is the
+/// precision.
 fn allowed(call: &ConvCall, found: sys::cudnnDeterminism_t, math: sys::cudnnMathType_t) -> bool {
     let repeats = found == sys::cudnnDeterminism_t::CUDNN_DETERMINISTIC;
     let exact = math == sys::cudnnMathType_t::CUDNN_FMA_MATH;

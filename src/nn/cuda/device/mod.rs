@@ -1,8 +1,9 @@
 //! A GPU: kernels of `kernels/*.cu`, cuBLAS and cuDNN on candle's stream.
 //!
 //! Everything goes to one stream, so that it is done in order and nothing needs events but the
-//! uploads ([`upload`]), which have a stream of their own. Libraries are opened at run time: a build
-//! with the feature `cuda` starts where there is no driver, and says so when a device is asked for.
+//! uploads ([`upload`]), which have a stream of their own. Libraries are opened at run time: a
+//! build with the feature `cuda` starts where there is no driver, and says so when a device is
+//! asked for.
 
 mod blas;
 mod dnn;
@@ -127,25 +128,28 @@ pub fn open(number: usize) -> Result<(Device, Gpu)> {
     Ok((device, gpu))
 }
 
-/// Has threads that wait for the device sleep: a step ends in one wait for all of it, and the core that the
-/// driver would keep busy meanwhile is the loader's. To be said before the device's context is made; by
-/// this call and not the context's own, which drivers before 12.1 lack.
+/// Has threads that wait for the device sleep: a step ends in one wait for all of it, and the core
+/// that the driver would keep busy meanwhile is the loader's. To be said before the device's
+/// context is made; by this call and not the context's own, which drivers before 12.1 lack.
 fn wait_asleep(number: usize) -> Result<()> {
     let flags = sys::CUctx_flags::CU_CTX_SCHED_BLOCKING_SYNC as u32;
     driver::result::init().map_err(Error::wrap)?;
     let device = driver::result::device::get(number as i32).map_err(Error::wrap)?;
     // SAFETY: a plain call without pointers.
     match unsafe { sys::cuDevicePrimaryCtxSetFlags_v2(device, flags) } {
-        // Made by somebody else in this process, who chose how to wait: no reason to do without the device.
+        // Made by somebody else in this process, who chose how to wait: no reason to do without the
+        // device.
         sys::CUresult::CUDA_ERROR_PRIMARY_CONTEXT_ACTIVE => Ok(()),
         status => status.result().map_err(Error::wrap),
     }
 }
 
-/// Has the driver keep what is freed for the next allocation, instead of giving it back at the next wait.
+/// Has the driver keep what is freed for the next allocation, instead of giving it back at the next
+/// wait.
 fn keep_freed_memory(number: usize) -> Result<()> {
     let mut all = u64::MAX;
-    // SAFETY: plain calls with pointers to locals that outlive them; the attribute's value is a u64.
+    // SAFETY: plain calls with pointers to locals that outlive them; the attribute's value is a
+    // u64.
     unsafe {
         let mut device = 0;
         sys::cuDeviceGet(&mut device, number as i32).result().map_err(Error::wrap)?;
@@ -157,8 +161,8 @@ fn keep_freed_memory(number: usize) -> Result<()> {
     }
 }
 
-/// The most that was allocated at a time: the driver's pool, where all tensors come from. With `anew` it is
-/// counted from now on.
+/// The most that was allocated at a time: the driver's pool, where all tensors come from. With
+/// `anew` it is counted from now on.
 fn memory_peak(number: usize, anew: bool) -> Option<u64> {
     let mut peak = 0u64;
     // SAFETY: as in `keep_freed_memory`.
@@ -238,9 +242,9 @@ impl Backend for Gpu {
             .collect();
         let [gx, gy, gz] = launch.grid;
         let [bx, by, bz] = launch.block;
-        // SAFETY: the wrappers in `kernels` pass what the kernel's parameter list asks for (tested against
-        // its source), with spans of the lengths that it touches; `args` outlives the call, which
-        // copies it.
+        // SAFETY: the wrappers in `kernels` pass what the kernel's parameter list asks for (tested
+        // against its source), with spans of the lengths that it touches; `args` outlives the call,
+        // which copies it.
         unsafe {
             driver::result::launch_kernel(
                 function.cu_function(),
@@ -294,7 +298,8 @@ impl Backend for Gpu {
         if from.bytes() != to.len() {
             bail!("a copy of {} bytes to {}", from.bytes(), to.len());
         }
-        // How a copy to memory that is not pinned waits for what comes before it is the driver's to choose.
+        // How a copy to memory that is not pinned waits for what comes before it is the driver's to
+        // choose.
         self.wait()?;
         self.here()?;
         // SAFETY: as in `zero`; `to` is not touched before the wait below is over.
@@ -308,7 +313,8 @@ impl Backend for Gpu {
             bail!("a copy of {} bytes to {}", from.len(), to.bytes());
         }
         self.here()?;
-        // SAFETY: as in `zero`. From memory that is not pinned the call returns once `from` was read.
+        // SAFETY: as in `zero`. From memory that is not pinned the call returns once `from` was
+        // read.
         unsafe { driver::result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
             .map_err(Error::wrap)
     }

@@ -1,4 +1,5 @@
-//! Uploads beside the computation: pinned host memory, a stream of its own, events in both directions.
+//! Uploads beside the computation: pinned host memory, a stream of its own, events in both
+//! directions.
 
 use std::sync::Arc;
 

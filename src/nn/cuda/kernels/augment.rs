@@ -1,7 +1,7 @@
 //! Colour jitter, grayscale, blur and solarize on finished U8 views, as the pipeline does them.
 //!
-//! The pipeline draws; a view that is to be finished here leaves it with nothing but crop, resize and
-//! flip (`augment.device = "cuda"`). [`ViewRecords`] holds what was drawn in the pipeline's own
+//! The pipeline draws; a view that is to be finished here leaves it with nothing but crop, resize
+//! and flip (`augment.device = "cuda"`). [`ViewRecords`] holds what was drawn in the pipeline's own
 //! form; [`augment`] applies the records of all views.
 
 use bt_pipeline::augment::{Jitter, JitterOp, ViewParams};
@@ -154,8 +154,8 @@ fn operation(jitter: &Jitter, op: JitterOp) -> Result<Option<[u32; OP]>> {
     Ok((factor != 1.0).then_some([code, 0, factor.to_bits()]))
 }
 
-/// Does to every view what its record says, in place. `records` holds [`ViewRecords::bytes`], `scratch`
-/// [`Views::scratch`] elements of F32.
+/// Does to every view what its record says, in place. `records` holds [`ViewRecords::bytes`],
+/// `scratch` [`Views::scratch`] elements of F32.
 ///
 /// # Errors
 /// Lengths and types that do not fit.

@@ -101,7 +101,8 @@ pub fn column_sums(
     launch(b, "column_sums_finish", blocks(columns, THREADS as usize)?, &args)
 }
 
-/// `out[pixel]`: (value / 255 - mean) / std of the pixel's three bytes, then zeros up to `channels`.
+/// `out[pixel]`: (value / 255 - mean) / std of the pixel's three bytes, then zeros up to
+/// `channels`.
 ///
 /// # Errors
 /// Lengths and types that do not fit.

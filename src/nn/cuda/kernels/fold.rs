@@ -9,8 +9,8 @@ use crate::nn::cuda::{Backend, Span};
 /// Channels of the images that are folded: three, and zeros.
 const CHANNELS: usize = 8;
 
-/// The convolution that does on folded images, with a folded weight, what one of `shape` does with a
-/// weight of `channels` input channels; `None` where it is not a stem's.
+/// The convolution that does on folded images, with a folded weight, what one of `shape` does with
+/// a weight of `channels` input channels; `None` where it is not a stem's.
 pub fn folded(shape: ConvShape, channels: usize) -> Option<ConvShape> {
     let ConvShape { n, h, w, c, o, kernel, stride, pad } = shape;
     let is_stem = (kernel, stride, pad, c, channels) == (7, 2, 3, CHANNELS, 3);

@@ -1,9 +1,9 @@
 //! Host side of the kernels: what each one is given, how many blocks run it, and what does not fit.
 //!
-//! Functions check lengths and types, allocate nothing on the device and wait for nothing, so that a
-//! step that consists of them can be recorded and replayed. Kernels read and write 16 bytes at a time
-//! where channels are a multiple of 8 and every span lies on a boundary of 16 bytes; other shapes go
-//! one element at a time.
+//! Functions check lengths and types, allocate nothing on the device and wait for nothing, so that
+//! a step that consists of them can be recorded and replayed. Kernels read and write 16 bytes at a
+//! time where channels are a multiple of 8 and every span lies on a boundary of 16 bytes; other
+//! shapes go one element at a time.
 //!
 //! One topic is a `.cu` and a `.rs` file of the same name; `all.cu` is what is compiled.
 
@@ -120,15 +120,15 @@ struct Part {
     parts: usize,
 }
 
-/// Blocks that a reduction is spread over: several for each multiprocessor of any device. A constant,
-/// so that sums do not depend on the device.
+/// Blocks that a reduction is spread over: several for each multiprocessor of any device. A
+/// constant, so that sums do not depend on the device.
 const REDUCTION_BLOCKS: usize = 1536;
 
 /// Most parts of a reduction: what is joined at its end.
 const MOST_PARTS: usize = 512;
 
-/// The parts of a reduction over `rows` rows of each of `groups` groups. It depends on the shape alone,
-/// not on where spans lie.
+/// The parts of a reduction over `rows` rows of each of `groups` groups. It depends on the shape
+/// alone, not on where spans lie.
 fn reduction(rows: usize, channels: usize, groups: usize) -> Part {
     let vectors = if channels.is_multiple_of(8) { channels / 8 } else { channels };
     let x = vectors.next_power_of_two().min(32);

@@ -148,8 +148,8 @@ pub fn mask_len(s: NormShape, spans: &[Span]) -> Result<usize> {
 
 /// Training's forward pass: y from x and the batch's statistics, which `saved` (F32 `[2, groups,
 /// channels]`: mean, 1 / sqrt(var + eps)) keeps for the backward pass and the running ones move
-/// towards, once for each group. `relu_mask` (U8, [`mask_len`]) then tells where y is positive. `y` may
-/// not be `x`.
+/// towards, once for each group. `relu_mask` (U8, [`mask_len`]) then tells where y is positive. `y`
+/// may not be `x`.
 ///
 /// # Errors
 /// Lengths and types that do not fit, or a group with fewer than two rows.
@@ -243,8 +243,8 @@ pub struct Branch<'a> {
     pub scratch: Span,
 }
 
-/// [`norm_train`] of two layers at once: y is the sum of both their outputs behind a ReLU, and neither
-/// is written by itself.
+/// [`norm_train`] of two layers at once: y is the sum of both their outputs behind a ReLU, and
+/// neither is written by itself.
 ///
 /// # Errors
 /// As [`norm_train`].

@@ -1,5 +1,5 @@
-//! Batch normalisation with ReLU and the max pool behind it in one, as in an ImageNet stem: the tensor
-//! between them, the network's largest, is never written, nor is its gradient.
+//! Batch normalisation with ReLU and the max pool behind it in one, as in an ImageNet stem: the
+//! tensor between them, the network's largest, is never written, nor is its gradient.
 
 use candle_core::{DType, Result, bail};
 
@@ -26,7 +26,8 @@ impl NormPoolShape {
         NormShape { rows: n * h * w, channels: c, groups: self.groups }
     }
 
-    /// Windows of all groups together. The backward pass goes by them, too: each has four pixels to itself.
+    /// Windows of all groups together. The backward pass goes by them, too: each has four pixels to
+    /// itself.
     fn windows(&self) -> usize {
         let (oh, ow) = self.pool.out();
         self.pool.n * oh * ow
@@ -130,8 +131,9 @@ fn apply(
     tiling.launch(b, &kernel, [parts, s.groups], &args)
 }
 
-/// The backward pass from the pool's gradient `dy`: [`max_pool_backward`](super::pool::max_pool_backward),
-/// then [`norm_backward`](super::norm::norm_backward). `dx` may lie over `x`.
+/// The backward pass from the pool's gradient `dy`:
+/// [`max_pool_backward`](super::pool::max_pool_backward), then
+/// [`norm_backward`](super::norm::norm_backward). `dx` may lie over `x`.
 ///
 /// # Errors
 /// Lengths and types that do not fit.

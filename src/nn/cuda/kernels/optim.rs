@@ -1,9 +1,10 @@
-//! Optimizers, the momentum teacher and the search for what is not finite, over all parameters at once.
+//! Optimizers, the momentum teacher and the search for what is not finite, over all parameters at
+//! once.
 //!
-//! A [`Tensors`] lists the parameters in a table in the device's memory. What changes from step to step
-//! (learning rates, AdamW's corrections, the teacher's share) lies in a small buffer there, so that a
-//! recorded step runs with new ones: write [`lars_rates`], [`sgd_rates`] or [`adamw_rates`] to it before
-//! each step.
+//! A [`Tensors`] lists the parameters in a table in the device's memory. What changes from step to
+//! step (learning rates, AdamW's corrections, the teacher's share) lies in a small buffer there, so
+//! that a recorded step runs with new ones: write [`lars_rates`], [`sgd_rates`] or [`adamw_rates`]
+//! to it before each step.
 
 use candle_core::{DType, Result, bail};
 
@@ -114,8 +115,8 @@ impl Tensors {
         plan(list).end
     }
 
-    /// Writes the table of `list` to `table`, of any type and [`Tensors::table_bytes`] long; all spans
-    /// are used by every later call.
+    /// Writes the table of `list` to `table`, of any type and [`Tensors::table_bytes`] long; all
+    /// spans are used by every later call.
     ///
     /// # Errors
     /// Lengths and types that do not fit; what the device says.

@@ -191,8 +191,8 @@ pub fn device() -> MutexGuard<'static, Device> {
     device.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// `STAND_IN_EAGER`: numbers of streams, in the order in which they were made and from 1, whose work is
-/// done as soon as it may be; that of others when somebody waits for it.
+/// `STAND_IN_EAGER`: numbers of streams, in the order in which they were made and from 1, whose
+/// work is done as soon as it may be; that of others when somebody waits for it.
 pub fn eager() -> Vec<usize> {
     let text = std::env::var("STAND_IN_EAGER").unwrap_or_default();
     text.split(',').filter_map(|number| number.trim().parse().ok()).collect()

@@ -262,9 +262,9 @@ fn result_of(call: &ConvCall) -> Span {
     }
 }
 
-/// Of the algorithms number 2 is not to be had; number 1 is fast, not deterministic and there in more ways than
-/// cuDNN has algorithms; 0 and 3 are deterministic and differ in the last bit. Which of these two is the
-/// faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3.
+/// Of the algorithms number 2 is not to be had; number 1 is fast, not deterministic and there in
+/// more ways than cuDNN has algorithms; 0 and 3 are deterministic and differ in the last bit. Which
+/// of these two is the faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3.
 fn find(
     call: Option<Call>,
     most: c_int,
@@ -343,7 +343,8 @@ fn convolve(
         emulator.conv(&call).map_err(|error| error.to_string())?;
         let out = result_of(&call);
         if algorithm == 3 && !half {
-            // The lowest bit of each little-endian float: as if its terms were added in another order.
+            // The lowest bit of each little-endian float: as if its terms were added in another
+            // order.
             let bytes = memory.bytes("convolution", out.addr, out.bytes())?;
             bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
         }

@@ -1,8 +1,9 @@
 //! CUDA's driver, cuBLAS, cuDNN and cuRAND as far as `bt-stream` calls them, on the CPU.
 //!
-//! Put in the place of NVIDIA's libraries (`tools/cuda/stand_in.sh`), it lets the very binary that is meant
-//! for a GPU run where there is none: the calls of `src/nn/cuda/device`, candle's and cudarc's around
-//! them, with the kernels and products of `bt-stream`'s emulation behind. It is stricter than a GPU:
+//! Put in the place of NVIDIA's libraries (`tools/cuda/stand_in.sh`), it lets the very binary that
+//! is meant for a GPU run where there is none: the calls of `src/nn/cuda/device`, candle's and
+//! cudarc's around them, with the kernels and products of `bt-stream`'s emulation behind. It is
+//! stricter than a GPU:
 //!
 //! - Work is done as late as the order of streams and events allows, or as early ([`device::eager`]), so that a
 //!   missing wait shows.
@@ -17,8 +18,8 @@
 //!   workspace, the rest differ in the last bit and are the faster by turns, and a search scribbles over
 //!   the result.
 //!
-//! What a call means is written here from the same documentation as the code that makes it: a misreading
-//! would be in both. A GPU alone can tell.
+//! What a call means is written here from the same documentation as the code that makes it: a
+//! misreading would be in both. A GPU alone can tell.
 
 use std::ffi::{CStr, c_char};
 
@@ -28,8 +29,8 @@ mod dnn;
 mod driver;
 mod rand;
 
-/// A pointer that the caller of a C function gives. The library's documentation says for what it must be
-/// valid; whoever calls wrongly is not told.
+/// A pointer that the caller of a C function gives. The library's documentation says for what it
+/// must be valid; whoever calls wrongly is not told.
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Given<T>(*mut T);

@@ -26,7 +26,8 @@ pub fn run(args: &Ls) -> anyhow::Result<ExitCode> {
 }
 
 /// Whether a sample may be used, as far as is known without reading it. A scan gives no bytes to a
-/// sample that it finds fault with; an index knows the pixels of each image whose header it understood.
+/// sample that it finds fault with; an index knows the pixels of each image whose header it
+/// understood.
 fn is_usable(meta: &SampleMeta) -> bool {
     let understood = meta.checksum == 0 || meta.width > 0;
     meta.length > 0 && understood

@@ -19,8 +19,8 @@ pub fn open_lock(path: &Path) -> Result<File> {
     opened.map_err(|e| Error::io(path, e))
 }
 
-/// Whether `path` still names the open `file`: it may have been unlinked, and another made. True where the
-/// system does not tell.
+/// Whether `path` still names the open `file`: it may have been unlinked, and another made. True
+/// where the system does not tell.
 pub fn is_at(_file: &File, _path: &Path) -> bool {
     #[cfg(unix)]
     {

@@ -53,8 +53,8 @@ pub(super) struct Columns {
 }
 
 impl Columns {
-    /// Of a list whose first line is `first`. A line with an image's name is a row, as is one whose path
-    /// there is (`is_there`); other lines are headings if they have a known one.
+    /// Of a list whose first line is `first`. A line with an image's name is a row, as is one whose
+    /// path there is (`is_there`); other lines are headings if they have a known one.
     pub fn of(first: &csv::StringRecord, is_there: impl Fn(&str) -> bool) -> Columns {
         let position =
             |names: &[&str]| first.iter().position(|field| names.contains(&plain(field).as_str()));

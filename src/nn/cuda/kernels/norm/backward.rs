@@ -146,7 +146,8 @@ pub struct GradBranch {
     pub scratch: Span,
 }
 
-/// The backward pass of [`super::norm_train_pair`]: each of its passes reads `dout` once for both layers.
+/// The backward pass of [`super::norm_train_pair`]: each of its passes reads `dout` once for both
+/// layers.
 ///
 /// # Errors
 /// Lengths and types that do not fit.

@@ -72,7 +72,8 @@ fn the_loss_and_its_gradient_are_the_cpus() {
                 near(&what, (figures[3] / count).sqrt(), rms, 2e-5);
                 let want: Vec<f32> = want.grad.flatten_all().unwrap().to_vec1().unwrap();
                 let largest = want.iter().fold(0f32, |max, w| max.max(w.abs()));
-                // With two samples each dimension is the sign of a difference: no gradient but rounding.
+                // With two samples each dimension is the sign of a difference: no gradient but
+                // rounding.
                 let error = if batch == 2 { 1e-4 } else { 2e-5 * largest };
                 within(&what, &grad, &want, DType::F32, error);
             }

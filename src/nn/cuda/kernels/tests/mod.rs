@@ -1,5 +1,5 @@
-//! Every kernel against the CPU engine, on the emulated device: forwards and backwards, on aligned and
-//! odd addresses, in memory whose surroundings are watched.
+//! Every kernel against the CPU engine, on the emulated device: forwards and backwards, on aligned
+//! and odd addresses, in memory whose surroundings are watched.
 
 mod augment;
 mod elementwise;
@@ -68,7 +68,8 @@ impl Memory {
     }
 
     fn all(&self) -> &[u8] {
-        // SAFETY: it came from a box and lives as long as this; kernels have returned when it is read.
+        // SAFETY: it came from a box and lives as long as this; kernels have returned when it is
+        // read.
         unsafe { &*self.bytes }
     }
 

@@ -187,7 +187,8 @@ fn check(b: &dyn Backend, case: &Case) {
     let (want, name, dtype) = (expected(case).unwrap(), case.name(), case.dtype);
     let on = OnDevice::new(case);
     on.forward(b, case).unwrap();
-    // A mean's last digit weighs as much as a channel is stretched: a lot where two rows are nearly alike.
+    // A mean's last digit weighs as much as a channel is stretched: a lot where two rows are nearly
+    // alike.
     let stretch = on.saved.floats().iter().fold(1f32, |most, v| most.max(v.abs()));
     within(&format!("y of {name}"), &on.y.floats(), &want.y, dtype, 1e-6 * stretch);
     close(&format!("mean of {name}"), &on.running[0].floats(), &want.running[0], DType::F32, 1e-6);
@@ -250,8 +251,8 @@ fn normalisation_and_its_gradients_are_the_cpus() {
     });
 }
 
-/// A pair against its layers one after the other, on F32 memory: there nothing is rounded between them,
-/// as nothing is within the pair.
+/// A pair against its layers one after the other, on F32 memory: there nothing is rounded between
+/// them, as nothing is within the pair.
 fn check_pair(b: &dyn Backend, shape: (usize, usize, usize), dtype: DType, odd: usize) {
     let own = Case::new(shape, dtype, true, false, odd);
     let mut other = Case::new(shape, dtype, false, false, odd);
