@@ -23,8 +23,8 @@ pub fn data_uri(image: &Image) -> Result<String> {
     Ok(address(&bt_pipeline::synth::encode_png(image)?))
 }
 
-/// [`data_uri`] of an image that is made smaller first where its longer side is above
-/// [`LONGEST_SIDE`]: photos would make pages of hundreds of megabytes.
+/// [`data_uri`] of an image that is made smaller first where its longer side is above 256 pixels:
+/// photos would make pages of hundreds of megabytes.
 ///
 /// # Errors
 /// When the image has no pixels.
