@@ -313,12 +313,20 @@ fn a_backbone_wider_than_any_that_was_ever_trained() {
         .flat_map(|layer| [0, 1].map(|block| format!("layer{layer}.{block}.conv1.weight")))
         .map(|name| (name, tensor(&[1])))
         .collect();
-    tensors.insert("conv1.weight".into(), tensor(&[20_000, 3, 3, 3]));
-    candle_core::safetensors::save(&tensors, &file).unwrap();
+    tensors.insert("layer4.1.conv2.weight".into(), tensor(&[64, 64, 3, 3]));
     let run = dir.path().join("run");
-    let line = complaint(bt_stream().arg("import").arg(&file).arg(&run));
-    says(&line, &["cannot import", "wide.safetensors", "model.width", "20000"]);
-    assert!(!run.exists());
+    // The second width is one that a configuration may have, of a network of 150 GB.
+    for (width, words) in [
+        (20_000, ["model.width", "20000"]),
+        (8_000, ["layer4.1.conv2.weight has shape [64, 64, 3, 3]", "[64000, 64000, 3, 3]"]),
+    ] {
+        tensors.insert("conv1.weight".into(), tensor(&[width, 3, 3, 3]));
+        candle_core::safetensors::save(&tensors, &file).unwrap();
+        let line = complaint(bt_stream().arg("import").arg(&file).arg(&run));
+        says(&line, &["cannot import", "wide.safetensors"]);
+        says(&line, &words);
+        assert!(!run.exists());
+    }
 }
 
 /// A zip file with one file in it, stored as it is.

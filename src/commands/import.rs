@@ -66,6 +66,7 @@ pub fn run(args: ImportArgs) -> Result<()> {
     // The file's network, not the one that was read with the configuration: all of it is allocated
     // at once.
     config.check().with_context(context)?;
+    import::check_width(&tensors, &config.model).with_context(context)?;
     let mut learner = Learner::new(&config, &device(&config.train)?)?;
     learner.start_from(&tensors).with_context(context)?;
     std::fs::create_dir_all(&args.dir).with_context(|| args.dir.display().to_string())?;

@@ -149,3 +149,22 @@ pub fn describe(tensors: &HashMap<String, Tensor>, base: &ModelConfig) -> Result
         })?;
     Ok(ModelConfig { arch, width, stem, ..base.clone() })
 }
+
+/// Checks that the last convolution, the largest, is as wide as the first one promises: a network is
+/// allocated by its description, and the first convolution of a small file can tell of any width.
+///
+/// # Errors
+/// One that is missing, or of another shape.
+pub fn check_width(tensors: &HashMap<String, Tensor>, model: &ModelConfig) -> Result<()> {
+    let (inner, last) = (8 * model.width, model.arch.blocks()[3] - 1);
+    let (conv, wanted) = match model.arch.bottleneck() {
+        true => ("conv3", [model.arch.expansion() * inner, inner, 1, 1]),
+        false => ("conv2", [inner, inner, 3, 3]),
+    };
+    let name = format!("layer4.{last}.{conv}.weight");
+    let found = tensors.get(&name).with_context(|| format!("there is no tensor `{name}`"))?.dims();
+    if found != wanted {
+        bail!("{name} has shape {found:?}, where conv1.weight asks for {wanted:?}");
+    }
+    Ok(())
+}
