@@ -4,8 +4,9 @@
 
 use std::sync::{LazyLock, Mutex};
 
+use bt_pipeline::Level;
 use bt_pipeline::Image;
-use bt_pipeline::dct::{DctDecoder, DctImage, Path, to_jpeg};
+use bt_pipeline::dct::{DctDecoder, DctImage, to_jpeg};
 use bt_pipeline::jpeg::Region;
 use libfuzzer_sys::fuzz_target;
 
@@ -14,8 +15,8 @@ const MAX_PIXELS: u64 = 1 << 12;
 
 /// Kept from input to input, as a worker keeps them, for speed.
 static DECODERS: LazyLock<Mutex<Vec<DctDecoder>>> = LazyLock::new(|| {
-    let with = |path| DctDecoder::with_path(path).max_pixels(MAX_PIXELS);
-    Mutex::new(Path::all().into_iter().map(with).collect())
+    let with = |path| DctDecoder::with_level(path).max_pixels(MAX_PIXELS);
+    Mutex::new(Level::available().into_iter().map(with).collect())
 });
 
 fuzz_target!(|data: &[u8]| {

@@ -5,8 +5,9 @@
 
 use std::sync::{LazyLock, Mutex};
 
+use bt_pipeline::Level;
 use bt_pipeline::Image;
-use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex, Simd};
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use libfuzzer_sys::fuzz_target;
 
 /// Small, for speed; enough for several MCUs in each direction, whatever the sampling.
@@ -24,7 +25,7 @@ struct Decoders {
 static DECODERS: LazyLock<Mutex<Decoders>> = LazyLock::new(|| {
     Mutex::new(Decoders {
         decoder: JpegDecoder::new().max_pixels(MAX_PIXELS),
-        scalar: JpegDecoder::with_simd(Simd::Scalar).max_pixels(MAX_PIXELS),
+        scalar: JpegDecoder::with_level(Level::SCALAR).max_pixels(MAX_PIXELS),
         whole: Image::default(),
         other: Image::default(),
         part: Image::default(),

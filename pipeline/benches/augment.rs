@@ -5,10 +5,10 @@
 //! straightforward loops) stands beside it.
 
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::augment::{
     Augmenter, Crop, Jitter, JitterOp, Layout, Preset, ViewConfig, ViewOut, ViewParams,
 };
-use bt_pipeline::kernel::Level;
 use bt_pipeline::rng::Rng;
 use divan::Bencher;
 

@@ -14,8 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::dct::{self, DctDecoder, DctImage};
-use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex, Simd};
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use bt_pipeline::rng::Rng;
 use divan::{Bencher, black_box, counter::ItemsCount};
 
@@ -91,8 +92,8 @@ fn each(bencher: Bencher, mut decode: impl FnMut(&Photo)) {
         .bench_local(|| photos.iter().for_each(&mut decode));
 }
 
-fn ours(bencher: Bencher, simd: Simd, union: bool, indexed: bool) {
-    let mut decoder = JpegDecoder::with_simd(simd);
+fn ours(bencher: Bencher, level: Level, union: bool, indexed: bool) {
+    let mut decoder = JpegDecoder::with_level(level);
     let (mut index, mut out) = (SideIndex::default(), Image::default());
     each(bencher, |photo| {
         let jpeg = Jpeg::parse(black_box(&photo.bytes)).expect("parsed before");
@@ -108,31 +109,31 @@ fn ours(bencher: Bencher, simd: Simd, union: bool, indexed: bool) {
 
 #[divan::bench]
 fn whole(bencher: Bencher) {
-    ours(bencher, Simd::detect(), false, false);
+    ours(bencher, Level::detect(), false, false);
 }
 
 #[divan::bench]
 fn whole_scalar(bencher: Bencher) {
-    ours(bencher, Simd::Scalar, false, false);
+    ours(bencher, Level::SCALAR, false, false);
 }
 
 #[divan::bench]
 fn whole_with_index(bencher: Bencher) {
-    ours(bencher, Simd::detect(), false, true);
+    ours(bencher, Level::detect(), false, true);
 }
 
 #[divan::bench]
 fn union_of_two_crops(bencher: Bencher) {
-    ours(bencher, Simd::detect(), true, false);
+    ours(bencher, Level::detect(), true, false);
 }
 
 #[divan::bench]
 fn union_of_two_crops_with_index(bencher: Bencher) {
-    ours(bencher, Simd::detect(), true, true);
+    ours(bencher, Level::detect(), true, true);
 }
 
-fn recoded(bencher: Bencher, path: dct::Path, union: bool, pixels: bool) {
-    let mut decoder = DctDecoder::with_path(path);
+fn recoded(bencher: Bencher, path: Level, union: bool, pixels: bool) {
+    let mut decoder = DctDecoder::with_level(path);
     let mut out = Image::default();
     each(bencher, |photo| {
         let image = DctImage::parse(black_box(&photo.packed)).expect("just written");
@@ -148,23 +149,23 @@ fn recoded(bencher: Bencher, path: dct::Path, union: bool, pixels: bool) {
 
 #[divan::bench]
 fn recoded_whole(bencher: Bencher) {
-    recoded(bencher, dct::Path::detect(), false, true);
+    recoded(bencher, dct::Level::detect(), false, true);
 }
 
 #[divan::bench]
 fn recoded_union_of_two_crops(bencher: Bencher) {
-    recoded(bencher, dct::Path::detect(), true, true);
+    recoded(bencher, dct::Level::detect(), true, true);
 }
 
 /// Coefficients only, on each path of this machine.
-#[divan::bench(args = dct::Path::all())]
-fn recoded_coefficients_whole(bencher: Bencher, path: &dct::Path) {
+#[divan::bench(args = Level::available())]
+fn recoded_coefficients_whole(bencher: Bencher, path: &Level) {
     recoded(bencher, *path, false, false);
 }
 
 /// Coefficients only, on each path of this machine.
-#[divan::bench(args = dct::Path::all())]
-fn recoded_coefficients_of_union(bencher: Bencher, path: &dct::Path) {
+#[divan::bench(args = Level::available())]
+fn recoded_coefficients_of_union(bencher: Bencher, path: &Level) {
     recoded(bencher, *path, true, false);
 }
 

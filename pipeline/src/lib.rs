@@ -9,6 +9,7 @@
 //! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
+//! - [`Level`]: which instruction set runs.
 //! - `bit_io`: bit fields, as side indexes and re-coded images are packed.
 //! - `feeder`, `scout`, `lent`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
@@ -28,6 +29,7 @@ mod image_rgb;
 pub mod jpeg;
 pub mod kernel;
 mod lent;
+mod level;
 mod loader;
 pub mod measure;
 pub mod memory;
@@ -46,6 +48,7 @@ mod worker;
 pub use batch::{Batch, BatchSpec};
 pub use error::{Error, Result, printable};
 pub use image_rgb::Image;
+pub use level::Level;
 pub use loader::{Finish, Loader, LoaderConfig, MOST_THREADS, OnBad, Position};
 pub use order::Shuffle;
 pub use run::BatchStream;

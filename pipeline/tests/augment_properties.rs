@@ -2,11 +2,11 @@
 //! in the image, a flip undoes a flip, layouts hold the same values.
 
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::augment::{
     Augmenter, Crop, Interpolation, Jitter, JitterOp, Layout, Preset, Size, ViewConfig, ViewOut,
     ViewParams,
 };
-use bt_pipeline::kernel::Level;
 use bt_pipeline::rng::Rng;
 use half::bf16;
 use proptest::prelude::*;

@@ -4,10 +4,11 @@
 #[path = "common/region.rs"]
 mod region;
 
-use std::path::{Path as FilePath, PathBuf};
+use std::path::{Path, PathBuf};
 
 use bt_pipeline::Image;
-use bt_pipeline::dct::{DctDecoder, DctError, DctImage, Path, encode, to_jpeg};
+use bt_pipeline::Level;
+use bt_pipeline::dct::{DctDecoder, DctError, DctImage, encode, to_jpeg};
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region};
 use bt_pipeline::rng::Rng;
 use region::{crop, random_region};
@@ -16,13 +17,13 @@ use xxhash_rust::xxh3::xxh3_64;
 /// Names and bytes of JPEGs of many samplings and sizes, gray and RGB ones, with
 /// restart intervals, of the best and the worst quality.
 fn fixtures() -> Vec<(String, Vec<u8>)> {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/jpeg");
     let mut paths: Vec<_> =
         std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     paths.retain(|path| path.extension().is_some_and(|e| e == "jpg"));
     paths.sort();
     assert!(paths.len() > 40);
-    let load = |path: PathBuf| {
+    let load = |level: LevelBuf| {
         (path.file_stem().unwrap().display().to_string(), std::fs::read(path).unwrap())
     };
     paths.into_iter().map(load).collect()
@@ -34,9 +35,9 @@ fn jpeg_pixels(bytes: &[u8]) -> Image {
     out
 }
 
-fn pixels(path: Path, packed: &[u8]) -> Result<Image, DctError> {
+fn pixels(level: Level, packed: &[u8]) -> Result<Image, DctError> {
     let mut out = Image::default();
-    DctDecoder::with_path(path).decode_into(&DctImage::parse(packed)?, &mut out)?;
+    DctDecoder::with_level(path).decode_into(&DctImage::parse(packed)?, &mut out)?;
     Ok(out)
 }
 
@@ -61,8 +62,8 @@ fn reseal(packed: &mut [u8]) {
 fn pixels_are_those_of_the_jpeg_on_every_path() {
     for (name, bytes) in fixtures() {
         let (expected, packed) = (jpeg_pixels(&bytes), encode(&bytes).unwrap());
-        for path in Path::all() {
-            assert!(pixels(path, &packed).unwrap() == expected, "{name}, {path:?}");
+        for level in Level::available() {
+            assert!(pixels(level, &packed).unwrap() == expected, "{name}, {path:?}");
         }
     }
 }
@@ -74,8 +75,8 @@ fn a_region_is_the_crop_of_the_whole() {
     for (name, bytes) in fixtures() {
         let (expected, packed) = (jpeg_pixels(&bytes), encode(&bytes).unwrap());
         let image = DctImage::parse(&packed).unwrap();
-        for path in Path::all() {
-            let mut decoder = DctDecoder::with_path(path);
+        for level in Level::available() {
+            let mut decoder = DctDecoder::with_level(path);
             for _ in 0..60 {
                 let region = random_region(&mut rng, expected.width, expected.height);
                 decoder.decode_region_into(&image, region, &mut out).unwrap();
@@ -228,7 +229,7 @@ fn every_flipped_byte_is_noticed() {
         for at in (0..packed.len() - 64).step_by(1 + packed.len() / 300) {
             let mut damaged = packed.clone();
             damaged[at] ^= 0x10;
-            assert!(pixels(Path::detect(), &damaged).is_err(), "{name}, byte {at}");
+            assert!(pixels(Level::detect(), &damaged).is_err(), "{name}, byte {at}");
             assert!(to_jpeg(&damaged).is_err(), "{name}, byte {at}");
         }
         for end in (0..packed.len()).step_by(1 + packed.len() / 100) {
@@ -251,13 +252,13 @@ fn damage_behind_right_checksums_never_panics_and_all_paths_agree() {
             }
             reseal(&mut damaged);
             let Ok(image) = DctImage::parse(&damaged) else { continue };
-            let decode = |path: Path| {
+            let decode = |level: Level| {
                 let mut out = Image::default();
-                let mut decoder = DctDecoder::with_path(path).max_pixels(1 << 22);
+                let mut decoder = DctDecoder::with_level(path).max_pixels(1 << 22);
                 decoder.decode_into(&image, &mut out).map(|()| out)
             };
-            let expected = decode(Path::SCALAR);
-            for path in Path::all() {
+            let expected = decode(Level::SCALAR);
+            for level in Level::available() {
                 assert!(decode(path) == expected, "{name}, {path:?}");
             }
             let region = random_region(&mut rng, image.width(), image.height());
@@ -273,8 +274,8 @@ fn damage_behind_right_checksums_never_panics_and_all_paths_agree() {
 
 #[test]
 fn real_photographs_keep_their_pixels_and_grow_by_an_eighth_at_most() {
-    let folder = FilePath::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../shared/data/imagenet-sample/*/*.JPEG");
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/imagenet-sample/*/*.JPEG");
     let mut rng = Rng::keyed(53, 0, 0, 0);
     let (mut before, mut after, mut count) = (0, 0, 0);
     let (mut jpeg_decoder, mut decoder) = (JpegDecoder::new(), DctDecoder::new());

@@ -7,12 +7,12 @@
 use std::path::{Path, PathBuf};
 
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::augment::{
     Augmenter, CenterCrop, Crop, Interpolation, Jitter, JitterOp, Layout, Preset, Resize, Size,
     ViewConfig, ViewOut, ViewParams,
 };
 use bt_pipeline::decode::{DecodeOptions, Decoder};
-use bt_pipeline::kernel::Level;
 use bt_pipeline::shard::sniff;
 use serde::Deserialize;
 

@@ -6,7 +6,8 @@ mod region;
 use std::path::{Path, PathBuf};
 
 use bt_pipeline::Image;
-use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex, Simd};
+use bt_pipeline::Level;
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex};
 use bt_pipeline::rng::Rng;
 use region::{crop, random_region};
 
@@ -55,11 +56,11 @@ fn worst_difference(a: &Image, b: &Image) -> u8 {
 fn fixtures_decode_to_pillows_pixels_on_every_path() {
     for (name, bytes, expected) in fixtures() {
         let jpeg = Jpeg::parse(&bytes).unwrap();
-        for simd in Simd::all() {
+        for level in Level::available() {
             let mut out = Image::default();
-            JpegDecoder::with_simd(simd).decode_into(&jpeg, &mut out).unwrap();
+            JpegDecoder::with_level(level).decode_into(&jpeg, &mut out).unwrap();
             // 0, not 1: the arithmetic is libjpeg's.
-            assert_eq!(worst_difference(&out, &expected), 0, "{name}, {simd:?}");
+            assert_eq!(worst_difference(&out, &expected), 0, "{name}, {level:?}");
         }
     }
 }
@@ -97,8 +98,8 @@ fn regions_of_large_pictures_are_the_same_with_and_without_an_index() {
     let mut rng = Rng::keyed(9, 0, 0, 0);
     let small = fixtures();
     let (mut whole, mut out) = (Image::default(), Image::default());
-    for simd in Simd::all() {
-        let mut decoder = JpegDecoder::with_simd(simd);
+    for level in Level::available() {
+        let mut decoder = JpegDecoder::with_level(level);
         for (number, quality) in [100, 90, 40, 100].into_iter().enumerate() {
             let bytes = large_jpeg(quality);
             let jpeg = Jpeg::parse(&bytes).unwrap();
@@ -133,8 +134,8 @@ fn fill_bytes_change_nothing_wherever_they_are() {
         let bytes = [&bytes[..scan], &data.collect::<Vec<_>>()].concat();
         let jpeg = Jpeg::parse(&bytes).unwrap();
         let index = SideIndex::build_with_spacing(&bytes, 2).unwrap();
-        for simd in Simd::all() {
-            let mut decoder = JpegDecoder::with_simd(simd);
+        for level in Level::available() {
+            let mut decoder = JpegDecoder::with_level(level);
             for index in [None, Some(&index)] {
                 for _ in 0..10 {
                     let region = random_region(&mut rng, expected.width, expected.height);
@@ -359,8 +360,8 @@ fn with_an_index_regions_are_the_same_on_every_path() {
     let mut out = Image::default();
     for (name, bytes, expected) in indexable() {
         let jpeg = Jpeg::parse(&bytes).unwrap();
-        for simd in Simd::all() {
-            let mut decoder = JpegDecoder::with_simd(simd);
+        for level in Level::available() {
+            let mut decoder = JpegDecoder::with_level(level);
             for spacing in [1, 2, 3, 100] {
                 let index = SideIndex::build_with_spacing(&bytes, spacing).unwrap();
                 assert!(index.belongs_to(&bytes));

@@ -2,7 +2,7 @@
 //! README's section on views says of Pillow's.
 
 use bt_pipeline::Image;
-use bt_pipeline::kernel::Level;
+use bt_pipeline::Level;
 use bt_pipeline::kernel::resize::{Filter, resize_whole};
 use bt_pipeline::rng::Rng;
 use proptest::prelude::*;

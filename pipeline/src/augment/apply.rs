@@ -8,10 +8,11 @@ use super::ViewConfig;
 use super::crop::Interpolation;
 use super::output::{Layout, ViewOut};
 use super::params::{Crop, Jitter, JitterOp, ViewParams, Window};
+use crate::Level;
 use crate::kernel::blur::Blur;
 use crate::kernel::resize::{AxisRange, Filter, Geometry, Resize};
 use crate::kernel::store::{Affine, Store, prefetch};
-use crate::kernel::{Level, MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
+use crate::kernel::{MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
 use crate::{Error, Image, Result};
 
 /// Applies [`ViewParams`] to images. One for each thread: it owns the buffers

@@ -1,11 +1,12 @@
 //! [`DctDecoder`]: a re-coded image and a region to pixels.
 
 use super::container::DctImage;
-use super::decode::{Blocks, Path, decode};
+use super::decode::{Blocks, decode};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::Image;
-use crate::jpeg::{IN_ORDER, MAX_PIXELS, Plan, Raster, RasterBuffers, Region, Simd, check_pixels};
+use crate::Level;
+use crate::jpeg::{IN_ORDER, MAX_PIXELS, Plan, Raster, RasterBuffers, Region, check_pixels};
 
 /// Places of blocks that follow each other.
 const NUMBERS: [u8; MAX_BLOCKS] = {
@@ -22,8 +23,7 @@ const NUMBERS: [u8; MAX_BLOCKS] = {
 ///
 /// After a few images it allocates nothing more.
 pub struct DctDecoder {
-    path: Path,
-    simd: Simd,
+    level: Level,
     max_pixels: u64,
     blocks: Blocks,
     plan: Plan,
@@ -39,14 +39,13 @@ impl Default for DctDecoder {
 impl DctDecoder {
     /// A decoder with the best instructions of this machine.
     pub fn new() -> DctDecoder {
-        DctDecoder::with_path(Path::detect())
+        DctDecoder::with_level(Level::detect())
     }
 
     /// A decoder with given instructions, for tests and benchmarks.
-    pub fn with_path(path: Path) -> DctDecoder {
+    pub fn with_level(level: Level) -> DctDecoder {
         DctDecoder {
-            path,
-            simd: if path == Path::SCALAR { Simd::Scalar } else { Simd::detect() },
+            level,
             max_pixels: MAX_PIXELS,
             blocks: Blocks::new(),
             plan: Plan::default(),
@@ -88,9 +87,9 @@ impl DctDecoder {
     ) -> Result<(), DctError> {
         self.plan(image, region)?;
         let jpeg = image.jpeg();
-        let mut raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        let mut raster = Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out);
         let take = |place: &Place, blocks: &Blocks| place.hand_on(blocks, &mut raster);
-        each_segment(self.path, image, &self.plan, &mut self.blocks, take)
+        each_segment(self.level, image, &self.plan, &mut self.blocks, take)
     }
 
     /// Decodes the segments that `region` needs to coefficients and drops them: one
@@ -104,7 +103,7 @@ impl DctDecoder {
         region: Region,
     ) -> Result<(), DctError> {
         self.plan(image, region)?;
-        each_segment(self.path, image, &self.plan, &mut self.blocks, |_, _| Ok(()))
+        each_segment(self.level, image, &self.plan, &mut self.blocks, |_, _| Ok(()))
     }
 
     /// Gives back what a picture far wider than others took.
@@ -147,7 +146,7 @@ impl Place {
 
 /// Decodes every segment that a plan needs and hands it to `take`.
 fn each_segment(
-    path: Path,
+    level: Level,
     image: &DctImage<'_>,
     plan: &Plan,
     blocks: &mut Blocks,
@@ -162,7 +161,7 @@ fn each_segment(
                 (first + mcus).min(plan.columns.end).saturating_sub(first.max(plan.columns.start));
             if needed > 0 {
                 let shape = image.segments.shape(mcus);
-                decode(path, image.coded(start, length)?, &shape, image.index_bits, blocks)?;
+                decode(level, image.coded(start, length)?, &shape, image.index_bits, blocks)?;
                 take(&Place { shape, row, first, needed }, blocks)?;
             }
             start += length;

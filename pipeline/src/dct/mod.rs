@@ -30,7 +30,6 @@ mod to_jpeg;
 
 pub use container::DctImage;
 pub(crate) use container::MAGIC;
-pub use decode::Path;
 pub use decoder::DctDecoder;
 pub use encode::encode;
 pub(crate) use encode::encode_within;

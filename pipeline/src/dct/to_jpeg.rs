@@ -2,7 +2,7 @@
 //! quantisation tables, sampling and markers, and Huffman codes of its own.
 
 use super::container::DctImage;
-use super::decode::{Blocks, Path, decode};
+use super::decode::{Blocks, decode};
 use super::error::DctError;
 use super::header::segment;
 use super::huffman::Code;
@@ -98,7 +98,7 @@ impl Writer {
 
 /// Hands on the symbols of all MCUs, in the order of a scan.
 fn each_mcu(image: &DctImage<'_>, symbols: &mut impl Symbols) -> Result<(), DctError> {
-    let (path, mut blocks) = (Path::detect(), Blocks::new());
+    let (level, mut blocks) = (Level::detect(), Blocks::new());
     let unit = image.segments.shape(1);
     let mut predictors = [0i16; 3];
     let mut start = 0;
@@ -106,7 +106,7 @@ fn each_mcu(image: &DctImage<'_>, symbols: &mut impl Symbols) -> Result<(), DctE
         for at in 0..image.segments.per_row {
             let (_, mcus) = image.segments.span(at);
             let (shape, length) = (image.segments.shape(mcus), image.length(row, at));
-            decode(path, image.coded(start, length)?, &shape, image.index_bits, &mut blocks)?;
+            decode(level, image.coded(start, length)?, &shape, image.index_bits, &mut blocks)?;
             start += length;
             for mcu in 0..mcus {
                 let mut first = 0;

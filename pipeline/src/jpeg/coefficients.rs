@@ -12,7 +12,7 @@ use super::pass::Scan;
 use super::plan::{Grid, IN_ORDER, Plan, Region};
 use super::runs::{Run, Runs};
 use super::scans;
-use super::simd::Simd;
+use crate::level::Level;
 
 /// Where one component's blocks are: row by row, those of whole MCUs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,9 +72,9 @@ impl Coefficients {
     /// # Errors
     /// As [`super::JpegDecoder::decode_into`].
     pub fn decode(jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegError> {
-        let simd = Simd::detect();
+        let level = Level::detect();
         if jpeg.scans != Scans::One {
-            return scans::decode(simd, jpeg);
+            return scans::decode(level, jpeg);
         }
         // Bounds the blocks by the bytes.
         let grid = checked_grid(jpeg)?;
@@ -84,18 +84,18 @@ impl Coefficients {
         let mut plan = Plan::default();
         plan.set(jpeg, Region::full(jpeg), IN_ORDER);
         let mut runs = Runs::default();
-        runs.set_from_start(simd, jpeg, &grid, &plan)?;
+        runs.set_from_start(level, jpeg, &grid, &plan)?;
         let mut coefficients = Coefficients::new(jpeg, &grid);
         let mut lane = Lane::new();
         for run in &runs.runs {
-            coefficients.take_run(simd, &scan, &runs.data, run, &mut lane)?;
+            coefficients.take_run(level, &scan, &runs.data, run, &mut lane)?;
         }
         Ok(coefficients)
     }
 
     fn take_run(
         &mut self,
-        simd: Simd,
+        level: Level,
         scan: &Scan<'_>,
         data: &[u8],
         run: &Run,
@@ -112,7 +112,7 @@ impl Coefficients {
             lane.begin(count);
             // SAFETY: the position is in or at the end of the data, as checked below,
             // and PAD bytes follow it.
-            unsafe { lane.decode::<true>(simd, data, &scan.tables)? };
+            unsafe { lane.decode::<true>(level, data, &scan.tables)? };
             if lane.at > run.end_bit {
                 return Err(JpegError::Truncated("in the entropy-coded data"));
             }

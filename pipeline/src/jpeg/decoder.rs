@@ -15,9 +15,9 @@ use super::plan::{Grid, IN_ORDER, MOST_ROWS, Plan, Region};
 use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
 use super::scans;
-use super::simd::Simd;
 use super::solo::{SoloTable, WORTHWHILE};
 use crate::Image;
+use crate::level::Level;
 
 /// Pixels that are decoded or indexed at once where nobody says how many may be.
 pub(crate) const MAX_PIXELS: u64 = 1 << 28;
@@ -26,7 +26,7 @@ pub(crate) const MAX_PIXELS: u64 = 1 << 28;
 ///
 /// After a few images it allocates nothing more.
 pub struct JpegDecoder {
-    simd: Simd,
+    level: Level,
     max_pixels: u64,
     dc: [Box<Table>; 4],
     ac: [Box<Table>; 4],
@@ -47,13 +47,13 @@ impl Default for JpegDecoder {
 impl JpegDecoder {
     /// A decoder with the best instructions of this machine.
     pub fn new() -> JpegDecoder {
-        JpegDecoder::with_simd(Simd::detect())
+        JpegDecoder::with_level(Level::detect())
     }
 
     /// A decoder with given instructions, for tests and benchmarks.
-    pub fn with_simd(simd: Simd) -> JpegDecoder {
+    pub fn with_level(level: Level) -> JpegDecoder {
         JpegDecoder {
-            simd,
+            level,
             max_pixels: MAX_PIXELS,
             dc: std::array::from_fn(|_| Table::new(Class::Dc)),
             ac: std::array::from_fn(|_| Table::new(Class::Ac)),
@@ -110,7 +110,7 @@ impl JpegDecoder {
             && index.belongs_to(jpeg.bytes)
         {
             self.plan.set(jpeg, region, rows_for_runs(1));
-            if self.runs.set_from_index(self.simd, jpeg, &grid, &self.plan, index).is_ok()
+            if self.runs.set_from_index(self.level, jpeg, &grid, &self.plan, index).is_ok()
                 && self.pass(jpeg, region, grid, out).is_ok()
             {
                 self.used_index = true;
@@ -123,7 +123,7 @@ impl JpegDecoder {
             interval => rows_for_runs(interval.div_ceil(grid.columns) + 1),
         };
         self.plan.set(jpeg, region, mcu_rows);
-        self.runs.set_from_start(self.simd, jpeg, &grid, &self.plan)?;
+        self.runs.set_from_start(self.level, jpeg, &grid, &self.plan)?;
         self.pass(jpeg, region, grid, out)
     }
 
@@ -147,10 +147,10 @@ impl JpegDecoder {
     ) -> Result<(), JpegError> {
         // Of the whole picture, whatever the region.
         check_pixels(jpeg.width(), jpeg.height(), self.max_pixels)?;
-        let coefficients = scans::decode(self.simd, jpeg)?;
+        let coefficients = scans::decode(self.level, jpeg)?;
         self.plan.set(jpeg, region, IN_ORDER);
         let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
-        let raster = Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out);
+        let raster = Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out);
         let mut raster = raster.with_tables(&coefficients.quant);
         for row in rows {
             for (component, (plane, c)) in
@@ -181,16 +181,16 @@ impl JpegDecoder {
             let skips = run.count.saturating_sub(wanted) * grid.blocks >= WORTHWHILE;
             for component in jpeg.components() {
                 let number = usize::from(component.ac_table);
-                self.solo[number].set(self.simd, &self.ac[number], skips);
+                self.solo[number].set(self.level, &self.ac[number], skips);
             }
             scan = scan.with_solo(&self.solo, skips);
         }
         let mut pass = Pass {
-            simd: self.simd,
+            level: self.level,
             scan,
             data: &self.runs.data,
             runs: &self.runs.runs,
-            raster: Raster::new(self.simd, jpeg, region, &self.plan, &mut self.raster, out),
+            raster: Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out),
         };
         pass.run(&mut self.streams)
     }
@@ -252,7 +252,7 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     }
     // An entry takes 16 bytes, and a byte of the JPEG may hold four MCUs.
     check_pixels(jpeg.width(), jpeg.height(), MAX_PIXELS)?;
-    let simd = Simd::detect();
+    let level = Level::detect();
     let grid = checked_grid(jpeg)?;
     let (mut dc, mut ac) = new_tables();
     set_tables(&mut dc, &mut ac, jpeg)?;
@@ -260,11 +260,11 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     let mut plan = Plan::default();
     plan.set(jpeg, Region::full(jpeg), IN_ORDER);
     let mut runs = Runs::default();
-    runs.set_from_start(simd, jpeg, &grid, &plan)?;
+    runs.set_from_start(level, jpeg, &grid, &plan)?;
     let mut entries = Vec::with_capacity(grid.mcus());
     let mut lane = Lane::new();
     for run in &runs.runs {
-        run_entries(simd, jpeg, &scan, &runs.data, run, &mut lane, &mut entries)?;
+        run_entries(level, jpeg, &scan, &runs.data, run, &mut lane, &mut entries)?;
     }
     Ok((entries, grid.columns, grid.rows))
 }
@@ -278,7 +278,7 @@ fn after_fill(bytes: &[u8], mut at: usize) -> usize {
 }
 
 fn run_entries(
-    simd: Simd,
+    level: Level,
     jpeg: &Jpeg<'_>,
     scan: &Scan<'_>,
     data: &[u8],
@@ -302,7 +302,7 @@ fn run_entries(
         lane.begin(scan.grid.blocks);
         // SAFETY: the position is in or at the end of the data, as checked below,
         // and PAD bytes follow it.
-        unsafe { lane.decode::<false>(simd, data, &scan.tables)? };
+        unsafe { lane.decode::<false>(level, data, &scan.tables)? };
         if lane.at > run.end_bit {
             return Err(JpegError::Truncated("in the entropy-coded data"));
         }

@@ -15,7 +15,7 @@ use super::error::JpegError;
 use super::header::ZIGZAG;
 use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table};
 use super::idct::Block;
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 
 /// The most blocks of one batch; an MCU has at most 10.
 pub(crate) const MAX_BATCH: usize = 24;
@@ -101,17 +101,17 @@ impl Lane {
     /// [`JpegError::Corrupt`] at a code that does not exist.
     pub unsafe fn decode<const STORE: bool>(
         &mut self,
-        simd: Simd,
+        level: Level,
         data: &[u8],
         tables: &[Tables<'_>; MAX_BATCH],
     ) -> Result<(), JpegError> {
-        let decoded = match simd {
+        let decoded = match level.kind() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Simd::Avx2` exists only where BMI2 was detected; the caller's
-            // promise.
-            Simd::Avx2(_) => unsafe { one_bmi2::<STORE>(self, data.as_ptr(), tables) },
+            // SAFETY: a level of these kinds exists only where AVX2, BMI1 and BMI2 were found;
+            // the caller's promise.
+            Kind::Avx2 | Kind::Avx512 => unsafe { one_bmi2::<STORE>(self, data.as_ptr(), tables) },
             // SAFETY: the caller's promise.
-            Simd::Scalar => unsafe { one::<STORE>(self, data.as_ptr(), tables) },
+            Kind::Scalar => unsafe { one::<STORE>(self, data.as_ptr(), tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
@@ -125,19 +125,19 @@ impl Lane {
     /// # Errors
     /// As [`Lane::decode`].
     pub unsafe fn decode_two(
-        simd: Simd,
+        level: Level,
         data: &[u8],
         a: &mut Lane,
         b: &mut Lane,
         tables: &[Tables<'_>; MAX_BATCH],
     ) -> Result<(), JpegError> {
-        let decoded = match simd {
+        let decoded = match level.kind() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Simd::Avx2` exists only where BMI2 was detected; the caller's
-            // promise.
-            Simd::Avx2(_) => unsafe { two_bmi2(a, b, data.as_ptr(), tables) },
+            // SAFETY: a level of these kinds exists only where AVX2, BMI1 and BMI2 were found;
+            // the caller's promise.
+            Kind::Avx2 | Kind::Avx512 => unsafe { two_bmi2(a, b, data.as_ptr(), tables) },
             // SAFETY: the caller's promise.
-            Simd::Scalar => unsafe { two(a, b, data.as_ptr(), tables) },
+            Kind::Scalar => unsafe { two(a, b, data.as_ptr(), tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }

@@ -44,7 +44,6 @@ mod plan;
 mod raster;
 mod runs;
 mod scans;
-mod simd;
 mod solo;
 mod unstuff;
 mod upsample;
@@ -54,7 +53,6 @@ pub use error::JpegError;
 pub use header::{Color, Component, Jpeg};
 pub use index::SideIndex;
 pub use plan::Region;
-pub use simd::{Avx2Token, Simd};
 
 // What `dct` shares: everything behind the entropy coding.
 pub(crate) use coefficients::Coefficients;

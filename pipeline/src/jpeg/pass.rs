@@ -8,8 +8,8 @@ use super::huffman::Table;
 use super::plan::Grid;
 use super::raster::Raster;
 use super::runs::Run;
-use super::simd::Simd;
 use super::solo::{SoloTable, SoloTables};
+use crate::level::Level;
 
 /// Blocks of a batch, about: enough that its end costs little and that four MCUs' chroma fill the
 /// vectors of the transform, few enough that two batches, their tables and their rows of samples
@@ -144,7 +144,7 @@ impl<'a> Scan<'a> {
 
 /// One decode: everything that does not change while it runs, and the back end.
 pub(crate) struct Pass<'a> {
-    pub simd: Simd,
+    pub level: Level,
     pub scan: Scan<'a>,
     pub data: &'a [u8],
     pub runs: &'a [Run],
@@ -169,7 +169,7 @@ impl Pass<'_> {
                     // checks, and PAD bytes follow it.
                     unsafe {
                         Lane::decode_two(
-                            self.simd,
+                            self.level,
                             self.data,
                             &mut a.lane,
                             &mut b.lane,
@@ -192,16 +192,16 @@ impl Pass<'_> {
 
     /// Decodes what is left of a stream's batch; false at the end of its run.
     fn alone(&mut self, stream: &mut Stream) -> Result<bool, JpegError> {
-        let (simd, data, lane) = (self.simd, self.data, &mut stream.lane);
+        let (level, data, lane) = (self.level, self.data, &mut stream.lane);
         // SAFETY: as in `run`.
         unsafe {
             match (&self.scan.solo, stream.batch.wanted) {
-                (Some(tables), true) => lane.decode_solo::<true>(simd, data, tables)?,
+                (Some(tables), true) => lane.decode_solo::<true>(level, data, tables)?,
                 (Some(tables), false) if self.scan.skips => {
-                    lane.decode_solo::<false>(simd, data, tables)?;
+                    lane.decode_solo::<false>(level, data, tables)?;
                 }
-                (None, true) => lane.decode::<true>(simd, data, &self.scan.tables)?,
-                (_, false) => lane.decode::<false>(simd, data, &self.scan.tables)?,
+                (None, true) => lane.decode::<true>(level, data, &self.scan.tables)?,
+                (_, false) => lane.decode::<false>(level, data, &self.scan.tables)?,
             }
         }
         self.end_batch(stream)

@@ -8,9 +8,9 @@ use super::error::JpegError;
 use super::header::{Color, Jpeg};
 use super::idct::{Block, idct_row};
 use super::plan::{Plan, Region, Window};
-use super::simd::Simd;
 use super::upsample::{self, Upsample};
 use crate::Image;
+use crate::level::Level;
 use crate::scratch::Scratch;
 
 /// The back end's buffers, kept between pictures: rows of them, no more of a large picture than of
@@ -34,7 +34,7 @@ impl RasterBuffers {
 /// One decode's back end: what does not change while it runs, how far it is,
 /// and the output.
 pub(crate) struct Raster<'a> {
-    simd: Simd,
+    level: Level,
     region: Region,
     color: Color,
     quant: [Block; 3],
@@ -50,7 +50,7 @@ pub(crate) struct Raster<'a> {
 impl<'a> Raster<'a> {
     /// Prepares for the pixels of `region`, which `plan` was made for, in `out`.
     pub fn new(
-        simd: Simd,
+        level: Level,
         jpeg: &Jpeg<'_>,
         region: Region,
         plan: &'a Plan,
@@ -61,7 +61,7 @@ impl<'a> Raster<'a> {
         buffers.left.resize(plan.rows.len(), plan.columns.len());
         out.reset(region.width, region.height);
         Raster {
-            simd,
+            level,
             region,
             color: jpeg.color(),
             quant: quantisation(jpeg),
@@ -111,7 +111,7 @@ impl<'a> Raster<'a> {
         }
         let at = window.at((column + from) as isize * 8, row * 8);
         idct_row(
-            self.simd,
+            self.level,
             blocks,
             spans,
             &numbers[from..to],
@@ -191,14 +191,14 @@ impl<'a> Raster<'a> {
         for ((component, window), buffer) in
             components.iter_mut().zip(&self.plan.windows).zip(rows.iter_mut())
         {
-            *component = full_row(self.simd, window, planes, y, left, width, buffer);
+            *component = full_row(self.level, window, planes, y, left, width, buffer);
         }
         let [a, b, c] = components;
         let start = (y - self.region.top) * width * 3;
         let rgb = &mut self.out.pixels_hwc[start..start + width * 3];
         match self.color {
             Color::Gray => color::gray_row(a, rgb),
-            Color::YCbCr => color::ycc_row(self.simd, a, b, c, rgb),
+            Color::YCbCr => color::ycc_row(self.level, a, b, c, rgb),
             Color::Rgb => color::rgb_row(a, b, c, rgb),
         }
     }
@@ -223,7 +223,7 @@ fn steps(table: &[u16; 64]) -> Block {
 /// Samples `left..left + width` of pixel row `y` at full size: from the plane
 /// itself or from `buffer`.
 fn full_row<'a>(
-    simd: Simd,
+    level: Level,
     window: &Window,
     planes: &'a [u8],
     y: usize,
@@ -254,8 +254,8 @@ fn full_row<'a>(
     let out = &mut buffer[..samples * h];
     match upsample {
         Upsample::None => {}
-        Upsample::H2 => upsample::h2(simd, at(row, 1), out),
-        Upsample::H2V2 => upsample::h2v2(simd, at(row, 1), at(far, 1), out),
+        Upsample::H2 => upsample::h2(level, at(row, 1), out),
+        Upsample::H2V2 => upsample::h2v2(level, at(row, 1), at(far, 1), out),
         Upsample::V2 => upsample::v2(at(row, 0), at(far, 0), below, out),
         Upsample::Repeat(times, _) => upsample::repeat(at(row, 0), times, out),
     }

@@ -5,8 +5,8 @@ use super::error::JpegError;
 use super::header::Jpeg;
 use super::index::SideIndex;
 use super::plan::{Grid, Plan};
-use super::simd::Simd;
 use super::unstuff::{SLACK, unstuff};
+use crate::level::Level;
 
 /// Consecutive MCUs that can be decoded from a known state.
 #[derive(Clone, Copy, Debug, Default)]
@@ -50,7 +50,7 @@ impl Runs {
     /// are missing.
     pub fn set_from_start(
         &mut self,
-        simd: Simd,
+        level: Level,
         jpeg: &Jpeg<'_>,
         grid: &Grid,
         plan: &Plan,
@@ -58,7 +58,7 @@ impl Runs {
         self.reset(jpeg.bytes.len() - jpeg.scan_start);
         let end = (plan.rows.end - 1) * grid.columns + plan.columns.end;
         let start = Start { mcu: 0, byte: jpeg.scan_start, bit: 0, dc: [0; 3] };
-        self.push(simd, jpeg, grid, plan, start, end, jpeg.bytes.len())
+        self.push(level, jpeg, grid, plan, start, end, jpeg.bytes.len())
     }
 
     /// A run for the needed MCUs of each row, from the index's entries.
@@ -68,7 +68,7 @@ impl Runs {
     /// outside the data.
     pub fn set_from_index(
         &mut self,
-        simd: Simd,
+        level: Level,
         jpeg: &Jpeg<'_>,
         grid: &Grid,
         plan: &Plan,
@@ -94,7 +94,7 @@ impl Runs {
             let mcu = row * grid.columns + column;
             let start = Start { mcu, byte, bit: (entry.bit % 8) as usize, dc: entry.dc };
             let end = row * grid.columns + plan.columns.end;
-            self.push(simd, jpeg, grid, plan, start, end, stop)?;
+            self.push(level, jpeg, grid, plan, start, end, stop)?;
         }
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Runs {
     /// ends at byte `stop` or sooner: one run, or one for each restart interval.
     fn push(
         &mut self,
-        simd: Simd,
+        level: Level,
         jpeg: &Jpeg<'_>,
         grid: &Grid,
         plan: &Plan,
@@ -126,7 +126,7 @@ impl Runs {
                 interval => (first / interval + 1).saturating_mul(interval).min(end),
             };
             let coded = &jpeg.bytes[at..stop];
-            let (read, written) = unstuff(simd, coded, &mut self.data[self.written..]);
+            let (read, written) = unstuff(level, coded, &mut self.data[self.written..]);
             let run = Run {
                 first,
                 count: interval_end - first,

@@ -10,8 +10,8 @@ use super::header::{HuffmanSpec, Jpeg, ScanHeader, Scans, ZIGZAG};
 use super::huffman::{Class, Table, extend};
 use super::idct::Block;
 use super::plan::Grid;
-use super::simd::Simd;
 use super::unstuff::{SLACK, unstuff};
+use crate::level::Level;
 
 const CUT: JpegError = JpegError::Truncated("in the entropy-coded data");
 
@@ -23,7 +23,7 @@ const MAX_SHIFT: u8 = 13;
 /// # Errors
 /// [`JpegError::Unsupported`] for what is left to others, [`JpegError::Truncated`] and
 /// [`JpegError::Corrupt`] for damage.
-pub(super) fn decode(simd: Simd, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegError> {
+pub(super) fn decode(level: Level, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegError> {
     let grid = Grid::new(jpeg);
     // A block's DC coefficient takes a bit at least. This bounds memory by the input.
     if grid.mcus() * grid.blocks > (jpeg.bytes.len() - jpeg.scan_start) * 8 {
@@ -44,7 +44,7 @@ pub(super) fn decode(simd: Simd, jpeg: &Jpeg<'_>) -> Result<Coefficients, JpegEr
         };
         let (mut at, mut unit) = (start, 0);
         loop {
-            let (read, written) = unstuff(simd, &jpeg.bytes[at..], &mut data);
+            let (read, written) = unstuff(level, &jpeg.bytes[at..], &mut data);
             at += read;
             let mut bits = Bits { data: &data, at: 0, end: written * 8 };
             pass.restart();

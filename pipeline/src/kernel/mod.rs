@@ -3,7 +3,7 @@
 //! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit
 //! integers, 0..=255 each, padded to a whole number of vectors. The operations
 //! are written once, as plain loops (over integers; colours are computed in
-//! 32-bit floats) that say exactly what comes out; `level::multiversion` compiles them for each
+//! 32-bit floats) that say exactly what comes out; `crate::level::multiversion` compiles them for each
 //! instruction set, so all of them give the same bytes. Where shuffles decide, or sums that must
 //! stay in registers (resize, blur), a scalar function specifies and a generic one over
 //! `vector::Vector` must agree with it.
@@ -12,14 +12,12 @@
 
 pub mod blur;
 pub mod color;
-pub mod level;
 pub mod resize;
 mod row;
 pub mod store;
 mod vector;
 
 pub use crate::scratch::Scratch;
-pub use level::Level;
 pub use row::{LANES, Row, padded};
 
 /// Largest brightness, contrast or saturation factor: what is computed with it

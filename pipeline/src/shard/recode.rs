@@ -7,8 +7,8 @@ use serde::Serialize;
 
 use super::raw::raw_header;
 use super::{Format, sniff};
+use crate::Level;
 use crate::decode::{Decoder, dimensions, exif_number};
-use crate::kernel::Level;
 use crate::kernel::resize::{Filter, Geometry, Resize, resize_whole};
 use crate::{Error, Image, Result};
 

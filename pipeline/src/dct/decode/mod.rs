@@ -16,6 +16,7 @@ use super::book::{NARROW_LIMIT, Profile};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::jpeg::{Block, ZIGZAG};
+use crate::level::{Kind, Level};
 
 /// Bytes that must follow a segment: bodies check positions once a block, and
 /// a block's narrow bands take 49 bytes at most, loaded eight at a time.
@@ -23,55 +24,6 @@ pub(crate) const PAD: usize = 64;
 
 /// Bits that DC values have beyond the least one, at most.
 pub(crate) const MAX_DC_BITS: u32 = 12;
-
-/// Which body runs: chosen once, outside every loop. Others than `Scalar` can
-/// only be had from the functions below, which look at the CPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Path(Kind);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Scalar,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-}
-
-impl Path {
-    /// Portable code, the specification of the other paths.
-    pub const SCALAR: Path = Path(Kind::Scalar);
-
-    /// The best path of this machine.
-    pub fn detect() -> Path {
-        Path::all().pop().unwrap_or(Path::SCALAR)
-    }
-
-    /// Every path of this machine, slowest first; for tests and benchmarks.
-    pub fn all() -> Vec<Path> {
-        #[allow(unused_mut)]
-        let mut all = vec![Path::SCALAR];
-        #[cfg(target_arch = "x86_64")]
-        {
-            use std::arch::is_x86_feature_detected as has;
-            let bits = has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt");
-            if has!("avx2") && bits {
-                all.push(Path(Kind::Avx2));
-                let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
-                if wide && has!("avx512dq") {
-                    all.push(Path(Kind::Avx512));
-                }
-            }
-        }
-        all
-    }
-}
-
-impl std::fmt::Display for Path {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(&self.0, f)
-    }
-}
 
 /// Decoded blocks, and what the bodies keep between their steps.
 pub(crate) struct Blocks {
@@ -171,7 +123,7 @@ impl Head {
 /// # Errors
 /// [`DctError::Corrupt`] where lengths or positions are not consistent.
 pub(crate) fn decode(
-    path: Path,
+    level: Level,
     coded: Coded<'_>,
     shape: &Shape,
     index_bits: [u32; 2],
@@ -181,9 +133,9 @@ pub(crate) fn decode(
     assert!(index_bits.iter().all(|&bits| bits <= super::book::MAX_INDEX_BITS));
     let bytes = coded.bytes();
     let head = Head::read(bytes, shape, index_bits)?;
-    let decoded = match path.0 {
+    let decoded = match level.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a path of this kind exists only where its instructions were found;
+        // SAFETY: a level of this kind exists only where its instructions were found;
         // PAD bytes follow the segment (`Coded::new`), whose front lies inside it
         // (`Head::read`); the shape and index bits were checked above.
         Kind::Avx512 => unsafe { avx512::body(coded, &head, shape, out) },

@@ -7,7 +7,7 @@ mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod vector;
 
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 
 /// 1.402, 1.772, 0.71414 and 0.34414 times 2^16, as libjpeg rounds them.
 const CR_TO_R: i32 = 91881;
@@ -19,19 +19,19 @@ const CB_TO_G: i32 = 22554;
 ///
 /// # Panics
 /// When a component row is shorter than that.
-pub(crate) fn ycc_row(simd: Simd, y: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u8]) {
+pub(crate) fn ycc_row(level: Level, y: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u8]) {
     let width = rgb.len() / 3;
     let (y, cb, cr) = (&y[..width], &cb[..width], &cr[..width]);
-    match simd {
+    match level.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected, and is wide only
-        // where AVX-512 was; the rows were cut to equal lengths above.
-        Simd::Avx2(token) if token.wide() && width >= 64 => unsafe {
+        // SAFETY: a level of this kind exists only where AVX2, AVX-512 F and BW were found;
+        // the rows were cut to equal lengths above.
+        Kind::Avx512 if width >= 64 => unsafe {
             vector::ycc_row_wide(y, cb, cr, rgb);
         },
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: as above.
-        Simd::Avx2(_) if width >= 32 => unsafe { vector::ycc_row(y, cb, cr, rgb) },
+        // SAFETY: a level of these kinds exists only where AVX2 was found; as above.
+        Kind::Avx2 | Kind::Avx512 if width >= 32 => unsafe { vector::ycc_row(y, cb, cr, rgb) },
         _ => scalar::ycc_row(y, cb, cr, rgb),
     }
 }
@@ -73,10 +73,10 @@ mod tests {
             for width in (1..200).chain([samples]) {
                 let mut expected = vec![0; width * 3];
                 scalar::ycc_row(&y[..width], &cb[..width], &cr[..width], &mut expected);
-                for simd in Simd::all() {
+                for level in Level::available() {
                     let mut rgb = vec![0; width * 3];
-                    ycc_row(simd, &y, &cb, &cr, &mut rgb);
-                    assert!(rgb == expected, "{simd:?}, width {width}");
+                    ycc_row(level, &y, &cb, &cr, &mut rgb);
+                    assert!(rgb == expected, "{level:?}, width {width}");
                 }
             }
         }

@@ -12,7 +12,7 @@ mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 
 /// 64 coefficients or quantisation steps, row-major: two cache lines.
 #[repr(C, align(64))]
@@ -73,7 +73,7 @@ const PASS2_BIAS: i16 = (128 << (PASS1_BITS + 3)) + (1 << (PASS1_BITS + 2));
 /// columns of the blocks.
 #[inline]
 pub(crate) fn idct_row(
-    simd: Simd,
+    level: Level,
     blocks: &[Block],
     spans: &[u8],
     numbers: &[u8],
@@ -83,18 +83,19 @@ pub(crate) fn idct_row(
 ) {
     let columns = numbers.len() * 8;
     assert!(stride >= columns && out.len() >= 7 * stride + columns);
-    match simd {
+    match level.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected, and is wide only
-        // where AVX-512 was; the assertion above is the length condition.
-        Simd::Avx2(token) => unsafe {
-            if token.wide() && numbers.len() >= 4 {
-                x86::idct_row_wide(blocks, spans, numbers, quant, out, stride);
-            } else {
-                x86::idct_row(blocks, spans, numbers, quant, out, stride);
-            }
+        // SAFETY: a level of this kind exists only where AVX2, AVX-512 F and BW were found;
+        // the assertion above is the length condition.
+        Kind::Avx512 if numbers.len() >= 4 => unsafe {
+            x86::idct_row_wide(blocks, spans, numbers, quant, out, stride);
         },
-        Simd::Scalar => {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a level of these kinds exists only where AVX2 was found; as above.
+        Kind::Avx2 | Kind::Avx512 => unsafe {
+            x86::idct_row(blocks, spans, numbers, quant, out, stride);
+        },
+        Kind::Scalar => {
             for (x, &number) in numbers.iter().enumerate() {
                 scalar::idct(&blocks[usize::from(number)], quant, &mut out[8 * x..], stride);
             }
@@ -133,11 +134,11 @@ mod tests {
             for (x, &number) in numbers.iter().enumerate() {
                 scalar::idct(&blocks[usize::from(number)], &quant, &mut expected[8 * x..], stride);
             }
-            for simd in Simd::all() {
+            for level in Level::available() {
                 let mut out = vec![0; 7 * stride + columns];
                 let spans = vec![span as u8; count];
-                idct_row(simd, &blocks, &spans, &numbers, &quant, &mut out, stride);
-                assert_eq!(out, expected, "{simd:?}, span {span}, magnitude {magnitude}");
+                idct_row(level, &blocks, &spans, &numbers, &quant, &mut out, stride);
+                assert_eq!(out, expected, "{level:?}, span {span}, magnitude {magnitude}");
             }
         }
     }

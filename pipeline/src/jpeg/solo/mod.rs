@@ -16,7 +16,7 @@ use super::entropy::{Lane, MAX_BATCH, cold, dc_symbol, store};
 use super::error::JpegError;
 use super::huffman::{END_OF_BLOCK, LOOKUP_BITS, Table};
 use super::idct::Block;
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 use table::End;
 pub(crate) use table::SoloTable;
 
@@ -44,17 +44,18 @@ impl Lane {
     /// As [`Lane::decode`].
     pub unsafe fn decode_solo<const STORE: bool>(
         &mut self,
-        simd: Simd,
+        level: Level,
         data: &[u8],
         tables: &[SoloTables<'_>; MAX_BATCH],
     ) -> Result<(), JpegError> {
         let data = data.as_ptr();
-        let decoded = match simd {
+        let decoded = match level.kind() {
             #[cfg(target_arch = "x86_64")]
-            // SAFETY: `Simd::Avx2` exists only where BMI2 was detected; the caller's promise.
-            Simd::Avx2(_) => unsafe { solo_bmi2::<STORE>(self, data, tables) },
+            // SAFETY: a level of these kinds exists only where AVX2, BMI1 and BMI2 were found;
+            // the caller's promise.
+            Kind::Avx2 | Kind::Avx512 => unsafe { solo_bmi2::<STORE>(self, data, tables) },
             // SAFETY: the caller's promise.
-            Simd::Scalar => unsafe { solo::<STORE>(self, data, tables) },
+            Kind::Scalar => unsafe { solo::<STORE>(self, data, tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
@@ -262,10 +263,10 @@ mod tests {
             // Luminance and chrominance: blocks of one code follow those of the other.
             let tables: [Tables<'_>; MAX_BATCH] =
                 std::array::from_fn(|block| (&*dc, &*ac[block / 2 % 2]));
-            for simd in Simd::all() {
+            for level in Level::available() {
                 let made = [0, 1].map(|at: usize| {
                     let mut table = SoloTable::new();
-                    table.set(simd, &ac[at], true);
+                    table.set(level, &ac[at], true);
                     table
                 });
                 let solo: [SoloTables<'_>; MAX_BATCH] = std::array::from_fn(|block| {
@@ -283,9 +284,9 @@ mod tests {
                     // SAFETY: PAD bytes follow the position.
                     let found = unsafe {
                         [
-                            plain.decode::<true>(simd, &data, &tables).is_ok(),
-                            stored.decode_solo::<true>(simd, &data, &solo).is_ok(),
-                            skipped.decode_solo::<false>(simd, &data, &solo).is_ok(),
+                            plain.decode::<true>(level, &data, &tables).is_ok(),
+                            stored.decode_solo::<true>(level, &data, &solo).is_ok(),
+                            skipped.decode_solo::<false>(level, &data, &solo).is_ok(),
                         ]
                     };
                     assert_eq!(found, [found[0]; 3], "bit {at}");

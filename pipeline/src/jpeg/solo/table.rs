@@ -14,7 +14,7 @@
 //! what was looked up behind it belongs to another table and is not taken ([`Pair::end`]).
 
 use crate::jpeg::huffman::{END_OF_BLOCK, LOOKUP_BITS, SLOW, Table};
-use crate::jpeg::simd::Simd;
+use crate::level::{Level, multiversion};
 
 const ENTRIES: usize = 1 << LOOKUP_BITS;
 /// A pair's advance at the end of a block: from position 1 on to 64 or beyond.
@@ -38,14 +38,14 @@ impl SoloTable {
     }
 
     /// Takes up the codes of `table`; free when it has.
-    pub fn set(&mut self, simd: Simd, table: &Table, skips: bool) {
+    pub fn set(&mut self, level: Level, table: &Table, skips: bool) {
         if self.paired != table.version() {
             self.paired = table.version();
-            fill_pairs(simd, &table.lut, &mut self.pairs);
+            fill_pairs(level, &table.lut, &mut self.pairs);
         }
         if skips && self.skipping != table.version() {
             self.skipping = table.version();
-            fill_skips(simd, &table.lut, &mut self.skips);
+            fill_skips(level, &table.lut, &mut self.skips);
         }
     }
 
@@ -182,23 +182,9 @@ impl Pair {
     }
 }
 
-/// Declares `name(simd, ..)`, which runs `inner(..)` with the instructions of `simd`.
-macro_rules! with_simd {
-    ($name:ident, $inner:ident) => {
-        fn $name(simd: Simd, lut: &[u32; ENTRIES], to: &mut [u32; ENTRIES]) {
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,bmi1,bmi2")]
-            fn vectors(lut: &[u32; ENTRIES], to: &mut [u32; ENTRIES]) {
-                $inner(lut, to);
-            }
-            match simd {
-                #[cfg(target_arch = "x86_64")]
-                // SAFETY: `Simd::Avx2` exists only where these were detected.
-                Simd::Avx2(_) => unsafe { vectors(lut, to) },
-                Simd::Scalar => $inner(lut, to),
-            }
-        }
-    };
+multiversion! {
+    fn fill_pairs(lut: &[u32; ENTRIES], to: &mut [u32; ENTRIES]) = fill_pairs_inner
 }
-with_simd!(fill_pairs, fill_pairs_inner);
-with_simd!(fill_skips, fill_skips_inner);
+multiversion! {
+    fn fill_skips(lut: &[u32; ENTRIES], to: &mut [u32; ENTRIES]) = fill_skips_inner
+}

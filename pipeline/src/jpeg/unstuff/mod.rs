@@ -8,7 +8,7 @@
 mod avx2;
 mod scalar;
 
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 
 /// Bytes of `out` that may be written after the unstuffed ones.
 pub(crate) const SLACK: usize = 64;
@@ -19,14 +19,14 @@ pub(crate) const SLACK: usize = 64;
 ///
 /// # Panics
 /// When `out` is shorter than `coded.len() + SLACK`.
-pub(crate) fn unstuff(simd: Simd, coded: &[u8], out: &mut [u8]) -> (usize, usize) {
+pub(crate) fn unstuff(level: Level, coded: &[u8], out: &mut [u8]) -> (usize, usize) {
     assert!(out.len() >= coded.len() + SLACK);
-    let (read, written) = match simd {
+    let (read, written) = match level.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the assertion
+        // SAFETY: a level of these kinds exists only where AVX2 was found; the assertion
         // above is the length condition.
-        Simd::Avx2(_) => unsafe { avx2::unstuff(coded, out) },
-        Simd::Scalar => scalar::unstuff(coded, out),
+        Kind::Avx2 | Kind::Avx512 => unsafe { avx2::unstuff(coded, out) },
+        Kind::Scalar => scalar::unstuff(coded, out),
     };
     out[written..written + SLACK].fill(0);
     (read, written)
@@ -53,10 +53,10 @@ mod tests {
                 })
                 .collect();
             let mut expected = vec![7; length + SLACK];
-            let counts = unstuff(Simd::Scalar, &coded, &mut expected);
-            for simd in Simd::all() {
+            let counts = unstuff(Level::SCALAR, &coded, &mut expected);
+            for level in Level::available() {
                 let mut out = vec![9; length + SLACK];
-                assert_eq!(unstuff(simd, &coded, &mut out), counts);
+                assert_eq!(unstuff(level, &coded, &mut out), counts);
                 assert_eq!(out[..counts.1 + SLACK], expected[..counts.1 + SLACK]);
             }
         }
@@ -66,15 +66,15 @@ mod tests {
     fn a_marker_ends_the_data() {
         let mut out = [1; 100];
         let coded = [1, 0xFF, 0, 2, 0xFF, 0xD9, 3];
-        assert_eq!(unstuff(Simd::Scalar, &coded, &mut out), (4, 3));
+        assert_eq!(unstuff(Level::SCALAR, &coded, &mut out), (4, 3));
         assert_eq!(out[..4], [1, 0xFF, 2, 0]);
         // A lone 0xFF at the end is no data either.
-        assert_eq!(unstuff(Simd::Scalar, &[5, 0xFF], &mut out), (1, 1));
+        assert_eq!(unstuff(Level::SCALAR, &[5, 0xFF], &mut out), (1, 1));
     }
 
     #[test]
     fn fill_bytes_are_none_of_the_data() {
-        for simd in Simd::all() {
+        for level in Level::available() {
             let mut out = [1; 300];
             for fill in [1, 2, 40] {
                 let mut coded = vec![1];
@@ -83,10 +83,10 @@ mod tests {
                 coded.extend(vec![0xFF; fill]);
                 coded.extend([0xFF, 0xD0, 3]);
                 coded.extend([0; 40]);
-                assert_eq!(unstuff(simd, &coded, &mut out), (2 * fill + 4, 3));
+                assert_eq!(unstuff(level, &coded, &mut out), (2 * fill + 4, 3));
                 assert_eq!(out[..4], [1, 0xFF, 2, 0]);
             }
-            assert_eq!(unstuff(simd, &[5, 0xFF, 0xFF], &mut out), (2, 1));
+            assert_eq!(unstuff(level, &[5, 0xFF, 0xFF], &mut out), (2, 1));
         }
     }
 }

@@ -9,7 +9,7 @@
 mod avx2;
 mod scalar;
 
-use super::simd::Simd;
+use crate::level::{Kind, Level};
 
 /// How a component gets to the size of the picture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +65,13 @@ impl Upsample {
 ///
 /// # Panics
 /// When `row` is shorter than `out.len() / 2 + 2`.
-pub(crate) fn h2(simd: Simd, row: &[u8], out: &mut [u8]) {
+pub(crate) fn h2(level: Level, row: &[u8], out: &mut [u8]) {
     let row = &row[..out.len() / 2 + 2];
-    match simd {
+    match level.kind() {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: `Simd::Avx2` exists only where AVX2 was detected; the lengths
+        // SAFETY: a level of these kinds exists only where AVX2 was found; the lengths
         // were made to fit above.
-        Simd::Avx2(_) if row.len() >= avx2::STEP + 2 => unsafe { avx2::h2(row, out) },
+        Kind::Avx2 | Kind::Avx512 if row.len() >= avx2::STEP + 2 => unsafe { avx2::h2(row, out) },
         _ => scalar::h2(row, out),
     }
 }
@@ -80,13 +80,15 @@ pub(crate) fn h2(simd: Simd, row: &[u8], out: &mut [u8]) {
 ///
 /// # Panics
 /// When a row is shorter than `out.len() / 2 + 2`.
-pub(crate) fn h2v2(simd: Simd, near: &[u8], far: &[u8], out: &mut [u8]) {
+pub(crate) fn h2v2(level: Level, near: &[u8], far: &[u8], out: &mut [u8]) {
     let length = out.len() / 2 + 2;
     let (near, far) = (&near[..length], &far[..length]);
-    match simd {
+    match level.kind() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as in `h2`.
-        Simd::Avx2(_) if length >= avx2::STEP + 2 => unsafe { avx2::h2v2(near, far, out) },
+        Kind::Avx2 | Kind::Avx512 if length >= avx2::STEP + 2 => unsafe {
+            avx2::h2v2(near, far, out)
+        },
         _ => scalar::h2v2(near, far, out),
     }
 }
@@ -124,11 +126,11 @@ mod tests {
             let (mut one, mut two) = (vec![0; 2 * width], vec![0; 2 * width]);
             scalar::h2(&near, &mut one);
             scalar::h2v2(&near, &far, &mut two);
-            for simd in Simd::all() {
+            for level in Level::available() {
                 let mut out = vec![0; 2 * width];
-                h2(simd, &near, &mut out);
+                h2(level, &near, &mut out);
                 assert_eq!(out, one);
-                h2v2(simd, &near, &far, &mut out);
+                h2v2(level, &near, &far, &mut out);
                 assert_eq!(out, two);
             }
         }

@@ -6,7 +6,7 @@
 mod pass;
 
 use super::row::padded;
-use crate::kernel::Level;
+use crate::Level;
 use crate::scratch::Scratch;
 
 /// Fractional bits of a value inside the blur: the sum of two values times 64

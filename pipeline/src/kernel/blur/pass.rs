@@ -2,9 +2,9 @@
 //! multiplied: half the products.
 
 use super::BITS;
-use crate::kernel::level::multiversion;
 use crate::kernel::resize::mulhrs;
 use crate::kernel::vector::{Vector, vectorized};
+use crate::level::multiversion;
 
 multiversion! {
     /// A plane of a row with [`BITS`] fractional bits and `radius` copies of its ends

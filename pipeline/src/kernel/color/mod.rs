@@ -7,8 +7,8 @@ mod hsv;
 mod turn;
 
 use super::MAX_FACTOR;
-use super::level::multiversion;
 use super::row::Row;
+use crate::level::multiversion;
 pub use hsv::hue;
 pub use turn::{Sixths, turn_hue};
 

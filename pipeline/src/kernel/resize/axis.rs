@@ -1,7 +1,7 @@
 //! The filter's weights along one axis: Pillow's `precompute_coeffs`.
 
-use crate::kernel::Level;
-use crate::kernel::level::multiversion;
+use crate::Level;
+use crate::level::multiversion;
 
 /// Fractional bits of a weight. Where the border cuts off negative weights the
 /// others sum to more than one, so that 15 bits would not fit.

@@ -6,8 +6,8 @@
 
 use super::IN_BITS;
 use super::axis::{FINE_BITS, FinePair};
-use crate::kernel::level::multiversion;
 use crate::kernel::vector::{Vector, vectorized};
+use crate::level::multiversion;
 
 vectorized! {
     /// Sums `rows.0` rows, `rows.1` bytes from one to the next, with their weights, two rows a

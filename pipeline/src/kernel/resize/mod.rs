@@ -31,10 +31,11 @@ pub use axis::{AxisRange, Filter};
 use block::{Block, MAX_ROWS};
 use vertical::vertical;
 
-use super::level::Kind;
+use super::padded;
 #[cfg(target_arch = "x86_64")]
 use super::vector::{Avx2, Avx512, Vector};
-use super::{Level, padded};
+use crate::Level;
+use crate::level::Kind;
 use crate::scratch::Scratch;
 use crate::{Error, Image, Result};
 

@@ -2,8 +2,8 @@
 
 use half::bf16;
 
-use super::level::multiversion;
 use super::row::Row;
+use crate::level::multiversion;
 
 /// `value * scale + offset` for each channel: `(value / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug)]

@@ -94,10 +94,10 @@ pub unsafe fn transpose<V: Vector>(v: [V; 8]) -> [V; 8] {
 macro_rules! vectorized {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) = $vector:ident, $scalar:path) => {
         $(#[$doc])*
-        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) {
+        $vis fn $name(level: $crate::Level, $($arg: $ty),*) {
             #[cfg(target_arch = "x86_64")]
             {
-                use $crate::kernel::level::Kind;
+                use $crate::level::Kind;
                 use $crate::kernel::vector::{Avx2, Avx512};
                 #[target_feature(enable = "avx2")]
                 fn avx2($($arg: $ty),*) {

@@ -6,11 +6,15 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Level(Kind);
 
+/// What a [`Level`] of each kind proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
+    /// Nothing.
     Scalar,
+    /// AVX2, BMI1, BMI2, LZCNT and POPCNT: all came with Haswell and Zen.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// All of these, and AVX-512 F, BW, VL, DQ and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
 }
@@ -31,7 +35,8 @@ impl Level {
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
-            if has!("avx2") {
+            let bits = has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt");
+            if has!("avx2") && bits {
                 levels.push(Level(Kind::Avx2));
                 // The widths of one vector and the byte dot product came with
                 // the same CPUs (Cascade Lake, Zen 4) that make 512 bits pay.
@@ -44,8 +49,14 @@ impl Level {
         levels
     }
 
-    pub(super) fn kind(self) -> Kind {
+    pub(crate) fn kind(self) -> Kind {
         self.0
+    }
+}
+
+impl std::fmt::Display for Level {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Debug::fmt(&self.0, f)
     }
 }
 
@@ -54,7 +65,7 @@ impl Level {
 macro_rules! multiversion {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $inner:path) => {
         $(#[$doc])*
-        $vis fn $name(level: $crate::kernel::Level, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(level: $crate::Level, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2")]
@@ -65,7 +76,7 @@ macro_rules! multiversion {
                 fn avx512($($arg: $ty),*) $(-> $ret)? {
                     $inner($($arg),*)
                 }
-                use $crate::kernel::level::Kind;
+                use $crate::level::Kind;
                 match level.kind() {
                     Kind::Scalar => {}
                     // SAFETY: a level of this kind exists only where the CPU was
