@@ -4,7 +4,8 @@
 //!
 //! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
 //!   [`mod@reference`]: what each of its keys means.
-//! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws; [`units`]: figures as text.
+//! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws;
+//!   [`units`]: figures as text.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.

@@ -11,11 +11,11 @@ use crate::scratch::Line;
 /// Where a consumer has batches written.
 ///
 /// # Safety
-/// The loader writes to what [`BatchMemory::allocate`] gives, from several threads, and lends it out
-/// as slices, without a look of its own. So each pointer must be good for reads and writes of the
-/// `bytes` that were asked for, from any thread; the bytes must be initialised and begin on a boundary of 64;
-/// and nobody else may read or write them, nor may they be given a second time, until
-/// [`BatchMemory::free`] takes them back.
+/// The loader writes to what [`BatchMemory::allocate`] gives, from several threads, and lends it
+/// out as slices, without a look of its own. So each pointer must be good for reads and writes of
+/// the `bytes` that were asked for, from any thread; the bytes must be initialised and begin on a
+/// boundary of 64; and nobody else may read or write them, nor may they be given a second time,
+/// until [`BatchMemory::free`] takes them back.
 pub unsafe trait BatchMemory: Send + Sync {
     /// At least `bytes` bytes, initialised, on a boundary of 64, nobody else's until they are
     /// freed. `None` where there are none: the loader then takes its own.

@@ -22,7 +22,8 @@ const DIGITS: usize = 10;
 /// The checkpoints in a run's folder of them, oldest first; none where there is no such folder.
 ///
 /// # Errors
-/// A folder that is there and cannot be read, or a link to one that is not there: what it holds is not nothing.
+/// A folder that is there and cannot be read, or a link to one that is not there: what it holds is
+/// not nothing.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut found: Vec<(u64, PathBuf)> = entries(folder)?
         .into_iter()

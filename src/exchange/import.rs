@@ -150,8 +150,9 @@ pub fn describe(tensors: &HashMap<String, Tensor>, base: &ModelConfig) -> Result
     Ok(ModelConfig { arch, width, stem, ..base.clone() })
 }
 
-/// Checks that the last convolution, the largest, is as wide as the first one promises: a network is
-/// allocated by its description, and the first convolution of a small file can tell of any width.
+/// Checks that the last convolution, the largest, is as wide as the first one promises: a network
+/// is allocated by its description, and the first convolution of a small file can tell of any
+/// width.
 ///
 /// # Errors
 /// One that is missing, or of another shape.

@@ -50,8 +50,8 @@ impl Format {
     /// Writes `checkpoint`'s backbone to `out`, and its card; returns the files written.
     ///
     /// # Errors
-    /// A checkpoint that cannot be read, a network that the format has no name for, a name that is the card's, a disk that
-    /// cannot be written.
+    /// A checkpoint that cannot be read, a network that the format has no name for, a name that is
+    /// the card's, a disk that cannot be written.
     pub fn export(self, checkpoint: &Checkpoint, out: &Path) -> Result<Vec<PathBuf>> {
         let card = match self {
             Self::Torchvision | Self::Onnx => out.with_extension("json"),

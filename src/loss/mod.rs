@@ -12,7 +12,8 @@
 //! - [`infonce`], [`ntxent`], [`cosine`], [`imax`]: the objectives the paper compares with.
 //! - [`simsiam`], [`byol`], [`moco`]: those with a predictor, a teacher or a queue.
 //! - [`diagnostics`]: whether embeddings collapse, and how much they keep.
-//! - `embeddings`, `normalize`, `twins`, `contrastive`, `matmul`, `linalg`, `exp`: what the objectives share.
+//! - `embeddings`, `normalize`, `twins`, `contrastive`, `matmul`, `linalg`, `exp`: what the
+//!   objectives share.
 //!
 //! Every sum has a fixed order and every product fixed blocks: results do not depend on the
 //! number of threads.

@@ -198,8 +198,8 @@ impl BatchNorm {
     /// ([`Workspace::take_over`]), which ends what this layer keeps.
     ///
     /// # Errors
-    /// Without a forward pass in training mode before, or when shapes do not fit; on the CPU when `dx` or
-    /// `dout` lies where the input does.
+    /// Without a forward pass in training mode before, or when shapes do not fit; on the CPU when
+    /// `dx` or `dout` lies where the input does.
     pub fn backward(&mut self, dout: &Tensor, dx: Option<&Tensor>) -> Result<()> {
         let Some(saved) = self.saved.take() else { return no_forward() };
         let fits = |t: &Tensor| t.dims() == saved.input.dims();

@@ -87,7 +87,8 @@ pub fn result_of(cell: &Cell) -> Result<Option<CellResult>> {
 ///
 /// # Errors
 /// Another process at work in the folder, a finished cell of another configuration, a table that
-/// cannot be written; and, once the others were run, the first error of a cell's training or evaluation.
+/// cannot be written; and, once the others were run, the first error of a cell's training or
+/// evaluation.
 pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
     let rows = study.rows_named(options.only.as_deref())?;
     std::fs::create_dir_all(&options.dir).with_context(|| options.dir.display().to_string())?;

@@ -59,8 +59,9 @@ impl Run {
     /// `train.on_nan = "rewind"` the run goes on with the next batch.
     ///
     /// # Errors
-    /// [`Diverged`], with the state before the step set aside. It is finite and seldom good: weights grow for a while
-    /// before they overflow. So it takes no checkpoint's place, and `--resume` does not find it.
+    /// [`Diverged`], with the state before the step set aside. It is finite and seldom good:
+    /// weights grow for a while before they overflow. So it takes no checkpoint's place, and
+    /// `--resume` does not find it.
     pub(super) fn refuse(
         &mut self,
         config: &RunConfig,

@@ -4,11 +4,11 @@
 use std::ops::Range;
 
 use super::decoder::{checked_grid, new_tables, set_tables};
-use super::entropy::{Lane, MAX_BATCH};
+use super::entropy::{MAX_BATCH, SymbolStream};
 use super::error::JpegError;
 use super::header::{Jpeg, Scans};
 use super::idct::Block;
-use super::pass::Scan;
+use super::pass::BlockOrder;
 use super::plan::{Grid, IN_ORDER, Plan, Region};
 use super::runs::{Run, Runs};
 use super::scans;
@@ -80,15 +80,15 @@ impl Coefficients {
         let grid = checked_grid(jpeg)?;
         let (mut dc, mut ac) = new_tables();
         set_tables(&mut dc, &mut ac, jpeg)?;
-        let scan = Scan::new(jpeg, grid, &dc, &ac);
+        let order = BlockOrder::new(jpeg, grid, &dc, &ac);
         let mut plan = Plan::default();
         plan.set(jpeg, Region::full(jpeg), IN_ORDER);
         let mut runs = Runs::default();
         runs.set_from_start(level, jpeg, &grid, &plan)?;
         let mut coefficients = Coefficients::new(jpeg, &grid);
-        let mut lane = Lane::new();
+        let mut stream = SymbolStream::new();
         for run in &runs.runs {
-            coefficients.take_run(level, &scan, &runs.data, run, &mut lane)?;
+            coefficients.take_run(level, &order, &runs.data, run, &mut stream)?;
         }
         Ok(coefficients)
     }
@@ -96,28 +96,28 @@ impl Coefficients {
     fn take_run(
         &mut self,
         level: Level,
-        scan: &Scan<'_>,
+        order: &BlockOrder<'_>,
         data: &[u8],
         run: &Run,
-        lane: &mut Lane,
+        stream: &mut SymbolStream,
     ) -> Result<(), JpegError> {
-        let columns = scan.grid.columns;
+        let columns = order.grid.columns;
         let (mut mcu, mut dc) = (run.first, run.dc);
         let end = run.first + run.count;
-        lane.at = run.start_bit;
+        stream.at = run.start_bit;
         while mcu < end {
-            let most = (MAX_BATCH / scan.grid.blocks).max(1);
+            let most = (MAX_BATCH / order.grid.blocks).max(1);
             let mcus = most.min(end - mcu).min(columns - mcu % columns);
-            let count = mcus * scan.grid.blocks;
-            lane.begin(count);
+            let count = mcus * order.grid.blocks;
+            stream.begin(count);
             // SAFETY: the position is in or at the end of the data, as checked below,
             // and PAD bytes follow it.
-            unsafe { lane.decode::<true>(level, data, &scan.tables)? };
-            if lane.at > run.end_bit {
+            unsafe { stream.decode::<true>(level, data, &order.tables)? };
+            if stream.at > run.end_bit {
                 return Err(JpegError::Truncated("in the entropy-coded data"));
             }
-            scan.add_differences(lane, count, &mut dc);
-            self.take_batch(scan, (mcu % columns, mcu / columns), mcus, lane);
+            order.add_differences(stream, count, &mut dc);
+            self.take_batch(order, (mcu % columns, mcu / columns), mcus, stream);
             mcu += mcus;
         }
         Ok(())
@@ -126,18 +126,18 @@ impl Coefficients {
     /// Takes over the blocks of MCUs from (column, row) on.
     fn take_batch(
         &mut self,
-        scan: &Scan<'_>,
+        order: &BlockOrder<'_>,
         (column, row): (usize, usize),
         mcus: usize,
-        lane: &Lane,
+        stream: &SymbolStream,
     ) {
-        for part in scan.rows() {
+        for part in order.rows() {
             let plane = self.planes[usize::from(part.component)];
-            let (h, v) = (plane.columns / scan.grid.columns, plane.rows / scan.grid.rows);
+            let (h, v) = (plane.columns / order.grid.columns, plane.rows / order.grid.rows);
             let first = plane.at(column * h, row * v + usize::from(part.y));
             for (to, &number) in (first..).zip(&part.numbers[..mcus * h]) {
-                self.blocks[to] = lane.blocks[usize::from(number)];
-                self.spans[to] = lane.spans[usize::from(number)];
+                self.blocks[to] = stream.blocks[usize::from(number)];
+                self.spans[to] = stream.spans[usize::from(number)];
             }
         }
     }

@@ -5,12 +5,12 @@
 //! inverse DCT into planes of a few rows; and a row of pixels is made as soon as its
 //! samples are there, while they are in the cache.
 
-use super::entropy::Lane;
+use super::entropy::SymbolStream;
 use super::error::{JpegError, check_pixels};
 use super::header::{Component, Jpeg, Scans};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
-use super::pass::{Pass, Scan, Stream};
+use super::pass::{BlockOrder, Pass, RunStream};
 use super::plan::{Grid, IN_ORDER, MOST_ROWS, Plan, Region};
 use super::raster::{Raster, RasterBuffers};
 use super::runs::{Run, Runs};
@@ -31,7 +31,7 @@ pub struct JpegDecoder {
     dc: [Box<Table>; 4],
     ac: [Box<Table>; 4],
     solo: [Box<SoloTable>; 4],
-    streams: [Stream; 2],
+    streams: [RunStream; 2],
     runs: Runs,
     plan: Plan,
     raster: RasterBuffers,
@@ -58,7 +58,7 @@ impl JpegDecoder {
             dc: std::array::from_fn(|_| Table::new(Class::Dc)),
             ac: std::array::from_fn(|_| Table::new(Class::Ac)),
             solo: std::array::from_fn(|_| SoloTable::new()),
-            streams: [Stream::new(), Stream::new()],
+            streams: [RunStream::new(), RunStream::new()],
             runs: Runs::default(),
             plan: Plan::default(),
             raster: RasterBuffers::default(),
@@ -173,7 +173,7 @@ impl JpegDecoder {
         grid: Grid,
         out: &mut Image,
     ) -> Result<(), JpegError> {
-        let mut scan = Scan::new(jpeg, grid, &self.dc, &self.ac);
+        let mut order = BlockOrder::new(jpeg, grid, &self.dc, &self.ac);
         if let [run] = &self.runs.runs[..]
             && run.count * grid.blocks >= WORTHWHILE
         {
@@ -183,11 +183,11 @@ impl JpegDecoder {
                 let number = usize::from(component.ac_table);
                 self.solo[number].set(self.level, &self.ac[number], skips);
             }
-            scan = scan.with_solo(&self.solo, skips);
+            order = order.with_solo(&self.solo, skips);
         }
         let mut pass = Pass {
             level: self.level,
-            scan,
+            order,
             data: &self.runs.data,
             runs: &self.runs.runs,
             raster: Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out),
@@ -256,15 +256,15 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     let grid = checked_grid(jpeg)?;
     let (mut dc, mut ac) = new_tables();
     set_tables(&mut dc, &mut ac, jpeg)?;
-    let scan = Scan::new(jpeg, grid, &dc, &ac);
+    let order = BlockOrder::new(jpeg, grid, &dc, &ac);
     let mut plan = Plan::default();
     plan.set(jpeg, Region::full(jpeg), IN_ORDER);
     let mut runs = Runs::default();
     runs.set_from_start(level, jpeg, &grid, &plan)?;
     let mut entries = Vec::with_capacity(grid.mcus());
-    let mut lane = Lane::new();
+    let mut stream = SymbolStream::new();
     for run in &runs.runs {
-        run_entries(level, jpeg, &scan, &runs.data, run, &mut lane, &mut entries)?;
+        run_entries(level, jpeg, &order, &runs.data, run, &mut stream, &mut entries)?;
     }
     Ok((entries, grid.columns, grid.rows))
 }
@@ -280,33 +280,33 @@ fn after_fill(bytes: &[u8], mut at: usize) -> usize {
 fn run_entries(
     level: Level,
     jpeg: &Jpeg<'_>,
-    scan: &Scan<'_>,
+    order: &BlockOrder<'_>,
     data: &[u8],
     run: &Run,
-    lane: &mut Lane,
+    stream: &mut SymbolStream,
     entries: &mut Vec<Entry>,
 ) -> Result<(), JpegError> {
     let mut dc = run.dc;
     let start = run.start_bit / 8;
     // Bytes of the unstuffed data passed, and where they lie in the JPEG.
     let (mut passed, mut coded_at) = (0, after_fill(jpeg.bytes, run.coded_at));
-    lane.at = start * 8;
+    stream.at = start * 8;
     for _ in 0..run.count {
-        let position = lane.at - start * 8;
+        let position = stream.at - start * 8;
         while passed < position / 8 {
             coded_at += if jpeg.bytes[coded_at] == 0xFF { 2 } else { 1 };
             coded_at = after_fill(jpeg.bytes, coded_at);
             passed += 1;
         }
         entries.push(Entry { bit: (coded_at * 8 + position % 8) as u64, dc });
-        lane.begin(scan.grid.blocks);
+        stream.begin(order.grid.blocks);
         // SAFETY: the position is in or at the end of the data, as checked below,
         // and PAD bytes follow it.
-        unsafe { lane.decode::<false>(level, data, &scan.tables)? };
-        if lane.at > run.end_bit {
+        unsafe { stream.decode::<false>(level, data, &order.tables)? };
+        if stream.at > run.end_bit {
             return Err(JpegError::Truncated("in the entropy-coded data"));
         }
-        scan.add_differences(lane, scan.grid.blocks, &mut dc);
+        order.add_differences(stream, order.grid.blocks, &mut dc);
     }
     Ok(())
 }

@@ -44,8 +44,8 @@ const PLACE: [u8; 192] = {
 /// The tables of one block: DC, AC.
 pub(crate) type Tables<'a> = (&'a Table, &'a Table);
 
-/// One stream: where it is and what it decodes into.
-pub(crate) struct Lane {
+/// One stream of Huffman symbols: where it is, and the blocks that it decodes into.
+pub(crate) struct SymbolStream {
     /// Position in the data, in bits.
     pub at: usize,
     /// Coefficients of the batch, row-major, DC as a difference; one block more,
@@ -60,14 +60,9 @@ pub(crate) struct Lane {
     pub(super) position: u32,
 }
 
-/// Marks a path as seldom taken.
-#[cold]
-#[inline]
-pub(super) fn cold() {}
-
-impl Lane {
-    pub fn new() -> Lane {
-        Lane {
+impl SymbolStream {
+    pub fn new() -> SymbolStream {
+        SymbolStream {
             at: 0,
             blocks: Box::new([Block([0; 64]); MAX_BATCH + 1]),
             spans: [0; MAX_BATCH],
@@ -120,15 +115,15 @@ impl Lane {
     /// done.
     ///
     /// # Safety
-    /// As [`Lane::decode`], for both.
+    /// As [`SymbolStream::decode`], for both.
     ///
     /// # Errors
-    /// As [`Lane::decode`].
+    /// As [`SymbolStream::decode`].
     pub unsafe fn decode_two(
         level: Level,
         data: &[u8],
-        a: &mut Lane,
-        b: &mut Lane,
+        a: &mut SymbolStream,
+        b: &mut SymbolStream,
         tables: &[Tables<'_>; MAX_BATCH],
     ) -> Result<(), JpegError> {
         let decoded = match level.kind() {
@@ -194,36 +189,41 @@ pub(super) unsafe fn store(to: *mut i16, position: u32, value: i16) {
     }
 }
 
-/// See [`Lane::decode`]; portable.
+/// Marks a path as seldom taken.
+#[cold]
+#[inline]
+pub(super) fn cold() {}
+
+/// See [`SymbolStream::decode`]; portable.
 ///
 /// # Safety
-/// As [`Lane::decode`].
+/// As [`SymbolStream::decode`].
 #[inline(always)]
 unsafe fn one<const STORE: bool>(
-    lane: &mut Lane,
+    stream: &mut SymbolStream,
     data: *const u8,
     tables: &[Tables<'_>; MAX_BATCH],
 ) -> Option<()> {
     // SAFETY: the caller's promise, here and below: a batch takes less than PAD
     // bytes, so every load lies within the data.
-    let mut bits = unsafe { Bits::new(data, lane.at) };
-    let mut position = lane.position;
-    while lane.block < lane.count {
-        let (dc, ac) = tables[lane.block];
+    let mut bits = unsafe { Bits::new(data, stream.at) };
+    let mut position = stream.position;
+    while stream.block < stream.count {
+        let (dc, ac) = tables[stream.block];
         if position == 0 {
             // SAFETY: as above.
             unsafe { bits.refill() };
             let (length, value) = dc_symbol(dc, bits.buffer)?;
             bits.consume(length);
             if STORE {
-                lane.blocks[lane.block] = Block([0; 64]);
+                stream.blocks[stream.block] = Block([0; 64]);
             }
-            lane.blocks[lane.block].0[0] = value;
+            stream.blocks[stream.block].0[0] = value;
             position = 1;
         }
         // After the block was written by its name, which would end the pointer's right to it.
         // SAFETY: the block is below the count, and the array has one more than the most.
-        let to = unsafe { lane.block_ptr() };
+        let to = unsafe { stream.block_ptr() };
         'block: loop {
             // SAFETY: as above.
             unsafe { bits.refill() };
@@ -256,11 +256,11 @@ unsafe fn one<const STORE: bool>(
                 }
             }
         }
-        lane.end_block(position)?;
+        stream.end_block(position)?;
         position = 0;
     }
-    lane.position = 0;
-    lane.at = bits.position(data);
+    stream.position = 0;
+    stream.at = bits.position(data);
     Some(())
 }
 
@@ -276,57 +276,57 @@ struct Hot<'a> {
 }
 
 impl<'a> Hot<'a> {
-    /// Takes up a lane whose batch is not done.
+    /// Takes up a stream whose batch is not done.
     ///
     /// # Safety
-    /// As [`Lane::decode`].
+    /// As [`SymbolStream::decode`].
     #[inline(always)]
     unsafe fn resume(
-        lane: &mut Lane,
+        stream: &mut SymbolStream,
         data: *const u8,
         tables: &[Tables<'a>; MAX_BATCH],
     ) -> Option<Hot<'a>> {
         // SAFETY: the batch is not done, so the block is below the count.
-        let to = unsafe { lane.block_ptr() };
-        let table = tables[lane.block].1;
-        let mut hot = Hot { buffer: 0, at: lane.at, position: lane.position, to, table };
+        let to = unsafe { stream.block_ptr() };
+        let table = tables[stream.block].1;
+        let mut hot = Hot { buffer: 0, at: stream.at, position: stream.position, to, table };
         if hot.position == 0 {
             // SAFETY: the caller's promise; the block is below the count.
-            unsafe { hot.start_block(lane, data, tables)? };
+            unsafe { hot.start_block(stream, data, tables)? };
         }
         Some(hot)
     }
 
     #[inline(always)]
-    fn suspend(&self, lane: &mut Lane) {
-        (lane.at, lane.position) = (self.at, self.position);
+    fn suspend(&self, stream: &mut SymbolStream) {
+        (stream.at, stream.position) = (self.at, self.position);
     }
 
     /// Loads at least 56 bits.
     ///
     /// # Safety
-    /// As [`Lane::decode`].
+    /// As [`SymbolStream::decode`].
     #[inline(always)]
     unsafe fn refill(&mut self, data: *const u8) {
         // SAFETY: the caller's promise: a batch takes less than PAD bytes.
         self.buffer = unsafe { load_be(data.add(self.at >> 3)) } << (self.at & 7);
     }
 
-    /// Decodes the DC difference of the lane's block.
+    /// Decodes the DC difference of the stream's block.
     ///
     /// # Safety
-    /// As [`Lane::decode`]; the block must be below the count.
+    /// As [`SymbolStream::decode`]; the block must be below the count.
     #[inline(always)]
     unsafe fn start_block(
         &mut self,
-        lane: &mut Lane,
+        stream: &mut SymbolStream,
         data: *const u8,
         tables: &[Tables<'a>; MAX_BATCH],
     ) -> Option<()> {
         // SAFETY: a batch has at most MAX_BATCH blocks, and both arrays as many.
         let (dc, ac) = unsafe {
-            self.to = lane.block_ptr();
-            *tables.get_unchecked(lane.block)
+            self.to = stream.block_ptr();
+            *tables.get_unchecked(stream.block)
         };
         self.table = ac;
         // SAFETY: the caller's promise.
@@ -343,14 +343,14 @@ impl<'a> Hot<'a> {
     }
 }
 
-/// See [`Lane::decode_two`]; portable.
+/// See [`SymbolStream::decode_two`]; portable.
 ///
 /// # Safety
-/// As [`Lane::decode_two`].
+/// As [`SymbolStream::decode_two`].
 #[inline(always)]
 unsafe fn two(
-    a: &mut Lane,
-    b: &mut Lane,
+    a: &mut SymbolStream,
+    b: &mut SymbolStream,
     data: *const u8,
     tables: &[Tables<'_>; MAX_BATCH],
 ) -> Option<()> {
@@ -359,7 +359,7 @@ unsafe fn two(
     }
     /// One symbol of one stream; at the end of the other things, back to `$next`.
     macro_rules! step {
-        ($next:lifetime, $hot:ident, $lane:ident) => {
+        ($next:lifetime, $hot:ident, $stream:ident) => {
             let entry = $hot.table.lut[($hot.buffer >> (64 - LOOKUP_BITS)) as usize];
             if entry & SLOW != 0 {
                 cold();
@@ -369,7 +369,7 @@ unsafe fn two(
                 $hot.position += advance;
                 store($hot.to, $hot.position, value as i16);
                 if $hot.position >= 64 {
-                    end_block!($next, $hot, $lane);
+                    end_block!($next, $hot, $stream);
                 }
                 continue $next;
             }
@@ -379,18 +379,18 @@ unsafe fn two(
             store($hot.to, $hot.position, (entry >> 16) as i16);
             if $hot.position >= 64 {
                 cold();
-                end_block!($next, $hot, $lane);
+                end_block!($next, $hot, $stream);
             }
         };
     }
     macro_rules! end_block {
-        ($next:lifetime, $hot:ident, $lane:ident) => {
-            $lane.end_block($hot.position)?;
+        ($next:lifetime, $hot:ident, $stream:ident) => {
+            $stream.end_block($hot.position)?;
             $hot.position = 0;
-            if $lane.done() {
+            if $stream.done() {
                 break $next;
             }
-            $hot.start_block($lane, data, tables)?;
+            $hot.start_block($stream, data, tables)?;
             continue $next;
         };
     }
@@ -421,27 +421,27 @@ unsafe fn two(
 /// The portable code with single-instruction shifts.
 ///
 /// # Safety
-/// As [`Lane::decode`]; BMI1 and BMI2 must be there.
+/// As [`SymbolStream::decode`]; BMI1 and BMI2 must be there.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 unsafe fn one_bmi2<const STORE: bool>(
-    lane: &mut Lane,
+    stream: &mut SymbolStream,
     data: *const u8,
     tables: &[Tables<'_>; MAX_BATCH],
 ) -> Option<()> {
     // SAFETY: the caller's promise.
-    unsafe { one::<STORE>(lane, data, tables) }
+    unsafe { one::<STORE>(stream, data, tables) }
 }
 
 /// The portable code with single-instruction shifts.
 ///
 /// # Safety
-/// As [`Lane::decode_two`]; BMI1 and BMI2 must be there.
+/// As [`SymbolStream::decode_two`]; BMI1 and BMI2 must be there.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 unsafe fn two_bmi2(
-    a: &mut Lane,
-    b: &mut Lane,
+    a: &mut SymbolStream,
+    b: &mut SymbolStream,
     data: *const u8,
     tables: &[Tables<'_>; MAX_BATCH],
 ) -> Option<()> {

@@ -1,4 +1,4 @@
-//! A baseline JPEG decoder made for random crops.
+//! A decoder of Huffman-coded JPEGs, made for random crops.
 //!
 //! It stands between the shard reader and the augmentation: bytes and a region
 //! in, an RGB [`crate::Image`] out. Huffman-coded JPEGs of 8 bits with one component
@@ -26,6 +26,17 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Layout
+//!
+//! - `header`, `plan`: what the file says; which MCUs, blocks and samples a region needs.
+//! - `unstuff`, `bits`, `huffman`: bytes to bits to symbols.
+//! - `index`, `runs`: where decoding may begin.
+//! - `entropy`: blocks of one stream, or of two in lock-step; `solo`: of one long stream;
+//!   `scans`: of several scans.
+//! - `pass`, `decoder`: who calls these, batch by batch.
+//! - `raster`, with `idct`, `upsample`, `color` on `lanes`: coefficients to pixels.
+//! - `coefficients`: all of an image at once, for [`crate::dct`].
 
 mod bits;
 mod coefficients;

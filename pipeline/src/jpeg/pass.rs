@@ -1,7 +1,7 @@
 //! The front end of a Huffman-coded decode: runs of MCUs to blocks of
 //! coefficients, which go to the [`Raster`].
 
-use super::entropy::{Lane, MAX_BATCH, Tables};
+use super::entropy::{MAX_BATCH, SymbolStream, Tables};
 use super::error::JpegError;
 use super::header::Jpeg;
 use super::huffman::Table;
@@ -18,7 +18,7 @@ const BATCH_BLOCKS: usize = 24;
 
 /// Consecutive MCUs of one row that are decoded at once.
 #[derive(Clone, Copy, Default)]
-struct Batch {
+struct McuBatch {
     column: usize,
     row: usize,
     mcus: usize,
@@ -26,21 +26,21 @@ struct Batch {
 }
 
 /// One of two streams: its run, how far it is, and its batch.
-pub(crate) struct Stream {
-    lane: Lane,
+pub(crate) struct RunStream {
+    symbols: SymbolStream,
     run: Run,
     mcu: usize,
-    batch: Batch,
+    batch: McuBatch,
     dc: [i16; 3],
 }
 
-impl Stream {
-    pub fn new() -> Stream {
-        Stream {
-            lane: Lane::new(),
+impl RunStream {
+    pub fn new() -> RunStream {
+        RunStream {
+            symbols: SymbolStream::new(),
             run: Run::default(),
             mcu: 0,
-            batch: Batch::default(),
+            batch: McuBatch::default(),
             dc: [0; 3],
         }
     }
@@ -57,7 +57,7 @@ pub(super) struct BlockRow {
 }
 
 /// The order of the blocks in a batch.
-pub(crate) struct Scan<'a> {
+pub(crate) struct BlockOrder<'a> {
     pub grid: Grid,
     /// Tables of the blocks.
     pub tables: [Tables<'a>; MAX_BATCH],
@@ -73,18 +73,26 @@ pub(crate) struct Scan<'a> {
     row_count: usize,
 }
 
-impl<'a> Scan<'a> {
+impl<'a> BlockOrder<'a> {
     pub fn new(
         jpeg: &Jpeg<'_>,
         grid: Grid,
         dc: &'a [Box<Table>; 4],
         ac: &'a [Box<Table>; 4],
-    ) -> Scan<'a> {
+    ) -> BlockOrder<'a> {
         let tables: [Tables<'a>; MAX_BATCH] = [(&dc[0], &ac[0]); MAX_BATCH];
         let (components, rows) = ([0; MAX_BATCH], [BlockRow::default(); 10]);
         let (ac_numbers, solo, skips) = ([0; MAX_BATCH], None, false);
-        let mut scan =
-            Scan { grid, tables, ac: ac_numbers, solo, skips, components, rows, row_count: 0 };
+        let mut order = BlockOrder {
+            grid,
+            tables,
+            ac: ac_numbers,
+            solo,
+            skips,
+            components,
+            rows,
+            row_count: 0,
+        };
         let mut block = 0;
         for &c in &jpeg.scan_order[..jpeg.components().len()] {
             let component = &jpeg.components()[usize::from(c)];
@@ -96,27 +104,27 @@ impl<'a> Scan<'a> {
                     // Beyond the largest batch this wraps, and is not used.
                     *number = (x / h * grid.blocks + block + x % h) as u8;
                 }
-                scan.rows[scan.row_count] = row;
-                scan.row_count += 1;
+                order.rows[order.row_count] = row;
+                order.row_count += 1;
                 for _ in 0..h {
-                    scan.tables[block] = (&dc[d], &ac[a]);
-                    scan.ac[block] = component.ac_table;
-                    scan.components[block] = c;
+                    order.tables[block] = (&dc[d], &ac[a]);
+                    order.ac[block] = component.ac_table;
+                    order.components[block] = c;
                     block += 1;
                 }
             }
         }
         for at in block..MAX_BATCH {
-            scan.tables[at] = scan.tables[at - block];
-            scan.ac[at] = scan.ac[at - block];
-            scan.components[at] = scan.components[at - block];
+            order.tables[at] = order.tables[at - block];
+            order.ac[at] = order.ac[at - block];
+            order.components[at] = order.components[at - block];
         }
-        scan
+        order
     }
 
-    /// Takes the tables of a stream alone, made of the AC tables of [`Scan::new`]; `skips` tells
-    /// whether they can pass over blocks.
-    pub fn with_solo(mut self, solo: &'a [Box<SoloTable>; 4], skips: bool) -> Scan<'a> {
+    /// Takes the tables of a stream alone, made of the AC tables of [`BlockOrder::new`]; `skips`
+    /// tells whether they can pass over blocks.
+    pub fn with_solo(mut self, solo: &'a [Box<SoloTable>; 4], skips: bool) -> BlockOrder<'a> {
         self.skips = skips;
         self.solo = Some(std::array::from_fn(|at| {
             let (dc, ac) = self.tables[at];
@@ -131,9 +139,9 @@ impl<'a> Scan<'a> {
     }
 
     /// Turns the DC differences of a batch into DC coefficients.
-    pub fn add_differences(&self, lane: &mut Lane, count: usize, dc: &mut [i16; 3]) {
+    pub fn add_differences(&self, symbols: &mut SymbolStream, count: usize, dc: &mut [i16; 3]) {
         let mut sums = [dc[0], dc[1], dc[2], 0];
-        for (block, &component) in lane.blocks[..count].iter_mut().zip(&self.components) {
+        for (block, &component) in symbols.blocks[..count].iter_mut().zip(&self.components) {
             let sum = &mut sums[usize::from(component & 3)];
             *sum = sum.wrapping_add(block.0[0]);
             block.0[0] = *sum;
@@ -145,7 +153,7 @@ impl<'a> Scan<'a> {
 /// One decode: everything that does not change while it runs, and the back end.
 pub(crate) struct Pass<'a> {
     pub level: Level,
-    pub scan: Scan<'a>,
+    pub order: BlockOrder<'a>,
     pub data: &'a [u8],
     pub runs: &'a [Run],
     pub raster: Raster<'a>,
@@ -156,7 +164,7 @@ impl Pass<'_> {
     ///
     /// # Errors
     /// [`JpegError::Truncated`] and [`JpegError::Corrupt`].
-    pub fn run(&mut self, streams: &mut [Stream; 2]) -> Result<(), JpegError> {
+    pub fn run(&mut self, streams: &mut [RunStream; 2]) -> Result<(), JpegError> {
         let mut next_run = 0;
         let [a, b] = streams;
         let (mut a_live, mut b_live) = (false, false);
@@ -168,18 +176,18 @@ impl Pass<'_> {
                     // SAFETY: batches begin in or at the end of the data, which `end_batch`
                     // checks, and PAD bytes follow it.
                     unsafe {
-                        Lane::decode_two(
+                        SymbolStream::decode_two(
                             self.level,
                             self.data,
-                            &mut a.lane,
-                            &mut b.lane,
-                            &self.scan.tables,
+                            &mut a.symbols,
+                            &mut b.symbols,
+                            &self.order.tables,
                         )?;
                     }
-                    if a.lane.done() {
+                    if a.symbols.done() {
                         a_live = self.end_batch(a)?;
                     }
-                    if b.lane.done() {
+                    if b.symbols.done() {
                         b_live = self.end_batch(b)?;
                     }
                 }
@@ -191,17 +199,17 @@ impl Pass<'_> {
     }
 
     /// Decodes what is left of a stream's batch; false at the end of its run.
-    fn alone(&mut self, stream: &mut Stream) -> Result<bool, JpegError> {
-        let (level, data, lane) = (self.level, self.data, &mut stream.lane);
+    fn alone(&mut self, stream: &mut RunStream) -> Result<bool, JpegError> {
+        let (level, data, symbols) = (self.level, self.data, &mut stream.symbols);
         // SAFETY: as in `run`.
         unsafe {
-            match (&self.scan.solo, stream.batch.wanted) {
-                (Some(tables), true) => lane.decode_solo::<true>(level, data, tables)?,
-                (Some(tables), false) if self.scan.skips => {
-                    lane.decode_solo::<false>(level, data, tables)?;
+            match (&self.order.solo, stream.batch.wanted) {
+                (Some(tables), true) => symbols.decode_solo::<true>(level, data, tables)?,
+                (Some(tables), false) if self.order.skips => {
+                    symbols.decode_solo::<false>(level, data, tables)?;
                 }
-                (None, true) => lane.decode::<true>(level, data, &self.scan.tables)?,
-                (_, false) => lane.decode::<false>(level, data, &self.scan.tables)?,
+                (None, true) => symbols.decode::<true>(level, data, &self.order.tables)?,
+                (_, false) => symbols.decode::<false>(level, data, &self.order.tables)?,
             }
         }
         self.end_batch(stream)
@@ -210,28 +218,28 @@ impl Pass<'_> {
     /// Gives a stream the next run and its first batch; false when none is left, and while the
     /// other stream lives and is so far behind that the run's samples have no place yet. A stream
     /// alone takes rows in order.
-    fn begin_run(&self, stream: &mut Stream, other_lives: bool, next_run: &mut usize) -> bool {
+    fn begin_run(&self, stream: &mut RunStream, other_lives: bool, next_run: &mut usize) -> bool {
         let Some(run) = self.runs.get(*next_run) else { return false };
-        let last_row = (run.first + run.count - 1) / self.scan.grid.columns;
+        let last_row = (run.first + run.count - 1) / self.order.grid.columns;
         if other_lives && !self.raster.has_room(last_row) {
             return false;
         }
         *next_run += 1;
         (stream.run, stream.mcu, stream.dc) = (*run, run.first, run.dc);
-        stream.lane.at = run.start_bit;
+        stream.symbols.at = run.start_bit;
         self.begin_batch(stream);
         true
     }
 
-    fn begin_batch(&self, stream: &mut Stream) {
+    fn begin_batch(&self, stream: &mut RunStream) {
         let end = stream.run.first + stream.run.count;
         stream.batch = self.batch(stream.mcu, end - stream.mcu);
-        stream.lane.begin(stream.batch.mcus * self.scan.grid.blocks);
+        stream.symbols.begin(stream.batch.mcus * self.order.grid.blocks);
     }
 
     /// The next batch from MCU number `mcu` on, of at most `limit` MCUs.
-    fn batch(&self, mcu: usize, limit: usize) -> Batch {
-        let grid = &self.scan.grid;
+    fn batch(&self, mcu: usize, limit: usize) -> McuBatch {
+        let grid = &self.order.grid;
         let (row, column) = (mcu / grid.columns, mcu % grid.columns);
         let columns = &self.raster.plan.columns;
         let needed_row = self.raster.plan.rows.contains(&row);
@@ -243,20 +251,20 @@ impl Pass<'_> {
             (false, grid.columns)
         };
         let most = (BATCH_BLOCKS / grid.blocks).max(1);
-        Batch { column, row, mcus: (end - column).min(most).min(limit), wanted }
+        McuBatch { column, row, mcus: (end - column).min(most).min(limit), wanted }
     }
 
     /// Takes in a decoded batch and begins the next one of the run; false when
     /// there is none.
-    fn end_batch(&mut self, stream: &mut Stream) -> Result<bool, JpegError> {
-        if stream.lane.at > stream.run.end_bit {
+    fn end_batch(&mut self, stream: &mut RunStream) -> Result<bool, JpegError> {
+        if stream.symbols.at > stream.run.end_bit {
             return Err(JpegError::Truncated("in the entropy-coded data"));
         }
         let batch = stream.batch;
-        let count = batch.mcus * self.scan.grid.blocks;
-        self.scan.add_differences(&mut stream.lane, count, &mut stream.dc);
+        let count = batch.mcus * self.order.grid.blocks;
+        self.order.add_differences(&mut stream.symbols, count, &mut stream.dc);
         if batch.wanted {
-            self.transform(batch, &stream.lane);
+            self.transform(batch, &stream.symbols);
             self.raster.mcus_done(batch.row, batch.mcus)?;
         }
         stream.mcu += batch.mcus;
@@ -268,13 +276,13 @@ impl Pass<'_> {
     }
 
     /// The inverse DCT of a batch's needed blocks, a row of a component at a time.
-    fn transform(&mut self, batch: Batch, lane: &Lane) {
-        for row in self.scan.rows() {
+    fn transform(&mut self, batch: McuBatch, symbols: &SymbolStream) {
+        for row in self.order.rows() {
             let component = usize::from(row.component);
             let window = &self.raster.plan.windows[component];
             let at = (batch.column * window.h, batch.row * window.v + usize::from(row.y));
             let numbers = &row.numbers[..batch.mcus * window.h];
-            self.raster.blocks(component, at, &lane.blocks[..], &lane.spans, numbers);
+            self.raster.blocks(component, at, &symbols.blocks[..], &symbols.spans, numbers);
         }
     }
 }

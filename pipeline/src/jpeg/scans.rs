@@ -34,7 +34,7 @@ pub(super) fn decode(level: Level, jpeg: &Jpeg<'_>) -> Result<Coefficients, Jpeg
     let mut tables: [Box<Table>; 6] = std::array::from_fn(|_| Table::new(Class::Plain));
     jpeg.each_scan(|current, scan, start| {
         latch(&mut coefficients.quant, current, scan)?;
-        let mut pass = Pass::new(jpeg.scans, current, scan, &mut tables)?;
+        let mut state = ScanState::new(jpeg.scans, current, scan, &mut tables)?;
         let areas = areas(jpeg, &grid, scan);
         // Of the first part: alone, its blocks; interleaved, the MCUs.
         let units = if scan.parts().len() == 1 { areas[0].blocks() } else { grid.mcus() };
@@ -46,13 +46,13 @@ pub(super) fn decode(level: Level, jpeg: &Jpeg<'_>) -> Result<Coefficients, Jpeg
         loop {
             let (read, written) = unstuff(level, &jpeg.bytes[at..], &mut data);
             at += read;
-            let mut bits = Bits { data: &data, at: 0, end: written * 8 };
-            pass.restart();
+            let mut bits = CheckedBits { data: &data, at: 0, end: written * 8 };
+            state.restart();
             let end = (unit + interval).min(units);
             while unit < end {
                 for (part, area) in areas.iter().enumerate().take(scan.parts().len()) {
                     area.each(&grid, unit, |number| {
-                        pass.block(&mut bits, part, &mut coefficients.blocks[number])
+                        state.block(&mut bits, part, &mut coefficients.blocks[number])
                     })?;
                 }
                 if bits.at > bits.end {
@@ -166,7 +166,7 @@ enum Kind {
 }
 
 /// The state of one scan.
-struct Pass<'a> {
+struct ScanState<'a> {
     kind: Kind,
     band: (usize, usize),
     shift: u8,
@@ -178,13 +178,13 @@ struct Pass<'a> {
     end_of_band: u32,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> ScanState<'a> {
     fn new(
         scans: Scans,
         jpeg: &Jpeg<'_>,
         scan: &ScanHeader,
         tables: &'a mut [Box<Table>; 6],
-    ) -> Result<Pass<'a>, JpegError> {
+    ) -> Result<ScanState<'a>, JpegError> {
         const BAD: JpegError = JpegError::Corrupt("progression parameters");
         let ((first, last), (high, low)) = (scan.band, scan.bits);
         let alone = scan.parts().len() == 1;
@@ -226,7 +226,7 @@ impl<'a> Pass<'a> {
             _ => (usize::from(first), usize::from(last)),
         };
         let shift = if kind == Kind::Sequential { 0 } else { low };
-        Ok(Pass { kind, band, shift, dc, ac, predictors: [0; 3], end_of_band: 0 })
+        Ok(ScanState { kind, band, shift, dc, ac, predictors: [0; 3], end_of_band: 0 })
     }
 
     fn restart(&mut self) {
@@ -236,7 +236,7 @@ impl<'a> Pass<'a> {
     /// Adds what the scan says of one block of its part `part`.
     fn block(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut CheckedBits<'_>,
         part: usize,
         block: &mut Block,
     ) -> Result<(), JpegError> {
@@ -258,7 +258,7 @@ impl<'a> Pass<'a> {
     /// T.81, G.1.2.1.
     fn dc_first(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut CheckedBits<'_>,
         part: usize,
         block: &mut Block,
     ) -> Result<(), JpegError> {
@@ -276,7 +276,7 @@ impl<'a> Pass<'a> {
     /// T.81, G.1.2.2; of a sequential scan F.1.2.2, in which no run of blocks ends.
     fn ac_first(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut CheckedBits<'_>,
         part: usize,
         block: &mut Block,
     ) -> Result<(), JpegError> {
@@ -308,7 +308,7 @@ impl<'a> Pass<'a> {
     /// T.81, G.1.2.3.
     fn ac_more(
         &mut self,
-        bits: &mut Bits<'_>,
+        bits: &mut CheckedBits<'_>,
         part: usize,
         block: &mut Block,
     ) -> Result<(), JpegError> {
@@ -347,7 +347,7 @@ impl<'a> Pass<'a> {
     /// the position it came to.
     fn refine(
         &self,
-        bits: &mut Bits<'_>,
+        bits: &mut CheckedBits<'_>,
         block: &mut Block,
         mut at: usize,
         zeros: Option<usize>,
@@ -383,13 +383,13 @@ fn table<'a>(
 }
 
 /// A position in unstuffed bytes.
-struct Bits<'a> {
+struct CheckedBits<'a> {
     data: &'a [u8],
     at: usize,
     end: usize,
 }
 
-impl Bits<'_> {
+impl CheckedBits<'_> {
     /// The next bits, at least 57 of them, highest first; zeros after the end.
     #[inline(always)]
     fn top(&self) -> Result<u64, JpegError> {

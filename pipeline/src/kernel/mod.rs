@@ -1,12 +1,11 @@
 //! Pixel operations, one folder each, under `augment`.
 //!
-//! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit
-//! integers, 0..=255 each, padded to a whole number of vectors. The operations
-//! are written once, as plain loops (over integers; colours are computed in
-//! 32-bit floats) that say exactly what comes out; `crate::level::multiversion` compiles them for each
-//! instruction set, so all of them give the same bytes. Where shuffles decide, or sums that must
-//! stay in registers (resize, blur), a scalar function specifies and a generic one over
-//! `vector::Vector` must agree with it.
+//! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit integers, 0..=255
+//! each, padded to a whole number of vectors. The operations are written once, as plain loops (over
+//! integers; colours are computed in 32-bit floats) that say exactly what comes out;
+//! `crate::level::multiversion` compiles them for each instruction set, so all of them give the
+//! same bytes. Where shuffles decide, or sums that must stay in registers (resize, blur), a scalar
+//! function specifies and a generic one over `vector::Vector` must agree with it.
 
 #![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 

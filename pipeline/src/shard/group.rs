@@ -78,8 +78,8 @@ impl Group {
     /// Whether the members make a sample.
     ///
     /// # Errors
-    /// [`Error::Sample`] when two of them have one name: which to believe? Or when one that is wanted
-    /// in memory is too large for it.
+    /// [`Error::Sample`] when two of them have one name: which to believe? Or when one that is
+    /// wanted in memory is too large for it.
     pub fn check(&self, shard: &Path) -> Result<()> {
         let Some((offset, cause)) = self.fault.clone() else { return Ok(()) };
         Err(Error::Sample { path: shard.to_owned(), key: self.key.clone(), offset, cause })

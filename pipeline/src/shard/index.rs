@@ -302,8 +302,8 @@ impl ShardIndex {
     /// Entry and key of the `i`-th sample of the shard.
     ///
     /// # Errors
-    /// [`Error::Shard`](crate::Error::Shard) when the key lies outside the keys or is not UTF-8, or the label is
-    /// beyond the index's classes.
+    /// [`Error::Shard`](crate::Error::Shard) when the key lies outside the keys or is not UTF-8, or
+    /// the label is beyond the index's classes.
     ///
     /// # Panics
     /// When `i >= len()`.

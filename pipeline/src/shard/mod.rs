@@ -7,12 +7,14 @@
 //! # Layout
 //!
 //! - `tar`, `group`: archive members, and the samples they form.
-//! - `map`, `fault`, `zst`: the one memory map; files that shrink under it; frames of a seekable `.tar.zst`.
+//! - `map`, `fault`, `zst`: the one memory map; files that shrink under it; frames of a seekable
+//!   `.tar.zst`.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
 //! - `remote` (feature `remote`), `remote_options`, `union`: shards behind URLs.
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
-//! - `pack`, `pool`, `segment`, `writer`, `staging`, `atomic`: packing in parallel, written in order.
+//! - `pack`, `pool`, `segment`, `writer`, `staging`, `atomic`: packing in parallel, written in
+//!   order.
 //! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets.
 
 mod access;

@@ -45,8 +45,8 @@ pub struct Indexed {
 /// shards must lie in the manifest's folder. `workers` threads, 0 for one per core.
 ///
 /// # Errors
-/// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`] when
-/// nothing matches, for a manifest that would not be found, and for labels without a name.
+/// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`]
+/// when nothing matches, for a manifest that would not be found, and for labels without a name.
 pub fn index_shards(
     pattern: &str,
     manifest: Option<&Path>,

@@ -173,8 +173,8 @@ impl ShardSet {
     /// The number of classes: of names, or the largest label + 1.
     ///
     /// # Errors
-    /// Those of opening an index; [`Error::Shard`](crate::Error::Shard) for one whose largest label is
-    /// over the limit.
+    /// Those of opening an index; [`Error::Shard`](crate::Error::Shard) for one whose largest label
+    /// is over the limit.
     pub fn num_classes(&self) -> Result<usize> {
         let mut classes = self.classes.len();
         if classes == 0 {
@@ -254,8 +254,8 @@ impl ShardSet {
     /// The samples of one shard in order.
     ///
     /// # Errors
-    /// [`Error::Io`](crate::Error::Io) and [`Error::Shard`](crate::Error::Shard) when the file cannot be
-    /// opened.
+    /// [`Error::Io`](crate::Error::Io) and [`Error::Shard`](crate::Error::Shard) when the file
+    /// cannot be opened.
     ///
     /// # Panics
     /// When `shard >= shards().len()`.

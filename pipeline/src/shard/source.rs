@@ -88,8 +88,8 @@ pub trait Source: Sync {
 /// are expanded into unnamed temporary files in `temporary` first.
 ///
 /// # Errors
-/// [`Error::Usage`] when it is none of these, holds no image, or is a folder of shards and of images
-/// as well; those of the source.
+/// [`Error::Usage`] when it is none of these, holds no image, or is a folder of shards and of
+/// images as well; those of the source.
 pub fn open_source(source: &str, temporary: &Path, limits: &Limits) -> Result<Box<dyn Source>> {
     let path = Path::new(source);
     let is_name = !source.contains(['*', '?', '[', '{', ' ']) && !source.contains("::");

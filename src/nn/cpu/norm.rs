@@ -1,9 +1,9 @@
 //! Batch normalisation's passes over memory, on `[rows][c]` slices.
 //!
-//! Rows are handled in strips a few hundred floats wide (whole rows, several when channels are few),
-//! with the per-channel vectors repeated to that width: one loop for 16 channels and for 2048.
-//! Reductions run over blocks of rows whose size depends on the channels alone; a block's sums are
-//! f32 while it is in the cache, blocks are combined in order in f64.
+//! Rows are handled in strips a few hundred floats wide (whole rows, several when channels are
+//! few), with the per-channel vectors repeated to that width: one loop for 16 channels and for
+//! 2048. Reductions run over blocks of rows whose size depends on the channels alone; a block's
+//! sums are f32 while it is in the cache, blocks are combined in order in f64.
 
 use super::micro::{Isa, vectorised};
 use super::{Buffer, Shared, each};

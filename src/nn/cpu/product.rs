@@ -275,8 +275,8 @@ impl Product<'_> {
                 accumulate: self.accumulate || chunk0 > 0,
             };
             // SAFETY: `a` and `b` are slices of the stated extents. The rows are distinct pixels of
-            // `dst` (`product` checked its length and that the grid lies inside), columns j0 .. j0 +
-            // cols of them are written by this task alone, tasks differing in rows or columns.
+            // `dst` (`product` checked its length and that the grid lies inside), columns j0 .. j0
+            // + cols of them are written by this task alone, tasks differing in rows or columns.
             unsafe { isa.tile(&tile) };
         }
         OFFSETS.set(offsets);

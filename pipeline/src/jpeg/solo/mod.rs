@@ -6,13 +6,13 @@
 //! passed over, the values' bits need not be looked at, and [`SoloTable::skips`] holds up to four.
 //! The tables take some microseconds to make ([`WORTHWHILE`]).
 //!
-//! [`Lane::decode`] with single symbols is the specification: blocks, spans and positions are the
-//! same.
+//! [`SymbolStream::decode`] with single symbols is the specification: blocks, spans and positions
+//! are the same.
 
 mod table;
 
 use super::bits::Bits;
-use super::entropy::{Lane, MAX_BATCH, cold, dc_symbol, store};
+use super::entropy::{MAX_BATCH, SymbolStream, cold, dc_symbol, store};
 use super::error::JpegError;
 use super::huffman::{END_OF_BLOCK, LOOKUP_BITS, Table};
 use super::idct::Block;
@@ -34,14 +34,14 @@ const _: () =
 /// The tables of one block: DC, AC, AC.
 pub(crate) type SoloTables<'a> = (&'a Table, &'a Table, &'a SoloTable);
 
-impl Lane {
-    /// Decodes what is left of the batch, as [`Lane::decode`] does.
+impl SymbolStream {
+    /// Decodes what is left of the batch, as [`SymbolStream::decode`] does.
     ///
     /// # Safety
-    /// As [`Lane::decode`].
+    /// As [`SymbolStream::decode`].
     ///
     /// # Errors
-    /// As [`Lane::decode`].
+    /// As [`SymbolStream::decode`].
     pub unsafe fn decode_solo<const STORE: bool>(
         &mut self,
         level: Level,
@@ -61,47 +61,47 @@ impl Lane {
     }
 }
 
-/// See [`Lane::decode_solo`]; portable.
+/// See [`SymbolStream::decode_solo`]; portable.
 ///
 /// # Safety
-/// As [`Lane::decode`].
+/// As [`SymbolStream::decode`].
 #[inline(always)]
 unsafe fn solo<const STORE: bool>(
-    lane: &mut Lane,
+    stream: &mut SymbolStream,
     data: *const u8,
     tables: &[SoloTables<'_>; MAX_BATCH],
 ) -> Option<()> {
     // SAFETY: the caller's promise, here and below: a batch takes less than PAD bytes, so every
     // load lies within the data.
-    let mut bits = unsafe { Bits::new(data, lane.at) };
-    debug_assert_eq!(lane.position, 0, "a stream alone is between blocks");
-    while lane.block < lane.count {
-        let (dc, ac, table) = tables[lane.block];
+    let mut bits = unsafe { Bits::new(data, stream.at) };
+    debug_assert_eq!(stream.position, 0, "a stream alone is between blocks");
+    while stream.block < stream.count {
+        let (dc, ac, table) = tables[stream.block];
         // SAFETY: as above.
         unsafe { bits.refill() };
         let (length, value) = dc_symbol(dc, bits.buffer)?;
         bits.consume(length);
         if STORE {
-            lane.blocks[lane.block] = Block([0; 64]);
+            stream.blocks[stream.block] = Block([0; 64]);
         }
-        lane.blocks[lane.block].0[0] = value;
+        stream.blocks[stream.block].0[0] = value;
         // SAFETY: as above; the block is below the count.
         let position = unsafe {
             match STORE {
-                true => stored(lane.block_ptr(), data, &mut bits, ac, table)?,
+                true => stored(stream.block_ptr(), data, &mut bits, ac, table)?,
                 false => skipped(data, &mut bits, ac, table)?,
             }
         };
-        lane.end_block(position)?;
+        stream.end_block(position)?;
     }
-    lane.at = bits.position(data);
+    stream.at = bits.position(data);
     Some(())
 }
 
 /// Decodes a block's AC coefficients and gives the position behind them.
 ///
 /// # Safety
-/// As [`Lane::decode`]; `to` must point to a block followed by another.
+/// As [`SymbolStream::decode`]; `to` must point to a block followed by another.
 #[inline(always)]
 unsafe fn stored(
     to: *mut i16,
@@ -158,7 +158,7 @@ unsafe fn stored(
 /// Passes over a block's AC coefficients and gives the position behind them.
 ///
 /// # Safety
-/// As [`Lane::decode`].
+/// As [`SymbolStream::decode`].
 #[inline(always)]
 unsafe fn skipped(data: *const u8, bits: &mut Bits, ac: &Table, table: &SoloTable) -> Option<u32> {
     let mut position = 1;
@@ -204,16 +204,16 @@ unsafe fn skipped(data: *const u8, bits: &mut Bits, ac: &Table, table: &SoloTabl
 /// The portable code with single-instruction shifts.
 ///
 /// # Safety
-/// As [`Lane::decode`]; BMI1 and BMI2 must be there.
+/// As [`SymbolStream::decode`]; BMI1 and BMI2 must be there.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,bmi1,bmi2")]
 unsafe fn solo_bmi2<const STORE: bool>(
-    lane: &mut Lane,
+    stream: &mut SymbolStream,
     data: *const u8,
     tables: &[SoloTables<'_>; MAX_BATCH],
 ) -> Option<()> {
     // SAFETY: the caller's promise.
-    unsafe { solo::<STORE>(lane, data, tables) }
+    unsafe { solo::<STORE>(stream, data, tables) }
 }
 
 #[cfg(test)]
@@ -276,10 +276,11 @@ mod tests {
                 let mut at = 0;
                 while at < 4000 * 8 {
                     let count = [1, 1, 2, 3, 6, MAX_BATCH][rng.below(6) as usize];
-                    let [mut plain, mut stored, mut skipped] = [(); 3].map(|()| Lane::new());
-                    for lane in [&mut plain, &mut stored, &mut skipped] {
-                        lane.at = at;
-                        lane.begin(count);
+                    let [mut plain, mut stored, mut skipped] =
+                        [(); 3].map(|()| SymbolStream::new());
+                    for stream in [&mut plain, &mut stored, &mut skipped] {
+                        stream.at = at;
+                        stream.begin(count);
                     }
                     // SAFETY: PAD bytes follow the position.
                     let found = unsafe {
@@ -295,13 +296,13 @@ mod tests {
                         refused += 1;
                         continue;
                     }
-                    for lane in [&stored, &skipped] {
-                        assert!(plain.at == lane.at && lane.done(), "bit {at}");
-                        assert_eq!(plain.spans[..count], lane.spans[..count], "bit {at}");
+                    for stream in [&stored, &skipped] {
+                        assert!(plain.at == stream.at && stream.done(), "bit {at}");
+                        assert_eq!(plain.spans[..count], stream.spans[..count], "bit {at}");
                     }
                     for block in 0..count {
                         let [plain, stored, skipped] =
-                            [&plain, &stored, &skipped].map(|lane| lane.blocks[block].0);
+                            [&plain, &stored, &skipped].map(|stream| stream.blocks[block].0);
                         assert_eq!(plain, stored, "bit {at}, block {block}");
                         assert_eq!(plain[0], skipped[0], "bit {at}, block {block}");
                     }

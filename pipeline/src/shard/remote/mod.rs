@@ -3,8 +3,8 @@
 //! # Layout
 //!
 //! - `url`, `store`: what a URL names; the store that holds it.
-//! - `net`: the one thread that talks to servers. With those of `download` the only ones that live on
-//!   besides the loader's; neither touches samples. (Opening a set and its indexes takes scoped
+//! - `net`: the one thread that talks to servers. With those of `download` the only ones that live
+//!   on besides the loader's; neither touches samples. (Opening a set and its indexes takes scoped
 //!   threads, which wait for requests side by side.)
 //! - `retry`, `fetch`, `reader`: requests that are repeated; ranges, and streams that go on where
 //!   they stopped.

@@ -43,8 +43,9 @@ impl ListSource {
     /// and label. The label may be missing throughout.
     ///
     /// # Errors
-    /// [`Error::Io`]; [`Error::Shard`] with the byte of a line that cannot be
-    /// understood, and for a list of more than [`Limits::index_bytes`]; [`Error::Usage`] when numbers and names are mixed.
+    /// [`Error::Io`]; [`Error::Shard`] with the byte of a line that cannot be understood, and for a
+    /// list of more than [`Limits::index_bytes`]; [`Error::Usage`] when numbers and names are
+    /// mixed.
     pub fn open(path: &Path, limits: &Limits) -> Result<ListSource> {
         let limit = limits.index_bytes;
         let text = read_within(path, limit)?.ok_or_else(|| {

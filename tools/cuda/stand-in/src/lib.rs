@@ -5,18 +5,19 @@
 //! cudarc's around them, with the kernels and products of `bt-stream`'s emulation behind. It is
 //! stricter than a GPU:
 //!
-//! - Work is done as late as the order of streams and events allows, or as early ([`device::eager`]), so that a
-//!   missing wait shows.
+//! - Work is done as late as the order of streams and events allows, or as early
+//!   ([`device::eager`]), so that a missing wait shows.
 //! - A convolution's tensors have fewer than 2^31 elements.
 //! - A product into bf16 is an error where cuBLAS may add it up in bf16.
-//! - Addresses must lie in memory that is allocated when the work is done; fresh memory holds NaN, freed
-//!   memory too, and no byte behind an allocation may change.
+//! - Addresses must lie in memory that is allocated when the work is done; fresh memory holds NaN,
+//!   freed memory too, and no byte behind an allocation may change.
 //! - Pinned memory is read and written when a copy is done, other memory when it is asked for.
 //! - A context whose waits keep a core busy is not to be had.
-//! - While a stream is recorded, whatever would wait, allocate or read the host's memory is an error.
-//! - Of cuDNN's algorithms one is not to be had, the fast ones are not deterministic and scribble over their
-//!   workspace, the rest differ in the last bit and are the faster by turns, and a search scribbles over
-//!   the result.
+//! - While a stream is recorded, whatever would wait, allocate or read the host's memory is an
+//!   error.
+//! - Of cuDNN's algorithms one is not to be had, the fast ones are not deterministic and scribble
+//!   over their workspace, the rest differ in the last bit and are the faster by turns, and a
+//!   search scribbles over the result.
 //!
 //! What a call means is written here from the same documentation as the code that makes it: a
 //! misreading would be in both. A GPU alone can tell.
