@@ -45,15 +45,22 @@ pub enum Error {
     /// A request that cannot be met, in the words of the person who made it.
     #[error("{}", printable(.0))]
     Usage(String),
-    /// More samples than may be cannot be used.
+    /// More samples are bad than may be, or no sample can be saved.
     #[error("{}", printable(.0))]
     TooManyBad(String),
-    /// A worker thread panicked; the run cannot go on.
-    #[error("a loader thread panicked: {0}")]
+    /// A thread of this crate panicked; what it did cannot go on.
+    #[error("a thread panicked: {0}")]
     Panic(String),
 }
 
 impl Error {
+    /// Of what a panic left, as `catch_unwind` gives it.
+    pub(crate) fn panicked(cause: &(dyn std::any::Any + Send)) -> Self {
+        let text = cause.downcast_ref::<&str>().copied();
+        let text = text.or_else(|| cause.downcast_ref::<String>().map(String::as_str));
+        Error::Panic(text.unwrap_or("no message").to_owned())
+    }
+
     /// An I/O error with the path it concerns.
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }

@@ -51,10 +51,9 @@ pub(crate) struct Feeder {
     grain: usize,
     /// Bytes that streamed samples may take until they are used.
     held_budget: u64,
-    /// Those that left the window: of the batch that is being put together, and of those with the
-    /// workers.
+    /// Streamed samples that left the window: counted until a worker is done with them.
     lent: Arc<Lent>,
-    /// Bytes of the first of these.
+    /// Bytes of those in the batch that is being put together.
     gathered: u64,
     recorder: Recorder,
     outlets: Outlets,

@@ -10,12 +10,12 @@
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - [`order`]: (seed, epoch) to the order of the samples.
 //! - [`Level`]: which instruction set runs.
-//! - `bit_io`: bit fields, as side indexes and re-coded images are packed.
 //! - `feeder`, `scout`, `lent`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
-//! - [`Loader`], [`BatchStream`], [`stats`]: what the user holds.
+//! - [`Loader`], [`BatchStream`], [`memory`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
 //! - [`synth`]: the embedded data set.
+//! - `bit_io`: bit fields, as side indexes and re-coded images are packed.
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
 
 pub mod augment;

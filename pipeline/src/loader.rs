@@ -271,10 +271,7 @@ impl Loader {
 
     /// Worker threads of a stream.
     pub fn threads(&self) -> usize {
-        match self.config.threads {
-            0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-            threads => threads,
-        }
+        crate::shard::thread_count(self.config.threads)
     }
 
     /// Bytes of the budget that batches leave.

@@ -1,6 +1,7 @@
 //! The threads: one feeder that walks the order, workers that fill batches, and
 //! the stream that hands them over in order. No other file spawns threads that
-//! fill batches; `shard/remote` has some that fetch, `shard/pool` some that pack.
+//! fill batches; `shard/remote` has some that fetch, `shard/pool` some that pack, index,
+//! verify and save.
 //!
 //! ```text
 //! feeder --(tasks, bounded)--> workers --(finished batches)--> BatchStream
@@ -57,10 +58,12 @@ pub struct BatchStream {
     next: u64,
     total: u64,
     stats: Arc<Stats>,
-    /// The share of bad samples that ends the stream, and what of the batches so far were bad or
-    /// read. Judged in the batches' order, so that any number of threads end it at the same one.
+    /// The share of bad samples that ends the stream: judged in the batches' order, so that any
+    /// number of threads end it at the same one.
     max_bad: f64,
+    /// Bad samples of the batches handed over so far.
     bad: u64,
+    /// Samples read for these batches, the bad ones included.
     read: u64,
     stop: Arc<AtomicBool>,
     /// Wakes a feeder that waits for a buffer.
@@ -138,7 +141,7 @@ impl BatchStream {
     ) -> Result<()> {
         let guarded = move || {
             if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
-                let _ = errors.send((0, Err(Error::Panic(panic_text(&*panic)))));
+                let _ = errors.send((0, Err(Error::panicked(&*panic))));
             }
         };
         let spawned = Builder::new().name(name.into()).spawn(guarded);
@@ -272,11 +275,6 @@ fn work(
             let _ = outlet.send((number, Ok(batch)));
         }
     }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no text".into())
 }
 
 #[cfg(all(test, not(shuttle)))]

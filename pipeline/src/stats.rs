@@ -147,7 +147,7 @@ impl Stats {
         self.nanos[stage as usize].fetch_add(time.as_nanos() as u64, Relaxed);
     }
 
-    /// So many entered `queue`, or left it.
+    /// Adds `change` to what waits in `queue`: negative for what left it.
     pub(crate) fn queue(&self, queue: Queue, change: i64) {
         self.depths[queue as usize].fetch_add(change, Relaxed);
     }

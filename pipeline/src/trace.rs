@@ -36,8 +36,8 @@ struct Span {
 }
 
 impl Trace {
-    /// A trace of at most `most` spans (32 bytes each), from now on. Of a longer run it holds the
-    /// first ones.
+    /// A trace of at most `most` spans (32 bytes of memory each), from now on. Of a longer run it
+    /// holds the first ones.
     pub fn new(most: usize) -> Arc<Self> {
         Arc::new(Trace {
             begun: Instant::now(),

@@ -250,6 +250,7 @@ impl ViewMaker {
         }
         Ok(())
     }
+
     /// Draws the sample's views and decodes what of its image they need.
     fn draw_and_decode(
         &mut self,

@@ -87,7 +87,7 @@ pub struct TraceArgs {
     /// Write what each thread did when, for ui.perfetto.dev or chrome://tracing
     #[arg(long, value_name = "FILE.json")]
     pub trace: Option<PathBuf>,
-    /// Events that a trace holds at most, 80 bytes each; it keeps the first ones
+    /// Events that a trace holds at most, each 80 bytes of the file; it keeps the first ones
     #[arg(long, value_name = "N", default_value_t = 500_000)]
     pub trace_events: usize,
 }

@@ -5,8 +5,7 @@
 //! [`Engine::open`]; from then on everything on it goes through its [`Backend`], which knows
 //! nothing of precision and other options. Those are the engine's: a device that is opened again
 //! with others gives another engine over the same backend, and what was made before keeps its own.
-//! Opened devices are the process's only shared state beside rayon's threads: so is the driver's
-//! context that they stand for.
+//! Opened devices are shared by the whole process, as the driver's context is that they stand for.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};

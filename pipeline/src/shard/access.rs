@@ -210,7 +210,7 @@ impl ShardSet {
     /// # Panics
     /// When `shard >= shards().len()`.
     pub fn check(&self, shard: usize) -> Result<()> {
-        self.opened(shard).try_for_each(|checked| checked)
+        self.map_checks(shard).try_for_each(|checked| checked)
     }
 
     /// All the tar blocks of a sample, headers included.

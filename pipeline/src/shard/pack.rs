@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::manifest::Manifest;
-use super::pool::in_order;
+use super::pool::{Progress, in_order};
 use super::recode::Recode;
 use super::segment::{Segment, SegmentBuilder};
 use super::select::{Selection, select};
@@ -77,17 +77,6 @@ impl Default for PackOptions {
     }
 }
 
-/// How far packing has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress {
-    /// Samples packed or left out.
-    pub done: u64,
-    /// Samples in all.
-    pub total: u64,
-    /// Bytes written.
-    pub bytes: u64,
-}
-
 /// What packing made.
 #[derive(Clone, Debug)]
 pub struct Packed {
@@ -131,9 +120,9 @@ pub fn pack(
     let mut writer = SetWriter::new(layout, options.overwrite)?;
     let mut skipped = Vec::new();
     let (mut done, total) = (0, order.len() as u64);
-    progress(Progress { done, total, bytes: 0 });
+    progress(Progress { unit: "samples", done, total, bytes: 0 });
     in_order(
-        threads(options.threads),
+        options.threads,
         jobs.len(),
         Worker::default,
         |worker, job| worker.run(source, &order[jobs[job].clone()], options),
@@ -142,7 +131,7 @@ pub fn pack(
             segments.iter().try_for_each(|segment| writer.push(segment))?;
             skipped.extend(left_out);
             done += jobs[job].len() as u64;
-            progress(Progress { done, total, bytes: writer.written() });
+            progress(Progress { unit: "samples", done, total, bytes: writer.written() });
             Ok(())
         },
     )?;
@@ -160,11 +149,6 @@ pub fn pack(
     let made = serde_json::json!({ "tool": tool, "source": origin, "options": options, "left_out": skipped.len() });
     let (manifest_path, manifest) = writer.finish(source.classes(), made)?;
     Ok(Packed { manifest_path, manifest, skipped })
-}
-
-/// Threads to use when `asked` says; 0 asks for one per core.
-pub(crate) fn threads(asked: usize) -> usize {
-    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, usize::from) }
 }
 
 fn check(options: &PackOptions) -> Result<()> {

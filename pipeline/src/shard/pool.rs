@@ -1,6 +1,6 @@
-//! Jobs on scoped threads with results in order: packing, indexing and
-//! verifying. The loader's threads are elsewhere, in `run`; these end
-//! before the function returns.
+//! Jobs on scoped threads with results in order: packing, indexing, verifying
+//! and saving. The loader's threads are elsewhere, in `run`; these end before
+//! the function returns.
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,7 +9,29 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 
 use crate::{Error, Result};
 
-/// Runs jobs `0..jobs` on `threads` threads and hands each result to `sink`, on
+/// How far a job over a set has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// What is counted: `samples` or `shards`. A job of several parts may count one, then the
+    /// other.
+    pub unit: &'static str,
+    /// Those that are done or were left out.
+    pub done: u64,
+    /// All of them.
+    pub total: u64,
+    /// Bytes written, or read where nothing is written; 0 where nobody counts them.
+    pub bytes: u64,
+}
+
+/// The threads that are meant by a number of them: 0 is one for each core.
+pub(crate) fn thread_count(wanted: usize) -> usize {
+    match wanted {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        wanted => wanted,
+    }
+}
+
+/// Runs jobs `0..jobs` on `threads` threads, 0 for one per core, and hands each result to `sink`, on
 /// this thread, in the order of the jobs. No job starts more than four per
 /// thread ahead of the last one handed over, which bounds what is in memory.
 /// `state` makes what a thread keeps between jobs.
@@ -24,7 +46,7 @@ pub(crate) fn in_order<S, T: Send>(
     work: impl Fn(&mut S, usize) -> T + Sync,
     mut sink: impl FnMut(usize, T) -> Result<()>,
 ) -> Result<()> {
-    let threads = threads.clamp(1, jobs.max(1));
+    let threads = thread_count(threads).clamp(1, jobs.max(1));
     let ahead = threads * 4;
     let (job_sender, job_receiver) = bounded::<usize>(ahead);
     let (result_sender, result_receiver) = bounded(ahead);
@@ -40,8 +62,8 @@ pub(crate) fn in_order<S, T: Send>(
     })
 }
 
-/// A job's number, and its result or what its panic said.
-type Done<T> = (usize, Result<T, String>);
+/// A job's number, and its result or its panic.
+type Done<T> = (usize, Result<T>);
 
 fn serve<S, T>(
     mut state: S,
@@ -53,7 +75,7 @@ fn serve<S, T>(
         // A panic is the job's result: the others wait for it otherwise. The
         // state it leaves is not used again, since the run ends.
         let result = catch_unwind(AssertUnwindSafe(|| work(&mut state, job)));
-        let result = result.map_err(|cause| message(cause.as_ref()));
+        let result = result.map_err(|cause| Error::panicked(cause.as_ref()));
         if results.send((job, result)).is_err() {
             return;
         }
@@ -77,19 +99,13 @@ fn hand_over<T>(
             sent += 1;
         }
         let (job, result) = receiver.recv().map_err(|_| gone())?;
-        early.insert(job, result.map_err(Error::Panic)?);
+        early.insert(job, result?);
         while let Some(result) = early.remove(&done) {
             sink(done, result)?;
             done += 1;
         }
     }
     Ok(())
-}
-
-fn message(cause: &(dyn std::any::Any + Send)) -> String {
-    let text = cause.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| cause.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".to_owned())
 }
 
 #[cfg(test)]

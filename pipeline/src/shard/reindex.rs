@@ -11,9 +11,8 @@ use super::atomic::AtomicFile;
 use super::index::index_path;
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
 use super::map::Map;
-use super::pack::{Progress, threads};
 use super::pattern::{Found, is_manifest_name, resolve};
-use super::pool::in_order;
+use super::pool::{Progress, in_order};
 use super::scan::{Depth, Scanned, scan_map};
 use super::tar::Links;
 use super::zst::{has_table, is_zstd};
@@ -42,7 +41,7 @@ pub struct Indexed {
 
 /// Writes the index of every shard of `pattern` beside it, and, when `manifest` is given, a
 /// manifest of that name, with `classes` as the names of the classes, none or one for each. The
-/// shards must lie in the manifest's folder. `workers` threads, 0 for one per core.
+/// shards must lie in the manifest's folder. `threads` threads, 0 for one per core.
 ///
 /// # Errors
 /// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`]
@@ -52,7 +51,7 @@ pub fn index_shards(
     manifest: Option<&Path>,
     classes: &[String],
     limits: &Limits,
-    workers: usize,
+    threads: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Indexed>> {
     let found = resolve(pattern, false, limits)?.shards;
@@ -63,7 +62,7 @@ pub fn index_shards(
         (Vec::new(), Vec::new(), BTreeMap::<u32, u64>::new());
     let (total, mut bytes) = (found.len() as u64, 0);
     in_order(
-        threads(workers),
+        threads,
         found.len(),
         || (),
         |(), shard| index_one(&found[shard].path, manifest.is_some(), limits),
@@ -73,7 +72,8 @@ pub fn index_shards(
             bytes += shard.bytes;
             reports.push(report);
             shards.push(shard);
-            progress(Progress { done: done as u64 + 1, total, bytes });
+            let done = done as u64 + 1;
+            progress(Progress { unit: "shards", done, total, bytes });
             Ok(())
         },
     )?;

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 
 use super::group::{Group, Groups, Keep};
 use super::map::{Map, slice};
-use super::pack::{PackOptions, Packed, Progress, pack, threads};
+use super::pack::{PackOptions, Packed, pack};
 use super::pattern::resolve;
-use super::pool::in_order;
+use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of};
 use super::source::ShardSource;
 use super::staging::existing;
@@ -54,7 +54,7 @@ pub fn salvage(
     pattern: &str,
     out: &Path,
     options: &OpenOptions,
-    workers: usize,
+    threads: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Salvaged> {
     // A manifest that contradicts the shards is part of the damage.
@@ -74,7 +74,7 @@ pub fn salvage(
     let total = shards.len() as u64;
     let (mut lost, mut compressed) = (Vec::new(), false);
     in_order(
-        threads(workers),
+        threads,
         shards.len(),
         || (Decoder::default(), Image::default()),
         |tools, number| {
@@ -85,7 +85,8 @@ pub fn salvage(
             let saved = saved?;
             compressed |= saved.compressed;
             lost.extend(saved.lost);
-            progress(Progress { done: number as u64 + 1, total, bytes: 0 });
+            let done = number as u64 + 1;
+            progress(Progress { unit: "shards", done, total, bytes: 0 });
             Ok(())
         },
     )?;
@@ -96,12 +97,8 @@ pub fn salvage(
     })?;
     // Shards hold numbers; what they are called is in the manifest of the damaged set, if anywhere.
     let source = source.named(classes);
-    let packing = PackOptions {
-        prefix,
-        zstd: compressed.then_some(3),
-        threads: workers,
-        ..PackOptions::default()
-    };
+    let packing =
+        PackOptions { prefix, zstd: compressed.then_some(3), threads, ..PackOptions::default() };
     let packed = pack(&source, out, &format!("saved from {pattern}"), &packing, progress)?;
     Ok(Salvaged { packed, lost })
 }
@@ -145,8 +142,11 @@ fn save_shard(
     let mut clean = Clean { path: to, file: None, last: String::new() };
     let walked = walk(shard, tar.as_ref(), limits);
     let mut group = Group::default();
-    // The keys that were met, and whether a sample of that key was lost.
-    let (mut met, mut confirmed) = (HashMap::new(), known.belongs);
+    // The keys that were met -> whether a sample of that key was lost.
+    let mut met = HashMap::new();
+    // Whether the index is known to be of this shard: it was made for it, or a whole sample agrees
+    // with it.
+    let mut confirmed = known.belongs;
     for step in &walked.steps {
         let stretch = match step {
             Step::Fault(error) => {

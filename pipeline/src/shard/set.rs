@@ -300,8 +300,8 @@ impl ShardSet {
         Ok((shard, entry, key))
     }
 
-    /// The state of what is mapped of a shard.
-    pub(super) fn opened(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
+    /// For each map of a shard's files: whether all that was read of it was there.
+    pub(super) fn map_checks(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
         let path = &self.infos[shard].path;
         let Shard { index, data, remote, .. } = &self.shards[shard];
         let data = data.get().map(|data| data.map.check(path));

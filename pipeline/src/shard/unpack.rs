@@ -12,7 +12,7 @@ use names::{ClassFolders, component, file_name, is_asked, place_of};
 
 use super::atomic::PART;
 use super::group::{Group, Groups, Keep, Part};
-use super::pack::Progress;
+use super::pool::Progress;
 use super::set::ShardSet;
 use super::{Format, Limits, OpenOptions, sniff};
 use crate::{Error, Result};
@@ -96,7 +96,7 @@ pub fn unpack(
             }
             writer.done.samples += 1;
             let (done, total) = (writer.done.samples, set.len() as u64);
-            progress(Progress { done, total, bytes: writer.done.bytes });
+            progress(Progress { unit: "samples", done, total, bytes: writer.done.bytes });
         }
         if let Some(map) = map {
             map.check(&shard.path)?;

@@ -11,9 +11,8 @@ use super::group::{Group, Groups, Keep};
 use super::index::{Entry, ShardIndex, index_path};
 use super::manifest::Manifest;
 use super::map::Map;
-use super::pack::{Progress, threads};
 use super::pattern::{Found, Resolved, resolve};
-use super::pool::in_order;
+use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of, open_tar};
 use super::tar::{Links, Source};
 use super::zst::{SeekTable, is_zstd};
@@ -56,7 +55,7 @@ pub struct VerifyReport {
 
 /// Verifies the shards of `pattern`: archives, checksums of files and images, indexes, what
 /// manifests say of shards that are all among them, and, with `decode`, that every image can be
-/// decoded. `workers` threads, 0 for one per core.
+/// decoded. `threads` threads, 0 for one per core.
 ///
 /// # Errors
 /// [`Error::Usage`] when nothing matches, [`Error::Io`] when a folder cannot be
@@ -65,7 +64,7 @@ pub fn verify(
     pattern: &str,
     options: &OpenOptions,
     decode: bool,
-    workers: usize,
+    threads: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<VerifyReport> {
     let Resolved { shards: found, manifests, .. } =
@@ -74,7 +73,7 @@ pub fn verify(
     let mut report = VerifyReport { shards: found.len(), ..VerifyReport::default() };
     let total = found.len() as u64;
     in_order(
-        threads(workers),
+        threads,
         found.len(),
         || decode.then(Scratch::default),
         |scratch, shard| verify_shard(&found[shard], &options.limits, scratch),
@@ -86,7 +85,8 @@ pub fn verify(
             report.without_image += shard.without_image;
             report.links.add(shard.links);
             report.damage.extend(shard.damage);
-            progress(Progress { done: done as u64 + 1, total, bytes: report.bytes });
+            let done = done as u64 + 1;
+            progress(Progress { unit: "shards", done, total, bytes: report.bytes });
             Ok(())
         },
     )?;

@@ -27,18 +27,18 @@ pub fn say(text: impl std::fmt::Display) {
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// A bar that counts `unit`.
-    pub fn new(unit: &'static str) -> Self {
-        let template = format!(
-            "{{bar:30}} {{human_pos}}/{{human_len}} {unit}  {{per_sec}}  {{msg}}  {{elapsed}} elapsed, {{eta}} left"
-        );
-        let style = ProgressStyle::with_template(&template)
-            .unwrap_or_else(|_| ProgressStyle::default_bar());
+    /// An empty one.
+    pub fn new() -> Self {
+        const TEMPLATE: &str = "{bar:30} {human_pos}/{human_len} {prefix}  {per_sec}  {msg}  \
+                                {elapsed} elapsed, {eta} left";
+        let style =
+            ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
         Bar(ProgressBar::new(0).with_style(style))
     }
 
     /// Shows how far it has come.
     pub fn show(&self, progress: Progress) {
+        self.0.set_prefix(progress.unit);
         self.0.set_length(progress.total);
         self.0.set_position(progress.done);
         if progress.bytes > 0 {

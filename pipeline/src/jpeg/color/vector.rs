@@ -71,13 +71,13 @@ unsafe fn convert<V: Lanes>(y: V, cb: V, cr: V) -> [V; 3] {
     }
 }
 
-/// The same in 16 bits, before saturation to bytes.
+/// The same in 16 bits, before saturation to bytes: sums stay far below what saturates there.
 ///
 /// # Safety
 /// See [`convert`].
 #[inline(always)]
 unsafe fn convert16<V: Lanes>(y: V, cb: V, cr: V) -> [V; 3] {
-    // SAFETY: see `convert`. Sums stay far below 16 bits, so none saturates.
+    // SAFETY: see `convert`.
     unsafe {
         let center = V::set16(128);
         let (cb, cr) = (cb.sub16(center), cr.sub16(center));

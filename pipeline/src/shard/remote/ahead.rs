@@ -183,10 +183,7 @@ impl Ahead {
         let task = handle()?.spawn(async move {
             // Whoever waits has to know of a panic, too.
             let arrived = std::panic::AssertUnwindSafe(request).catch_unwind().await;
-            let arrived = arrived.unwrap_or_else(|_| {
-                let cause = std::io::Error::other("a request panicked");
-                Err(crate::Error::io("the network's thread", cause))
-            });
+            let arrived = arrived.unwrap_or_else(|panic| Err(crate::Error::panicked(&*panic)));
             if let Some(block) = shared.lock().blocks.get_mut(&id) {
                 block.arrived = Some(arrived);
             }

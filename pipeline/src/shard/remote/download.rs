@@ -87,7 +87,7 @@ fn one(weak: &Weak<RemoteShard>, cache: &Cache, remote: &Weak<Remote>) {
     let download = || download(shard, weak, cache, remote);
     // Whoever waits for the shard has to know of a panic, too.
     let outcome = catch_unwind(AssertUnwindSafe(download))
-        .unwrap_or_else(|_| Err(Error::Panic("the download into the cache panicked".to_owned())));
+        .unwrap_or_else(|panic| Err(Error::panicked(&*panic)));
     match outcome {
         Ok(true) => {}
         Ok(false) => drop(weak.upgrade().map(|shard| shard.not_now())),

@@ -12,7 +12,7 @@ use crate::output::{Bar, count, line};
 
 pub fn run(args: &Index) -> anyhow::Result<ExitCode> {
     let classes = args.classes.as_deref().map_or(Ok(Vec::new()), names_in)?;
-    let bar = Bar::new("shards");
+    let bar = Bar::new();
     let indexed = index_shards(
         &args.shards.pattern(),
         args.manifest.as_deref(),

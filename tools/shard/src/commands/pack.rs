@@ -56,7 +56,7 @@ pub fn run_pack(
     for note in source.passed_over() {
         say(format_args!("warning: passed over: {note}"));
     }
-    let bar = Bar::new("images");
+    let bar = Bar::new();
     let packed = pack(source, out, origin, options, &mut |progress| bar.show(progress));
     drop(bar);
     let Packed { manifest_path, manifest, skipped } = packed?;

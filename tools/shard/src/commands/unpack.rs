@@ -9,7 +9,7 @@ use crate::output::{Bar, bytes, count, line};
 
 pub fn run(args: &Unpack) -> anyhow::Result<ExitCode> {
     let (pattern, out) = args.paths()?;
-    let bar = Bar::new("samples");
+    let bar = Bar::new();
     let (tree, named) = if args.members {
         (Tree::Members, "KEY.EXTENSION")
     } else {

@@ -13,7 +13,7 @@ pub fn run(args: &Verify) -> anyhow::Result<ExitCode> {
     if let Some(out) = &args.repair {
         return repair(args, out);
     }
-    let bar = Bar::new("shards");
+    let bar = Bar::new();
     let show = &mut |progress| bar.show(progress);
     let report = verify(
         &args.shards.pattern(),
@@ -63,7 +63,7 @@ fn print(report: &VerifyReport, json: bool) -> anyhow::Result<()> {
 
 /// Saves what can be saved; succeeds when a set was written, however much was lost.
 fn repair(args: &Verify, out: &Path) -> anyhow::Result<ExitCode> {
-    let bar = Bar::new("shards");
+    let bar = Bar::new();
     let show = &mut |progress| bar.show(progress);
     let options = OpenOptions::default();
     let saved = salvage(&args.shards.pattern(), out, &options, args.threads, show);
