@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use bt_pipeline::stats::Snapshot;
+use bt_pipeline::stats::{Limit, Snapshot};
 
 use crate::config::{AugmentDevice, RunConfig, ShuffleKind};
 use crate::units::percent;
@@ -32,13 +32,13 @@ impl Observed<'_> {
         let wall = self.wall.as_secs_f64().max(1e-9);
         let waited = percent((self.loader.batch_wait.as_secs_f64() / wall).min(1.0));
         let limit = self.loader.limit(self.wall);
-        if limit == "step" {
+        if limit == Limit::Step {
             return self.of_step(wall);
         }
         let busy = self.loader.read + self.loader.decode + self.loader.augment;
         let share = busy.as_secs_f64() / (wall * self.threads.max(1) as f64);
         let front = format!("the step waited for data {waited} of the time");
-        if !self.seekable && share < BUSY && limit != "network" {
+        if !self.seekable && share < BUSY && limit != Limit::Network {
             return format!(
                 "{front}: the shards can only be read in order, by one thread; pack them anew with \
                  `shard pack` for random access"
@@ -53,21 +53,21 @@ impl Observed<'_> {
         // Only a device's steps have this part.
         let on_device = self.laps.iter().any(|(part, _)| *part == "device");
         let remedy = match limit {
-            "read" if config.data.shuffle == ShuffleKind::Global => {
+            Limit::Read if config.data.shuffle == ShuffleKind::Global => {
                 "put the shards on a faster disk, or read them in order with data.shuffle = \"window\"".into()
             }
-            "network" if config.data.cache.is_empty() => {
+            Limit::Network if config.data.cache.is_empty() => {
                 "keep the shards on disk with --cache DIR, or raise data.budget_mb, so that more is \
                  fetched ahead"
                     .into()
             }
-            "network" => {
+            Limit::Network => {
                 "the cache is not full yet, or too small for the shards (--cache-size); a network \
                  closer to them would help, too"
                     .into()
             }
-            "read" => "put the shards on a faster disk".into(),
-            "decode" => more_threads.unwrap_or_else(|| {
+            Limit::Read => "put the shards on a faster disk".into(),
+            Limit::Decode => more_threads.unwrap_or_else(|| {
                 "re-code the shards with `shard pack --recode`, or make the images smaller with \
                  `shard pack --max-side`"
                     .into()

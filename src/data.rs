@@ -16,9 +16,5 @@ pub fn open_set(pattern: &str, key: &str, options: &OpenOptions) -> Result<Arc<S
     if pattern.is_empty() {
         bail!(Misconfigured(format!("no shards were given: {key}")));
     }
-    let set = ShardSet::open(pattern, options)?;
-    if set.is_empty() {
-        bail!("{pattern} holds no samples");
-    }
-    Ok(Arc::new(set))
+    Ok(Arc::new(ShardSet::open(pattern, options)?))
 }

@@ -304,7 +304,7 @@ impl Metrics {
             lr_biases: Some(lr_biases),
             images_per_s: Some(rate),
             wait: Some(wait),
-            limit: Some(limit.to_owned()),
+            limit: Some(limit.name().to_owned()),
             bad: Some(bad),
             knn: None,
             online: of(sums.online, sums.probed),

@@ -15,7 +15,7 @@ const MAX_PIXELS: u64 = 1 << 12;
 
 /// Kept from input to input, as a worker keeps them, for speed.
 static DECODERS: LazyLock<Mutex<Vec<DctDecoder>>> = LazyLock::new(|| {
-    let with = |path| DctDecoder::with_level(path).max_pixels(MAX_PIXELS);
+    let with = |level| DctDecoder::with_level(level).max_pixels(MAX_PIXELS);
     Mutex::new(Level::available().into_iter().map(with).collect())
 });
 

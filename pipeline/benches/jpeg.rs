@@ -132,8 +132,8 @@ fn union_of_two_crops_with_index(bencher: Bencher) {
     ours(bencher, Level::detect(), true, true);
 }
 
-fn recoded(bencher: Bencher, path: Level, union: bool, pixels: bool) {
-    let mut decoder = DctDecoder::with_level(path);
+fn recoded(bencher: Bencher, level: Level, union: bool, pixels: bool) {
+    let mut decoder = DctDecoder::with_level(level);
     let mut out = Image::default();
     each(bencher, |photo| {
         let image = DctImage::parse(black_box(&photo.packed)).expect("just written");
@@ -149,24 +149,24 @@ fn recoded(bencher: Bencher, path: Level, union: bool, pixels: bool) {
 
 #[divan::bench]
 fn recoded_whole(bencher: Bencher) {
-    recoded(bencher, dct::Level::detect(), false, true);
+    recoded(bencher, Level::detect(), false, true);
 }
 
 #[divan::bench]
 fn recoded_union_of_two_crops(bencher: Bencher) {
-    recoded(bencher, dct::Level::detect(), true, true);
+    recoded(bencher, Level::detect(), true, true);
 }
 
-/// Coefficients only, on each path of this machine.
+/// Coefficients only, on each level of this machine.
 #[divan::bench(args = Level::available())]
-fn recoded_coefficients_whole(bencher: Bencher, path: &Level) {
-    recoded(bencher, *path, false, false);
+fn recoded_coefficients_whole(bencher: Bencher, level: &Level) {
+    recoded(bencher, *level, false, false);
 }
 
-/// Coefficients only, on each path of this machine.
+/// Coefficients only, on each level of this machine.
 #[divan::bench(args = Level::available())]
-fn recoded_coefficients_of_union(bencher: Bencher, path: &Level) {
-    recoded(bencher, *path, true, false);
+fn recoded_coefficients_of_union(bencher: Bencher, level: &Level) {
+    recoded(bencher, *level, true, false);
 }
 
 #[divan::bench]

@@ -166,33 +166,30 @@ pub const MOST_THREADS: usize = 4096;
 /// Bytes beyond which fetching further ahead no longer helps: a second of a fast network.
 const MOST_AHEAD: u64 = 512 << 20;
 
-impl Loader {
-    /// Checks the configuration against the set.
+impl LoaderConfig {
+    /// What can be told before anything is allocated.
     ///
     /// # Errors
-    /// [`Error::Usage`] with what cannot be met and what to change.
-    pub fn new(set: Arc<ShardSet>, config: LoaderConfig) -> Result<Self> {
+    /// [`Error::Usage`] with what cannot be met of `set`, and what to change.
+    fn check(&self, set: &ShardSet) -> Result<()> {
         let usage = |message: String| Err(Error::Usage(message));
-        let LoaderConfig { batch_size, rank, world, .. } = config;
+        let &LoaderConfig { batch_size, rank, world, .. } = self;
         if world == 0 || rank >= world {
             return usage(format!("rank {rank} of {world} does not exist"));
         }
         if batch_size == 0 || batch_size % world != 0 {
             return usage(format!("a batch of {batch_size} does not divide into {world} ranks"));
         }
-        if set.is_empty() {
-            return usage("the shard set holds no samples".into());
-        }
-        if config.drop_last && batch_size > set.len() {
+        if self.drop_last && batch_size > set.len() {
             let samples = set.len();
             return usage(format!(
                 "the batch size {batch_size} is larger than the data set ({samples} samples)"
             ));
         }
-        if !config.drop_last && world > 1 {
+        if !self.drop_last && world > 1 {
             return usage("several ranks need full batches (drop_last)".into());
         }
-        if config.shuffle == Shuffle::Global && !set.seekable() {
+        if self.shuffle == Shuffle::Global && !set.seekable() {
             let shard = set.shards().iter().find(|shard| !shard.seekable);
             let name = shard.map(|s| s.path.display().to_string()).unwrap_or_default();
             return usage(format!(
@@ -200,38 +197,48 @@ impl Loader {
                  or pack it anew with `shard pack` for random access"
             ));
         }
-        if let Shuffle::Window { shards, samples } = config.shuffle
+        if let Shuffle::Window { shards, samples } = self.shuffle
             && (shards == 0 || samples == 0)
         {
             return usage(format!(
                 "a window of {samples} samples from {shards} shards holds nothing: both must be at least 1"
             ));
         }
-        if config.threads > MOST_THREADS {
+        if self.threads > MOST_THREADS {
             return usage(format!(
                 "{} threads are more than {MOST_THREADS}, the most that a loader takes",
-                config.threads
+                self.threads
             ));
         }
-        if !(0.0..=1.0).contains(&config.max_bad) {
-            return usage(format!("max_bad is a share, 0 to 1; found {}", config.max_bad));
+        if !(0.0..=1.0).contains(&self.max_bad) {
+            return usage(format!("max_bad is a share, 0 to 1; found {}", self.max_bad));
         }
-        config.views.iter().try_for_each(ViewConfig::validate)?;
-        if config.finish == Finish::Consumer
-            && (config.dtype, config.layout) != (DType::U8, Layout::Nhwc)
+        self.views.iter().try_for_each(ViewConfig::validate)?;
+        if self.finish == Finish::Consumer && (self.dtype, self.layout) != (DType::U8, Layout::Nhwc)
         {
             return usage("views to be finished elsewhere are 8-bit NHWC".into());
         }
+        Ok(())
+    }
+}
+
+impl Loader {
+    /// Checks the configuration against the set.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] with what cannot be met and what to change.
+    pub fn new(set: Arc<ShardSet>, config: LoaderConfig) -> Result<Self> {
+        config.check(&set)?;
         let spec = batch_spec(&config)?;
         let for_batches = config.budget_bytes - reserve(&set, config.budget_bytes);
         let most = usize::try_from(for_batches / spec.bytes() as u64).unwrap_or(usize::MAX);
         if most < 2 {
-            return usage(format!(
+            return Err(Error::Usage(format!(
                 "two batches of {} MB do not fit the byte budget of {} MB: raise the budget or \
                  lower the batch size",
                 spec.bytes().div_ceil(1 << 20),
                 config.budget_bytes >> 20,
-            ));
+            )));
         }
         let buffers = most.min(MOST_BUFFERS);
         Ok(Loader { set, config: Arc::new(config), spec, buffers, trace: None, memory: None })

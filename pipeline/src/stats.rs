@@ -13,7 +13,7 @@ use crate::trace::{Lane, Trace};
 /// `BatchWait` are waits: for a server, for a free buffer, for a task, for a
 /// finished batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
+pub(crate) enum Stage {
     /// Shard to encoded bytes.
     Read,
     /// A read waits for a server; not part of `Read`.
@@ -268,21 +268,53 @@ impl Snapshot {
         }
     }
 
-    /// The stage that limits when the stream ran for `wall`: the consumer
-    /// (`"step"`) unless it waited for more than a twentieth of the time, else
-    /// that on which the loader's threads spent most: `"read"`, `"network"`,
-    /// `"decode"` or `"augment"`.
-    pub fn limit(&self, wall: Duration) -> &'static str {
+    /// What limits when the stream ran for `wall`: the consumer unless it waited for more than a
+    /// twentieth of the time, else that on which the loader's threads spent most.
+    pub fn limit(&self, wall: Duration) -> Limit {
         if self.batch_wait.as_secs_f64() < 0.05 * wall.as_secs_f64() {
-            return "step";
+            return Limit::Step;
         }
         let stages = [
-            ("read", self.read),
-            ("network", self.network),
-            ("decode", self.decode),
-            ("augment", self.augment),
+            (Limit::Read, self.read),
+            (Limit::Network, self.network),
+            (Limit::Decode, self.decode),
+            (Limit::Augment, self.augment),
         ];
-        stages.into_iter().max_by_key(|(_, busy)| *busy).map_or("step", |(name, _)| name)
+        stages.into_iter().max_by_key(|(_, busy)| *busy).map_or(Limit::Step, |(limit, _)| limit)
+    }
+}
+
+/// What limits a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Who takes the batches.
+    Step,
+    /// Reading shards.
+    Read,
+    /// Waiting for a server.
+    Network,
+    /// Decoding images.
+    Decode,
+    /// Making views of them.
+    Augment,
+}
+
+impl Limit {
+    /// As summaries, metrics and benchmarks write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Step => "step",
+            Limit::Read => "read",
+            Limit::Network => "network",
+            Limit::Decode => "decode",
+            Limit::Augment => "augment",
+        }
+    }
+}
+
+impl std::fmt::Display for Limit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -294,10 +326,10 @@ mod tests {
     fn the_busiest_stage_limits_only_when_the_consumer_waits() {
         let ms = Duration::from_millis;
         let busy = Snapshot { decode: ms(90), augment: ms(50), ..Snapshot::default() };
-        assert_eq!(Snapshot { batch_wait: ms(1), ..busy }.limit(ms(100)), "step");
+        assert_eq!(Snapshot { batch_wait: ms(1), ..busy }.limit(ms(100)), Limit::Step);
         let waits = Snapshot { batch_wait: ms(40), ..busy };
-        assert_eq!(waits.limit(ms(100)), "decode");
-        assert_eq!(Snapshot { network: ms(91), ..waits }.limit(ms(100)), "network");
+        assert_eq!(waits.limit(ms(100)), Limit::Decode);
+        assert_eq!(Snapshot { network: ms(91), ..waits }.limit(ms(100)), Limit::Network);
     }
 
     #[test]

@@ -2,10 +2,11 @@
 //! is cut off.
 
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::augment::{
     Augmenter, Crop, Layout, Preset, Size, ViewConfig, ViewOut, ViewParams,
 };
-use bt_pipeline::kernel::{Level, blur};
+use bt_pipeline::kernel::blur;
 
 /// Levels: half of one is the rounding's, one the kernel's end.
 const BOUND: f64 = 1.5;

@@ -110,7 +110,7 @@ impl Run {
             ]
             .map(|(name, time)| (name.to_owned(), seconds(time)))
             .to_vec(),
-            limit: loader.limit(wall).to_owned(),
+            limit: loader.limit(wall).name().to_owned(),
             advice,
             checkpoint: self.progress.checkpoint,
             embeddings: self.embeddings,

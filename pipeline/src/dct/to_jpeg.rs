@@ -7,6 +7,7 @@ use super::error::DctError;
 use super::header::segment;
 use super::huffman::Code;
 use super::segment::MAX_BLOCKS;
+use crate::Level;
 use crate::jpeg::{Block, ZIGZAG};
 
 /// Symbols are of DC or AC coefficients, of the first component or the others.

@@ -112,16 +112,16 @@ multiversion! {
 /// An element type with its compiled stores.
 pub trait Store: Element {
     /// One row of one plane.
-    fn plane(level: super::Level, values: &[i16], scale: f32, offset: f32, out: &mut [Self]);
+    fn plane(level: crate::Level, values: &[i16], scale: f32, offset: f32, out: &mut [Self]);
     /// One row, channels interleaved.
-    fn interleaved(level: super::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]);
+    fn interleaved(level: crate::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]);
 }
 
 macro_rules! store {
     ($type:ty, $plane:ident, $interleaved:ident) => {
         impl Store for $type {
             fn plane(
-                level: super::Level,
+                level: crate::Level,
                 values: &[i16],
                 scale: f32,
                 offset: f32,
@@ -129,7 +129,7 @@ macro_rules! store {
             ) {
                 $plane(level, values, scale, offset, out)
             }
-            fn interleaved(level: super::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]) {
+            fn interleaved(level: crate::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]) {
                 $interleaved(level, row, affine, out)
             }
         }
