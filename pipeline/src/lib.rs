@@ -8,9 +8,9 @@
 //! - [`shard`]: the tar shard format: index, manifest, reader, writer.
 //! - [`decode`], [`jpeg`], [`dct`]: encoded bytes to an RGB [`Image`].
 //! - [`augment`], [`kernel`]: an image to its views.
-//! - [`order`]: (seed, epoch) to the order of the samples.
+//! - `order`: (seed, epoch) to the order of the samples.
 //! - [`Level`]: which instruction set runs.
-//! - `feeder`, `scout`, `lent`, `worker`, [`batch`], `run`: tasks, views, buffers, threads.
+//! - `feeder`, `scout`, `lent`, `worker`, `batch`, `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`memory`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
@@ -19,7 +19,7 @@
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
 
 pub mod augment;
-pub mod batch;
+mod batch;
 mod bit_io;
 pub mod dct;
 pub mod decode;
@@ -33,7 +33,7 @@ mod level;
 mod loader;
 pub mod measure;
 pub mod memory;
-pub mod order;
+mod order;
 pub mod rng;
 mod run;
 mod scout;

@@ -13,7 +13,7 @@ use xxhash_rust::xxh3::xxh3_64;
 mod build;
 mod head;
 
-pub use build::IndexBuilder;
+pub(super) use build::IndexBuilder;
 pub(crate) use head::{Head, fingerprint, foreign};
 #[cfg(feature = "remote")]
 pub(crate) use head::{fingerprint_of, fingerprint_ranges};

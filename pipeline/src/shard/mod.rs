@@ -59,11 +59,11 @@ use std::path::Path;
 use crate::Error;
 
 pub use access::{ReadScratch, Sample};
-pub use format::{Format, dimensions_of, sniff};
-pub use index::{Entry, IndexBuilder, ShardIndex, index_path};
+pub(crate) use format::dimensions_of;
+pub use format::{Format, sniff};
+pub use index::{Entry, ShardIndex, index_path};
 pub use manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard};
 pub use pack::{OnBad, PackOptions, Packed, pack};
-pub use pattern::expand_braces;
 pub use pool::Progress;
 pub(crate) use pool::thread_count;
 pub use raw::{raw_header, raw_parse};

@@ -16,7 +16,7 @@ mod braces;
 mod listed;
 mod names;
 
-pub use braces::expand_braces;
+pub(super) use braces::expand_braces;
 pub(crate) use listed::{check_listed_once, warn_of_unlisted};
 use names::ClassNames;
 pub(crate) use names::{NamesOf, names_of};

@@ -54,11 +54,6 @@ impl IndexBuilder {
         self.entries.len() / ENTRY
     }
 
-    /// Whether there is no sample yet.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
-    }
-
     /// The bytes of the index of a shard of `shard_bytes` bytes with the given fingerprint.
     pub(crate) fn finish(&self, shard_bytes: u64, fingerprint: u64) -> Vec<u8> {
         let mut sections =
