@@ -3,13 +3,15 @@
 //!
 //! Alpha is dropped, not blended, once colours that a TIFF has multiplied by it
 //! are divided again; palettes and gray become RGB, but of TIFFs only gray of 1,
-//! 8 and 16 bits without alpha, and RGB and CMYK, are read. 16-bit gray is cut
-//! off at 255 and 16-bit colour of PNG and TIFF loses its low byte, as in
-//! Pillow; CMYK and YCCK JPEGs are taken as Adobe's inverted ones. Sizes are
-//! checked before anything is allocated.
+//! 8 and 16 bits without alpha, and RGB and CMYK, are read, those with further
+//! samples in plain strips alone. 16-bit gray is cut off at 255 and 16-bit colour
+//! of PNG and TIFF loses its low byte, as in Pillow; CMYK and YCCK JPEGs are taken
+//! as Adobe's inverted ones. Sizes are checked before anything is allocated.
 //!
 //! Other than in Pillow: values of PNMs with another maximum than 255 are scaled
-//! to ones that may differ by 1; of a GIF whose first frame is smaller than its
+//! to ones that may differ by 1; CMYK JPEGs of subsampled colour that are no
+//! wider than some 20 pixels have other colours; tiles of LZW that reach beyond a
+//! TIFF's edge may be refused; of a GIF whose first frame is smaller than its
 //! screen, the rest is black, not the palette's background colour.
 
 mod dct;

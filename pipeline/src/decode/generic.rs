@@ -43,7 +43,7 @@ pub(super) fn decode(
     out.reset_to_bytes(width, height, held);
     // At the end: as RGB comes to lie before it, pixel by pixel, it overtakes nothing.
     if let Err(cause) = decoder.read_image(&mut out.pixels_hwc[held - native..]) {
-        return fail(cause.to_string());
+        return fail(cause_of(&cause, format, bytes));
     }
     to_rgb(color, Kind::of(format, bytes), native, &mut out.pixels_hwc)?;
     out.pixels_hwc.truncate(width * height * 3);
@@ -82,9 +82,43 @@ fn open(bytes: &[u8]) -> Result<(Option<ImageFormat>, impl ImageDecoder + '_)> {
         Err(cause) => return fail(cause.to_string()),
     };
     let format = reader.format();
-    match reader.into_decoder() {
-        Ok(decoder) => Ok((format, decoder)),
-        Err(cause) => fail(cause.to_string()),
+    let decoder = match reader.into_decoder() {
+        Ok(decoder) => decoder,
+        Err(cause) => return fail(cause.to_string()),
+    };
+    if format == Some(ImageFormat::Tiff) {
+        check_tiff(bytes, decoder.original_color_type().channel_count())?;
+    }
+    Ok((format, decoder))
+}
+
+/// Refuses what tiff 0.11 decodes to wrong pixels, or panics on.
+fn check_tiff(bytes: &[u8], channels: u8) -> Result<()> {
+    let number = |tag| ifd::first_number_of(bytes, tag);
+    let tiled = number(ifd::TILE_WIDTH).is_some();
+    let samples = number(ifd::SAMPLES_PER_PIXEL).unwrap_or(1);
+    let predicted = number(ifd::PREDICTOR).is_some_and(|predictor| predictor != 1);
+    if samples != u32::from(channels) && (tiled || predicted) {
+        let how = if tiled { "tiles" } else { "strips with a predictor" };
+        return fail(format!(
+            "a TIFF of {samples} samples a pixel in {how}, some of them neither colour nor alpha: \
+             not supported"
+        ));
+    }
+    if tiled && number(ifd::PLANAR_CONFIGURATION) == Some(2) {
+        return fail("a TIFF whose colours have tiles of their own: not supported");
+    }
+    Ok(())
+}
+
+/// What went wrong in decoding, with what is known of the decoder: LZW tiles that reach beyond the
+/// image are refused at times by tiff 0.11, which has to find the end of their codes.
+fn cause_of(cause: &impl std::fmt::Display, format: Option<ImageFormat>, bytes: &[u8]) -> String {
+    let number = |tag| ifd::first_number_of(bytes, tag);
+    let lzw = format == Some(ImageFormat::Tiff) && number(ifd::COMPRESSION) == Some(5);
+    match lzw && number(ifd::TILE_WIDTH).is_some() {
+        true => format!("{cause} (LZW in tiles is not always read: use strips or deflate)"),
+        false => cause.to_string(),
     }
 }
 
@@ -101,7 +135,7 @@ impl Kind {
     fn of(format: Option<ImageFormat>, bytes: &[u8]) -> Kind {
         let gray16 = bytes.get(12..16) == Some(b"IHDR") && bytes.get(24..26) == Some(&[16, 0]);
         let premultiplied = format == Some(ImageFormat::Tiff)
-            && ifd::number_of(bytes, ifd::EXTRA_SAMPLES) == Some(1);
+            && ifd::first_number_of(bytes, ifd::EXTRA_SAMPLES) == Some(1);
         Kind { gray16, premultiplied }
     }
 }
@@ -116,12 +150,9 @@ fn divided(color: u8, alpha: u8) -> u8 {
 /// `pixels` become RGB in front.
 fn to_rgb(color: ColorType, kind: Kind, native: usize, pixels: &mut [u8]) -> Result<()> {
     let word = |v: &[u8]| u16::from_ne_bytes([v[0], v[1]]);
-    let float = |v: &[u8]| f32::from_ne_bytes([v[0], v[1], v[2], v[3]]);
-    // Pillow's modes `I;16` and `F` are cut off at 255; of other 16-bit images it
-    // reads the high bytes.
+    // Pillow's mode `I;16` is cut off at 255; of other 16-bit images it reads the high bytes.
     let clipped = |v: &[u8]| word(v).min(255) as u8;
     let high = |v: &[u8]| (word(v) >> 8) as u8;
-    let cut = |v: &[u8]| float(v) as u8;
     let all = (native, pixels);
     match color {
         ColorType::Rgb8 => {}
@@ -139,9 +170,8 @@ fn to_rgb(color: ColorType, kind: Kind, native: usize, pixels: &mut [u8]) -> Res
         ColorType::La16 => spread::<4>(all, |p| [high(p); 3]),
         ColorType::Rgb16 => spread::<6>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),
         ColorType::Rgba16 => spread::<8>(all, |p| [high(p), high(&p[2..]), high(&p[4..])]),
-        ColorType::Rgb32F => spread::<12>(all, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
-        ColorType::Rgba32F => spread::<16>(all, |p| [cut(p), cut(&p[4..]), cut(&p[8..])]),
-        other => return fail(format!("pixels of an unknown kind: {other:?}")),
+        // Floats from 0 to 1, or to 255? Pillow does not open them.
+        other => return fail(format!("pixels of a kind that is not supported: {other:?}")),
     }
     Ok(())
 }

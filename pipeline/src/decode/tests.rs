@@ -187,6 +187,22 @@ fn colours_that_were_multiplied_by_alpha_are_divided_by_it() {
     assert_eq!(apart.pixels_hwc, [10, 20, 30, 100, 7, 0, 9, 9, 9, 1, 2, 3]);
 }
 
+/// tiff 0.11 leaves out samples that are neither colour nor alpha, and does it right in plain
+/// strips alone.
+#[test]
+fn samples_that_are_no_colour_are_left_out_or_the_tiff_is_refused() {
+    let pixels = [10, 20, 30, 40, 11, 21, 31, 41];
+    let plain = decode(Format::Other, &tiff(&pixels, 4, &[(338, 0)])).unwrap();
+    assert_eq!(plain.pixels_hwc, [10, 20, 30, 11, 21, 31]);
+    for tag in [(317, 2), (322, 16)] {
+        let error = dimensions(&tiff(&pixels, 4, &[(338, 0), tag])).unwrap_err().to_string();
+        assert!(error.contains("not supported"), "{tag:?}: {error}");
+    }
+    let colours_apart = tiff(&pixels[..6], 3, &[(284, 2), (322, 16)]);
+    let error = dimensions(&colours_apart).unwrap_err().to_string();
+    assert!(error.contains("not supported"), "{error}");
+}
+
 #[test]
 fn a_tiff_of_a_kind_that_is_not_read_is_not_called_damaged() {
     let mut bytes = tiff(&[0, 1, 2], 1, &[]);

@@ -5,7 +5,7 @@
 use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use serde::Serialize;
 
-use super::raw::raw_header;
+use super::raw::{raw_header, raw_parse};
 use super::{Format, sniff};
 use crate::Level;
 use crate::decode::{Decoder, dimensions, exif_number};
@@ -81,7 +81,11 @@ impl Recode {
         let (width, height) = dimensions(image)?;
         let (new_width, new_height) = self.size(width, height);
         let format = sniff(image);
-        if (new_width, new_height) == (width, height) && (!self.raw || format == Format::Raw) {
+        let raw = format == Format::Raw;
+        if (new_width, new_height) == (width, height) && (!self.raw || raw) {
+            if raw && raw_parse(image).is_none() {
+                return Err(Error::Decode("a decoded image that lacks pixels".to_owned()));
+            }
             return Ok(Recoded { width, height, format });
         }
         let mut decoded = Image::default();
@@ -185,6 +189,16 @@ mod tests {
             assert_eq!(dimensions(&image).unwrap(), size);
         }
         assert_eq!(recode(Shrink::MaxSide(10)).size(1000, 3), (10, 1));
+    }
+
+    #[test]
+    fn a_raw_image_that_lacks_pixels_is_not_taken() {
+        let raw = [&raw_header(2, 1)[..], &[1, 2, 3, 4, 5, 6]].concat();
+        let lacking = raw[..raw.len() - 1].to_vec();
+        for recode in [Recode::KEEP, Recode { raw: true, ..Recode::KEEP }] {
+            assert_eq!(apply(recode, &mut raw.clone()).unwrap().format, Format::Raw);
+            assert!(matches!(apply(recode, &mut lacking.clone()), Err(Error::Decode(_))));
+        }
     }
 
     #[test]
