@@ -45,6 +45,10 @@ const HALF_TOLERANCE: f64 = 2e-2;
 /// (`tools/golden/bfloat16.py`), and two runs of this engine there were 11.3% and 17.5% off.
 const DEEP_HALF_TOLERANCE: f64 = 3.2e-1;
 
+/// What the worst parameter's gradient may be off by in bfloat16, through 18 layers on a batch of 6:
+/// chance again, and far from what a wrong kernel gives.
+const HALF_GRADIENT_TOLERANCE: f64 = 5e-1;
+
 /// What features in evaluation, where no statistics of six images blow rounding up, may be off by
 /// in bfloat16.
 const HALF_FEATURES_TOLERANCE: f64 = 4e-2;
@@ -203,10 +207,13 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
         let view_a = |t: &Tensor| t.narrow(0, 0, n);
         let config =
             BarlowConfig { lambda: reference.lambda.unwrap_or(0.0051), ..Default::default() };
+        let deep = net.config().arch.bottleneck();
         if half {
             let out = barlow_twins(&view_a(&z)?, &z.narrow(0, n, n)?, &config)?;
             let off = (out.loss / reference.loss - 1.0).abs();
             let features = distance(&view_a(&net.last_features()?)?, &tensors["features_a"])?;
+            net.backward(&Tensor::cat(&[&out.grad_a, &out.grad_b], 0)?)?;
+            let gradient = worst_gradient(&mut net, &reference, &tensors)?;
             let evaluated = net.features(&view_a(&images)?.contiguous()?)?;
             let evaluated = distance(&evaluated, &tensors["features_eval_a"])?;
             println!(
@@ -214,9 +221,11 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
                  {evaluated:.2e}",
                 reference.arch,
             );
-            let deep = net.config().arch.bottleneck();
             let tolerance = if deep { DEEP_HALF_TOLERANCE } else { HALF_TOLERANCE };
             check_within(tolerance, "loss in bf16", off);
+            if !deep {
+                check_within(HALF_GRADIENT_TOLERANCE, "gradients in bf16", gradient);
+            }
             check_within(HALF_FEATURES_TOLERANCE, "features in bf16", evaluated);
             continue;
         }
@@ -228,7 +237,13 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
         let out = barlow_twins(&z_a, &z_b, &config)?;
         check("loss", (out.loss / reference.loss - 1.0).abs());
         net.backward(&Tensor::cat(&[&out.grad_a, &out.grad_b], 0)?)?;
-        check_gradients(&mut net, &reference, &tensors)?;
+        let tolerance = match (reference.own, deep) {
+            (true, false) => TOLERANCE,
+            (true, true) => DEEP_GRADIENT_TOLERANCE,
+            (false, false) => OTHER_GRADIENT_TOLERANCE,
+            (false, true) => OTHER_DEEP_GRADIENT_TOLERANCE,
+        };
+        check_within(tolerance, "gradients", worst_gradient(&mut net, &reference, &tensors)?);
 
         let state: HashMap<String, Tensor> = net.state_dict()?.into_iter().collect();
         for part in ["grad.", "buffer."] {
@@ -245,11 +260,12 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
     Ok(())
 }
 
-fn check_gradients(
+/// The largest distance of a parameter's gradient, or of its norm alone where the file has no more.
+fn worst_gradient(
     net: &mut TwinNet,
     reference: &Reference,
     tensors: &HashMap<String, Tensor>,
-) -> Result<()> {
+) -> Result<f64> {
     let mut worst = (0.0, String::new());
     for (name, grad) in net.gradients()? {
         let norm = grad.to_dtype(DType::F64)?.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt();
@@ -264,13 +280,5 @@ fn check_gradients(
         }
     }
     println!("{}: worst gradient {} at {:.2e}", reference.arch, worst.1, worst.0);
-    let deep = net.config().arch.bottleneck();
-    let tolerance = match (reference.own, deep) {
-        (true, false) => TOLERANCE,
-        (true, true) => DEEP_GRADIENT_TOLERANCE,
-        (false, false) => OTHER_GRADIENT_TOLERANCE,
-        (false, true) => OTHER_DEEP_GRADIENT_TOLERANCE,
-    };
-    check_within(tolerance, &format!("gradient of {}", worst.1), worst.0);
-    Ok(())
+    Ok(worst.0)
 }

@@ -1,22 +1,21 @@
 //! Walks the order of each epoch and cuts it into tasks for the workers. Runs on
 //! one thread; where a set can only be streamed, it is also the one that reads.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use crate::batch::{BatchSpec, Filling, Item, Place, Task};
 use crate::lent::{Lent, LentSample, User};
-use crate::loader::{Loader, LoaderConfig, OnBad, Position};
+use crate::loader::{Loader, LoaderConfig, Position};
 use crate::memory::Buffer;
 use crate::order::{EpochOrder, Event};
 use crate::scout::Scout;
 use crate::shard::remote::Ahead;
-use crate::shard::{OwnedSample, ShardSet, ShardStream};
+use crate::shard::{OwnedSample, ShardSet};
 use crate::stats::{Queue, Recorder, Stage};
+use crate::streaming::Streaming;
 use crate::sync::{AtomicBool, Receiver, Sender};
-use crate::worker::short_shard;
 use crate::{Error, Result};
 
 /// Most slots of a task: small enough to keep all threads busy at the end of a
@@ -49,8 +48,6 @@ pub(crate) struct Feeder {
     counts: Vec<u64>,
     /// Slots of a task.
     grain: usize,
-    /// Bytes that streamed samples may take until they are used.
-    held_budget: u64,
     /// Streamed samples that left the window: counted until a worker is done with them.
     lent: Arc<Lent>,
     /// Bytes of those in the batch that is being put together.
@@ -62,17 +59,6 @@ pub(crate) struct Feeder {
     ahead: Option<(Arc<Ahead>, Option<Scout>)>,
 }
 
-/// Samples of shards that are read in order, between reading and use.
-#[derive(Default)]
-struct Streaming {
-    /// Shard -> (its stream, the sample that it gives next).
-    streams: HashMap<usize, (ShardStream, u64)>,
-    held: HashMap<u64, Result<OwnedSample>>,
-    held_bytes: u64,
-    /// Shards that could not be read on, and why.
-    broken: HashMap<usize, (u64, String)>,
-}
-
 impl Feeder {
     pub(crate) fn new(
         loader: &Loader,
@@ -80,19 +66,20 @@ impl Feeder {
         outlets: Outlets,
         ahead: Option<Arc<Ahead>>,
     ) -> Self {
+        let (set, config) = (&loader.set, &loader.config);
+        let streaming = Streaming::new(set, config, loader.left_of_budget(), &outlets.stop);
         Feeder {
-            set: Arc::clone(&loader.set),
-            config: Arc::clone(&loader.config),
+            set: Arc::clone(set),
+            config: Arc::clone(config),
             spec: loader.spec,
             per_epoch: loader.batches_per_epoch(),
-            counts: loader.set.shards().iter().map(|shard| shard.samples as u64).collect(),
+            counts: set.shards().iter().map(|shard| shard.samples as u64).collect(),
             grain: (loader.spec.size / (loader.threads() * 4)).clamp(1, MOST_SLOTS),
-            held_budget: loader.left_of_budget(),
             lent: Arc::default(),
             gathered: 0,
             recorder,
             outlets,
-            streaming: Streaming::default(),
+            streaming,
             ahead: ahead.map(|ahead| (ahead, None)),
         }
     }
@@ -126,7 +113,7 @@ impl Feeder {
                 }
                 number += 1;
             }
-            self.streaming = Streaming::default();
+            self.streaming.end_epoch();
         }
         Ok(())
     }
@@ -211,15 +198,17 @@ impl Feeder {
         if self.set.seekable() {
             return Ok(None);
         }
-        if !self.streaming.held.contains_key(&sample) {
-            let shard = self.set.shard_of(sample as usize);
-            self.pull(shard, sample)?;
+        if !self.streaming.holds(sample) {
+            self.pull(self.set.shard_of(sample as usize), sample)?;
         }
-        let owned = self.streaming.held.remove(&sample);
-        if let Some(Ok(owned)) = &owned {
-            self.streaming.held_bytes -= owned.image.len() as u64;
-        }
-        Ok(owned)
+        Ok(self.streaming.take(sample))
+    }
+
+    /// Reads `sample` of a stream.
+    fn pull(&mut self, shard: usize, sample: u64) -> Result<()> {
+        self.streaming.pull(shard, sample, &mut self.recorder)?;
+        self.await_workers();
+        Ok(())
     }
 
     /// Counts the bytes of a sample of the batch that is being put together until a worker is done
@@ -233,81 +222,9 @@ impl Feeder {
     /// of the budget. These alone may be above it: no worker can make them fewer.
     fn await_workers(&mut self) {
         let start = Instant::now();
-        let window = self.held_budget.saturating_sub(self.streaming.held_bytes);
-        if self.lent.wait_for(window.max(self.gathered)) {
+        if self.lent.wait_for(self.streaming.left().max(self.gathered)) {
             self.recorder.lap(Stage::FeedWait, start);
         }
-    }
-
-    /// As `read_on`; of a shard that cannot be read on, `sample` and what comes
-    /// after it are bad samples, if the configuration says so.
-    fn pull(&mut self, shard: usize, sample: u64) -> Result<()> {
-        if !self.streaming.broken.contains_key(&shard) {
-            let skip = self.config.on_bad_shard == OnBad::Skip;
-            let (offset, cause) = match self.read_on(shard, sample) {
-                Err(Error::Shard { offset, cause, .. }) if skip => (offset, cause),
-                Err(Error::Io { source, .. }) if skip => (0, source.to_string()),
-                other => return other,
-            };
-            self.streaming.streams.remove(&shard);
-            self.streaming.broken.insert(shard, (offset, cause));
-        }
-        let (offset, cause) = self.streaming.broken[&shard].clone();
-        let path = self.set.shards()[shard].path.clone();
-        let error = Error::Shard { path, offset, cause };
-        self.streaming.held.insert(sample, Err(error));
-        Ok(())
-    }
-
-    /// Reads shard `shard` up to and including `sample`, and keeps that one; none when the stream
-    /// is dropped meanwhile.
-    fn read_on(&mut self, shard: usize, sample: u64) -> Result<()> {
-        let Streaming { streams, held, held_bytes, .. } = &mut self.streaming;
-        let start = Instant::now();
-        let (stream, next) = match streams.entry(shard) {
-            std::collections::hash_map::Entry::Occupied(open) => open.into_mut(),
-            std::collections::hash_map::Entry::Vacant(slot) => {
-                let first = self.set.shards()[shard].first_sample as u64;
-                slot.insert((self.set.stream(shard)?, first))
-            }
-        };
-        let info = &self.set.shards()[shard];
-        let mut owned = OwnedSample::default();
-        let mut outcome = Ok(true);
-        while *next <= sample {
-            // The way to a position may be most of a shard.
-            if self.outlets.stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            outcome = stream.next_into(&mut owned);
-            *next += 1;
-            match &outcome {
-                Ok(true) | Err(Error::Sample { .. }) => {}
-                Ok(false) => return Err(short_shard(info)),
-                Err(_) => break,
-            }
-        }
-        let kept = match outcome {
-            Ok(_) => Ok(owned),
-            Err(error @ Error::Sample { .. }) => Err(error),
-            Err(error) => return Err(error),
-        };
-        if *next == (info.first_sample + info.samples) as u64 {
-            streams.remove(&shard);
-        }
-        *held_bytes += kept.as_ref().map_or(0, |owned| owned.image.len() as u64);
-        held.insert(sample, kept);
-        self.recorder.lap_read(start);
-        if *held_bytes > self.held_budget {
-            return Err(Error::Usage(format!(
-                "the {} samples of the shuffle window take more than the {} MB that the byte \
-                 budget leaves: make the window smaller or raise the budget",
-                held.len(),
-                self.held_budget >> 20
-            )));
-        }
-        self.await_workers();
-        Ok(())
     }
 
     /// Waits for a buffer and hands the batch's tasks to the workers. False when

@@ -10,7 +10,7 @@
 //! - [`augment`], [`kernel`]: an image to its views.
 //! - `order`: (seed, epoch) to the order of the samples.
 //! - [`Level`]: which instruction set runs.
-//! - `feeder`, `scout`, `lent`, `worker`, `batch`, `run`: tasks, views, buffers, threads.
+//! - `feeder`, `streaming`, `scout`, `lent`, `worker`, `batch`, `run`: tasks, views, buffers, threads.
 //! - [`Loader`], [`BatchStream`], [`memory`], [`stats`]: what the user holds.
 //! - [`trace`]: what each thread did when.
 //! - [`measure`]: how fast all of this is.
@@ -40,6 +40,7 @@ mod scout;
 mod scratch;
 pub mod shard;
 pub mod stats;
+mod streaming;
 mod sync;
 pub mod synth;
 pub mod trace;

@@ -11,8 +11,9 @@ use crate::decode::Decoder;
 use crate::loader::{Finish, LoaderConfig, OnBad};
 use crate::rng::Rng;
 use crate::shard::remote::Ahead;
-use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardInfo, ShardSet};
+use crate::shard::{Format, OwnedSample, ReadScratch, Sample, ShardSet};
 use crate::stats::{BadSample, Queue, Recorder, Stage};
+use crate::streaming::short_shard;
 use crate::sync::AtomicBool;
 use crate::{Error, Image, Result};
 
@@ -194,15 +195,6 @@ fn too_many_bad(last: &Error) -> Error {
         "{MAX_REPLACEMENTS} samples drawn in place of a bad one were bad too; \
          `shard verify` lists them. The last one: {last}"
     ))
-}
-
-/// A shard gave fewer samples than its index lists.
-pub(crate) fn short_shard(info: &ShardInfo) -> Error {
-    Error::Shard {
-        path: info.path.clone(),
-        offset: info.bytes,
-        cause: format!("the index lists {} samples, the shard has fewer", info.samples),
-    }
 }
 
 impl ViewMaker {

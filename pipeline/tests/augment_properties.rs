@@ -1,6 +1,7 @@
 //! What must hold for every view: instruction sets agree byte for byte, crops lie
 //! in the image, a flip undoes a flip, layouts hold the same values.
 
+use bt_pipeline::Error;
 use bt_pipeline::Image;
 use bt_pipeline::Level;
 use bt_pipeline::augment::{
@@ -242,10 +243,16 @@ fn a_wrong_crop_or_output_is_refused() {
         augmenter.apply_into(&image, &config, &params, Layout::Nhwc, ViewOut::U8(&mut out))
     };
     assert!(run(Crop::whole(20, 10), 8 * 8 * 3).is_ok());
-    assert!(run(Crop::whole(20, 10), 8 * 8 * 3 - 1).is_err());
-    assert!(run(Crop::whole(20, 11), 8 * 8 * 3).is_err());
-    assert!(run(Crop { top: 0, left: usize::MAX, height: 1, width: 2 }, 8 * 8 * 3).is_err());
-    assert!(run(Crop { top: 0, left: 0, height: 0, width: 2 }, 8 * 8 * 3).is_err());
+    assert!(matches!(run(Crop::whole(20, 10), 8 * 8 * 3 - 1), Err(Error::Usage(_))));
+    assert!(matches!(run(Crop::whole(20, 11), 8 * 8 * 3), Err(Error::Usage(_))));
+    assert!(matches!(
+        run(Crop { top: 0, left: usize::MAX, height: 1, width: 2 }, 8 * 8 * 3),
+        Err(Error::Usage(_))
+    ));
+    assert!(matches!(
+        run(Crop { top: 0, left: 0, height: 0, width: 2 }, 8 * 8 * 3),
+        Err(Error::Usage(_))
+    ));
 }
 
 /// A 1 x 600 image whose shorter side becomes 256 is 153,600 rows, of which the view's are made.

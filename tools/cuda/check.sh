@@ -124,6 +124,10 @@ cifar() {
         run "$name-probe" "$bin/bt-stream" probe "$out/$name" --no-untrained
     done
 }
+# What is missing shows in seconds, not stage by stage.
+"$bin/bt-stream" bench step --config "$here/configs/cifar10.toml" "${bf16[@]}" --set model.width=8 \
+    --set "model.projector='64'" --batch 8 --warmup 1 --steps 1 >"$out/device.txt" 2>&1 ||
+    { cat "$out/device.txt" && exit 1; }
 for stage in ${stages:-tests step compile train}; do
     declare -F "$stage" >/dev/null || { echo "no stage $stage" && exit 2; }
     "$stage"

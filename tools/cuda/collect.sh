@@ -15,10 +15,13 @@ target=x86_64-unknown-linux-gnu
 if [ -n "$prefix" ]; then
     # shellcheck disable=SC1091
     . "$prefix/env.sh"
+else
+    # As there: libraries are opened at run time, so that the program starts, and says what is missing, without them.
+    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" ${RUSTFLAGS:-}"
 fi
 # Executables of a target, wherever cargo puts them.
 executables() {
-    cargo build --release --locked --target "$target" --features cuda --message-format=json \
+    cargo build --release --locked --target "$target" --features cuda --message-format=json-render-diagnostics \
         --bin bt-stream --test golden_resnet --test cuda --bench step |
         python3 -c 'import json, sys
 for line in sys.stdin:

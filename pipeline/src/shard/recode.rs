@@ -273,10 +273,12 @@ mod tests {
     #[test]
     fn what_is_no_image_is_refused() {
         for bytes in [&b""[..], b"hello", b"\xFF\xD8\xFF\xE0"] {
-            assert!(apply(Recode::KEEP, &mut bytes.to_vec()).is_err(), "{bytes:?}");
+            let done = apply(Recode::KEEP, &mut bytes.to_vec());
+            assert!(matches!(done, Err(Error::Decode(_))), "{bytes:?}: {done:?}");
         }
         let mut torn = png(60, 40);
         torn.truncate(80);
-        assert!(apply(Recode { raw: true, ..Recode::KEEP }, &mut torn).is_err());
+        let done = apply(Recode { raw: true, ..Recode::KEEP }, &mut torn);
+        assert!(matches!(done, Err(Error::Decode(_))), "{done:?}");
     }
 }

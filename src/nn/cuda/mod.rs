@@ -36,7 +36,7 @@ pub fn open(number: usize) -> Result<(Device, Arc<dyn Backend>)> {
 /// Whether there is a driver.
 #[cfg(feature = "cuda")]
 pub fn present() -> bool {
-    device::present()
+    device::driver_present()
 }
 
 /// The numbers of the CUDA devices that the kernels run on; none where there is no driver, or one

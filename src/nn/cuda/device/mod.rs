@@ -1,9 +1,12 @@
 //! A GPU: kernels of `kernels/*.cu`, cuBLAS and cuDNN on candle's stream.
 //!
 //! Everything goes to one stream, so that it is done in order and nothing needs events but the
-//! uploads ([`upload`]), which have a stream of their own. Libraries are opened at run time: a
-//! build with the feature `cuda` starts where there is no driver, and says so when a device is
-//! asked for.
+//! uploads ([`upload`]), which have a stream of their own.
+//!
+//! CUDA's libraries are linked, as candle asks cudarc for it, or opened at run time, where the
+//! flag `--cfg feature="dynamic-loading"` is given to all crates of the target
+//! (`tools/cuda/setup.sh`): then the program starts where there is no driver, and says so when a
+//! device is asked for.
 
 mod blas;
 mod dnn;
@@ -36,10 +39,18 @@ pub struct Gpu {
     multiprocessors: u32,
 }
 
-/// Whether the driver's library is there.
-pub fn present() -> bool {
-    // SAFETY: it only tries to open the library; cudarc would panic later without it.
-    unsafe { sys::is_culib_present() }
+/// Whether one of CUDA's libraries is there. Where they are opened at run time cudarc would panic at
+/// the first call into one that is not; a program that they are linked to does not start without.
+macro_rules! present {
+    ($library:ident) => {{
+        #[cfg(feature = "dynamic-loading")]
+        // SAFETY: it only tries to open the library.
+        let present =
+            unsafe { candle_core::cuda_backend::cudarc::$library::sys::is_culib_present() };
+        #[cfg(not(feature = "dynamic-loading"))]
+        let present = true;
+        present
+    }};
 }
 
 /// The first figure of the oldest compute capability that the kernels are written for.
@@ -48,7 +59,7 @@ const OLDEST: i32 = 8;
 /// The numbers of this machine's devices that are not too old.
 pub fn usable() -> Vec<usize> {
     let count = || driver::CudaContext::device_count();
-    let count = if present() { count().map_or(0, |count| count.max(0) as usize) } else { 0 };
+    let count = if driver_present() { count().map_or(0, |count| count.max(0) as usize) } else { 0 };
     (0..count).filter(|&number| major(number).is_ok_and(|major| major >= OLDEST)).collect()
 }
 
@@ -60,21 +71,28 @@ fn major(number: usize) -> Result<i32> {
     unsafe { driver::result::device::get_attribute(device, MAJOR) }.map_err(Error::wrap)
 }
 
-/// The libraries beside the driver: cudarc would panic at the first call into one that is missing.
+/// Whether the driver's library is there.
+pub fn driver_present() -> bool {
+    present!(driver)
+}
+
+/// The driver and the libraries beside it.
 fn check_libraries() -> Result<()> {
-    use candle_core::cuda_backend::cudarc::{cublas, cudnn, curand};
-    // SAFETY: they only try to open a library.
-    let found = unsafe {
-        [
-            ("cuBLAS (libcublas)", cublas::sys::is_culib_present()),
-            ("cuDNN (libcudnn)", cudnn::sys::is_culib_present()),
-            ("cuRAND (libcurand)", curand::sys::is_culib_present()),
-        ]
-    };
-    match found.iter().find(|(_, present)| !present) {
-        Some((name, _)) => bail!(
-            "no {name} on this machine: install it, or put the folders of PyTorch's wheels \
-             (nvidia/*/lib) into LD_LIBRARY_PATH"
+    if !driver_present() {
+        bail!(
+            "no CUDA driver (libcuda.so.1) on this machine: install NVIDIA's driver, or use \
+             train.device = \"cpu\""
+        );
+    }
+    let found = [
+        ("cuBLAS (libcublas)", "nvidia-cublas", present!(cublas)),
+        ("cuDNN (libcudnn)", "nvidia-cudnn-cu13", present!(cudnn)),
+        ("cuRAND (libcurand)", "nvidia-curand", present!(curand)),
+    ];
+    match found.iter().find(|(.., present)| !present) {
+        Some((name, wheel, _)) => bail!(
+            "no {name} on this machine: install it, or the wheel {wheel} from PyPI, and put the \
+             folders of PyTorch's wheels (nvidia/*/lib) into LD_LIBRARY_PATH"
         ),
         None => Ok(()),
     }
@@ -85,12 +103,6 @@ fn check_libraries() -> Result<()> {
 /// # Errors
 /// No driver, no such device, a library that is missing or of another version.
 pub fn open(number: usize) -> Result<(Device, Gpu)> {
-    if !present() {
-        bail!(
-            "no CUDA driver (libcuda.so.1) on this machine: install NVIDIA's driver, or use \
-             train.device = \"cpu\""
-        );
-    }
     check_libraries()?;
     wait_asleep(number)?;
     let device = Device::new_cuda_with_stream(number)?;
