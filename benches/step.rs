@@ -89,7 +89,7 @@ impl Options {
     }
 
     fn measure(&self) -> Result<StepTimings> {
-        let device = bt_stream::train::device(&self.on)?;
+        let device = bt_stream::device::device(&self.on)?;
         let objective = loss::build("barlow", toml::Table::new())?;
         let bench = StepBench {
             learner: Learner::build(&self.model, objective, 1, &device)?,

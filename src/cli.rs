@@ -36,23 +36,6 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// The error and its causes; those that the text before ends with already are not said twice. The
-/// stack that candle's errors have behind them with `RUST_BACKTRACE=1` is not for users.
-pub fn one_line(error: &anyhow::Error) -> String {
-    let mut said = String::new();
-    for cause in error.chain() {
-        let text = cause.to_string();
-        let lines = text.lines().map(str::trim).take_while(|line| !line.starts_with("0: "));
-        let text = lines.collect::<Vec<_>>().join(" ");
-        if said.is_empty() {
-            said = text;
-        } else if !said.ends_with(&text) {
-            said = format!("{said}: {text}");
-        }
-    }
-    said
-}
-
 /// The subcommands; each one's arguments and code are a file of [`commands`].
 #[derive(Subcommand)]
 pub enum Command {
@@ -114,19 +97,5 @@ impl Command {
             Command::Completions(args) => commands::completions::run(args),
             Command::Man(args) => commands::man::run(args),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_error_is_told_on_one_line_without_a_stack() {
-        let inner =
-            candle_core::Error::Msg("it does not fit\n   0: <unknown>\n      at a.rs:3".into());
-        let error =
-            anyhow::Error::from(inner).context("two\n lines").context("weights.safetensors");
-        assert_eq!(one_line(&error), "weights.safetensors: two lines: it does not fit");
     }
 }

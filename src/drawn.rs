@@ -7,14 +7,14 @@ use anyhow::Result;
 use bt_pipeline::shard::{PackOptions, SynthSource, pack};
 use bt_pipeline::synth::Spec;
 
-use crate::eval::compare::progress;
+use crate::print::progress;
 
 /// Draws the embedded data set and packs it into `folder` as `train` and `test`.
 ///
 /// # Errors
 /// A folder that cannot be written.
 pub fn draw_shards(folder: &Path, images: u64, test_images: u64, seed: u64) -> Result<()> {
-    let bar = progress(images + test_images, "drawn")?;
+    let bar = progress(images + test_images, "drawn");
     let mut before = 0;
     for (name, split, images) in [("train", 0, images), ("test", 1, test_images)] {
         let spec = Spec { images, split, seed, ..Spec::default() };

@@ -33,6 +33,15 @@ pub fn replace(path: &Path, fill: impl FnOnce(&File) -> Result<()>) -> Result<()
     write().with_context(|| format!("cannot write {}", path.display()))
 }
 
+/// What a JSON file beside a run's metrics tells, where there is one; nothing where it is torn,
+/// which is warned of.
+pub(crate) fn optional_json<T: serde::de::DeserializeOwned>(path: &Path) -> Option<T> {
+    let json = std::fs::read(path).ok()?;
+    let read = serde_json::from_slice(&json);
+    read.inspect_err(|error| tracing::warn!("{}: {error}; going on without it", path.display()))
+        .ok()
+}
+
 /// A new file in `folder`, readable as any other new file; tempfile's default is for secrets.
 fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();

@@ -5,7 +5,8 @@
 //! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
 //!   [`mod@reference`]: what each of its keys means.
 //! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws;
-//!   [`units`]: figures as text.
+//!   [`units`]: figures as text; [`print`]: what reaches the terminal.
+//! - [`device`], [`intake`]: which device computes, and how batches reach it.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
@@ -15,6 +16,7 @@
 //! - [`eval`]: features, weighted kNN, linear probe.
 //! - [`exchange`]: backbones to and from torchvision, timm, ONNX.
 //! - [`tensorboard`], [`prometheus`], [`watch`], [`advice`]: a run seen from outside.
+//! - [`picture`]: views and correlation matrices, as pixels.
 //! - [`report`]: the self-contained HTML report of a run; [`study`]: many runs as one table.
 //! - [`step_bench`]: the training step by itself, timed.
 
@@ -24,7 +26,7 @@ extern crate self as bt_stream;
 
 // First: the others print by its macros.
 #[macro_use]
-mod print;
+pub mod print;
 
 pub mod advice;
 pub mod checkpoint;
@@ -33,16 +35,19 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod device;
 pub mod drawn;
 pub mod eval;
 pub mod exchange;
 pub mod files;
+pub mod intake;
 pub mod learner;
 pub mod loss;
 pub mod metrics;
 pub mod model;
 pub mod nn;
 pub mod optim;
+pub mod picture;
 pub mod prometheus;
 pub mod reference;
 pub mod report;

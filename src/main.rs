@@ -3,7 +3,8 @@
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
-use bt_stream::cli::{Cli, exit_code, one_line};
+use bt_stream::cli::{Cli, exit_code};
+use bt_stream::print::one_line;
 use clap::Parser;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;

@@ -8,10 +8,10 @@ use bt_pipeline::measure::cpu_seconds;
 use candle_core::{Device, Tensor};
 use serde::{Serialize, Serializer};
 
+use crate::intake::images_to;
 use crate::learner::{Learner, StepHooks};
 use crate::nn::Engine;
 use crate::optim::Optimizer;
-use crate::train::images_to;
 
 /// What is measured.
 pub struct StepBench {

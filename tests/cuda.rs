@@ -12,10 +12,11 @@ use bt_pipeline::shard::{OpenOptions, PackOptions, SynthSource, pack};
 use bt_pipeline::synth::Spec;
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 use bt_stream::config::{AugmentDevice, RunConfig, TrainConfig};
+use bt_stream::intake::Intake;
 use bt_stream::metrics::{Line, METRICS_FILE};
 use bt_stream::nn::storage;
 use bt_stream::signals::Stop;
-use bt_stream::train::{Intake, train};
+use bt_stream::train::train;
 use candle_core::{Device, DeviceLocation};
 
 use common::{bt_stream, newest_weights, tiny_run, tiny_shards, tiny_study};
@@ -37,7 +38,7 @@ fn cuda() -> Option<(String, Device, MutexGuard<'static, ()>)> {
     let named = std::env::var("BT_DEVICE");
     let name = named.clone().unwrap_or_else(|_| "cuda:0".into());
     let config = TrainConfig { device: name.clone(), ..Default::default() };
-    match bt_stream::train::device(&config) {
+    match bt_stream::device::device(&config) {
         Ok(device) => Some((name, device, alone)),
         Err(error) => {
             assert!(named.is_err(), "{error:#}");
@@ -234,8 +235,8 @@ fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
 fn a_cuda_devices_run_is_evaluated_where_there_are_fewer_of_them() {
     let Some(_) = cuda() else { return };
     let config = TrainConfig { device: "cuda:63".into(), ..Default::default() };
-    assert!(bt_stream::train::device(&config).is_err(), "training falls back to nothing");
-    let device = bt_stream::train::evaluation_device(&config).unwrap();
+    assert!(bt_stream::device::device(&config).is_err(), "training falls back to nothing");
+    let device = bt_stream::device::evaluation_device(&config).unwrap();
     assert_eq!(device.location(), DeviceLocation::Cuda { gpu_id: 0 });
 }
 

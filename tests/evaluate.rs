@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use bt_pipeline::shard::{FolderSource, PackOptions, pack};
 use bt_pipeline::synth::{self, Spec};
-use bt_stream::report::Score;
+use bt_stream::eval::Score;
 use candle_core::Device;
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 

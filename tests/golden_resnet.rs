@@ -10,10 +10,10 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use bt_stream::config::TrainConfig;
+use bt_stream::intake::images_to;
 use bt_stream::loss::{BarlowConfig, barlow_twins};
 use bt_stream::model::{ModelConfig, ProjectorWidths, Stem, TwinNet};
 use bt_stream::nn::{Precision, storage};
-use bt_stream::train::images_to;
 use candle_core::{DType, Device, Result, Tensor};
 use serde::Deserialize;
 
@@ -174,7 +174,7 @@ fn place() -> (Device, bool) {
         precision: if half { Precision::Bf16 } else { Precision::F32 },
         ..Default::default()
     };
-    (bt_stream::train::device(&config).unwrap(), half)
+    (bt_stream::device::device(&config).unwrap(), half)
 }
 
 fn check(what: &str, distance: f64) {

@@ -13,9 +13,10 @@ use clap::Args;
 use crate::checkpoint;
 use crate::config::Misconfigured;
 use crate::data::open_set;
-use crate::eval::compare::progress;
+use crate::device::evaluation_device;
 use crate::eval::encode::features;
 use crate::eval::{Features, npy};
+use crate::print::progress;
 
 /// Arguments of `bt-stream embed`.
 #[derive(Args, Debug)]
@@ -48,11 +49,11 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     }
     let checkpoint = checkpoint::find(&args.checkpoint)?;
     let config = &checkpoint.state.config;
-    let device = crate::train::evaluation_device(&config.train)?;
+    let device = evaluation_device(&config.train)?;
     let set =
         open_set(&args.shards, "name the shards after the checkpoint", &config.open_options())?;
     let mut net = checkpoint.network(&device)?;
-    let bar = progress(set.len() as u64, "encoded")?;
+    let bar = progress(set.len() as u64, "encoded");
     let count = |n| bar.set_position(n as u64);
     let rows = features(&mut net, &set, config.eval_loader()?, &device, count)?;
     bar.finish_and_clear();

@@ -9,12 +9,12 @@ use clap::Args;
 use super::ConfigSource;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::CONFIG_FILE;
+use crate::device::device;
 use crate::exchange::import;
 use crate::files::write_atomically;
 use crate::learner::Learner;
 use crate::metrics::METRICS_FILE;
 use crate::model::Stem;
-use crate::train::device;
 
 /// Arguments of `bt-stream import`.
 #[derive(Args, Debug)]

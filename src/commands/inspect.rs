@@ -12,8 +12,7 @@ use super::{CacheArgs, ConfigSource};
 use crate::config::Misconfigured;
 use crate::data::open_set;
 use crate::files::write_atomically;
-use crate::report::picture::sheet;
-use crate::report::views;
+use crate::picture::{sheet, views};
 use crate::units::percent;
 
 /// Arguments of `bt-stream inspect`.

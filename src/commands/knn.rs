@@ -10,7 +10,7 @@ use crate::checkpoint;
 use crate::config::EvalConfig;
 use crate::eval::KnnConfig;
 use crate::eval::compare::{Kind, Source, table};
-use crate::report::{Score, scores};
+use crate::eval::{Score, scores};
 
 /// Arguments of `bt-stream knn`.
 #[derive(Args, Debug)]

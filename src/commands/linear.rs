@@ -10,12 +10,13 @@ use clap::Args;
 use super::{count, not_negative, positive, share};
 use crate::checkpoint;
 use crate::config::Misconfigured;
+use crate::device::evaluation_device;
 use crate::eval::compare::{Source, table};
 use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
 use crate::eval::progress::Progress;
+use crate::eval::{Score, scores};
 use crate::exchange::export_classifier;
 use crate::model::TwinNet;
-use crate::report::{Score, scores};
 use crate::train::fingerprint;
 
 /// Arguments of `bt-stream linear`.
@@ -179,7 +180,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
     args.options().check()?;
     let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
     let (config, options) = (source.config(), args.options());
-    let device = crate::train::evaluation_device(&config.train)?;
+    let device = evaluation_device(&config.train)?;
     // The selected samples are packed into a folder of their own, gone at the end, a signal's too.
     let folder = tempfile::tempdir()?;
     let stop = crate::signals::Stop::on_signals()?;

@@ -13,16 +13,17 @@ use clap::Args;
 use crate::commands::path_flag;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::data::open_set;
+use crate::device::device;
 use crate::drawn::draw_shards;
 use crate::eval::compare::{Kind, encode, pixel_kinds, table};
 use crate::eval::knn::nearest;
-use crate::eval::{KnnConfig, ProbeConfig};
+use crate::eval::{KnnConfig, ProbeConfig, Score, scores};
 use crate::files::write_atomically;
 use crate::metrics::Line;
 use crate::model::TwinNet;
+use crate::picture::{Correlation, Sample, views};
 use crate::report::collect::{self, correlation};
-use crate::report::scores;
-use crate::report::{Neighbours, Report, Sample, Score, TimeTable, render, views};
+use crate::report::{Neighbours, Report, TimeTable, render};
 use crate::units::{duration, percent};
 use crate::{checkpoint, train};
 
@@ -92,7 +93,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
 
     eprintln!("4/4 evaluating and writing the report");
     let found = checkpoint::find(&config.train.dir)?;
-    let device = train::device(&config.train)?;
+    let device = device(&config.train)?;
     let mut net = found.network(&device)?;
     let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
     let mut scores = vec![score(trained.clone(), &config)?];
@@ -202,12 +203,12 @@ struct Before {
     untrained: Kind,
     /// Untrained network, raw pixels, colour histogram.
     scores: Vec<Score>,
-    correlation: crate::report::Correlation,
+    correlation: Correlation,
 }
 
 impl Before {
     fn measure(config: &RunConfig, data: &Data) -> Result<Self> {
-        let device = train::device(&config.train)?;
+        let device = device(&config.train)?;
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         let untrained = encode("untrained network", &mut net, data.sets(), config, &device)?;
         let mut scores = vec![score(untrained.clone(), config)?];

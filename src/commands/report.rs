@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::cli::one_line;
 use crate::files::write_atomically;
 use crate::metrics::METRICS_FILE;
+use crate::print::one_line;
 use crate::report::{Report, collect, render, side_by_side};
 
 /// Arguments of `bt-stream report`.

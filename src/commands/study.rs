@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
-use crate::cli::one_line;
 use crate::config::Misconfigured;
+use crate::print::one_line;
 use crate::study::{Options, Study, first_step, result_of, run as run_study};
 
 /// Arguments of `bt-stream study`.

@@ -21,12 +21,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
+use crate::print::unbroken;
 
 pub use augment::{AugmentConfig, AugmentDevice};
 pub use data::{DataConfig, ShuffleKind};
 pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
 use set::set;
-pub(crate) use set::{leaves, one_line, put};
+pub(crate) use set::{leaves, put};
 pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
@@ -275,7 +276,7 @@ pub(crate) fn room_for(views: &[ViewConfig], images: usize) -> u64 {
 /// The table in the `text` of a file called `name`.
 pub(crate) fn table_of(text: &str, name: &str) -> Result<toml::Table> {
     text.parse()
-        .map_err(|error: toml::de::Error| anyhow::anyhow!("{name}: {}", one_line(error.message())))
+        .map_err(|error: toml::de::Error| anyhow::anyhow!("{name}: {}", unbroken(error.message())))
 }
 
 #[cfg(test)]

@@ -82,8 +82,3 @@ pub(super) fn explain(path: &str, message: &str) -> String {
         None => format!("{place}{message}"),
     }
 }
-
-/// A message of TOML's or serde's, which may have several lines, as one.
-pub(crate) fn one_line(message: &str) -> String {
-    message.lines().collect::<Vec<_>>().join(" ")
-}

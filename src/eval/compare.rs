@@ -7,15 +7,15 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bt_pipeline::ShardSet;
 use candle_core::Device;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::encode::{features, pixel_features, same_classes};
-use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, knn_accuracy};
+use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, Score, knn_accuracy};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
 use crate::data::open_set;
+use crate::device::evaluation_device;
 use crate::model::TwinNet;
-use crate::report::Score;
+use crate::print::progress;
 use crate::units::percent;
 
 /// Features of the two sets that an evaluation compares.
@@ -63,7 +63,7 @@ impl Source {
         };
         let train = set(train, &config.data.train, "name the training shards with --train")?;
         let test = set(test, &config.data.val, "name the test shards with --test")?;
-        let device = crate::train::evaluation_device(&checkpoint.state.config.train)?;
+        let device = evaluation_device(&checkpoint.state.config.train)?;
         Ok(Source { checkpoint, train, test, device })
     }
 
@@ -117,7 +117,7 @@ pub fn encode(
     device: &Device,
 ) -> Result<Kind> {
     same_classes(train, test)?;
-    let bar = progress((train.len() + test.len()) as u64, name)?;
+    let bar = progress((train.len() + test.len()) as u64, name);
     let mut of = |set: &Arc<ShardSet>, before: usize| {
         features(net, set, config.eval_loader()?, device, |n| bar.set_position((before + n) as u64))
     };
@@ -141,17 +141,6 @@ pub fn pixel_kinds(
         Kind { name: "raw pixels".into(), train: raw_train, test: raw_test },
         Kind { name: "colour histogram".into(), train: colour_train, test: colour_test },
     ])
-}
-
-/// A progress line for `total` images; hidden when standard error is no terminal.
-///
-/// # Errors
-/// Never in practice: the template is a constant.
-pub fn progress(total: u64, name: &str) -> Result<ProgressBar> {
-    let bar = ProgressBar::new(total);
-    bar.set_style(ProgressStyle::with_template("{bar:24} {pos}/{len} images  {msg}")?);
-    bar.set_message(name.to_owned());
-    Ok(bar)
 }
 
 impl Kind {

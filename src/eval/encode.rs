@@ -12,9 +12,10 @@ use candle_core::Device;
 use super::Features;
 use super::baseline::{HISTOGRAM_DIM, colour_histogram, raw_pixels};
 use crate::config::RunConfig;
+use crate::device::device;
+use crate::intake::images_of;
 use crate::model::TwinNet;
-use crate::report::picture::fit;
-use crate::train::images_of;
+use crate::picture::fit;
 
 /// Longer side of the pictures that raw pixels are taken from: features of a whole
 /// 224 x 224 view would fill the memory and be no better.
@@ -150,7 +151,7 @@ pub fn knn_during_training(
     config: &RunConfig,
     given_up: &Arc<AtomicBool>,
 ) -> Result<f64> {
-    let device = crate::train::device(&config.train)?;
+    let device = device(&config.train)?;
     let mut of = |pattern: &str, key: &str| {
         let set = ShardSet::open_unless(pattern, &config.open_options(), given_up);
         let set = set.map(Arc::new).with_context(|| key.to_owned())?;

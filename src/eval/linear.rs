@@ -20,10 +20,10 @@ use super::progress::Progress;
 use super::{Accuracy, Features};
 use crate::checks::{at_least, not_negative, positive};
 use crate::config::{Misconfigured, RunConfig, room_for};
+use crate::intake::images_of;
 use crate::model::{BACKBONE, TwinNet};
 use crate::nn::storage;
 use crate::optim::{Optimizer, Sgd, SgdConfig};
-use crate::train::images_of;
 
 /// Options of the protocols; the defaults are the authors' linear one.
 #[derive(Clone, Debug, PartialEq)]

@@ -13,6 +13,7 @@
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
 //! - [`progress`]: what the latter go on from when their process ended.
 //! - `classify`, `head`: cross-entropy and ranks, for both; a linear classifier with its SGD.
+//! - [`scores`]: what was measured of a run's newest checkpoint, in its folder.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 
@@ -29,9 +30,11 @@ pub mod npy;
 pub mod online;
 pub mod probe;
 pub mod progress;
+pub mod scores;
 
 pub use encode::knn_during_training;
 pub use features::Features;
 pub use knn::{KnnConfig, knn_accuracy};
 pub use online::OnlineProbe;
 pub use probe::{Accuracy, Probe, ProbeConfig};
+pub use scores::Score;

@@ -5,8 +5,8 @@ use serde::Serialize;
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
+use crate::eval::{Score, scores};
 use crate::metrics;
-use crate::report::{Score, scores};
 
 /// A backbone's card, JSON.
 #[derive(Debug, Serialize)]

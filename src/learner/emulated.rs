@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{Device, Tensor};
 use toml::toml;
 
+use crate::intake::images_to;
 use crate::learner::{Gradients, Learner, StepHooks};
 use crate::loss;
 use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem, TwinNet};
@@ -14,7 +15,6 @@ use crate::nn::cuda::emulate::Emulator;
 use crate::nn::engine::emulated;
 use crate::nn::{Precision, storage};
 use crate::optim::{OptimConfig, OptimizerKind};
-use crate::train::images_to;
 
 #[path = "../../tests/golden_resnet.rs"]
 mod golden;

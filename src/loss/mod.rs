@@ -338,7 +338,7 @@ impl LossOutput {
 /// Reads an objective's options; the error names the key and lists the known ones.
 fn parse<T: DeserializeOwned>(options: toml::Table) -> anyhow::Result<T> {
     let options = options.try_into();
-    options.map_err(|error| anyhow::anyhow!("{}", crate::config::one_line(&error.to_string())))
+    options.map_err(|error| anyhow::anyhow!("{}", crate::print::unbroken(&error.to_string())))
 }
 
 /// An objective's options, defaults included, as TOML.

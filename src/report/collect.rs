@@ -7,13 +7,18 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use bt_pipeline::{Loader, LoaderConfig, Position, ShardSet};
 
-use super::{Correlation, Report, TimeTable, optional, scores, views};
+use super::{Report, TimeTable};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig, room_for};
 use crate::data::open_set;
+use crate::device::evaluation_device;
+use crate::eval::scores;
+use crate::files::optional_json;
+use crate::intake::images_of;
 use crate::metrics::{self, Line};
 use crate::model::TwinNet;
-use crate::train::{SUMMARY_FILE, Summary, images_of};
+use crate::picture::{Correlation, views};
+use crate::train::{SUMMARY_FILE, Summary};
 use crate::units::duration;
 
 /// Samples that the page shows with their views.
@@ -29,7 +34,7 @@ const CORRELATION_BATCH: usize = 256;
 /// A folder without metrics, or files that cannot be read.
 pub fn from_run(dir: &Path) -> Result<Report> {
     let metrics = metrics::read(dir)?;
-    let summary: Option<Summary> = optional(&dir.join(SUMMARY_FILE));
+    let summary: Option<Summary> = optional_json(&dir.join(SUMMARY_FILE));
     let processes = seconds_by_process(&metrics);
     Ok(Report {
         title: "Barlow Twins run".into(),
@@ -83,7 +88,7 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
     let set = open_set(&config.data.train, "data.train", &config.open_options())?;
     let wanted = views::spread(SAMPLES, set.len());
     report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
-    let device = crate::train::evaluation_device(&config.train)?;
+    let device = evaluation_device(&config.train)?;
     let mut untrained = TwinNet::new(&config.model, config.train.seed, &device)?;
     report.correlations = vec![
         correlation("untrained", &mut untrained, &set, config)?,
@@ -141,7 +146,7 @@ pub fn correlation(
     let loader = Loader::new(Arc::clone(set), config_of_batch)?;
     let mut stream = loader.start(Position::default(), 1)?;
     let batch = stream.next().context("the training set holds no batch")??;
-    let images = images_of(&batch, &crate::train::evaluation_device(&config.train)?)?;
+    let images = images_of(&batch, &evaluation_device(&config.train)?)?;
     let z = net.forward_only(&images, 2)?;
     let (a, b) = (z.narrow(0, 0, batch.size)?, z.narrow(0, batch.size, batch.size)?);
     let c = crate::loss::cross_correlation(&a, &b, crate::loss::BarlowConfig::default().eps)?;
@@ -152,7 +157,7 @@ pub fn correlation(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::scores::SCORES_FILE;
+    use crate::eval::scores::SCORES_FILE;
 
     #[test]
     fn a_torn_file_beside_the_metrics_is_left_out_and_all_processes_count() {

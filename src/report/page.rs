@@ -6,10 +6,12 @@ use std::fmt::Write as _;
 use anyhow::Result;
 
 use super::chart::{Chart, Series, escape};
-use super::picture::{MOST_ROWS, correlation_uri, data_uri, small_uri};
-use super::{Report, Score, TimeTable};
+use super::inline::{correlation_uri, data_uri, small_uri};
+use super::{Report, TimeTable};
+use crate::eval::Score;
 use crate::loss::diagnostics::Diagnostics;
 use crate::metrics::Line;
+use crate::picture::correlation::MOST_ROWS;
 use crate::units::percent;
 
 /// The page. It names no other file and no address.

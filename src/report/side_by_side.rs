@@ -10,6 +10,7 @@ use super::Report;
 use super::chart::{Chart, Series, escape};
 use super::page::{charts, correlations, foot, head, scores};
 use crate::metrics::Line;
+use crate::picture::Correlation;
 use crate::units::percent;
 
 /// Runs that one chart draws at most; further ones are left to the table.
@@ -41,7 +42,7 @@ pub fn render(runs: &[(String, Report)]) -> Result<String> {
         report
             .correlations
             .iter()
-            .map(move |c| super::Correlation { name: format!("{name}, {}", c.name), ..c.clone() })
+            .map(move |c| Correlation { name: format!("{name}, {}", c.name), ..c.clone() })
     });
     correlations(&mut out, &Report { correlations: all.collect(), ..Report::default() })?;
     differences(&mut out, runs);

@@ -1,6 +1,7 @@
 //! The page as a whole: what it shows, and what it must not ask for.
 
 use super::*;
+use crate::eval::Accuracy;
 
 fn full() -> Report {
     let image = |value: u8| Image { width: 4, height: 4, pixels_hwc: vec![value; 48] };

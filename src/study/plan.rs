@@ -29,6 +29,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::config::{self, Misconfigured, RunConfig};
+use crate::print::unbroken;
 
 /// The file.
 #[derive(Clone, Debug, Deserialize)]
@@ -164,7 +165,7 @@ impl Study {
     pub fn parse(text: &str, beside: &Path, dir: &Path, overrides: &[String]) -> Result<Study> {
         let mut file: StudyFile = toml::from_str(text).map_err(|error| {
             let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            anyhow::anyhow!("line {}: {}", line + 1, config::one_line(error.message()))
+            anyhow::anyhow!("line {}: {}", line + 1, unbroken(error.message()))
         })?;
         if dir.to_str().is_none() {
             // Its cells' configurations name it.

@@ -12,18 +12,20 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Cell, Drawn, Measure, Study};
 use super::{page, table};
 use crate::checkpoint;
-use crate::cli::one_line;
 use crate::config::{CONFIG_FILE, RunConfig};
 use crate::data::open_set;
+use crate::device::device;
 use crate::drawn::draw_shards;
 use crate::eval::compare::encode;
 use crate::eval::features::NotFinite;
 use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
+use crate::intake::images_to;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
 use crate::nn::Engine;
+use crate::print::one_line;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
 use crate::train::{self, Diverged, ResumeFrom, RunOutputs};
@@ -168,7 +170,7 @@ fn has_all(result: &CellResult, cell: &Cell, measure: &Measure) -> bool {
 /// A CUDA device's stream records whole steps: another cell's work would be recorded with them.
 fn only_cpus(cells: &[&Cell]) -> Result<()> {
     for cell in cells {
-        if !train::device(&cell.config.train)?.is_cpu() {
+        if !device(&cell.config.train)?.is_cpu() {
             bail!(
                 "a CUDA device takes one cell at a time: --jobs 1, or --set train.device=\"'cpu'\""
             );
@@ -289,7 +291,7 @@ fn run_cell(
     let dir = &config.train.dir;
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     write_atomically(&dir.join(CELL_FILE), exact(cell)?.as_bytes())?;
-    let device = train::device(&config.train)?;
+    let device = device(&config.train)?;
     let mut result = CellResult::default();
     let net = if cell.untrained {
         write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
@@ -375,14 +377,14 @@ fn write_results(study: &Study, dir: &Path) -> Result<()> {
 /// # Errors
 /// What the step answers.
 pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
-    let device = train::device(&config.train)?;
+    let device = device(&config.train)?;
     let view = config.views.views()?.swap_remove(0);
     let (height, width) = view.out_size();
     let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);
     let count = 2 * batch * height * width * 3;
     let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
     let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &Device::Cpu)?;
-    let images = train::images_to(&images, &Engine::of(&device)?)?;
+    let images = images_to(&images, &Engine::of(&device)?)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.for_run(config.train.batch_size)?;
     learner.forward(&images)?;

@@ -1,8 +1,6 @@
 //! The training loop: batch -> learner's forward -> loss -> gradients -> step.
 
 mod clock;
-mod device;
-mod intake;
 mod observe;
 mod prepare;
 mod refuse;
@@ -20,14 +18,13 @@ use bt_pipeline::BatchStream;
 use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
+use crate::intake::Intake;
 use crate::learner::Gradients;
 use crate::signals::Stop;
 
 use clock::Clock;
 use run::Run;
 
-pub use device::{device, evaluation_device};
-pub use intake::{Arriving, Intake, images_of, images_to};
 pub(crate) use prepare::start_from;
 pub use refuse::Diverged;
 pub(crate) use save::fingerprint;

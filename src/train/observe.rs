@@ -8,7 +8,8 @@ use super::run::Run;
 use crate::config::RunConfig;
 use crate::loss::Embeddings;
 use crate::loss::diagnostics::Diagnostics;
-use crate::report::{Correlation, picture, views};
+use crate::picture::correlation::{MOST_ROWS, correlation_image};
+use crate::picture::{Correlation, sheet, views};
 
 /// Pairs of views in TensorBoard's picture, and the least side of each of them in pixels.
 const PAIRS: usize = 8;
@@ -53,19 +54,15 @@ impl Run {
         let views = views::of_batch(batch, &config.views.views()?, PAIRS);
         let (height, width) = (batch.spec().height, batch.spec().width);
         let side = height.max(width).max(LEAST_SIDE);
-        self.metrics.picture(
-            self.progress.step,
-            "views",
-            &picture::sheet(&views, side, 4, [255; 3]),
-        );
-        let dim = seen.a.dim(1)?.min(picture::MOST_ROWS);
+        self.metrics.picture(self.progress.step, "views", &sheet(&views, side, 4, [255; 3]));
+        let dim = seen.a.dim(1)?.min(MOST_ROWS);
         let part =
             |z: &Tensor| -> candle_core::Result<Tensor> { z.narrow(1, 0, dim)?.contiguous() };
         let eps = crate::loss::BarlowConfig::default().eps;
         let c = crate::loss::cross_correlation(&part(&seen.a)?, &part(&seen.b)?, eps)?;
         let values = c.flatten_all()?.to_vec1()?;
         let c = Correlation { name: "C".into(), dim, values };
-        self.metrics.picture(self.progress.step, "correlation", &picture::correlation_image(&c));
+        self.metrics.picture(self.progress.step, "correlation", &correlation_image(&c));
         Ok(())
     }
 }

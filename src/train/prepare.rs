@@ -13,19 +13,21 @@ use super::run::{Progress, Run};
 use super::save::{check_unchanged, fingerprint, restore};
 use super::summary::SUMMARY_FILE;
 use super::warnings::warnings;
-use super::{Intake, ResumeFrom, RunOutputs, device, evaluated};
+use super::{ResumeFrom, RunOutputs, evaluated};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::data::open_set;
+use crate::device::device;
 use crate::eval::OnlineProbe;
 use crate::eval::encode::same_classes;
+use crate::eval::scores::SCORES_FILE;
 use crate::exchange::import;
 use crate::files::{parent, write_atomically};
+use crate::intake::Intake;
 use crate::learner::Learner;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics, RunLength};
 use crate::optim::Optimizer;
 use crate::prometheus::{Board, Server};
-use crate::report::scores::SCORES_FILE;
 use crate::tensorboard::EventWriter;
 
 /// File in the run's folder that a process holds a lock on while it trains there.

@@ -9,10 +9,10 @@ use bt_pipeline::stats::Stats;
 use bt_pipeline::{Batch, Loader, Position};
 
 use super::clock::Clock;
-use super::{Arriving, Intake};
 use crate::checkpoint::{Checkpoint, State};
 use crate::config::RunConfig;
 use crate::eval::OnlineProbe;
+use crate::intake::{Arriving, Intake};
 use crate::learner::{Gradients, Learner, StepHooks};
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;

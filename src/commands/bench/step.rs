@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::{Misconfigured, RunConfig};
+use crate::device::device;
 use crate::learner::{Learner, StepHooks, warm_up};
 use crate::nn::Engine;
 use crate::nn::cuda::Profiler;
@@ -54,7 +55,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     check(batch, args.steps)?;
-    let device = crate::train::device(&configured.train)?;
+    let device = device(&configured.train)?;
     if args.profile && device.is_cpu() {
         let text = "--profile wants a CUDA device; on the CPU `perf record` knows more";
         bail!(Misconfigured(text.into()));
@@ -147,7 +148,7 @@ pub(super) fn measure(
     warmup: usize,
     steps: usize,
 ) -> Result<StepTimings> {
-    let device = crate::train::device(&config.train)?;
+    let device = device(&config.train)?;
     // Of several methods each has its own.
     Engine::of(&device)?.forget_peak();
     let learner = Learner::new(config, &device)?;

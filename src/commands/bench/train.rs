@@ -12,8 +12,9 @@ use clap::Args;
 use super::step;
 use crate::commands::{ConfigSource, train::set_threads};
 use crate::config::RunConfig;
+use crate::device::device;
+use crate::intake::Intake;
 use crate::learner::{Learner, StepHooks};
-use crate::train::Intake;
 
 #[derive(Args, Debug)]
 pub(super) struct TrainArgs {
@@ -39,7 +40,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch = config.train.batch_size.min(set.len());
     step::check(batch, args.steps)?;
-    let device = crate::train::device(&config.train)?;
+    let device = device(&config.train)?;
     let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
     let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
     let images = (batch * args.steps) as u64;

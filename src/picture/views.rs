@@ -7,7 +7,16 @@ use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OwnedSample, ReadScratch, Sample as Encoded, ShardSet};
 use bt_pipeline::{Batch, Image, LoaderConfig, Result};
 
-use super::Sample;
+/// A sample with its views.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    /// Class or key.
+    pub name: String,
+    /// As it lies in the shard.
+    pub original: Image,
+    /// View A, view B, before normalisation.
+    pub views: Vec<Image>,
+}
 
 /// Reads `wanted` samples of `set` (places in the set, rising) and draws the views
 /// that `config` describes as the loader does in epoch `epoch`. A sample that

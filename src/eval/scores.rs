@@ -5,12 +5,23 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Score, optional};
-use crate::files::write_atomically;
+use super::Accuracy;
+use crate::files::{optional_json, write_atomically};
 
 /// File in the run's folder that holds its evaluation: a list of [`Score`]s, each with the step of
 /// its checkpoint.
 pub const SCORES_FILE: &str = "evaluation.json";
+
+/// How well one kind of features tells the classes apart.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Score {
+    /// Whose features.
+    pub name: String,
+    /// Weighted kNN, share of right answers, 0 to 1.
+    pub knn: Option<f64>,
+    /// The linear probe.
+    pub linear: Option<Accuracy>,
+}
 
 #[derive(Serialize, Deserialize)]
 struct Recorded {
@@ -49,7 +60,7 @@ pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
 /// What the run's [`SCORES_FILE`] tells of the checkpoint after `step`; nothing where it is torn,
 /// which is warned of.
 pub fn of_step(dir: &Path, step: u64) -> Vec<Score> {
-    let scores: Option<Vec<Recorded>> = optional(&dir.join(SCORES_FILE));
+    let scores: Option<Vec<Recorded>> = optional_json(&dir.join(SCORES_FILE));
     let of_it = |recorded: Recorded| (recorded.step == step).then_some(recorded.score);
     scores.into_iter().flatten().filter_map(of_it).collect()
 }
@@ -57,7 +68,6 @@ pub fn of_step(dir: &Path, step: u64) -> Vec<Score> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::eval::Accuracy;
 
     #[test]
     fn a_score_that_is_measured_again_replaces_the_old_one_and_those_of_another_checkpoint_leave() {
