@@ -9,7 +9,7 @@ use super::{count, positive};
 use crate::checkpoint;
 use crate::config::EvalConfig;
 use crate::eval::KnnConfig;
-use crate::eval::compare::{Kind, Source, table};
+use crate::eval::compare::{EvaluatedRun, FeaturePair, table};
 use crate::eval::{Score, scores};
 
 /// Arguments of `bt-stream knn`.
@@ -58,33 +58,34 @@ impl Evaluated {
     pub fn measure(
         &self,
         record: bool,
-        score: impl Fn(Kind, &EvalConfig) -> Result<Score>,
+        score: impl Fn(FeaturePair, &EvalConfig) -> Result<Score>,
     ) -> Result<()> {
-        let source = Source::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
-        let score = |kind: Kind| score(kind, &source.config().eval);
-        let trained = source.trained()?;
+        let run =
+            EvaluatedRun::open(&self.checkpoint, self.train.as_deref(), self.test.as_deref())?;
+        let score = |pair: FeaturePair| score(pair, &run.config().eval);
+        let trained = run.trained()?;
         // Of the samples that could be used.
         let (train, test) = (trained.train.len(), trained.test.len());
         let mut scores = vec![score(trained)?];
         if !self.no_untrained {
-            scores.push(score(source.untrained()?)?);
+            scores.push(score(run.untrained()?)?);
         }
         if self.pixels {
-            for kind in source.pixels()? {
-                scores.push(score(kind)?);
+            for pair in run.pixels()? {
+                scores.push(score(pair)?);
             }
         }
         let own = self.train.is_none() && self.test.is_none();
         // Kept before anything is printed, which may end the process, and printed whether or not it
         // could be kept: a full disk takes no result away.
         let recorded = match record && own && self.checkpoint.join(checkpoint::FOLDER).is_dir() {
-            true => scores::record(&self.checkpoint, source.checkpoint.state.step, &scores),
+            true => scores::record(&self.checkpoint, run.checkpoint.state.step, &scores),
             false => Ok(()),
         };
         if self.json {
             println!("{}", serde_json::to_string_pretty(&scores)?);
         } else {
-            let path = source.checkpoint.path.display();
+            let path = run.checkpoint.path.display();
             println!("{path}: {train} training and {test} test images");
             println!("{}", table(&scores));
         }
@@ -99,9 +100,9 @@ impl Evaluated {
 pub fn run(args: KnnArgs) -> Result<()> {
     // What is kept for report and card is the run's own evaluation.
     let own = args.k.is_none() && args.temperature.is_none();
-    args.what.measure(own, |kind, run| {
-        let k = args.k.unwrap_or(run.k);
-        let temperature = args.temperature.unwrap_or(run.temperature);
-        kind.score(Some(KnnConfig { k, temperature }), None)
+    args.what.measure(own, |pair, eval| {
+        let k = args.k.unwrap_or(eval.k);
+        let temperature = args.temperature.unwrap_or(eval.temperature);
+        pair.score(Some(KnnConfig { k, temperature }), None)
     })
 }

@@ -11,7 +11,7 @@ use super::{count, not_negative, positive, share};
 use crate::checkpoint;
 use crate::config::Misconfigured;
 use crate::device::evaluation_device;
-use crate::eval::compare::{Source, table};
+use crate::eval::compare::{EvaluatedRun, table};
 use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
 use crate::eval::progress::Progress;
 use crate::eval::{Score, scores};
@@ -133,12 +133,12 @@ impl LinearArgs {
     }
 
     /// The samples that the classifier learns from; where they are few, packed into `folder`.
-    fn learnt_from(&self, source: &Source, folder: &Path) -> Result<Arc<ShardSet>> {
+    fn learnt_from(&self, run: &EvaluatedRun, folder: &Path) -> Result<Arc<ShardSet>> {
         if self.labels == 1.0 {
-            return Ok(Arc::clone(&source.train));
+            return Ok(Arc::clone(&run.train));
         }
-        let pattern = self.train.as_deref().unwrap_or(&source.config().data.train);
-        few_labels(pattern, self.labels, self.seed, folder, &source.config().open_options())
+        let pattern = self.train.as_deref().unwrap_or(&run.config().data.train);
+        few_labels(pattern, self.labels, self.seed, folder, &run.config().open_options())
     }
 
     /// Keeps how far the training of the network `name` is, in a file with this ending.
@@ -178,23 +178,23 @@ fn check_folder(option: &str, file: &Path) -> Result<()> {
 pub fn run(args: LinearArgs) -> Result<()> {
     args.check_files()?;
     args.options().check()?;
-    let source = Source::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
-    let (config, options) = (source.config(), args.options());
+    let run = EvaluatedRun::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
+    let (config, options) = (run.config(), args.options());
     let device = evaluation_device(&config.train)?;
     // The selected samples are packed into a folder of their own, gone at the end, a signal's too.
     let folder = tempfile::tempdir()?;
     let stop = crate::signals::Stop::on_signals()?;
     stop.remove_at_exit(folder.path());
-    let train = args.learnt_from(&source, folder.path())?;
+    let train = args.learnt_from(&run, folder.path())?;
     let of = format!(
         "weights {} on {} samples {}; {options}",
-        source.checkpoint.state.weights_sum(),
+        run.checkpoint.state.weights_sum(),
         train.len(),
         fingerprint(&train)
     );
     let classifier = |name: &str, net: &mut TwinNet, ending: &str| -> Result<Classifier> {
         let progress = args.progress(name, &of, ending);
-        let sets = [&train, &source.test];
+        let sets = [&train, &run.test];
         evaluate(net, sets, config, &options, &device, progress.as_ref(), |epoch, right| {
             if !args.json {
                 eprintln!("{name}: epoch {epoch:>3}  right {:.1}%", 100.0 * right);
@@ -206,7 +206,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         let linear = Some(found.accuracy);
         Score { name: name.into(), knn: None, linear }
     };
-    let mut net = source.checkpoint.network(&device)?;
+    let mut net = run.checkpoint.network(&device)?;
     let found = classifier(trained, &mut net, "")?;
     // A full disk takes no result away: it is told before the error.
     let written = match &args.out {
@@ -221,7 +221,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         scores.push(score(untrained, &classifier(untrained, &mut net, ".untrained")?));
     }
-    let recorded = args.record(source.checkpoint.state.step, &scores);
+    let recorded = args.record(run.checkpoint.state.step, &scores);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
         return written.and(recorded);

@@ -6,7 +6,7 @@ use clap::Args;
 use super::knn::Evaluated;
 use super::{count, not_negative, part, share};
 use crate::eval::ProbeConfig;
-use crate::eval::compare::Kind;
+use crate::eval::compare::FeaturePair;
 
 /// Arguments of `bt-stream probe`.
 #[derive(Args, Debug)]
@@ -45,11 +45,11 @@ pub fn run(args: ProbeArgs) -> Result<()> {
     // What is kept for report and card is the run's own evaluation; a trial takes no result's
     // place.
     let own = share == 1.0 && options == ProbeConfig::default();
-    args.what.measure(own, |kind, _| {
+    args.what.measure(own, |pair, _| {
         if share == 1.0 {
-            return kind.score(None, Some(&options));
+            return pair.score(None, Some(&options));
         }
-        let train = kind.train.few_labels(share, seed)?;
-        Kind { train, ..kind }.score(None, Some(&options))
+        let train = pair.train.few_labels(share, seed)?;
+        FeaturePair { train, ..pair }.score(None, Some(&options))
     })
 }

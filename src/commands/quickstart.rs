@@ -15,7 +15,7 @@ use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::data::open_set;
 use crate::device::device;
 use crate::drawn::draw_shards;
-use crate::eval::compare::{Kind, encode, pixel_kinds, table};
+use crate::eval::compare::{FeaturePair, encode, pixel_pairs, table};
 use crate::eval::knn::nearest;
 use crate::eval::{KnnConfig, ProbeConfig, Score, scores};
 use crate::files::write_atomically;
@@ -200,7 +200,7 @@ impl Data {
 
 /// What is known before the first step.
 struct Before {
-    untrained: Kind,
+    untrained: FeaturePair,
     /// Untrained network, raw pixels, colour histogram.
     scores: Vec<Score>,
     correlation: Correlation,
@@ -212,25 +212,29 @@ impl Before {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         let untrained = encode("untrained network", &mut net, data.sets(), config, &device)?;
         let mut scores = vec![score(untrained.clone(), config)?];
-        for kind in pixel_kinds(&data.train, &data.test, config)? {
-            scores.push(score(kind, config)?);
+        for pair in pixel_pairs(&data.train, &data.test, config)? {
+            scores.push(score(pair, config)?);
         }
         let correlation = correlation("before training", &mut net, &data.train, config)?;
         Ok(Before { untrained, scores, correlation })
     }
 }
 
-fn score(kind: Kind, config: &RunConfig) -> Result<Score> {
+fn score(pair: FeaturePair, config: &RunConfig) -> Result<Score> {
     let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
     // Raw pixels have 3,072 dimensions: few iterations keep them within seconds.
     let probe =
         ProbeConfig { decays: vec![1e-1, 1e-2, 1e-3], max_iterations: 60, ..Default::default() };
-    kind.score(Some(knn), Some(&probe))
+    pair.score(Some(knn), Some(&probe))
 }
 
 /// For the first test image of some classes, the nearest training images by both
 /// networks' features.
-fn neighbours(data: &Data, untrained: &Kind, trained: &Kind) -> Result<Vec<Neighbours>> {
+fn neighbours(
+    data: &Data,
+    untrained: &FeaturePair,
+    trained: &FeaturePair,
+) -> Result<Vec<Neighbours>> {
     const NEAR: usize = 6;
     // Drawn images go through the classes in turn: one of every other class, as far as there are
     // any.
@@ -244,24 +248,24 @@ fn neighbours(data: &Data, untrained: &Kind, trained: &Kind) -> Result<Vec<Neigh
     };
     let asked = pictures(&data.test, queries)?;
     let mut out = Vec::new();
-    for kind in [untrained, trained] {
+    for pair in [untrained, trained] {
         let place: Vec<u64> = asked.iter().map(|(place, _)| *place).collect();
-        let rows = kind.test.select(|i| place.contains(&kind.test.samples()[i]));
-        let found = nearest(kind.train.clone(), rows.clone(), NEAR)?;
-        let all = found.iter().flatten().map(|one| kind.train.samples()[one.index as usize]);
+        let rows = pair.test.select(|i| place.contains(&pair.test.samples()[i]));
+        let found = nearest(pair.train.clone(), rows.clone(), NEAR)?;
+        let all = found.iter().flatten().map(|one| pair.train.samples()[one.index as usize]);
         let images = pictures(&data.train, all.collect())?;
         let image = |index: u32| {
-            let place = kind.train.samples()[index as usize];
+            let place = pair.train.samples()[index as usize];
             images.iter().find(|(at, _)| *at == place).map(|(_, sample)| sample.original.clone())
         };
         let rows = asked.iter().zip(&found).enumerate().map(|(i, ((_, query), near))| {
             let near = near.iter().filter_map(|one| {
-                let same = kind.train.labels()[one.index as usize] == rows.labels()[i];
+                let same = pair.train.labels()[one.index as usize] == rows.labels()[i];
                 Some((image(one.index)?, same))
             });
             (query.original.clone(), near.collect())
         });
-        out.push(Neighbours { name: kind.name.clone(), rows: rows.collect() });
+        out.push(Neighbours { name: pair.name.clone(), rows: rows.collect() });
     }
     Ok(out)
 }

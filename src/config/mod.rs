@@ -2,9 +2,10 @@
 //! anything is read or allocated. What is in effect is saved with each checkpoint.
 
 mod augment;
+mod checkpoint;
 mod data;
+mod eval;
 mod idle;
-mod keep;
 mod set;
 mod train;
 mod views;
@@ -24,8 +25,9 @@ use crate::optim::OptimConfig;
 use crate::print::unbroken;
 
 pub use augment::{AugmentConfig, AugmentDevice};
+pub use checkpoint::{CheckpointConfig, OnCheckpointError};
 pub use data::{DataConfig, ShuffleKind};
-pub use keep::{CheckpointConfig, EvalConfig, OnCheckpointError};
+pub use eval::EvalConfig;
 use set::set;
 pub(crate) use set::{leaves, put};
 pub use train::{Named, OnNan, TrainConfig};

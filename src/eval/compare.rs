@@ -20,7 +20,7 @@ use crate::units::percent;
 
 /// Features of the two sets that an evaluation compares.
 #[derive(Clone)]
-pub struct Kind {
+pub struct FeaturePair {
     /// Whose they are.
     pub name: String,
     /// References, or what the probe is fitted to.
@@ -29,8 +29,8 @@ pub struct Kind {
     pub test: Features,
 }
 
-/// Where features come from: a checkpoint and two shard sets.
-pub struct Source {
+/// What an evaluation compares features of: a run's checkpoint and two shard sets.
+pub struct EvaluatedRun {
     /// The checkpoint.
     pub checkpoint: Checkpoint,
     /// References.
@@ -40,13 +40,13 @@ pub struct Source {
     device: Device,
 }
 
-impl Source {
+impl EvaluatedRun {
     /// Opens the checkpoint that `path` names and two sets; absent ones are those
     /// that the checkpoint was trained and validated on.
     ///
     /// # Errors
     /// What cannot be found or read.
-    pub fn open(path: &Path, train: Option<&str>, test: Option<&str>) -> Result<Source> {
+    pub fn open(path: &Path, train: Option<&str>, test: Option<&str>) -> Result<EvaluatedRun> {
         let checkpoint = checkpoint::find(path)?;
         let config = &checkpoint.state.config;
         let set = |given: Option<&str>, usual: &str, key: &str| {
@@ -64,7 +64,7 @@ impl Source {
         let train = set(train, &config.data.train, "name the training shards with --train")?;
         let test = set(test, &config.data.val, "name the test shards with --test")?;
         let device = evaluation_device(&checkpoint.state.config.train)?;
-        Ok(Source { checkpoint, train, test, device })
+        Ok(EvaluatedRun { checkpoint, train, test, device })
     }
 
     /// The configuration the checkpoint was made with.
@@ -76,7 +76,7 @@ impl Source {
     ///
     /// # Errors
     /// A checkpoint that does not fit its configuration, or unreadable samples.
-    pub fn trained(&self) -> Result<Kind> {
+    pub fn trained(&self) -> Result<FeaturePair> {
         let mut net = self.checkpoint.network(&self.device)?;
         self.encode("trained network", &mut net)
     }
@@ -86,7 +86,7 @@ impl Source {
     ///
     /// # Errors
     /// Unreadable samples.
-    pub fn untrained(&self) -> Result<Kind> {
+    pub fn untrained(&self) -> Result<FeaturePair> {
         let config = self.config();
         let mut net = TwinNet::new(&config.model, config.train.seed, &self.device)?;
         self.encode("untrained network", &mut net)
@@ -96,11 +96,11 @@ impl Source {
     ///
     /// # Errors
     /// Unreadable samples.
-    pub fn pixels(&self) -> Result<[Kind; 2]> {
-        pixel_kinds(&self.train, &self.test, self.config())
+    pub fn pixels(&self) -> Result<[FeaturePair; 2]> {
+        pixel_pairs(&self.train, &self.test, self.config())
     }
 
-    fn encode(&self, name: &str, net: &mut TwinNet) -> Result<Kind> {
+    fn encode(&self, name: &str, net: &mut TwinNet) -> Result<FeaturePair> {
         encode(name, net, [&self.train, &self.test], self.config(), &self.device)
     }
 }
@@ -115,35 +115,36 @@ pub fn encode(
     [train, test]: [&Arc<ShardSet>; 2],
     config: &RunConfig,
     device: &Device,
-) -> Result<Kind> {
+) -> Result<FeaturePair> {
     same_classes(train, test)?;
     let bar = progress((train.len() + test.len()) as u64, name);
     let mut of = |set: &Arc<ShardSet>, before: usize| {
         features(net, set, config.eval_loader()?, device, |n| bar.set_position((before + n) as u64))
     };
-    let kind = Kind { name: name.into(), train: of(train, 0)?, test: of(test, train.len())? };
+    let pair =
+        FeaturePair { name: name.into(), train: of(train, 0)?, test: of(test, train.len())? };
     bar.finish_and_clear();
-    Ok(kind)
+    Ok(pair)
 }
 
 /// Raw pixels and colour histograms of both sets.
 ///
 /// # Errors
 /// Unreadable samples.
-pub fn pixel_kinds(
+pub fn pixel_pairs(
     train: &Arc<ShardSet>,
     test: &Arc<ShardSet>,
     config: &RunConfig,
-) -> Result<[Kind; 2]> {
+) -> Result<[FeaturePair; 2]> {
     let (raw_train, colour_train) = pixel_features(train, config.eval_loader()?)?;
     let (raw_test, colour_test) = pixel_features(test, config.eval_loader()?)?;
     Ok([
-        Kind { name: "raw pixels".into(), train: raw_train, test: raw_test },
-        Kind { name: "colour histogram".into(), train: colour_train, test: colour_test },
+        FeaturePair { name: "raw pixels".into(), train: raw_train, test: raw_test },
+        FeaturePair { name: "colour histogram".into(), train: colour_train, test: colour_test },
     ])
 }
 
-impl Kind {
+impl FeaturePair {
     /// The accuracies that `knn` and `probe` ask for. Takes the features, which kNN normalises
     /// where they are, after the probe has seen them as they were.
     ///

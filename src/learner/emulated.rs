@@ -7,7 +7,7 @@ use candle_core::{Device, Tensor};
 use toml::toml;
 
 use crate::intake::images_to;
-use crate::learner::{Gradients, Learner, StepHooks};
+use crate::learner::{Learner, StepHooks, StepOutcome};
 use crate::loss;
 use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem, TwinNet};
 use crate::nn::cuda::Profiler;
@@ -69,7 +69,8 @@ fn run(
         let engine = learner.net().engine().clone();
         let images = images_to(&images(step, side), &engine).unwrap();
         learner.remember().unwrap();
-        let Gradients { out, trouble } = learner.gradients(&images, StepHooks::default()).unwrap();
+        let StepOutcome { out, trouble } =
+            learner.gradients(&images, StepHooks::default()).unwrap();
         assert_eq!(trouble, None);
         losses.push(out.loss);
         // Small, so that no activation crosses zero in one of two runs that are compared.

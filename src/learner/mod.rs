@@ -70,16 +70,17 @@ impl StepHooks<'_> {
     }
 }
 
-/// What [`Learner::gradients`] found; the gradients themselves are the parameters'.
+/// What a step gave before the optimizer ([`Learner::gradients`]); the gradients themselves are the
+/// parameters'.
 #[derive(Debug)]
-pub struct Gradients {
+pub struct StepOutcome {
     /// The loss.
     pub out: LossOutput,
     /// What of it is not finite, in words: the step must not be taken.
     pub trouble: Option<String>,
 }
 
-impl Gradients {
+impl StepOutcome {
     /// With the name of a parameter whose gradient is not finite; the loss comes first.
     fn of(out: LossOutput, bad_gradient: Option<String>) -> Self {
         let trouble = match bad_gradient {
@@ -200,7 +201,7 @@ impl Learner {
     ///
     /// # Errors
     /// When `images` is of another form; what the device says.
-    pub fn gradients(&mut self, images: &Tensor, mut hooks: StepHooks<'_>) -> Result<Gradients> {
+    pub fn gradients(&mut self, images: &Tensor, mut hooks: StepHooks<'_>) -> Result<StepOutcome> {
         if self.begin(images)? {
             hooks.over("launch");
             hooks.beside();
@@ -216,12 +217,12 @@ impl Learner {
         let mut out = self.loss()?;
         hooks.over("loss");
         if !out.loss.is_finite() {
-            return Ok(Gradients::of(out, None));
+            return Ok(StepOutcome::of(out, None));
         }
         self.backward(&mut out)?;
         let bad = self.bad_gradient()?;
         hooks.over("backward");
-        Ok(Gradients::of(out, bad))
+        Ok(StepOutcome::of(out, bad))
     }
 
     /// Sets every gradient. What comes through the predictor is added to `out.grad`.

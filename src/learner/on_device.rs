@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use candle_core::{DType, Tensor};
 
 use super::not_finite::Search;
-use super::{Gradients, Learner};
+use super::{Learner, StepOutcome};
 use crate::loss::{DeviceObjective, Embeddings};
 use crate::nn::cuda::Replay;
 use crate::nn::{Engine, storage};
@@ -129,13 +129,13 @@ impl Learner {
     ///
     /// # Errors
     /// Without it before; what the device says.
-    pub fn finish(&mut self) -> Result<Gradients> {
+    pub fn finish(&mut self) -> Result<StepOutcome> {
         let step = self.device_step.as_mut().context("nothing was begun")?;
         let backend = step.engine.backend().context("a device step on a device")?;
         let out = step.loss.read(backend, &step.grad)?;
         let number = step.search.read(backend)?;
         let bad = self.params().get(number).map(|param| param.name.clone());
-        Ok(Gradients::of(out, bad))
+        Ok(StepOutcome::of(out, bad))
     }
 
     /// Makes what a step on a device keeps, where there can be one.

@@ -1,9 +1,9 @@
 //! The training loop: batch -> learner's forward -> loss -> gradients -> step.
 
 mod clock;
-mod observe;
+mod diagnose;
+mod diverged;
 mod prepare;
-mod refuse;
 mod run;
 mod save;
 mod summary;
@@ -19,14 +19,14 @@ use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
 use crate::intake::Intake;
-use crate::learner::Gradients;
+use crate::learner::StepOutcome;
 use crate::signals::Stop;
 
 use clock::Clock;
 use run::Run;
 
+pub use diverged::Diverged;
 pub(crate) use prepare::start_from;
-pub use refuse::Diverged;
 pub(crate) use save::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
@@ -126,7 +126,7 @@ impl Run {
             let batch = arriving.batch();
             clock.lap("wait for data");
             let begun = self.gradients(&arriving, clock, |intake| ahead = fetch(intake));
-            let Gradients { out, trouble } = match begun {
+            let StepOutcome { out, trouble } = match begun {
                 Err(_) if stop.overdue() => {
                     self.learner.take_back()?;
                     given_up = true;

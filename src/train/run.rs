@@ -13,7 +13,7 @@ use crate::checkpoint::{Checkpoint, State};
 use crate::config::RunConfig;
 use crate::eval::OnlineProbe;
 use crate::intake::{Arriving, Intake};
-use crate::learner::{Gradients, Learner, StepHooks};
+use crate::learner::{Learner, StepHooks, StepOutcome};
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;
 use crate::optim::{Optimizer, Schedule};
@@ -87,7 +87,7 @@ impl Run {
         arriving: &Arriving,
         clock: &mut Clock,
         mut fetch: impl FnMut(&mut Intake),
-    ) -> Result<Gradients> {
+    ) -> Result<StepOutcome> {
         let images = self.intake.images(arriving)?;
         clock.lap("copy in");
         self.learner.remember()?;
@@ -113,7 +113,8 @@ impl Run {
         self.progress.rewinds = 0;
         self.progress.images += batch.size as u64;
         self.advance(batch);
-        self.measure(config, batch)?;
+        self.step_probe(batch)?;
+        self.diagnose(config, batch)?;
         self.metrics.count(batch.size, out);
         self.metrics.step(self.progress.step, batch.bad, rates, stats)?;
         clock.lap("measure");

@@ -7,8 +7,8 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::{Loader, Position, ShardSet};
 
 use super::clock::Clock;
+use super::diverged::Diverged;
 use super::prepare::start_from;
-use super::refuse::Diverged;
 use super::run::Run;
 use crate::checkpoint::{self, Checkpoint, State, Tensors};
 use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};

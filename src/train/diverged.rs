@@ -1,5 +1,6 @@
 //! Numbers that are not finite: the step is taken back, its batch noted.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -15,30 +16,7 @@ use crate::metrics::BAD_BATCHES_FILE;
 const MOST_REWINDS: u32 = 10;
 
 /// Numbers that are not finite ended the run: what a configuration leads to, not what went wrong.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error(
-    "{cause} at step {step}{}{}{}. Lower the learning rate and {}{}",
-    match .passed {
-        0 => String::new(),
-        batches => format!(", after {batches} batches that were passed over"),
-    },
-    match .noted {
-        true => format!("; {BAD_BATCHES_FILE} has the batch"),
-        false => String::new(),
-    },
-    match .before {
-        Some(path) => format!(", {} the state before it, which may be far gone already", path.display()),
-        None => String::new(),
-    },
-    match .resumable {
-        true => "go on from the newest checkpoint (--resume) or an earlier one (--resume-from)",
-        false => "begin anew in another folder: there is no checkpoint yet",
-    },
-    match .passed {
-        0 => ", or pass over such batches with train.on_nan = \"rewind\"",
-        _ => "",
-    }
-)]
+#[derive(Clone, Debug)]
 pub struct Diverged {
     /// What was not finite.
     pub cause: String,
@@ -52,6 +30,34 @@ pub struct Diverged {
     pub before: Option<PathBuf>,
     /// Whether there is a checkpoint to go on from.
     pub resumable: bool,
+}
+
+impl std::error::Error for Diverged {}
+
+impl fmt::Display for Diverged {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Diverged { cause, step, passed, noted, before, resumable } = self;
+        write!(f, "{cause} at step {step}")?;
+        if *passed > 0 {
+            write!(f, ", after {passed} batches that were passed over")?;
+        }
+        if *noted {
+            write!(f, "; {BAD_BATCHES_FILE} has the batch")?;
+        }
+        if let Some(path) = before {
+            let path = path.display();
+            write!(f, ", {path} the state before it, which may be far gone already")?;
+        }
+        f.write_str(". Lower the learning rate and ")?;
+        f.write_str(match resumable {
+            true => "go on from the newest checkpoint (--resume) or an earlier one (--resume-from)",
+            false => "begin anew in another folder: there is no checkpoint yet",
+        })?;
+        if *passed == 0 {
+            f.write_str(", or pass over such batches with train.on_nan = \"rewind\"")?;
+        }
+        Ok(())
+    }
 }
 
 impl Run {

@@ -16,35 +16,37 @@ const PAIRS: usize = 8;
 const LEAST_SIDE: usize = 64;
 
 impl Run {
-    /// What the step's embeddings and features tell, when it is time to ask.
-    pub(super) fn measure(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
-        if let Some(probe) = &mut self.probe {
-            let features = self.learner.net().last_features()?;
-            match probe.step(&features, &batch.labels) {
-                Ok(accuracy) => accuracy.into_iter().for_each(|share| self.metrics.online(share)),
-                // It stands beside the training and does not end it.
-                Err(error) => {
-                    let text = format!("warning: no online probe from here on: {error}");
-                    self.metrics.say(&text);
-                    self.probe = None;
-                }
+    /// The online probe learns from the step's features and tells how often it was right.
+    pub(super) fn step_probe(&mut self, batch: &Batch) -> Result<()> {
+        let Some(probe) = &mut self.probe else { return Ok(()) };
+        let features = self.learner.net().last_features()?;
+        match probe.step(&features, &batch.labels) {
+            Ok(accuracy) => accuracy.into_iter().for_each(|share| self.metrics.online(share)),
+            // It stands beside the training and does not end it.
+            Err(error) => {
+                self.metrics.say(&format!("warning: no online probe from here on: {error}"));
+                self.probe = None;
             }
         }
-        let every = config.train.diagnose_every;
-        let last = self.progress.step == self.schedule.steps;
-        if let Some(seen) = self.learner.seen()
-            && every > 0
-            && (last || self.progress.step.is_multiple_of(every))
-        {
-            // On the CPU: candle would compile its kernels for a device, seconds for one product.
-            let seen = seen.on_host()?;
-            let found = Diagnostics::measure(&seen.a, &seen.b)?;
-            self.metrics.diagnostics(self.progress.step, &found)?;
-            self.embeddings = found.describe();
-            if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
-                self.pictured = Some(batch.epoch);
-                self.pictures(config, batch, &seen)?;
-            }
+        Ok(())
+    }
+
+    /// What the step's embeddings tell, when it is time to ask.
+    pub(super) fn diagnose(&mut self, config: &RunConfig, batch: &Batch) -> Result<()> {
+        let (every, step) = (config.train.diagnose_every, self.progress.step);
+        let last = step == self.schedule.steps;
+        if every == 0 || !(last || step.is_multiple_of(every)) {
+            return Ok(());
+        }
+        let Some(seen) = self.learner.seen() else { return Ok(()) };
+        // On the CPU: candle would compile its kernels for a device, seconds for one product.
+        let seen = seen.on_host()?;
+        let found = Diagnostics::measure(&seen.a, &seen.b)?;
+        self.metrics.diagnostics(step, &found)?;
+        self.embeddings = found.describe();
+        if self.metrics.takes_pictures() && self.pictured != Some(batch.epoch) {
+            self.pictured = Some(batch.epoch);
+            self.pictures(config, batch, &seen)?;
         }
         Ok(())
     }
