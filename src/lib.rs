@@ -42,6 +42,7 @@ pub mod exchange;
 pub mod files;
 pub mod intake;
 pub mod learner;
+mod locks;
 pub mod loss;
 pub mod metrics;
 pub mod model;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use bt_pipeline::stats::Stats;
 
+use crate::locks::unpoisoned;
 use crate::metrics::Line;
 
 /// What the answering thread shows.
@@ -66,7 +67,7 @@ impl Board {
     }
 
     fn lock(&self) -> MutexGuard<'_, Shown> {
-        self.shown.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.shown.lock())
     }
 
     /// The figures in Prometheus' text format, version 0.0.4.

@@ -12,13 +12,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
+
+use crate::locks::unpoisoned;
 
 /// Time that a step has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);
@@ -117,7 +119,7 @@ impl Stop {
             std::thread::sleep(LAST_WORDS);
         }
         if let Some(interrupted) = self.interrupted() {
-            let mut temporary = self.temporary.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut temporary = unpoisoned(self.temporary.lock());
             if let Some(folder) = temporary.take() {
                 // What cannot be removed is the system's to clean, as any temporary folder.
                 let _ = std::fs::remove_dir_all(folder);
@@ -128,7 +130,7 @@ impl Stop {
 
     /// Removes `folder` when a signal ends the process: no destructor runs then.
     pub fn remove_at_exit(&self, folder: &Path) {
-        *self.temporary.lock().unwrap_or_else(PoisonError::into_inner) = Some(folder.to_owned());
+        *unpoisoned(self.temporary.lock()) = Some(folder.to_owned());
     }
 
     /// Raises it without a signal: after the step in progress.

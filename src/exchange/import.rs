@@ -4,11 +4,12 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 
+use crate::locks::unpoisoned;
 use crate::model::{Arch, ModelConfig, Stem};
 
 /// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.
@@ -45,7 +46,7 @@ pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
 fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<T> {
     // The hook is the process's. Two who take it at once would each leave what the other put there.
     static HOOK: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = HOOK.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = unpoisoned(HOOK.lock());
     let usual = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| ()));
     // What a panic leaves behind is dropped here.

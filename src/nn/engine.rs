@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::cuda::kernels::elementwise;
 use super::cuda::{Backend, Profiler};
 use super::storage;
+use crate::locks::unpoisoned;
 
 /// Element type of activations and of the factors of products. Weights, statistics and sums are f32
 /// either way, and so are gradients of weights, but for convolutions larger than 1 x 1: in bfloat16
@@ -81,7 +82,7 @@ impl Engine {
         match device.location() {
             DeviceLocation::Cpu => Ok(Self::cpu()),
             DeviceLocation::Cuda { gpu_id } => {
-                let engines = opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+                let engines = unpoisoned(opened().lock());
                 match engines.get(&gpu_id) {
                     Some(engine) => Ok(engine.clone()),
                     None => bail!("CUDA device {gpu_id} was not opened by the engine"),
@@ -97,7 +98,7 @@ impl Engine {
     /// # Errors
     /// A build without the feature `cuda`, no driver or device, a library that is missing.
     pub fn open(number: usize, options: EngineOptions) -> Result<Self> {
-        let mut engines = opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut engines = unpoisoned(opened().lock());
         let engine = match engines.get(&number) {
             Some(known) => Self { options, ..known.clone() },
             None => {
@@ -122,7 +123,7 @@ impl Engine {
         };
         let profiler = Arc::new(Profiler::new(backend));
         let engine = Self { backend: Some(profiler.clone()), ..engine };
-        opened().lock().unwrap_or_else(|poisoned| poisoned.into_inner()).insert(gpu_id, engine);
+        unpoisoned(opened().lock()).insert(gpu_id, engine);
         Ok(Some(profiler))
     }
 

@@ -2,8 +2,8 @@
 //! in this process, so that whatever ends the process ends all of them.
 
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
@@ -22,6 +22,7 @@ use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
 use crate::intake::images_to;
 use crate::learner::Learner;
+use crate::locks::unpoisoned;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
 use crate::nn::Engine;
@@ -126,12 +127,12 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
                 if let Err(error) = queue.work() {
                     // The others end after the step in progress and can be continued.
                     stop.raise();
-                    ended.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                    unpoisoned(ended.lock()).get_or_insert(error);
                 }
             });
         }
     });
-    if let Some(error) = ended.into_inner().unwrap_or_else(PoisonError::into_inner) {
+    if let Some(error) = unpoisoned(ended.into_inner()) {
         return Err(error);
     }
     write_results(study, &options.dir)?;
@@ -139,7 +140,7 @@ pub fn run(study: &Study, options: &Options, stop: &Stop) -> Result<bool> {
         return Ok(false);
     }
     let (failed, cells) = (queue.failed.into_inner(), queue.waiting.len());
-    let mut failed = failed.unwrap_or_else(PoisonError::into_inner).into_iter();
+    let mut failed = unpoisoned(failed).into_iter();
     match (failed.len(), failed.next()) {
         (count, Some(first)) => Err(first.context(format!("{count} of {cells} cells failed"))),
         _ => Ok(true),
@@ -211,13 +212,13 @@ impl Queue<'_> {
             match done {
                 Ok(Some(result)) => {
                     eprintln!("{place}: {}", table::summary(&result));
-                    let _one = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                    let _one = unpoisoned(self.writing.lock());
                     write_results(self.study, self.dir)?;
                 }
                 Ok(None) => {}
                 Err(error) => {
                     eprintln!("{}", one_line(&error));
-                    self.failed.lock().unwrap_or_else(PoisonError::into_inner).push(error);
+                    unpoisoned(self.failed.lock()).push(error);
                 }
             }
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use candle_core::Result;
 
 use super::{Backend, ConvCall, ConvPass, Gemm, Launch, Mark, Replay, Span, Upload};
+use crate::locks::unpoisoned;
 
 /// All calls of one kind.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,7 +46,7 @@ impl Profiler {
     }
 
     fn lines(&self) -> std::sync::MutexGuard<'_, HashMap<String, ProfileLine>> {
-        self.lines.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.lines.lock())
     }
 
     fn timed<R>(&self, what: String, flops: f64, call: impl FnOnce() -> Result<R>) -> Result<R> {

@@ -24,6 +24,7 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaStorage, DType, Device, Error, Result, bail};
 
 use super::{Arg, Backend, ConvCall, Gemm, Launch, Mark, Replay, Span, Upload};
+use crate::locks::unpoisoned;
 
 /// The kernels, compiled by `build.rs`.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
@@ -219,7 +220,7 @@ impl Gpu {
     }
 
     fn function(&self, name: &str) -> Result<CudaFunction> {
-        let mut known = lock(&self.functions);
+        let mut known = unpoisoned(self.functions.lock());
         if let Some(function) = known.get(name) {
             return Ok(function.clone());
         }
@@ -228,11 +229,6 @@ impl Gpu {
         known.insert(name.to_owned(), function.clone());
         Ok(function)
     }
-}
-
-/// The mutex's content, also after a panic elsewhere: handles stay usable.
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 impl Backend for Gpu {
@@ -273,7 +269,7 @@ impl Backend for Gpu {
     fn gemm(&self, gemm: &Gemm) -> Result<()> {
         gemm.check()?;
         self.here()?;
-        lock(&self.blas).gemm(gemm)
+        unpoisoned(self.blas.lock()).gemm(gemm)
     }
 
     fn most_elements(&self) -> usize {
@@ -283,7 +279,7 @@ impl Backend for Gpu {
     fn conv(&self, call: &ConvCall) -> Result<()> {
         call.check()?;
         self.here()?;
-        lock(&self.dnn).conv(call)
+        unpoisoned(self.dnn.lock()).conv(call)
     }
 
     fn zero(&self, span: Span) -> Result<()> {
