@@ -2,6 +2,7 @@
 //! line on a terminal.
 
 mod history;
+mod line;
 mod tally;
 
 use std::collections::HashSet;
@@ -13,7 +14,6 @@ use anyhow::{Context, Result};
 use bt_pipeline::Image;
 use bt_pipeline::stats::{BadSample, Snapshot, Stats};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use serde::{Deserialize, Serialize};
 
 use crate::files::LineLog;
 use crate::loss::LossOutput;
@@ -23,6 +23,7 @@ use crate::tensorboard::EventWriter;
 
 use history::{drop_later_lines, lines_of};
 pub use history::{read, set_aside_after};
+pub use line::Line;
 pub use tally::Tally;
 
 /// File in the run's folder.
@@ -37,67 +38,8 @@ pub const LEDGER_FILE: &str = "bad-samples.jsonl";
 /// File in the run's folder with the batches whose numbers were not finite.
 pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
 
-/// Time between two lines that are printed where there is no terminal.
-const BETWEEN_LINES: Duration = Duration::from_secs(60);
-
 /// Eigenvalues of a spectrum that a line holds at most.
 const SPECTRUM: usize = 40;
-
-/// One line of `metrics.jsonl`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Line {
-    /// Steps done.
-    pub step: u64,
-    /// Epochs done, with the fraction of the present one.
-    pub epoch: f64,
-    /// Seconds since this process began to train.
-    pub seconds: f64,
-    /// When the process that wrote the line opened the file, in Unix milliseconds: tells the
-    /// processes of a run apart. Absent in lines of earlier versions.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub began: Option<u64>,
-    /// The loss, mean over the steps since the last line.
-    pub loss: Option<f64>,
-    /// The invariance term, likewise.
-    pub invariance: Option<f64>,
-    /// The redundancy term (lambda included), likewise.
-    pub redundancy: Option<f64>,
-    /// Mean of C's diagonal.
-    pub on_diag: Option<f64>,
-    /// Root mean square of C's off-diagonal elements.
-    pub off_diag: Option<f64>,
-    /// Learning rate of weights.
-    pub lr_weights: Option<f64>,
-    /// Learning rate of biases and BN parameters.
-    pub lr_biases: Option<f64>,
-    /// Source images per second since the last line.
-    pub images_per_s: Option<f64>,
-    /// Share of the time since the last line spent waiting for data.
-    pub wait: Option<f64>,
-    /// The stage that limits.
-    pub limit: Option<String>,
-    /// Samples left out so far, repetitions counted.
-    pub bad: Option<u64>,
-    /// kNN accuracy on `data.val`, 0 to 1.
-    pub knn: Option<f64>,
-    /// Accuracy of the online linear probe on the batches since the last line, 0 to 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub online: Option<f64>,
-    /// Collapse and information, of one batch's embeddings.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub diagnostics: Option<Diagnostics>,
-}
-
-impl Line {
-    /// Whether the process that wrote this line wrote `next` as well, the line after it. Of lines
-    /// that do not say so, a process begins where the seconds are fewer than before.
-    pub fn same_process(&self, next: &Line) -> bool {
-        match (self.began, next.began) {
-            (None, None) => self.seconds <= next.seconds,
-            (this, that) => this == that,
-        }
-    }
-}
 
 /// How long a run is, in optimizer steps.
 #[derive(Clone, Copy, Debug)]
@@ -238,11 +180,9 @@ impl Metrics {
         if self.health.replace(health) != Some(health) && health != Health::Healthy {
             self.say(&format!("step {step}: {}", found.describe()));
         }
-        let epoch = step as f64 / self.steps_per_epoch as f64;
-        let seconds = self.begun.elapsed().as_secs_f64();
-        let diagnostics = Some(found.thinned(SPECTRUM));
+        let line = Line { diagnostics: Some(found.thinned(SPECTRUM)), ..self.blank(step) };
         self.event(|events| events.histogram(step, "embeddings/std", &found.std));
-        self.write(Line { step, epoch, seconds, diagnostics, ..Line::default() })
+        self.write(&line)
     }
 
     /// Counts a step on `images` source images.
@@ -273,70 +213,14 @@ impl Metrics {
         if due && self.tally.steps > 0 { self.line(step, rates, stats) } else { Ok(()) }
     }
 
-    fn line(
-        &mut self,
-        step: u64,
-        (lr_weights, lr_biases): (f64, f64),
-        stats: &Stats,
-    ) -> Result<()> {
-        let now = Instant::now();
-        let snapshot = stats.snapshot();
-        let (wall, since) = (now - self.last.0, snapshot.since(&self.last.1));
-        let bad = self.tally.bad;
-        let sums = std::mem::replace(&mut self.tally, Tally { bad, ..Tally::default() });
-        let of = |sum: f64, count: u64| Some(sum / count as f64).filter(|mean| mean.is_finite());
-        let mean = |sum: f64| of(sum, sums.steps);
-        let correlation = |sum: f64| of(sum, sums.correlations);
-        let rate = std::mem::take(&mut self.images) as f64 / wall.as_secs_f64();
-        let wait = share(since.batch_wait, wall);
-        let limit = since.limit(wall);
-        let line = Line {
-            step,
-            epoch: step as f64 / self.steps_per_epoch as f64,
-            seconds: self.begun.elapsed().as_secs_f64(),
-            began: None,
-            loss: mean(sums.loss),
-            invariance: mean(sums.invariance),
-            redundancy: mean(sums.redundancy),
-            on_diag: correlation(sums.on_diag),
-            off_diag: correlation(sums.off_diag),
-            lr_weights: Some(lr_weights),
-            lr_biases: Some(lr_biases),
-            images_per_s: Some(rate),
-            wait: Some(wait),
-            limit: Some(limit.name().to_owned()),
-            bad: Some(bad),
-            knn: None,
-            online: of(sums.online, sums.probed),
-            diagnostics: None,
-        };
-        let said = format!(
-            "epoch {:>6.2}  loss {:>9.3}  {:>7.0} images/s  limit {limit}{}",
-            line.epoch,
-            line.loss.unwrap_or(f64::NAN),
-            rate,
-            if bad > 0 { format!("  bad {bad}") } else { String::new() },
-        );
-        if self.bar.is_hidden() && (step == self.steps || now - self.told >= BETWEEN_LINES) {
-            // A log of a run of days tells how it goes, too.
-            self.told = now;
-            self.say(&format!("step {step} of {}  {said}  rate {lr_weights:.2e}", self.steps));
-        }
-        self.bar.set_message(said);
-        self.write(line)?;
-        self.last = (now, snapshot);
-        Ok(())
-    }
-
     /// Writes the kNN accuracy after `step`, which took `took` to find.
     ///
     /// # Errors
     /// When the line cannot be written.
     pub fn knn(&mut self, step: u64, accuracy: f64, took: Duration) -> Result<()> {
-        let epoch = step as f64 / self.steps_per_epoch as f64;
-        let seconds = self.begun.elapsed().as_secs_f64();
-        self.say(&format!("epoch {epoch:.0}: kNN {:.1}%", accuracy * 100.0));
-        self.write(Line { step, epoch, seconds, knn: Some(accuracy), ..Line::default() })?;
+        let line = Line { knn: Some(accuracy), ..self.blank(step) };
+        self.say(&format!("epoch {:.0}: kNN {:.1}%", line.epoch, accuracy * 100.0));
+        self.write(&line)?;
         // The evaluation's time belongs to no step.
         self.last.0 += took;
         Ok(())
@@ -346,7 +230,7 @@ impl Metrics {
     /// this run has listed before.
     ///
     /// # Errors
-    /// None that a record can have.
+    /// A shard whose path is not UTF-8, which JSON cannot hold.
     pub fn record_bad(&mut self, bad: &[BadSample]) -> Result<()> {
         for sample in bad {
             let text = serde_json::to_string(sample)?;
@@ -388,17 +272,6 @@ impl Metrics {
         self.batches.flush()
     }
 
-    fn write(&mut self, line: Line) -> Result<()> {
-        let line = Line { began: self.began, ..line };
-        let written = self.file.add(&serde_json::to_string(&line)?);
-        self.note(written);
-        if let Some(board) = &self.board {
-            board.line(&line);
-        }
-        self.event(|events| events.line(&line));
-        Ok(())
-    }
-
     /// A line that cannot be written is no reason to end a run: it is kept. That is said once.
     fn note(&mut self, written: Result<()>) {
         match written {
@@ -416,10 +289,6 @@ impl Metrics {
 fn unix_ms() -> Option<u64> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).ok()?;
     u64::try_from(since.as_millis()).ok()
-}
-
-fn share(part: Duration, whole: Duration) -> f64 {
-    (part.as_secs_f64() / whole.as_secs_f64().max(1e-9)).min(1.0)
 }
 
 #[cfg(test)]
