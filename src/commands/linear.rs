@@ -7,14 +7,14 @@ use anyhow::{Result, bail};
 use bt_pipeline::ShardSet;
 use clap::Args;
 
+use super::evaluated::Evaluated;
 use super::{count, not_negative, positive, share};
-use crate::checkpoint;
 use crate::config::Misconfigured;
 use crate::device::evaluation_device;
+use crate::eval::Score;
 use crate::eval::compare::{EvaluatedRun, table};
 use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
 use crate::eval::progress::Progress;
-use crate::eval::{Score, scores};
 use crate::exchange::export_classifier;
 use crate::model::TwinNet;
 use crate::train::fingerprint;
@@ -22,15 +22,8 @@ use crate::train::fingerprint;
 /// Arguments of `bt-stream linear`.
 #[derive(Args, Debug)]
 pub struct LinearArgs {
-    /// A run's folder (its newest checkpoint is taken) or a checkpoint's
-    #[arg(value_name = "CHECKPOINT")]
-    checkpoint: PathBuf,
-    /// Shards that are learnt from [default: those the run was trained on]
-    #[arg(long, value_name = "SHARDS")]
-    train: Option<String>,
-    /// Shards that are classified [default: the run's data.val]
-    #[arg(long, value_name = "SHARDS")]
-    test: Option<String>,
+    #[command(flatten)]
+    what: Evaluated,
     /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
     #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
     labels: f64,
@@ -137,7 +130,7 @@ impl LinearArgs {
         if self.labels == 1.0 {
             return Ok(Arc::clone(&run.train));
         }
-        let pattern = self.train.as_deref().unwrap_or(&run.config().data.train);
+        let pattern = self.what.train.as_deref().unwrap_or(&run.config().data.train);
         few_labels(pattern, self.labels, self.seed, folder, &run.config().open_options())
     }
 
@@ -151,15 +144,11 @@ impl LinearArgs {
     /// Keeps what was measured of the checkpoint after `step` on a run's own shards beside what kNN
     /// and probe found, under names of its own.
     fn record(&self, step: u64, scores: &[Score]) -> Result<()> {
-        let own = self.train.is_none() && self.test.is_none();
-        if !own || !self.checkpoint.join(checkpoint::FOLDER).is_dir() {
-            return Ok(());
-        }
         let named = |score: &Score| Score {
             name: format!("{}, {}", score.name, self.protocol()),
             ..score.clone()
         };
-        scores::record(&self.checkpoint, step, &scores.iter().map(named).collect::<Vec<_>>())
+        self.what.record(step, &scores.iter().map(named).collect::<Vec<_>>())
     }
 }
 
@@ -178,7 +167,7 @@ fn check_folder(option: &str, file: &Path) -> Result<()> {
 pub fn run(args: LinearArgs) -> Result<()> {
     args.check_files()?;
     args.options().check()?;
-    let run = EvaluatedRun::open(&args.checkpoint, args.train.as_deref(), args.test.as_deref())?;
+    let run = args.what.open()?;
     let (config, options) = (run.config(), args.options());
     let device = evaluation_device(&config.train)?;
     // The selected samples are packed into a folder of their own, gone at the end, a signal's too.

@@ -4,6 +4,7 @@ pub mod bench;
 pub mod completions;
 pub mod config;
 pub mod embed;
+mod evaluated;
 pub mod export;
 pub mod import;
 pub mod inspect;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use super::knn::Evaluated;
+use super::evaluated::Compared;
 use super::{count, not_negative, part, share};
 use crate::eval::ProbeConfig;
 use crate::eval::compare::FeaturePair;
@@ -12,7 +12,7 @@ use crate::eval::compare::FeaturePair;
 #[derive(Args, Debug)]
 pub struct ProbeArgs {
     #[command(flatten)]
-    what: Evaluated,
+    what: Compared,
     /// Weight decays to choose from, by accuracy on held-out training data
     #[arg(long, value_delimiter = ',', default_value = "0.1,0.01,0.001,0.0001", value_parser = not_negative)]
     decays: Vec<f64>,
@@ -33,7 +33,7 @@ pub struct ProbeArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`Evaluated::measure`].
+/// As [`Compared::measure`].
 pub fn run(args: ProbeArgs) -> Result<()> {
     let options = ProbeConfig {
         decays: args.decays,

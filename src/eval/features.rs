@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use anyhow::{Result, bail};
+use bt_pipeline::Batch;
 use bt_pipeline::shard::{Selection, select};
 
 /// A feature that is no number, or infinite: the network's weights are ruined.
@@ -27,8 +28,8 @@ pub struct Features {
 }
 
 impl Features {
-    /// The label of a sample that has none.
-    pub const NO_LABEL: u32 = u32::MAX;
+    /// The label of a sample that has none, a batch's.
+    pub const NO_LABEL: u32 = Batch::NO_LABEL;
 
     /// No rows yet; each will have `dim` values.
     pub fn empty(dim: usize) -> Self {
