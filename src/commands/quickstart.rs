@@ -92,26 +92,11 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
     phases.lap("train");
 
     eprintln!("4/4 evaluating and writing the report");
-    let found = checkpoint::find(&config.train.dir)?;
-    let device = device(&config.train)?;
-    let mut net = found.network(&device)?;
-    let trained = encode("trained network", &mut net, data.sets(), &config, &device)?;
-    let mut scores = vec![score(trained.clone(), &config)?];
-    scores.extend(before.scores.iter().cloned());
-    scores::record(&config.train.dir, found.state.step, &scores)?;
-    let neighbours = neighbours(&data, &before.untrained, &trained)?;
-    let after = correlation("after training", &mut net, &data.train, &config)?;
+    let after = After::measure(&config, &data, &before)?;
     phases.lap("evaluate after training");
 
-    let mut report = collect::from_run(&config.train.dir)?;
-    let untrained = before.scores.first().and_then(|score| score.knn);
-    report.metrics.insert(0, Line { knn: untrained, ..Line::default() });
-    headline(&mut report, &data, begun);
-    report.correlations = vec![before.correlation, after];
-    report.neighbours = neighbours;
-    report.samples = data.examples(&config)?;
-    report.times.insert(0, TimeTable { title: "Quickstart".into(), rows: phases.rows });
-    report.next = next(&config);
+    let scores = after.scores.clone();
+    let report = report_of(&config, &data, before, after, phases, begun)?;
     let path = args.dir.join("report.html");
     write_atomically(&path, render(&report)?.as_bytes())?;
     if args.json {
@@ -122,6 +107,27 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
         say(&scores, &path, &report, begun);
     }
     Ok(())
+}
+
+/// The run's own report, with what was found beside it.
+fn report_of(
+    config: &RunConfig,
+    data: &Data,
+    before: Before,
+    after: After,
+    phases: Phases,
+    begun: Instant,
+) -> Result<Report> {
+    let mut report = collect::from_run(&config.train.dir)?;
+    let untrained = before.scores.first().and_then(|score| score.knn);
+    report.metrics.insert(0, Line { knn: untrained, ..Line::default() });
+    headline(&mut report, data, begun);
+    report.correlations = vec![before.correlation, after.correlation];
+    report.neighbours = after.neighbours;
+    report.samples = data.examples(config)?;
+    report.times.insert(0, TimeTable { title: "Quickstart".into(), rows: phases.rows });
+    report.next = next(config);
+    Ok(report)
 }
 
 fn say(scores: &[Score], path: &Path, report: &Report, begun: Instant) {
@@ -217,6 +223,30 @@ impl Before {
         }
         let correlation = correlation("before training", &mut net, &data.train, config)?;
         Ok(Before { untrained, scores, correlation })
+    }
+}
+
+/// What is known after the last one.
+struct After {
+    /// The trained network's, then those from before.
+    scores: Vec<Score>,
+    neighbours: Vec<Neighbours>,
+    correlation: Correlation,
+}
+
+impl After {
+    /// Measures the newest checkpoint, and keeps its scores in the run's folder.
+    fn measure(config: &RunConfig, data: &Data, before: &Before) -> Result<Self> {
+        let found = checkpoint::find(&config.train.dir)?;
+        let device = device(&config.train)?;
+        let mut net = found.network(&device)?;
+        let trained = encode("trained network", &mut net, data.sets(), config, &device)?;
+        let mut scores = vec![score(trained.clone(), config)?];
+        scores.extend(before.scores.iter().cloned());
+        scores::record(&config.train.dir, found.state.step, &scores)?;
+        let neighbours = neighbours(data, &before.untrained, &trained)?;
+        let correlation = correlation("after training", &mut net, &data.train, config)?;
+        Ok(After { scores, neighbours, correlation })
     }
 }
 

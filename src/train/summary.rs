@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Result;
+use bt_pipeline::stats::Snapshot;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Clock;
@@ -61,40 +62,43 @@ impl Run {
         mut self,
         config: &RunConfig,
         mut clock: Clock,
-        loader: bt_pipeline::stats::Snapshot,
+        loader: Snapshot,
         interrupted: bool,
     ) -> Result<Summary> {
         self.save(config)?;
         clock.lap("checkpoint");
         self.metrics.finish()?;
-        if self.progress.step >= self.schedule.steps
-            && self.progress.step == self.progress.begun_step
-        {
-            self.metrics.say("the run has all its steps already: raise train.epochs to go on");
-            // What the process that did them wrote about them stays; what it was stopped in is done
-            // now.
-            if let Some(earlier) = Summary::read(&config.train.dir) {
-                let (steps, checkpoint) = (self.progress.step, self.progress.checkpoint);
-                let summary = Summary { interrupted, steps, checkpoint, ..earlier };
-                summary.write(&config.train.dir)?;
-                return Ok(summary);
-            }
+        let summary = match self.already_done(config, interrupted) {
+            Some(earlier) => earlier,
+            None => self.summary_of(config, &clock, &loader, interrupted),
+        };
+        summary.write(&config.train.dir)?;
+        Ok(summary)
+    }
+
+    /// The summary of the process that did all the steps before this one began: what it wrote about
+    /// them stays; what it was stopped in is done now.
+    fn already_done(&self, config: &RunConfig, interrupted: bool) -> Option<Summary> {
+        let steps = self.progress.step;
+        if steps < self.schedule.steps || steps != self.progress.begun_step {
+            return None;
         }
+        self.metrics.say("the run has all its steps already: raise train.epochs to go on");
+        let earlier = Summary::read(&config.train.dir)?;
+        let checkpoint = self.progress.checkpoint.clone();
+        Some(Summary { interrupted, steps, checkpoint, ..earlier })
+    }
+
+    fn summary_of(
+        self,
+        config: &RunConfig,
+        clock: &Clock,
+        loader: &Snapshot,
+        interrupted: bool,
+    ) -> Summary {
         let wall = clock.begun.elapsed();
         let seconds = |time: Duration| time.as_secs_f64();
-        let observed = Observed {
-            loader: &loader,
-            laps: &clock.laps,
-            wall,
-            threads: self.loader.threads(),
-            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
-            seekable: self.loader.set().seekable(),
-        };
-        let advice = match self.progress.step > self.progress.begun_step {
-            true => observed.sentence(config),
-            false => String::new(),
-        };
-        let summary = Summary {
+        Summary {
             steps: self.progress.step,
             images: self.progress.images,
             bad: loader.bad,
@@ -111,11 +115,31 @@ impl Run {
             .map(|(name, time)| (name.to_owned(), seconds(time)))
             .to_vec(),
             limit: loader.limit(wall).name().to_owned(),
-            advice,
+            advice: self.advice(config, clock, loader, wall),
             checkpoint: self.progress.checkpoint,
             embeddings: self.embeddings,
+        }
+    }
+
+    /// What would have helped this process, if it did a step.
+    fn advice(
+        &self,
+        config: &RunConfig,
+        clock: &Clock,
+        loader: &Snapshot,
+        wall: Duration,
+    ) -> String {
+        if self.progress.step == self.progress.begun_step {
+            return String::new();
+        }
+        let observed = Observed {
+            loader,
+            laps: &clock.laps,
+            wall,
+            threads: self.loader.threads(),
+            cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+            seekable: self.loader.set().seekable(),
         };
-        summary.write(&config.train.dir)?;
-        Ok(summary)
+        observed.sentence(config)
     }
 }

@@ -17,6 +17,17 @@ pub enum Mask {
     Input(Span),
 }
 
+impl Mask {
+    /// The mask's bits, beta, and what kernels are called that find it so.
+    fn spans(self) -> (Option<Span>, Option<Span>, &'static str) {
+        match self {
+            Mask::None => (None, None, "plain"),
+            Mask::Bits(relu_mask) => (Some(relu_mask), None, "by_bits"),
+            Mask::Input(beta) => (None, Some(beta), "by_input"),
+        }
+    }
+}
+
 /// The backward pass: gradients of gamma and beta (summed over groups), and of x: in place over
 /// `dout`, or into `dx`; with `dx`, `dout` afterwards holds the gradient masked by the ReLU, the
 /// residual's.
@@ -37,11 +48,7 @@ pub fn norm_backward(
     scratch: Span,
 ) -> Result<()> {
     s.check()?;
-    let (relu_mask, beta, name) = match mask {
-        Mask::None => (None, None, "plain"),
-        Mask::Bits(relu_mask) => (Some(relu_mask), None, "by_bits"),
-        Mask::Input(beta) => (None, Some(beta), "by_input"),
-    };
+    let (relu_mask, beta, _) = mask.spans();
     for span in [Some(x), Some(dout), dx].into_iter().flatten() {
         expect("batch norm's gradient", span, s.rows * s.channels, x.dtype)?;
     }
@@ -54,49 +61,52 @@ pub fn norm_backward(
     let all = [&vectors[..], &[x, dout, dx.unwrap_or(x)]].concat();
     let tiling = Tiling::new(s.channels, &all)?;
     expect_mask(s, &tiling, relu_mask)?;
-    let suffix = format!("v{}_{}", tiling.vector, x.suffix()?);
-    let (rows, channels) = (unsigned(s.group_rows())?, unsigned(s.channels)?);
 
+    let elements = Elements { b, s, tiling, gamma, x, dout, saved };
     // The mask is stored by the first pass where `dout` is to hold it: the second then reads less.
     let store = dx.is_some() && !matches!(mask, Mask::None);
-    let Part { rows_per_part, parts } = s.reduction();
-    let args = [
-        x.into(),
-        relu_mask.into(),
-        dout.into(),
-        Arg::U32(u32::from(store)),
-        gamma.into(),
-        beta.into(),
-        saved.into(),
-        partial.into(),
-        rows,
-        channels,
-        unsigned(rows_per_part)?,
-    ];
-    let kernel = format!("norm_grad_sums_{name}_{suffix}");
-    tiling.launch(b, &kernel, [parts, s.groups], &args)?;
-
+    let part = s.reduction();
+    elements.pass("sums", mask, [Arg::U32(u32::from(store)), partial.into()], part)?;
     let sums = Sums { gamma, saved, dgamma, dbeta, constants, partial };
-    sums.finish(b, s, parts)?;
+    sums.finish(b, s, part.parts)?;
+    let mask = if store { Mask::None } else { mask };
+    let part = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
+    elements.pass("apply", mask, [dx.unwrap_or(dout).into(), constants.into()], part)
+}
 
-    let (name, relu_mask, beta) =
-        if store { ("plain", None, None) } else { (name, relu_mask, beta) };
-    let Part { rows_per_part, parts } = tiling.parts(s.group_rows(), ROWS_OF_A_THREAD);
-    let args = [
-        x.into(),
-        relu_mask.into(),
-        dout.into(),
-        dx.unwrap_or(dout).into(),
-        gamma.into(),
-        beta.into(),
-        saved.into(),
-        constants.into(),
-        rows,
-        channels,
-        unsigned(rows_per_part)?,
-    ];
-    let kernel = format!("norm_grad_apply_{name}_{suffix}");
-    tiling.launch(b, &kernel, [parts, s.groups], &args)
+/// What both passes of [`norm_backward`] over the elements read.
+struct Elements<'a> {
+    b: &'a dyn Backend,
+    s: NormShape,
+    tiling: Tiling,
+    gamma: Span,
+    x: Span,
+    dout: Span,
+    saved: Span,
+}
+
+impl Elements<'_> {
+    /// Launches `norm_grad_{pass}` with what is the pass's `own`: what it does behind `dout`, and
+    /// its vectors behind `saved`.
+    fn pass(&self, pass: &str, mask: Mask, own: [Arg; 2], part: Part) -> Result<()> {
+        let (relu_mask, beta, name) = mask.spans();
+        let args = [
+            self.x.into(),
+            relu_mask.into(),
+            self.dout.into(),
+            own[0],
+            self.gamma.into(),
+            beta.into(),
+            self.saved.into(),
+            own[1],
+            unsigned(self.s.group_rows())?,
+            unsigned(self.s.channels)?,
+            unsigned(part.rows_per_part)?,
+        ];
+        let (vector, element) = (self.tiling.vector, self.x.suffix()?);
+        let kernel = format!("norm_grad_{pass}_{name}_v{vector}_{element}");
+        self.tiling.launch(self.b, &kernel, [part.parts, self.s.groups], &args)
+    }
 }
 
 /// What the backward pass's sums become: parameters' gradients, and the constants of the input's.
