@@ -5,7 +5,7 @@
 //! - [`cli`], [`commands`], [`config`]: the command line, its commands, a run's configuration;
 //!   [`mod@reference`]: what each of its keys means.
 //! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws;
-//!   [`units`]: figures as text; [`print`]: what reaches the terminal.
+//!   [`units`]: figures as text; [`mod@print`]: what reaches the terminal.
 //! - [`device`], [`intake`]: which device computes, and how batches reach it.
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.

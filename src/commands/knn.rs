@@ -24,7 +24,7 @@ pub struct KnnArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`Compared::measure`].
+/// What cannot be read, or has no labels.
 pub fn run(args: KnnArgs) -> Result<()> {
     // What is kept for report and card is the run's own evaluation.
     let own = args.k.is_none() && args.temperature.is_none();

@@ -33,7 +33,7 @@ pub struct ProbeArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// As [`Compared::measure`].
+/// What cannot be read, or has no labels.
 pub fn run(args: ProbeArgs) -> Result<()> {
     let options = ProbeConfig {
         decays: args.decays,
