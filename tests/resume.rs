@@ -397,8 +397,18 @@ fn metrics_of_steps_that_are_lost_are_set_aside() {
     let all = read("metrics.jsonl");
     let again = tiny_run(&shards, &dir).args(["--resume", "--epochs", "2"]).output().unwrap();
     let said = String::from_utf8_lossy(&again.stderr);
-    assert!(again.status.success() && said.contains("there is no checkpoint"), "{said}");
+    let anew = format!("warning: no checkpoint in {}: the run begins anew", dir.display());
+    assert!(again.status.success() && said.contains(&format!("{anew}; ")), "{said}");
     assert_eq!(read("aside-metrics.jsonl"), aside + &all);
+    // Also where nothing tells of earlier steps; a run that is not to go on begins in silence.
+    let begun = |more: &[&str]| {
+        std::fs::remove_dir_all(&dir).unwrap();
+        let output = tiny_run(&shards, &dir).args(["--epochs", "1"]).args(more).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert!(begun(&["--resume"]).contains(&format!("{anew}\n")));
+    assert!(!begun(&[]).contains("anew"));
     // Those of a disk that is not there are not taken for none.
     std::fs::rename(&checkpoints, folder.path().join("gone")).unwrap();
     std::os::unix::fs::symlink(folder.path().join("unmounted"), &checkpoints).unwrap();

@@ -301,7 +301,12 @@ fn run_cell(
         Some(net)
     } else {
         let outputs = RunOutputs { line_prefix: format!("{name}: "), ..Default::default() };
-        match train::train_with(&config, &ResumeFrom::Latest, stop, &outputs) {
+        // A cell that has not begun is nothing to warn of.
+        let from = match checkpoint::any(dir)? {
+            true => ResumeFrom::Latest,
+            false => ResumeFrom::Scratch,
+        };
+        match train::train_with(&config, &from, stop, &outputs) {
             Ok(summary) if summary.interrupted => return Ok(None),
             Ok(_) => Some(checkpoint::find(dir)?.network(&device)?),
             Err(error) => match error.downcast::<Diverged>() {

@@ -46,7 +46,8 @@ pub struct RunOutputs {
 pub enum ResumeFrom {
     /// At its first step.
     Scratch,
-    /// At the newest intact checkpoint of its folder, or at its first step where there is none.
+    /// At the newest intact checkpoint of its folder, or at its first step where there is none,
+    /// which is said.
     Latest,
     /// At this checkpoint of its folder; later ones are set aside.
     Checkpoint(PathBuf),

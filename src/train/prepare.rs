@@ -52,7 +52,7 @@ impl Run {
         let length = RunLength { steps, steps_per_epoch };
         let earlier = goes_back(from, found.as_ref(), length)?;
         let (metrics, board, server) =
-            start_outputs(config, found.as_ref(), earlier, length, outputs)?;
+            start_outputs(config, from, found.as_ref(), earlier, length, outputs)?;
         if progress.step < steps {
             let cpu = device.is_cpu().then_some(&mut learner);
             print_warnings(config, found.as_ref(), cpu, &metrics)?;
@@ -138,6 +138,7 @@ fn goes_back(from: &ResumeFrom, found: Option<&Checkpoint>, length: RunLength) -
 /// Metrics, and Prometheus' figures with who hands them out. From here on the run's folder changes.
 fn start_outputs(
     config: &RunConfig,
+    from: &ResumeFrom,
     found: Option<&Checkpoint>,
     earlier: bool,
     length: RunLength,
@@ -148,7 +149,7 @@ fn start_outputs(
     let board = outputs.prometheus.map(|_| Arc::new(Board::after(step)));
     let server = outputs.prometheus.zip(board.clone());
     let server = server.map(|(address, board)| Server::start(address, board)).transpose()?;
-    let metrics = begin(config, found, earlier, length, outputs, board.clone())?;
+    let metrics = begin(config, from, found, earlier, length, outputs, board.clone())?;
     let metrics = metrics.counting_from(state.map(|state| state.tally.clone()).unwrap_or_default());
     if let Some(server) = &server {
         metrics.say(&format!("metrics on http://{}/metrics", server.address()));
@@ -198,6 +199,7 @@ impl ResumeFrom {
 /// newest.
 fn begin(
     config: &RunConfig,
+    from: &ResumeFrom,
     found: Option<&Checkpoint>,
     earlier: bool,
     length: RunLength,
@@ -223,16 +225,29 @@ fn begin(
     let events = events.transpose()?;
     let metrics = Metrics::open(dir, step, length, config.train.log_every)?;
     let metrics = metrics.shown(events, board).named(&outputs.line_prefix);
-    if aside > 0 && step == 0 && !earlier {
-        let why = match found {
-            None => "there is no checkpoint",
-            Some(_) => "the checkpoint has no step yet",
-        };
-        metrics.say(&format!(
-            "warning: {why}: the run begins anew; {aside} lines of metrics until now are in {ASIDE_METRICS_FILE}"
-        ));
+    if step == 0
+        && !earlier
+        && let Some(text) = anew(dir, from, found, aside)
+    {
+        metrics.say(&text);
     }
     Ok(metrics)
+}
+
+/// What is said of a run without a step that was to go on, or that has `aside` lines of metrics.
+fn anew(dir: &Path, from: &ResumeFrom, found: Option<&Checkpoint>, aside: usize) -> Option<String> {
+    let why = match found {
+        None if aside > 0 || matches!(from, ResumeFrom::Latest) => {
+            format!("no checkpoint in {}", dir.display())
+        }
+        Some(_) if aside > 0 => "the checkpoint has no step yet".into(),
+        _ => return None,
+    };
+    let lines = match aside {
+        0 => String::new(),
+        _ => format!("; {aside} lines of metrics until now are in {ASIDE_METRICS_FILE}"),
+    };
+    Some(format!("warning: {why}: the run begins anew{lines}"))
 }
 
 /// The batches, checked with all that they are for, and their way to `device`.
