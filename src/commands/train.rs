@@ -8,9 +8,9 @@ use clap::Args;
 
 use super::{CacheArgs, ConfigSource, TraceArgs, flag, path_flag, text_flag};
 use crate::checkpoint;
-use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
+use crate::config::{CONFIG_FILE, Misconfigured, RunConfig, leaves};
 use crate::metrics::LEDGER_FILE;
-use crate::optim::{OptimConfig, OptimizerKind};
+use crate::optim::OptimizerKind;
 use crate::train::{ResumeFrom, RunOutputs, Summary, train_with};
 
 /// Arguments of `bt-stream train`.
@@ -86,7 +86,7 @@ impl TrainArgs {
             let saved = dir.join(CONFIG_FILE);
             if saved.exists() {
                 source.config = Some(saved);
-                source.set.extend(rate_of_biases(&source)?);
+                source.set.extend(rates(&source)?);
             } else if self.data.is_none() && source.set.is_empty() {
                 bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
             }
@@ -107,21 +107,30 @@ impl TrainArgs {
     }
 }
 
-/// The biases' rate of a run that had one rate for all and is gone on with another one:
-/// RUN/config.toml has both spelled out.
-fn rate_of_biases(source: &ConfigSource) -> Result<Option<String>> {
-    let given = |key: &str| {
-        let pairs = source.set.iter().rev().filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(its, _)| its.trim() == key).map(|(_, rate)| rate).next()
-    };
-    let (Some(rate), None) = (given("optim.lr_weights"), given("optim.lr_biases")) else {
-        return Ok(None);
-    };
-    let saved = ConfigSource { set: Vec::new(), ..source.clone() };
-    let OptimConfig { optimizer, lr_weights, lr_biases, .. } = saved.load(&[])?.optim;
+/// The rates of a run that is gone on with, as `--set` pairs, where RUN/config.toml, which has both
+/// spelled out, does not have those that the command line means: another optimizer's own (for a run
+/// that has no step yet), and the biases' of a run that had one rate for all.
+fn rates(source: &ConfigSource) -> Result<Vec<String>> {
+    let keys = ["optim.optimizer", "optim.lr_weights", "optim.lr_biases"];
+    // What cannot be set is told when all of it is.
+    let all = source.set.iter().filter_map(|pair| leaves(pair).ok()).flatten();
+    let asked: Vec<_> = all.filter(|(key, _)| keys.contains(&key.as_str())).collect();
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let saved = ConfigSource { set: Vec::new(), ..source.clone() }.load(&[])?.optim;
+    let mut set = vec![format!("{}={}", keys[0], saved.optimizer.name())];
+    set.extend(asked.iter().map(|(key, value)| format!("{key}={value}")));
+    let optim = ConfigSource { config: None, set }.load(&[])?.optim;
     // LARS has two, the authors'.
-    let one = optimizer != OptimizerKind::Lars && lr_weights == lr_biases;
-    Ok(one.then(|| format!("optim.lr_biases={rate}")))
+    let one = saved.optimizer != OptimizerKind::Lars
+        && saved.lr_weights == saved.lr_biases
+        && asked.iter().any(|(key, _)| key == keys[1]);
+    let other = optim.optimizer != saved.optimizer;
+    // `1e38` without its exponent is a whole number that TOML does not hold.
+    let weights = other.then(|| format!("{}={:?}", keys[1], optim.lr_weights));
+    let biases = (other || one).then(|| format!("{}={:?}", keys[2], optim.lr_biases));
+    Ok(weights.into_iter().chain(biases).collect())
 }
 
 /// What a person is told at the end.
@@ -189,4 +198,55 @@ pub fn set_threads(threads: usize) -> Result<()> {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: TrainArgs,
+    }
+
+    /// The rates of a run that was begun with some settings and is gone on with others.
+    fn rates_of(begun: &[&str], set: &[&str]) -> (f64, f64) {
+        let dir = tempfile::tempdir().unwrap();
+        let begun: Vec<String> = begun.iter().map(|pair| (*pair).to_owned()).collect();
+        let saved = RunConfig::load(None, &begun).unwrap().to_toml().unwrap();
+        std::fs::write(dir.path().join(CONFIG_FILE), saved).unwrap();
+        let line = ["train", "--resume", "--dir", dir.path().to_str().unwrap()];
+        let set = set.iter().flat_map(|pair| ["--set", pair]);
+        let optim = Line::parse_from(line.into_iter().chain(set)).args.config().unwrap().optim;
+        (optim.lr_weights, optim.lr_biases)
+    }
+
+    #[test]
+    fn one_rate_for_all_stays_one_however_it_is_set() {
+        let sgd = ["optim.optimizer=sgd"];
+        assert_eq!(rates_of(&sgd, &["optim.lr_weights=0.5"]), (0.5, 0.5));
+        assert_eq!(rates_of(&sgd, &["optim={lr_weights=0.5}"]), (0.5, 0.5));
+        assert_eq!(rates_of(&sgd, &["optim.lr_weights=1e38"]), (1e38, 1e38));
+        assert_eq!(rates_of(&sgd, &["optim={lr_weights=0.5, lr_biases=0.1}"]), (0.5, 0.1));
+        assert_eq!(rates_of(&sgd, &["optim={momentum=0.5}"]), (0.06, 0.06));
+        let two = ["optim.optimizer=sgd", "optim.lr_biases=0.1"];
+        assert_eq!(rates_of(&two, &["optim.lr_weights=0.5"]), (0.5, 0.1));
+        assert_eq!(rates_of(&[], &["optim.lr_weights=0.5"]), (0.5, 0.0048));
+    }
+
+    #[test]
+    fn another_optimizer_has_its_own_rates_unless_they_are_given() {
+        assert_eq!(rates_of(&[], &["optim.optimizer=sgd"]), (0.06, 0.06));
+        assert_eq!(rates_of(&[], &["optim={optimizer='adamw'}"]), (1e-3, 1e-3));
+        let given = ["optim.optimizer=adamw", "optim.lr_weights=0.5"];
+        assert_eq!(rates_of(&[], &given), (0.5, 0.5));
+        let given = ["optim.lr_biases=0.5", "optim.optimizer=adamw"];
+        assert_eq!(rates_of(&[], &given), (1e-3, 0.5));
+        assert_eq!(rates_of(&["optim.optimizer=sgd"], &["optim.optimizer=lars"]), (0.2, 0.0048));
+        // The same one keeps what it had.
+        assert_eq!(rates_of(&["optim.lr_weights=0.3"], &["optim.optimizer=lars"]), (0.3, 0.0048));
+    }
 }
