@@ -1,10 +1,12 @@
-//! SIGINT, SIGTERM and SIGHUP end the process within two seconds and lose no step that was done.
+//! SIGINT, SIGTERM and SIGHUP end the process within two seconds, and the time that writing its
+//! checkpoint takes, and lose no step that was done.
 //!
 //! ```text
 //! first signal     work that has something to save (`Stop::hold`) sees `raised` and ends after its
 //!                  step; where there is none the process ends at once
-//! GRACE later      `overdue`: the step in progress is given up, what was done before it is saved
-//! second signal    the process ends at once
+//! GRACE later      `overdue`: the step in progress is given up, what was done before it is saved,
+//!                  however long that takes
+//! second signal    the process ends at once; a checkpoint that was being written is given up
 //! ```
 //!
 //! The exit code is the shell's, 128 + the signal's number: 130 for SIGINT, 143 for SIGTERM, 129

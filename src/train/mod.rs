@@ -93,7 +93,7 @@ pub fn train_with(
         run.metrics.say("stopping: a signal was received");
     }
     // Saved before the stream ends, which may be in the middle of a read that hangs.
-    let summary = run.finish(config, clock, stats.snapshot(), interrupted);
+    let summary = run.finish(config, clock, stats.snapshot(), interrupted, stop);
     drop(stream);
     summary
 }
@@ -119,7 +119,7 @@ impl Run {
             let arriving = match fetched {
                 Err(error) => {
                     // The steps so far are good, and the data may be mended.
-                    self.save_before_the_end(config);
+                    self.save_before_the_end(config, stop);
                     return Err(error);
                 }
                 Ok(arriving) => arriving,
@@ -135,7 +135,7 @@ impl Run {
                 }
                 Err(error) => {
                     match self.learner.take_back() {
-                        Ok(()) => self.save_before_the_end(config),
+                        Ok(()) => self.save_before_the_end(config, stop),
                         Err(cause) => self.metrics.say(&format!("warning: {cause:#}")),
                     }
                     return Err(error);

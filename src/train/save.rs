@@ -32,7 +32,7 @@ impl Run {
         let due_by_step =
             every.every_steps > 0 && self.progress.step.is_multiple_of(every.every_steps);
         if due_by_epoch || due_by_step {
-            match self.save(config) {
+            match self.save(config, stop) {
                 Err(error)
                     if config.checkpoint.on_error == OnCheckpointError::Warn
                         && !error.is::<Diverged>() =>
@@ -79,11 +79,15 @@ impl Run {
     ///
     /// # Errors
     /// When it cannot be written, whatever `checkpoint.on_error` says; weights that are not finite.
-    pub(super) fn save(&mut self, config: &RunConfig) -> Result<()> {
+    pub(super) fn save(&mut self, config: &RunConfig, stop: &Stop) -> Result<()> {
         if self.progress.saved == Some(self.progress.step) {
             return Ok(());
         }
         self.check_weights(config)?;
+        if stop.interrupted().is_some() {
+            // Of a large network on a slow disk it takes longer than a step may.
+            self.metrics.say("saving a checkpoint; a second signal gives it up");
+        }
         let (state, tensors) = self.whole_state(config)?;
         let keep = config.checkpoint.keep;
         self.progress.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;
@@ -93,9 +97,9 @@ impl Run {
 
     /// Saves steps of this process before an error that is not theirs ends it; that they cannot be
     /// saved is said.
-    pub(super) fn save_before_the_end(&mut self, config: &RunConfig) {
+    pub(super) fn save_before_the_end(&mut self, config: &RunConfig, stop: &Stop) {
         if self.progress.step > self.progress.begun_step
-            && let Err(cause) = self.save(config)
+            && let Err(cause) = self.save(config, stop)
         {
             self.metrics.say(&format!("warning: {cause:#}"));
         }

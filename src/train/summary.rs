@@ -11,6 +11,7 @@ use super::clock::Clock;
 use super::run::Run;
 use crate::advice::Observed;
 use crate::config::RunConfig;
+use crate::signals::Stop;
 
 /// File in the run's folder that tells where the time went.
 pub const SUMMARY_FILE: &str = "summary.json";
@@ -64,8 +65,9 @@ impl Run {
         mut clock: Clock,
         loader: Snapshot,
         interrupted: bool,
+        stop: &Stop,
     ) -> Result<Summary> {
-        self.save(config)?;
+        self.save(config, stop)?;
         clock.lap("checkpoint");
         self.metrics.finish()?;
         let summary = match self.already_done(config, interrupted) {
