@@ -191,6 +191,46 @@ untrained = true
 }
 
 #[test]
+fn a_study_is_continued_wherever_its_folder_was_moved_and_however_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let study = folder.path().join("tiny.toml");
+    let text = r#"
+title = "tiny"
+seeds = [0]
+drawn = { images = 32, test_images = 16 }
+[base]
+views.preset = "barlow-cifar"
+views.both.random_resized_crop.size = 16
+model = { arch = "resnet18", width = 4, stem = "cifar", projector = "16-16" }
+train = { epochs = 1, batch_size = 16 }
+optim.warmup_epochs = 0
+eval.k = 5
+[[cells]]
+name = "trained"
+[[cells]]
+name = "untrained"
+untrained = true
+"#;
+    std::fs::write(&study, text).unwrap();
+    let said = to_end(&study, &folder.path().join("out"));
+    // Nobody is warned that a cell begins.
+    assert!(said.contains("2 of 2 cells to run") && !said.contains("anew"), "{said}");
+    std::fs::rename(folder.path().join("out"), folder.path().join("moved")).unwrap();
+    let again = |more: &[&str]| {
+        let mut command = command(&study, Path::new("moved"));
+        let output = command.args(more).current_dir(folder.path()).output().unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (done, said) = again(&[]);
+    assert!(done && said.contains("0 of 2 cells to run"), "{said}");
+    std::fs::remove_file(folder.path().join("moved/cells/trained.seed-0/result.json")).unwrap();
+    let (done, said) = again(&[]);
+    assert!(done && said.contains("1 of 2 cells to run"), "{said}");
+    let (done, said) = again(&["--set", "data.val='elsewhere'", "--set", "data.train='elsewhere'"]);
+    assert!(!done && said.contains("train = \"data/train.manifest.json\""), "{said}");
+}
+
+#[test]
 fn a_cell_that_diverges_at_once_is_a_row_of_the_table() {
     let folder = tempfile::tempdir().unwrap();
     let rest = r#"

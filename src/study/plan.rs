@@ -80,6 +80,10 @@ pub struct Drawn {
     pub test_images: u64,
 }
 
+/// The keys of `[data]` that name the drawn shards, and where these lie in the study's folder.
+pub(super) const DRAWN_SHARDS: [(&str, &str); 2] =
+    [("train", "data/train.manifest.json"), ("val", "data/test.manifest.json")];
+
 /// How finished cells are measured.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -271,9 +275,9 @@ impl Common<'_> {
         config::put(&mut table, "train.dir", folder.to_string_lossy().as_ref().into())?;
         config::put(&mut table, "train.seed", (seed as i64).into())?;
         if self.draws && !has(&table, "data.train") {
-            for (key, name) in [("data.train", "train"), ("data.val", "test")] {
-                let path = self.dir.join("data").join(format!("{name}.manifest.json"));
-                config::put(&mut table, key, path.to_string_lossy().as_ref().into())?;
+            for (key, within) in DRAWN_SHARDS {
+                let path = self.dir.join(within).to_string_lossy().as_ref().into();
+                config::put(&mut table, &format!("data.{key}"), path)?;
             }
         }
         for (key, value) in &self.overrides {

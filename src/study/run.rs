@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use super::plan::{Cell, Drawn, Measure, Study};
+use super::plan::{Cell, DRAWN_SHARDS, Drawn, Measure, Study};
 use super::{page, table};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, RunConfig};
@@ -36,6 +36,8 @@ pub const RESULT_FILE: &str = "result.json";
 /// File in a cell's folder: the configuration as the study has it, without this machine's threads,
 /// and a comment in one that is not trained.
 pub const CELL_FILE: &str = "cell.toml";
+/// That comment.
+const UNTRAINED: &str = "# untrained = true\n";
 
 /// How a study is run.
 #[derive(Clone, Debug)]
@@ -248,20 +250,40 @@ fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
     write_atomically(&marker, &wanted)
 }
 
-/// What decides the cell's result, as text: its configuration without the threads, and whether it
-/// is trained at all.
+/// The text of [`CELL_FILE`].
 fn exact(cell: &Cell) -> Result<String> {
     let mut config = cell.config.clone();
     (config.train.threads, config.data.threads) = (0, 0);
-    let mark = if cell.untrained { "# untrained = true\n" } else { "" };
+    let mark = if cell.untrained { UNTRAINED } else { "" };
     Ok(config.to_toml()? + mark)
+}
+
+/// What decides a cell's result, as text, of the `text` of its [`CELL_FILE`]: all but the name of
+/// the study's folder, which may have been moved or be named otherwise.
+fn decisive(text: &str) -> Result<String> {
+    let mut table: toml::Table = text.parse()?;
+    let train = table.get_mut("train").and_then(toml::Value::as_table_mut);
+    let cell = train.and_then(|train| train.remove("dir")).unwrap_or("".into());
+    let cell = Path::new(cell.as_str().unwrap_or_default());
+    let dir = cell.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    for (key, within) in DRAWN_SHARDS {
+        let data = table.get_mut("data").and_then(toml::Value::as_table_mut);
+        if let Some(toml::Value::String(shards)) = data.and_then(|data| data.get_mut(key))
+            && Path::new(shards) == dir.join(within)
+        {
+            *shards = within.into();
+        }
+    }
+    let mark = if text.ends_with(UNTRAINED) { UNTRAINED } else { "" };
+    Ok(toml::to_string_pretty(&table)? + mark)
 }
 
 /// A cell that was begun with another configuration is not silently taken for this one.
 fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
     let path = cell.config.train.dir.join(CELL_FILE);
     let Ok(found) = std::fs::read_to_string(&path) else { return Ok(()) };
-    let wanted = exact(cell)?;
+    let found = decisive(&found).with_context(|| path.display().to_string())?;
+    let wanted = decisive(&exact(cell)?)?;
     if found == wanted {
         return Ok(());
     }
