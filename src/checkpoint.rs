@@ -194,11 +194,18 @@ fn write(target: PathBuf, mut state: State, tensors: Tensors) -> Result<PathBuf>
 pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
     let folder = run.join(FOLDER);
     let mut last_error = None;
-    for path in list(&folder)?.into_iter().rev() {
+    let mut paths = list(&folder)?;
+    let mut newest = paths.last().and_then(|path| step_of(path));
+    while let Some(path) = paths.pop() {
         match open(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             // Nothing is damaged: an older one would be another run's result.
             Err(error) if is_denied(&error) => return Err(error),
+            // The run goes on meanwhile, and has removed it for a later one.
+            Err(_) if newest_step(run) > newest => {
+                paths = list(&folder)?;
+                newest = paths.last().and_then(|path| step_of(path));
+            }
             Err(error) => {
                 warn(&format!("{error:#}; trying the checkpoint before it"));
                 last_error = Some(error);
@@ -228,6 +235,24 @@ pub fn find(path: &Path) -> Result<Checkpoint> {
     found.with_context(|| {
         format!("{} holds no checkpoint: expected a run's folder or a checkpoint's", path.display())
     })
+}
+
+/// As [`find`], with what `take` reads of the checkpoint, such as its network. A run that goes on
+/// meanwhile may have removed it for a later one: that one is taken then.
+///
+/// # Errors
+/// As [`find`], and those of `take`.
+pub fn find_with<T>(
+    path: &Path,
+    take: impl Fn(&Checkpoint) -> Result<T>,
+) -> Result<(Checkpoint, T)> {
+    let mut found = find(path)?;
+    let mut taken = take(&found);
+    if taken.is_err() && !found.is_newest() {
+        found = find(path)?;
+        taken = take(&found);
+    }
+    Ok((found, taken?))
 }
 
 /// The run's folder that holds the checkpoint at `path`: RUN of RUN/checkpoints/step-N, however

@@ -96,6 +96,47 @@ fn a_damaged_checkpoint_gives_way_to_the_one_before_it() {
 }
 
 #[test]
+fn a_checkpoint_that_a_run_removes_while_it_is_read_gives_way_to_the_later_one() {
+    let run = tempfile::tempdir().unwrap();
+    saved(run.path(), 1, 1);
+    let removed = std::cell::Cell::new(false);
+    let (found, step) = find_with(run.path(), |found| {
+        if !removed.replace(true) {
+            saved(run.path(), 2, 1);
+        }
+        found.weights()?;
+        Ok(found.state.step)
+    })
+    .unwrap();
+    assert_eq!((found.state.step, step), (2, 2));
+    // What fails by itself is not tried for ever.
+    let tries = std::cell::Cell::new(0);
+    let failed = find_with(run.path(), |_| -> Result<()> {
+        tries.set(tries.get() + 1);
+        bail!("no")
+    });
+    assert!(failed.is_err_and(|error| error.to_string() == "no") && tries.get() == 1);
+}
+
+#[test]
+fn a_checkpoint_that_a_run_removes_while_it_is_found_gives_way_to_the_later_one() {
+    let run = tempfile::tempdir().unwrap();
+    let state = saved(run.path(), 1, 1).join(STATE);
+    // Who reads it waits for what is written.
+    fs::remove_file(&state).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&state).status().unwrap().success());
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let reader = fs::File::create(&state).unwrap();
+            saved(run.path(), 2, 1);
+            drop(reader);
+        });
+        let found = latest(run.path(), |text| panic!("{text}")).unwrap();
+        assert_eq!(found.unwrap().state.step, 2);
+    });
+}
+
+#[test]
 fn what_a_killed_process_left_is_cleaned_and_never_found() {
     let run = tempfile::tempdir().unwrap();
     let left = run.path().join(FOLDER).join(".tmp-abc");

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
-use crate::checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::exchange::Format;
 
 /// Arguments of `bt-stream export`.
@@ -32,7 +32,8 @@ pub struct ExportArgs {
 /// No such checkpoint, or a file that cannot be written.
 pub fn run(args: ExportArgs) -> Result<()> {
     let format = args.format.map_or_else(|| Format::of(&args.out), Ok)?;
-    let written = format.export(&checkpoint::find(&args.checkpoint)?, &args.out)?;
+    let export = |found: &Checkpoint| format.export(found, &args.out);
+    let (_, written) = checkpoint::find_with(&args.checkpoint, export)?;
     if args.json {
         // A name that is no UTF-8 has no JSON of its own.
         let names: Vec<String> = written.iter().map(|path| path.display().to_string()).collect();

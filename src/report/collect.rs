@@ -74,7 +74,10 @@ fn name_of(dir: &Path) -> String {
 }
 
 fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
-    let found = checkpoint::find(dir)?;
+    let device_of = |config: &RunConfig| evaluation_device(&config.train);
+    // The network at once: a run that goes on removes its checkpoints.
+    let (found, mut trained) =
+        checkpoint::find_with(dir, |found| found.network(&device_of(&found.state.config)?))?;
     let config = &found.state.config;
     report.summary = format!(
         "{} of width {}, {}, {} of {} epochs on {} images.",
@@ -88,11 +91,10 @@ fn pictures(dir: &Path, report: &mut Report) -> Result<()> {
     let set = open_set(&config.data.train, "data.train", &config.open_options())?;
     let wanted = views::spread(SAMPLES, set.len());
     report.samples = views::draw(&set, &wanted, &config.loader()?, 0)?.0;
-    let device = evaluation_device(&config.train)?;
-    let mut untrained = TwinNet::new(&config.model, config.train.seed, &device)?;
+    let mut untrained = TwinNet::new(&config.model, config.train.seed, &device_of(config)?)?;
     report.correlations = vec![
         correlation("untrained", &mut untrained, &set, config)?,
-        correlation("trained", &mut found.network(&device)?, &set, config)?,
+        correlation("trained", &mut trained, &set, config)?,
     ];
     Ok(())
 }
