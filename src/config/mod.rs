@@ -22,14 +22,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::ModelConfig;
 use crate::optim::OptimConfig;
-use crate::print::unbroken;
 
 pub use augment::{AugmentConfig, AugmentDevice};
 pub use checkpoint::{CheckpointConfig, OnCheckpointError};
 pub use data::{DataConfig, ShuffleKind};
 pub use eval::EvalConfig;
 use set::set;
-pub(crate) use set::{leaves, put};
+pub(crate) use set::{leaves, put, with_line};
 pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;
 
@@ -277,8 +276,7 @@ pub(crate) fn room_for(views: &[ViewConfig], images: usize) -> u64 {
 
 /// The table in the `text` of a file called `name`.
 pub(crate) fn table_of(text: &str, name: &str) -> Result<toml::Table> {
-    text.parse()
-        .map_err(|error: toml::de::Error| anyhow::anyhow!("{name}: {}", unbroken(error.message())))
+    text.parse().map_err(|error| anyhow::anyhow!("{name}: {}", with_line(&error, text)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 
 use anyhow::{Context, Result, bail};
 
+use crate::print::unbroken;
+
 /// Puts `a.b.c=value` into the table. The value is TOML; what is no TOML is a string. Of a section
 /// each key that it has is put, and the others stay; an empty one leaves nothing of it.
 pub(crate) fn set(table: &mut toml::Table, pair: &str) -> Result<()> {
@@ -81,4 +83,12 @@ pub(super) fn explain(path: &str, message: &str) -> String {
         Some(near) => format!("{place}`{unknown}` is not known; the nearest value is `{near}`"),
         None => format!("{place}{message}"),
     }
+}
+
+/// What is wrong with a `text` that is TOML, in one line that names its line, where that is known.
+pub(crate) fn with_line(error: &toml::de::Error, text: &str) -> String {
+    let message = unbroken(error.message());
+    let Some(span) = error.span() else { return message };
+    let before = text.bytes().take(span.start).filter(|byte| *byte == b'\n').count();
+    format!("line {}: {message}", before + 1)
 }

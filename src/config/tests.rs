@@ -62,6 +62,15 @@ fn a_window_that_holds_nothing_is_refused_where_it_is_read() {
 }
 
 #[test]
+fn what_is_no_toml_is_told_with_its_line() {
+    let text = "method = 'barlow'\n# größer\n[train]\nepochs = = 3\n";
+    let message = format!("{:#}", RunConfig::parse(text, "run.toml", &[]).unwrap_err());
+    assert!(message.starts_with("run.toml: line 4: "), "{message}");
+    let message = format!("{:#}", RunConfig::parse("a = 1\na = 2", "run.toml", &[]).unwrap_err());
+    assert!(message.starts_with("run.toml: line 2: ") && !message.contains('\n'), "{message}");
+}
+
+#[test]
 fn messages_are_one_line() {
     for overrides in [["train.epochs=abc"], ["train.epochs=0"], ["train=3"], ["x"]] {
         let message = error_of(&overrides);

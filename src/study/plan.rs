@@ -29,7 +29,6 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 
 use crate::config::{self, Misconfigured, RunConfig};
-use crate::print::unbroken;
 
 /// The file.
 #[derive(Clone, Debug, Deserialize)]
@@ -167,10 +166,8 @@ impl Study {
     /// # Errors
     /// As [`Study::load`].
     pub fn parse(text: &str, beside: &Path, dir: &Path, overrides: &[String]) -> Result<Study> {
-        let mut file: StudyFile = toml::from_str(text).map_err(|error| {
-            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
-            anyhow::anyhow!("line {}: {}", line + 1, unbroken(error.message()))
-        })?;
+        let mut file: StudyFile = toml::from_str(text)
+            .map_err(|error| anyhow::anyhow!(config::with_line(&error, text)))?;
         if dir.to_str().is_none() {
             // Its cells' configurations name it.
             bail!(Misconfigured(format!("the name {} is not UTF-8", dir.display())));
