@@ -9,6 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 
+/// What temporary names begin with; [`DRAWN`] letters and digits follow.
+const TEMPORARY: &str = ".tmp-";
+/// Letters and digits that tell temporary names apart.
+const DRAWN: usize = 6;
+
 /// Replaces `path` by `bytes`.
 ///
 /// # Errors
@@ -45,10 +50,30 @@ pub(crate) fn optional_json<T: serde::de::DeserializeOwned>(path: &Path) -> Opti
 /// A new file in `folder`, readable as any other new file; tempfile's default is for secrets.
 fn temporary(folder: &Path) -> std::io::Result<tempfile::NamedTempFile> {
     let mut builder = tempfile::Builder::new();
-    builder.prefix(".tmp-");
+    builder.prefix(TEMPORARY).rand_bytes(DRAWN);
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
     builder.tempfile_in(folder)
+}
+
+/// Removes the files that a process which was killed in [`replace`] left in `folder`.
+///
+/// # Errors
+/// When one cannot be removed, or the folder cannot be read.
+pub fn clean(folder: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        if is_temporary(&entry.file_name().to_string_lossy()) && entry.file_type()?.is_file() {
+            std::fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a file of this name is one of [`temporary`]'s; somebody else's may begin alike.
+fn is_temporary(name: &str) -> bool {
+    let drawn = name.strip_prefix(TEMPORARY).unwrap_or_default();
+    drawn.len() == DRAWN && drawn.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// Replaces `path` by a safetensors file of `tensors`, on disk when this returns.
@@ -63,7 +88,7 @@ where
     let write = || -> Result<()> {
         // In a folder of its own: a copy of all tensors as the bytes of one file may not fit the
         // memory.
-        let aside = tempfile::Builder::new().prefix(".tmp-").tempdir_in(folder)?;
+        let aside = tempfile::Builder::new().prefix(TEMPORARY).tempdir_in(folder)?;
         let whole = aside.path().join("tensors");
         write_tensors(tensors, &whole)?;
         std::fs::rename(&whole, path)?;
@@ -187,6 +212,19 @@ mod tests {
         std::fs::rename(dir.path().join("away"), &path).unwrap();
         log.add("four").unwrap();
         assert_eq!(std::fs::read_to_string(&path).unwrap(), "one\ntwo\nthree\nfour\n");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = temporary(dir.path()).unwrap().into_temp_path().keep().unwrap();
+        let others = [".tmp-notes.txt", ".tmp-1234567", "tmp-abcdef", ".tmp-", "report.html"];
+        others.iter().for_each(|name| std::fs::write(dir.path().join(name), "x").unwrap());
+        std::fs::create_dir(dir.path().join(".tmp-abcdef")).unwrap();
+        clean(dir.path()).unwrap();
+        assert!(!left.exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), others.len() + 1);
+        assert!(clean(&dir.path().join("nowhere")).is_err());
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::eval::OnlineProbe;
 use crate::eval::encode::same_classes;
 use crate::eval::scores::SCORES_FILE;
 use crate::exchange::import;
-use crate::files::{parent, write_atomically};
+use crate::files::{self, parent, write_atomically};
 use crate::intake::Intake;
 use crate::learner::Learner;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics, RunLength};
@@ -89,6 +89,7 @@ fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Check
     let lock = lock(dir)?;
     let found = from.checkpoint(dir)?;
     checkpoint::clean(dir)?;
+    files::clean(dir).with_context(|| dir.display().to_string())?;
     Ok((lock, found))
 }
 
