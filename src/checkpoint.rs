@@ -256,8 +256,12 @@ pub fn find_with<T>(
 }
 
 /// The run's folder that holds the checkpoint at `path`: RUN of RUN/checkpoints/step-N, however
-/// much of it `path` names. `None` where there is no such folder.
+/// much of it `path` names, and of RUN itself, as [`find`] takes it. `None` where there is no such
+/// folder.
 pub fn run_of(path: &Path) -> Option<PathBuf> {
+    if path.join(FOLDER).is_dir() {
+        return Some(path.to_owned());
+    }
     let whole = match path.file_name() {
         Some(_) => path.to_owned(),
         None => path.canonicalize().ok()?,

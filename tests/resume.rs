@@ -309,13 +309,24 @@ fn a_checkpoint_is_a_runs_from_wherever_it_is_named() {
         (checkpoints.clone(), earlier),
         (checkpoints.join(earlier), "."),
     ];
-    for (place, name) in places {
+    let resume_from = |place: &Path, name: &str| {
         let mut command = common::bt_stream();
-        command.args(["train", "--resume-from", name]).current_dir(&place);
-        let output = command.output().unwrap();
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{}: {said}", place.display());
+        let output = command.args(["train", "--resume-from", name]).current_dir(place).output();
+        let output = output.unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (place, name) in places {
+        let (done, said) = resume_from(&place, name);
+        assert!(done, "{}: {said}", place.display());
         assert!(checkpoints.join(last).exists());
+    }
+    // A run's folder is that of its newest one; what is neither is told as it was named.
+    let (done, said) = resume_from(folder.path(), "run");
+    assert!(done && said.contains("has all its steps already"), "{said}");
+    for (place, name) in [(&dir, "checkpoints"), (&checkpoints, "."), (&dir, "nowhere")] {
+        let (done, said) = resume_from(place, name);
+        let wanted = format!("{name}: no checkpoint of a run: expected RUN/checkpoints/step-N");
+        assert!(!done && said.contains(&wanted), "{said}");
     }
     // The newest one is no earlier one: nothing is set aside.
     let before = std::fs::read_dir(&checkpoints).unwrap().count();

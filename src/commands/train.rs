@@ -88,6 +88,12 @@ impl TrainArgs {
                 source.config = Some(saved);
                 source.set.extend(rates(&source)?);
             } else if self.data.is_none() && source.set.is_empty() {
+                if let (Some(path), None) = (&self.resume_from, &self.dir) {
+                    bail!(
+                        "{}: no checkpoint of a run: expected RUN/checkpoints/step-N, or RUN for its newest one, with RUN/{CONFIG_FILE}",
+                        path.display()
+                    );
+                }
                 bail!("{}: no run's folder: there is no {CONFIG_FILE} in it", dir.display());
             }
         }
