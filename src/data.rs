@@ -8,6 +8,10 @@ use bt_pipeline::shard::OpenOptions;
 
 use crate::config::Misconfigured;
 
+/// What is said where the shards that a run was begun with were not found.
+pub(crate) const NOT_FOUND: &str = "the run's shards were not found; relative paths are resolved \
+    from the current folder: run from where training was started";
+
 /// Opens the shards of a set; `key` names them in the answer when there are none.
 ///
 /// # Errors

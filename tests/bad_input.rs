@@ -41,6 +41,18 @@ fn no_such_folder() {
 }
 
 #[test]
+fn a_run_that_goes_on_in_another_folder_than_its_shards_are_named_from() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny_shards(dir.path());
+    let run = dir.path().join("run");
+    let mut command = tiny_run(Path::new("shards"), &run);
+    assert!(command.current_dir(&dir).args(["--epochs", "1"]).output().unwrap().status.success());
+    let mut command = bt_stream();
+    command.args(["train", "--resume", "--epochs", "2", "--dir"]).arg(&run).current_dir(&run);
+    says(&complaint(&mut command), &["data.train: the run's shards were not found", "shards: No"]);
+}
+
+#[test]
 fn an_empty_shard_set() {
     let dir = tempfile::tempdir().unwrap();
     let shards = dir.path().join("shards");

@@ -12,7 +12,7 @@ use super::encode::{features, pixel_features, same_classes};
 use super::{Accuracy, Features, KnnConfig, Probe, ProbeConfig, Score, knn_accuracy};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::RunConfig;
-use crate::data::open_set;
+use crate::data::{NOT_FOUND, open_set};
 use crate::device::evaluation_device;
 use crate::model::TwinNet;
 use crate::print::progress;
@@ -52,12 +52,7 @@ impl EvaluatedRun {
         let set = |given: Option<&str>, usual: &str, key: &str| {
             let opened = open_set(given.unwrap_or(usual), key, &config.open_options());
             match given {
-                None if !usual.is_empty() => opened.with_context(|| {
-                    format!(
-                        "{key}: the run's shards were not found; relative paths are resolved from the current folder: run from \
-                         where training was started"
-                    )
-                }),
+                None if !usual.is_empty() => opened.with_context(|| format!("{key}: {NOT_FOUND}")),
                 _ => opened,
             }
         };

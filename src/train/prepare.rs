@@ -2,11 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
-use bt_pipeline::{Loader, ShardSet};
+use bt_pipeline::{Error, Loader, ShardSet};
 use candle_core::{Device, Tensor};
 
 use super::run::{Progress, Run};
@@ -16,7 +17,7 @@ use super::warnings::warnings;
 use super::{ResumeFrom, RunOutputs, evaluated};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
-use crate::data::open_set;
+use crate::data::{NOT_FOUND, open_set};
 use crate::device::device;
 use crate::eval::OnlineProbe;
 use crate::eval::encode::same_classes;
@@ -41,7 +42,7 @@ impl Run {
         outputs: &RunOutputs,
     ) -> Result<Self> {
         let device = device(&config.train)?;
-        let (intake, loader) = intake_and_loader(config, &device, outputs)?;
+        let (intake, loader) = intake_and_loader(config, from, &device, outputs)?;
         let (lock, found) = claim_run_folder(&config.train.dir, from)?;
         let fingerprint = fingerprint(loader.set());
         let Trained { mut learner, optimizer, probe } =
@@ -254,6 +255,7 @@ fn anew(dir: &Path, from: &ResumeFrom, found: Option<&Checkpoint>, aside: usize)
 /// The batches, checked with all that they are for, and their way to `device`.
 fn intake_and_loader(
     config: &RunConfig,
+    from: &ResumeFrom,
     device: &Device,
     outputs: &RunOutputs,
 ) -> Result<(Intake, Loader)> {
@@ -263,7 +265,7 @@ fn intake_and_loader(
                 .into()
         ));
     }
-    let set = ShardSet::open(&config.data.train, &config.open_options())?;
+    let set = open_training_set(config, from)?;
     check_evaluation(config, &set)?;
     let intake = Intake::new(device, &config.views.views()?, config.augment.device)?;
     let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
@@ -273,6 +275,20 @@ fn intake_and_loader(
         None => loader,
     };
     Ok((intake, loader))
+}
+
+/// The training shards. Those of a run that goes on were there when it began.
+fn open_training_set(config: &RunConfig, from: &ResumeFrom) -> Result<ShardSet> {
+    ShardSet::open(&config.data.train, &config.open_options()).map_err(|error| {
+        let absent =
+            matches!(&error, Error::Io { source, .. } if source.kind() == ErrorKind::NotFound);
+        match from {
+            ResumeFrom::Latest | ResumeFrom::Checkpoint(_) if absent => {
+                anyhow::Error::from(error).context(format!("data.train: {NOT_FOUND}"))
+            }
+            _ => error.into(),
+        }
+    })
 }
 
 /// Held while this process trains in `dir`.
