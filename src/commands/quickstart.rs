@@ -336,9 +336,19 @@ fn next(config: &RunConfig) -> Vec<(String, String)> {
             "cargo run --release -p shard -- pack path/to/images runs/own/data --prefix train\n\
              cargo run --release -- train --config {} --data runs/own/data --dir runs/own/run \
              --val '' --set eval.knn_every=0",
-            saved.display()
+            quoted(&saved)
         ),
     )]
+}
+
+/// A path as a shell takes it for one word.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let plain = |c: char| c.is_alphanumeric() || "/._-+=:@%,".contains(c);
+    match text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
 }
 
 /// Wall time by phase.
@@ -388,6 +398,10 @@ mod tests {
         let config = configuration(&args).unwrap();
         assert_eq!((config.train.epochs, config.train.seed, config.model.width), (3, 5, 8));
         assert_eq!(config.data.train, "a \"b/data/train.manifest.json");
+        // The command that is suggested pastes.
+        assert!(next(&config)[0].1.contains(" --config 'a \"b/run/config.toml' --data "));
+        assert_eq!(quoted(Path::new("it's")), r"'it'\''s'");
+        assert_eq!(quoted(Path::new("runs/größe-1")), "runs/größe-1");
         assert_eq!(config.views.views().unwrap().len(), 2);
     }
 }
