@@ -312,5 +312,8 @@ name = "calm"
     let (code, said, errors) = run(&["--first-step", "2"]);
     assert_eq!(code, Some(3), "{errors}");
     assert!(said.starts_with("calm: loss") && errors.contains("row `ruined`"), "{said}{errors}");
+    let none = bt_stream().arg("study").arg(&study).args(["--list", "--jobs", "0"]).output();
+    let said = String::from_utf8(none.unwrap().stderr).unwrap();
+    assert!(said.contains("'--jobs <JOBS>': must be at least 1"), "{said}");
     assert!(!folder.path().join("out").exists(), "nothing was run");
 }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::json;
 
+use super::count;
 use crate::config::Misconfigured;
 use crate::print::one_line;
 use crate::study::{Options, Study, first_step, result_of, run as run_study};
@@ -20,7 +21,7 @@ pub struct StudyArgs {
     #[arg(long)]
     dir: Option<PathBuf>,
     /// Cells at a time, on the CPU; each gets its share of the cores
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = count)]
     jobs: usize,
     /// Only the cells whose name contains this
     #[arg(long, value_name = "TEXT")]

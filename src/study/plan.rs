@@ -182,9 +182,7 @@ impl Study {
         let common = Common { dir, seeds: &file.seeds, draws: drawn.is_some(), overrides };
         let (mut rows, mut cells) = (Vec::new(), Vec::new());
         for (row, table, untrained) in plan(&file)? {
-            if rows.iter().any(|other: &Row| slug(&other.name) == slug(&row.name)) {
-                bail!("two cells are called `{}`", row.name);
-            }
+            check_name(&row.name, &rows)?;
             for (seed, config) in common.configs(&row.name, &table)? {
                 cells.push(Cell { row: rows.len(), seed, config, untrained });
             }
@@ -206,6 +204,20 @@ impl Study {
             bail!(Misconfigured(format!("no row's name contains `{part}`")));
         }
         Ok(numbers)
+    }
+}
+
+/// Whether a row called `name` has folders of its own beside those of `rows`.
+fn check_name(name: &str, rows: &[Row]) -> Result<()> {
+    let folder = slug(name);
+    match rows.iter().find(|row| slug(&row.name) == folder) {
+        None => Ok(()),
+        Some(row) if row.name == name => bail!("two cells are called `{name}`"),
+        Some(row) => bail!(
+            "two cells, `{}` and `{name}`, would have one folder, `{folder}`: of a name it has the \
+             ASCII letters, the digits and the dots, and a hyphen for each other character",
+            row.name
+        ),
     }
 }
 

@@ -132,6 +132,10 @@ fn what_is_wrong_is_told_with_the_cells_name() {
     assert!(text.contains("cell `wide`") && text.contains("`width`"), "{text}");
     let text = error(&format!("{head}[[cells]]\nname = 'a b'\n[[cells]]\nname = 'a-b'"));
     assert!(text.contains("two cells"), "{text}");
+    let text = error(&format!("{head}[[cells]]\nname = 'λ=1'\n[[cells]]\nname = 'μ=1'"));
+    assert!(text.contains("`λ=1` and `μ=1`, would have one folder, `--1`"), "{text}");
+    let text = error(&format!("{head}[[cells]]\nname = 'a b'\n[[cells]]\nname = 'a b'"));
+    assert!(text.contains("two cells are called `a b`"), "{text}");
     assert!(error(head).contains("either a `[grid]`"));
     assert!(error("title = 'x'\nseeds = [0]\nsedes = 1").contains("sedes"));
     let cell = "[[cells]]\nname = 'a'";
