@@ -228,18 +228,15 @@ impl Metrics {
 
     /// Writes to the ledger what the loader left out since the last call and what no process of
     /// this run has listed before.
-    ///
-    /// # Errors
-    /// A shard whose path is not UTF-8, which JSON cannot hold.
-    pub fn record_bad(&mut self, bad: &[BadSample]) -> Result<()> {
+    pub fn record_bad(&mut self, bad: &[BadSample]) {
         for sample in bad {
-            let text = serde_json::to_string(sample)?;
+            // Text and numbers: nothing that JSON cannot hold.
+            let Ok(text) = serde_json::to_string(sample) else { continue };
             if self.listed.insert(text.clone()) {
                 let written = self.ledger.add(&text);
                 self.note(written);
             }
         }
-        Ok(())
     }
 
     /// Notes a batch whose numbers were not finite, if no process of this run has noted it before.

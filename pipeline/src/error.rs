@@ -81,6 +81,14 @@ fn shown(path: &Path) -> String {
     printable(&path.display().to_string())
 }
 
+/// A path in JSON, which holds nothing but UTF-8: what is not becomes U+FFFD, as where it is shown.
+pub(crate) fn path_as_text<S: serde::Serializer>(
+    path: &std::path::Path,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

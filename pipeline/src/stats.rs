@@ -113,6 +113,7 @@ impl Recorder {
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct BadSample {
     /// Its shard.
+    #[serde(serialize_with = "crate::error::path_as_text")]
     pub shard: PathBuf,
     /// Its key in the shard.
     pub key: String,
@@ -330,6 +331,15 @@ mod tests {
         let waits = Snapshot { batch_wait: ms(40), ..busy };
         assert_eq!(waits.limit(ms(100)), Limit::Decode);
         assert_eq!(Snapshot { network: ms(91), ..waits }.limit(ms(100)), Limit::Network);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_bad_sample_of_a_shard_whose_name_is_no_text_is_listed() {
+        use std::os::unix::ffi::OsStrExt;
+        let shard = std::ffi::OsStr::from_bytes(b"caf\xE9.tar").into();
+        let bad = BadSample { shard, key: "k".into(), offset: 0, cause: "empty".into() };
+        assert!(serde_json::to_string(&bad).unwrap().contains("caf\u{FFFD}.tar"));
     }
 
     #[test]

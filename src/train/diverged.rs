@@ -81,7 +81,7 @@ impl Run {
         let samples = batch.samples.iter().map(|&sample| {
             let shard = &set.shards()[set.shard_of(sample as usize)].path;
             let key = set.meta(sample as usize).map(|meta| meta.key).unwrap_or_default();
-            serde_json::json!({ "sample": sample, "shard": shard, "key": key })
+            serde_json::json!({ "sample": sample, "shard": shard.to_string_lossy(), "key": key })
         });
         let line = serde_json::json!({
             "step": step, "epoch": batch.epoch, "batch": batch.index, "cause": cause,

@@ -87,7 +87,7 @@ pub fn train_with(
     }
     let trained = run.steps(config, &mut stream, stop, &mut clock);
     // Too many of them may be what ended the stream.
-    run.metrics.record_bad(&stats.take_bad())?;
+    run.metrics.record_bad(&stats.take_bad());
     let interrupted = trained? || run.unevaluated;
     if interrupted {
         run.metrics.say("stopping: a signal was received");
@@ -148,7 +148,7 @@ impl Run {
             }
             drop(arriving);
             // Before a checkpoint: a run that goes on from there does not meet them again.
-            self.metrics.record_bad(&stats.take_bad())?;
+            self.metrics.record_bad(&stats.take_bad());
             self.after_step(config, stop, clock)?;
             if stop.raised() {
                 break;

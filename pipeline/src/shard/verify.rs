@@ -25,6 +25,7 @@ use crate::{Error, Image, Result};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Damage {
     /// The shard.
+    #[serde(serialize_with = "crate::error::path_as_text")]
     pub shard: PathBuf,
     /// The sample, where it is one sample's fault.
     pub key: Option<String>,

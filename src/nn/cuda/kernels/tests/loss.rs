@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{Memory, close, noise, on_device, within};
+use super::{Memory, noise, on_device, within};
 use crate::loss::barlow::{BarlowConfig, Normalize, Shape, Terms, barlow_twins};
 use crate::nn::cuda::Backend;
 use crate::nn::cuda::kernels::loss::*;
