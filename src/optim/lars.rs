@@ -75,8 +75,8 @@ impl Optimizer for Lars {
                     let decay = self.config.weight_decay as f32;
                     let (value, grad) = (storage::read(&param.value)?, storage::read(&param.grad)?);
                     let (_, mut sums) = self.moments.of(index);
-                    let weight_norm = sums.squares(&value, &value, |w, _| w).sqrt();
-                    let update_norm = sums.squares(&value, &grad, |w, g| g + decay * w).sqrt();
+                    let [weight_norm, update_norm] =
+                        sums.squares(&value, &grad, decay).map(f64::sqrt);
                     (lr_weights, decay, self.trust(weight_norm, update_norm, lr_weights) as f32)
                 }
             };

@@ -7,6 +7,7 @@ use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use super::on_device::OnDevice;
+use crate::nn::cpu::micro::{Isa, vectorised};
 use crate::nn::{Param, storage};
 
 /// Elements that one task updates; the borders of partial sums, so never to depend on threads.
@@ -19,7 +20,7 @@ pub(super) struct Moments<const K: usize> {
     /// A checkpoint's tensors, until the first step takes them.
     loaded: HashMap<String, Tensor>,
     /// Partial sums of [`Sums`].
-    partial: Vec<f64>,
+    partial: Vec<[f64; 2]>,
     /// Where the parameters are on a device.
     on_device: Option<OnDevice>,
 }
@@ -116,7 +117,7 @@ impl<const K: usize> Moments<K> {
         }
         self.loaded.clear();
         let longest = params.iter().map(|p| p.len()).max().unwrap_or(0);
-        self.partial = vec![0.0; longest.div_ceil(CHUNK)];
+        self.partial = vec![[0.0; 2]; longest.div_ceil(CHUNK)];
         self.slots = slots;
         let kept = |kind: usize| self.slots.iter().map(|slot| slot.moments[kind].clone()).collect();
         self.on_device = OnDevice::of(params, &(0..K).map(kept).collect::<Vec<_>>())?;
@@ -152,25 +153,51 @@ fn copy_into(moment: &Tensor, from: &Tensor, name: &str) -> Result<()> {
 
 /// Sums over elements in a fixed order, without allocating.
 pub(super) struct Sums<'a> {
-    partial: &'a mut [f64],
+    partial: &'a mut [[f64; 2]],
 }
 
 impl Sums<'_> {
-    /// The sum of f(x, y)^2 over the elements of two slices.
-    pub fn squares(&mut self, x: &[f32], y: &[f32], f: impl Fn(f32, f32) -> f32 + Sync) -> f64 {
-        let partial = &mut self.partial[..x.len().div_ceil(CHUNK)];
-        let chunks = x.par_chunks(CHUNK).zip(y.par_chunks(CHUNK));
-        partial.par_iter_mut().zip(chunks).for_each(|(sum, (x, y))| {
-            let mut lanes = [0f64; 8];
-            for (x, y) in x.chunks(8).zip(y.chunks(8)) {
-                for (lane, (&x, &y)) in lanes.iter_mut().zip(x.iter().zip(y)) {
-                    let value = f64::from(f(x, y));
-                    *lane += value * value;
-                }
-            }
-            *sum = lanes.iter().sum();
+    /// The sums of w^2 and of (g + decay w)^2 over the elements of two slices.
+    pub fn squares(&mut self, w: &[f32], g: &[f32], decay: f32) -> [f64; 2] {
+        let partial = &mut self.partial[..w.len().div_ceil(CHUNK)];
+        let (chunks, isa) = (w.par_chunks(CHUNK).zip(g.par_chunks(CHUNK)), Isa::best());
+        partial.par_iter_mut().zip(chunks).for_each(|(sums, (w, g))| {
+            let (mut of_w, mut of_d) = ([0f64; LANES], [0f64; LANES]);
+            add_squares(isa, w, g, decay, &mut of_w, &mut of_d);
+            *sums = [of_w.iter().sum(), of_d.iter().sum()];
         });
-        partial.iter().sum()
+        [0, 1].map(|of| partial.iter().map(|sums| sums[of]).sum())
+    }
+}
+
+/// Sums that run side by side.
+const LANES: usize = 8;
+
+vectorised! {
+    /// Adds the squares of every eighth w, and of every eighth g + decay w, in order.
+    fn add_squares(
+        w: &[f32],
+        g: &[f32],
+        decay: f32,
+        of_w: &mut [f64; LANES],
+        of_d: &mut [f64; LANES],
+    ) {
+        let (mut a, mut b) = (*of_w, *of_d);
+        let ((whole_w, rest_w), (whole_g, rest_g)) = (w.as_chunks(), g.as_chunks());
+        for (w, g) in whole_w.iter().zip(whole_g) {
+            let (w, g): (&[f32; LANES], &[f32; LANES]) = (w, g);
+            for i in 0..LANES {
+                let (w, d) = (f64::from(w[i]), f64::from(g[i] + decay * w[i]));
+                a[i] += w * w;
+                b[i] += d * d;
+            }
+        }
+        for (i, (w, g)) in rest_w.iter().zip(rest_g).enumerate() {
+            let (w, d) = (f64::from(*w), f64::from(*g + decay * *w));
+            a[i] += w * w;
+            b[i] += d * d;
+        }
+        (*of_w, *of_d) = (a, b);
     }
 }
 

@@ -35,7 +35,9 @@ impl Buffer {
     pub fn get(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.data.len() < lines {
-            self.data.clear();
+            self.data = Vec::new();
+            self.data.reserve_exact(lines);
+            crate::nn::storage::ask_for_huge_pages(self.data.as_ptr(), lines);
             self.data.resize(lines, Line([0.0; 16]));
         }
         // SAFETY: `Line` is 16 floats without padding, and `data` holds at least `len / 16` of

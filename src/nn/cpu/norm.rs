@@ -5,7 +5,7 @@
 //! 2048. Reductions run over blocks of rows whose size depends on the channels alone; a block's
 //! sums are f32 while it is in the cache, blocks are combined in order in f64.
 
-use super::micro::{Isa, vectorised};
+use super::micro::{CHUNK, Isa, vectorised};
 use super::{Buffer, Shared, each};
 
 /// max(floor, x), but NaN stays NaN, as in PyTorch: what went wrong must reach the
@@ -17,6 +17,8 @@ pub fn at_least(floor: f32, x: f32) -> f32 {
 
 /// Floats of a strip, at least.
 const STRIP: usize = 128;
+/// Lines of that.
+const LINES: usize = STRIP / CHUNK;
 /// Floats of a block of a reduction, at least; two slices of them fit the first-level cache.
 const BLOCK: usize = 4096;
 /// Floats of a task of an elementwise pass.
@@ -176,6 +178,66 @@ vectorised! {
         }
     }
 
+    /// [`mask_strips`] and [`add_grads`] in one pass. Lines of 16, so that what is masked is stored
+    /// as a whole: the compiler would make a store under a mask of it, which takes many cycles with
+    /// AVX2 on AMD's CPUs, and which the loads of the sums would wait for.
+    fn mask_and_add_grads(
+        out: &[f32],
+        dz: &mut [f32],
+        y: &[f32],
+        centre: &[f32],
+        s1: &mut [f32],
+        s2: &mut [f32],
+    ) {
+        let width = centre.len();
+        for ((out, dz), y) in out.chunks(width).zip(dz.chunks_mut(width)).zip(y.chunks(width)) {
+            let at = dz.len() / CHUNK * CHUNK;
+            let (outs, dzs) = (out.as_chunks::<CHUNK>().0, dz[..at].as_chunks_mut::<CHUNK>().0);
+            let sums = s1.as_chunks_mut::<CHUNK>().0.iter_mut().zip(s2.as_chunks_mut::<CHUNK>().0);
+            let given = y.as_chunks::<CHUNK>().0.iter().zip(centre.as_chunks::<CHUNK>().0);
+            for (((out, dz), (y, m)), (s1, s2)) in outs.iter().zip(dzs).zip(given).zip(sums) {
+                masked_sums(out, dz, y, m, s1, s2);
+            }
+            for i in at..dz.len() {
+                dz[i] = if out[i] > 0.0 { dz[i] } else { 0.0 };
+                s1[i] += dz[i];
+                s2[i] += dz[i] * (y[i] - centre[i]);
+            }
+        }
+    }
+
+    /// As [`mask_and_add_grads`], for strips of [`STRIP`], whose sums stay in registers.
+    fn mask_and_add_strip(
+        out: &[f32],
+        dz: &mut [f32],
+        y: &[f32],
+        centre: &[f32],
+        s1: &mut [f32],
+        s2: &mut [f32],
+    ) {
+        let (Some(centre), Some(s1), Some(s2)) = (
+            centre.as_chunks::<CHUNK>().0.first_chunk::<LINES>(),
+            s1.as_chunks_mut::<CHUNK>().0.first_chunk_mut::<LINES>(),
+            s2.as_chunks_mut::<CHUNK>().0.first_chunk_mut::<LINES>(),
+        ) else {
+            unreachable!("strips of {STRIP} floats");
+        };
+        let (centre, mut sum1, mut sum2) = (*centre, *s1, *s2);
+        let strips = out.as_chunks::<STRIP>().0.iter().zip(dz.as_chunks_mut::<STRIP>().0);
+        for ((out, dz), y) in strips.zip(y.as_chunks::<STRIP>().0) {
+            for v in 0..LINES {
+                for i in 0..CHUNK {
+                    let at = v * CHUNK + i;
+                    let d = if out[at] > 0.0 { dz[at] } else { 0.0 };
+                    dz[at] = d;
+                    sum1[v][i] += d;
+                    sum2[v][i] += d * (y[at] - centre[v][i]);
+                }
+            }
+        }
+        (*s1, *s2) = (sum1, sum2);
+    }
+
     fn grad_strips(dz: &[f32], y: &[f32], a: &[f32], b: &[f32], k: &[f32], dy: &mut [f32]) {
         let strips = dz.chunks(a.len()).zip(y.chunks(a.len())).zip(dy.chunks_mut(a.len()));
         for ((dz, y), dy) in strips {
@@ -192,6 +254,25 @@ vectorised! {
             }
         }
     }
+}
+
+/// One line of [`mask_and_add_grads`].
+#[inline(always)]
+fn masked_sums(
+    out: &[f32; CHUNK],
+    dz: &mut [f32; CHUNK],
+    y: &[f32; CHUNK],
+    centre: &[f32; CHUNK],
+    s1: &mut [f32; CHUNK],
+    s2: &mut [f32; CHUNK],
+) {
+    let (mut masked, mut first, mut second) = (*dz, *s1, *s2);
+    for i in 0..CHUNK {
+        masked[i] = if out[i] > 0.0 { masked[i] } else { 0.0 };
+        first[i] += masked[i];
+        second[i] += masked[i] * (y[i] - centre[i]);
+    }
+    (*dz, *s1, *s2) = (masked, first, second);
 }
 
 /// Splits `out`, `[rows][c]`, into tasks of whole strips and calls `f(range of elements, part)`.
@@ -268,15 +349,19 @@ pub fn grad_sums(
                 std::slice::from_raw_parts_mut(dz.at(range.start), range.len()),
             )
         };
-        if let Some(out) = out {
-            mask_strips(isa, &out[range.clone()], dz);
-        }
         WIDE.with_borrow_mut(|[s1, s2, _]| {
             for s in [&mut *s1, &mut *s2] {
                 s.clear();
                 s.resize(strip * c, 0.0);
             }
-            add_grads(isa, dz, &y[range], centre, s1, s2);
+            let y = &y[range.clone()];
+            match out {
+                None => add_grads(isa, dz, y, centre, s1, s2),
+                Some(out) if centre.len() == STRIP && dz.len().is_multiple_of(STRIP) => {
+                    mask_and_add_strip(isa, &out[range.clone()], dz, y, centre, s1, s2);
+                }
+                Some(out) => mask_and_add_grads(isa, &out[range], dz, y, centre, s1, s2),
+            }
             let (first, second) = sums.split_at_mut(c);
             fold(s1, first);
             fold(s2, second);
@@ -321,6 +406,26 @@ mod tests {
         let (mut dz, y, mut sums) = (vec![0.0; 32], vec![0.0; 64], [Vec::new(), Vec::new()]);
         let s = &mut Scratch::default();
         grad_sums(Isa::best(), &mut dz, None, &y, &[0.0; 16], s, &mut sums);
+    }
+
+    /// One pass over memory gives the bits of two, on every instruction set.
+    #[test]
+    fn a_mask_and_its_sums_are_those_of_one_after_the_other() {
+        let values = |n: usize, by: usize| -> Vec<f32> {
+            (0..n).map(|i| ((i * by) % 1013) as f32 * 0.01 - 5.0).collect()
+        };
+        for (isa, (rows, c)) in Isa::all().into_iter().flat_map(|isa| {
+            [(1, 16), (9, 64), (700, 16), (333, 48), (65, 130), (33, 128), (5, 256), (40, 3)]
+                .map(|shape| (isa, shape))
+        }) {
+            let [out, y, dz] = [7919, 6007, 4001].map(|by| values(rows * c, by));
+            let (mean, s) = (values(c, 31), &mut Scratch::default());
+            let [mut fused, mut apart] = [(); 2].map(|()| (dz.clone(), [Vec::new(), Vec::new()]));
+            grad_sums(isa, &mut fused.0, Some(&out), &y, &mean, s, &mut fused.1);
+            mask_strips(isa, &out, &mut apart.0);
+            grad_sums(isa, &mut apart.0, None, &y, &mean, s, &mut apart.1);
+            assert!(fused == apart, "{rows} x {c}");
+        }
     }
 
     #[test]

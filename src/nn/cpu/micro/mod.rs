@@ -37,7 +37,7 @@ enum Kind {
 
 /// Target features for loops that the compiler vectorises.
 #[derive(Clone, Copy)]
-pub(super) enum Lanes {
+pub(crate) enum Lanes {
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -188,7 +188,7 @@ impl Isa {
     }
 
     /// How wide plain loops may be compiled: see [`vectorised`].
-    pub(super) fn lanes(self) -> Lanes {
+    pub(crate) fn lanes(self) -> Lanes {
         match self.0 {
             Kind::Plain => Lanes::Baseline,
             #[cfg(target_arch = "x86_64")]

@@ -82,10 +82,15 @@ pub unsafe fn tile_256(t: &Tile) {
                 b = b.add(64);
             }
         }
+        if t.n_rows == MR && t.cols == 16 {
+            for r in 0..MR {
+                store_256(*t.rows.add(r), acc[r], t.accumulate);
+            }
+            return;
+        }
         let mut out = [[0f32; 16]; MR];
         for r in 0..MR {
-            _mm256_storeu_ps(out[r].as_mut_ptr(), acc[r][0]);
-            _mm256_storeu_ps(out[r].as_mut_ptr().add(8), acc[r][1]);
+            store_256(out[r].as_mut_ptr(), acc[r], false);
         }
         store_part(&out, t.n_rows, t.cols, t.accumulate, |r| *t.rows.add(r));
     }
@@ -148,12 +153,37 @@ pub unsafe fn outer_256(o: &Outer, block: usize) {
                 acc[r][1] = _mm256_fmadd_ps(av, b1, acc[r][1]);
             }
         }
+        let row = |r| o.c[block].wrapping_add(r * o.stride);
+        if o.n_rows == MR && o.cols[block] == BLOCK {
+            for r in 0..MR {
+                store_256(row(r), acc[r], o.accumulate);
+            }
+            return;
+        }
         let mut out = [[0f32; BLOCK]; MR];
         for r in 0..MR {
-            _mm256_storeu_ps(out[r].as_mut_ptr(), acc[r][0]);
-            _mm256_storeu_ps(out[r].as_mut_ptr().add(8), acc[r][1]);
+            store_256(out[r].as_mut_ptr(), acc[r], false);
         }
-        let row = |r| o.c[block].wrapping_add(r * o.stride);
         store_part(&out, o.n_rows, o.cols[block], o.accumulate, row);
+    }
+}
+
+/// Writes or adds 16 floats.
+///
+/// # Safety
+/// The CPU has AVX2, and `to` is valid for 16 floats.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+unsafe fn store_256(to: *mut f32, values: [__m256; 2], accumulate: bool) {
+    for v in 0..2 {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let to = to.add(8 * v);
+            let sum = match accumulate {
+                true => _mm256_add_ps(_mm256_loadu_ps(to), values[v]),
+                false => values[v],
+            };
+            _mm256_storeu_ps(to, sum);
+        }
     }
 }

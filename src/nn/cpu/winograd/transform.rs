@@ -266,10 +266,44 @@ fn panel_store(out: &mut [f32], block: usize, mr: usize, tiles: usize, tile: usi
         out[at + tiles * 8..at + tiles * 8 + 8].copy_from_slice(high);
         return;
     }
-    for (i, value) in line.iter().enumerate() {
-        let channel = block * CHUNK + i;
-        out[((channel / mr) * tiles + tile) * mr + channel % mr] = *value;
+    // Runs of the line up to the end of a panel: no division for each float.
+    let (mut panel, mut lane) = (block * CHUNK / mr, block * CHUNK % mr);
+    if mr == 6 {
+        let row = |at: usize| ((panel + at) * tiles + tile) * 6;
+        match lane {
+            0 => {
+                run::<6>(out, row(0), line, 0);
+                run::<6>(out, row(1), line, 6);
+                run::<4>(out, row(2), line, 12);
+            }
+            4 => {
+                run::<2>(out, row(0) + 4, line, 0);
+                run::<6>(out, row(1), line, 2);
+                run::<6>(out, row(2), line, 8);
+                run::<2>(out, row(3), line, 14);
+            }
+            _ => {
+                run::<4>(out, row(0) + 2, line, 0);
+                run::<6>(out, row(1), line, 4);
+                run::<6>(out, row(2), line, 10);
+            }
+        }
+        return;
     }
+    for value in line {
+        out[(panel * tiles + tile) * mr + lane] = *value;
+        lane += 1;
+        if lane == mr {
+            (panel, lane) = (panel + 1, 0);
+        }
+    }
+}
+
+/// `N` floats of a line to a panel.
+#[inline(always)]
+fn run<const N: usize>(out: &mut [f32], at: usize, line: &Line, from: usize) {
+    let to: &mut [f32; N] = out[at..].first_chunk_mut().expect("a panel's row");
+    *to = *line[from..].first_chunk().expect("part of a line");
 }
 
 const _: () = assert!(PLACES == 16);
