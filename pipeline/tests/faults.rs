@@ -65,10 +65,33 @@ fn a_loader_whose_shard_shrinks_stops_or_goes_on_without_it() {
 }
 
 #[test]
+fn a_shard_without_an_index_that_was_replaced_has_no_new_pictures_with_old_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = open(&write_shards(folder.path(), &[6, 6], Coding::Tar, &[]));
+    let path = folder.path().join("part-000001.tar");
+    let mut other = std::fs::read(&path).unwrap();
+    other[600] ^= 1;
+    let aside = folder.path().join("aside");
+    std::fs::write(&aside, &other).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    let mut scratch = ReadScratch::new();
+    set.read(5, &mut scratch).unwrap();
+    let Err(Error::Shard { path, cause, .. }) = set.read(6, &mut scratch) else {
+        panic!("nothing noticed")
+    };
+    assert!(path.ends_with("part-000001.tar") && cause.contains("other content"), "{cause}");
+    assert!(set.stream(1).is_err());
+    // It is itself a shard as good as any.
+    open(folder.path()).read(6, &mut scratch).unwrap();
+}
+
+#[test]
 fn a_streamed_shard_that_is_torn_stops_or_counts_as_bad_samples() {
     let folder = tempfile::tempdir().unwrap();
     let path = write_shards(folder.path(), &[40, 20], Coding::Stream, &[]);
     let whole = open(&path);
+    // Mapped before it is torn: one that is another file when it is mapped is refused as a whole.
+    whole.stream(1).unwrap();
     let torn = folder.path().join("part-000001.tar.zst");
     let bytes = std::fs::read(&torn).unwrap();
     // Replaced by a file of the same length whose second half is nonsense.

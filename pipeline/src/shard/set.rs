@@ -324,6 +324,13 @@ impl ShardSet {
             );
             return Err(damaged(&info.path, length, cause));
         }
+        // An index that is known before the map is one that opening the set made by a scan.
+        if let Some(index) = self.shards[shard].index.get()
+            && index.belongs_to(&info.path, map.as_ref()).is_err()
+        {
+            let cause = "the shard has other content than when the set was opened";
+            return Err(damaged(&info.path, 0, cause));
+        }
         let data = Data::new(map, &info.path, &self.options.limits)?;
         // Two threads may map it at once; one map is dropped.
         Ok(cell.get_or_init(|| data))
