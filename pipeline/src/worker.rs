@@ -147,11 +147,12 @@ impl Worker {
         self.recorder.lap_read(start);
         let read = read?;
         let made = self.maker.fill(&self.config, &mut self.recorder, task, nth, sample, read);
-        self.maker.trim();
-        self.scratch.trim();
         // Even after an error: a file that became shorter reads as zeros, which may be the real
         // cause.
-        self.set.check(self.set.shard_of(sample as usize))?;
+        let was_there = self.set.check_read(self.set.shard_of(sample as usize), read.image);
+        self.maker.trim();
+        self.scratch.trim();
+        was_there?;
         made
     }
 

@@ -65,6 +65,52 @@ fn a_loader_whose_shard_shrinks_stops_or_goes_on_without_it() {
 }
 
 #[test]
+fn a_shard_that_loses_a_part_of_a_page_gives_no_zeros_as_pixels() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    for sample in 0..2 {
+        let image = [&b"P6 8 8 255\n"[..], &[200; 192]].concat();
+        common::append(&mut tar, &format!("{sample}.ppm"), &image);
+    }
+    std::fs::write(folder.path().join("a.tar"), tar.into_inner().unwrap()).unwrap();
+    let set = open(folder.path());
+    assert_eq!(epoch(&set, config(2)).unwrap(), [[0, 1]]);
+    // All is in one page, of which what is gone reads as zeros and without a fault.
+    cut(folder.path(), "a.tar", 600);
+    let Err(Error::Shard { offset, cause, .. }) = epoch(&set, config(2)) else {
+        panic!("nothing noticed")
+    };
+    assert!(offset == 600 && cause.contains("became shorter"), "{offset}: {cause}");
+}
+
+#[test]
+fn a_shard_or_an_index_that_loses_a_part_of_a_page_gives_no_zeros_as_labels() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    common::append(&mut tar, "0.ppm", b"P6 1 1 255\n\x10\x20\x30");
+    common::append(&mut tar, "0.cls", b"1");
+    std::fs::write(folder.path().join("a.tar"), tar.into_inner().unwrap()).unwrap();
+    let pattern = folder.path().to_str().unwrap();
+    shard::index_shards(pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let set = open(folder.path());
+    assert_eq!(set.label(0).unwrap(), Some(1));
+    let mut stream = set.stream(0).unwrap();
+    let shorter = |result: Result<(), Error>, name: &str, at: u64| match result {
+        Err(Error::Shard { path, offset, cause }) => {
+            assert!(path.ends_with(name) && offset == at, "{path:?} {offset}");
+            assert!(cause.contains("became shorter"), "{cause}");
+        }
+        other => panic!("{name}: {other:?}"),
+    };
+    // Behind the header and the table, before the entry.
+    cut(folder.path(), "a.tar.idx", 128);
+    shorter(set.label(0).map(drop), "a.tar.idx", 128);
+    // Behind the image, so that the archive seems to end there.
+    cut(folder.path(), "a.tar", 1024);
+    shorter(stream.next_into(&mut Default::default()).map(drop), "a.tar", 1024);
+}
+
+#[test]
 fn a_shard_without_an_index_that_was_replaced_has_no_new_pictures_with_old_labels() {
     let folder = tempfile::tempdir().unwrap();
     let set = open(&write_shards(folder.path(), &[6, 6], Coding::Tar, &[]));

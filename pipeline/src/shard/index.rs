@@ -18,7 +18,7 @@ pub(crate) use head::{Head, fingerprint, foreign};
 #[cfg(feature = "remote")]
 pub(crate) use head::{fingerprint_of, fingerprint_ranges};
 
-use super::map::{Map, slice};
+use super::map::{Map, MapCheck, slice};
 use super::{Format, Limits, damaged};
 use crate::{Error, Result};
 
@@ -269,10 +269,10 @@ impl ShardIndex {
         }
     }
 
-    /// As [`Map::check`], for an index that is mapped.
-    pub(super) fn check(&self) -> Result<()> {
+    /// Asks the map of an index that is mapped.
+    pub(super) fn check(&self, check: MapCheck<'_>) -> Result<()> {
         match &self.bytes {
-            Bytes::Mapped(map) => map.check(&self.path),
+            Bytes::Mapped(map) => check(map, &self.path),
             Bytes::Owned(_) => Ok(()),
         }
     }
@@ -315,6 +315,11 @@ impl ShardIndex {
         let key = key.ok_or_else(|| {
             damaged(&self.path, self.keys.start as u64, format!("sample {i} has no proper key"))
         })?;
+        // Zeros may stand for what the file lost when it became shorter, of the entry as well, which
+        // lies before its key. Those that came with a fault are told by `check` later.
+        if key.is_empty() || key.ends_with('\0') {
+            self.check(&Map::check)?;
+        }
         if let Some(label) = entry.label.filter(|&label| label >= self.head.classes) {
             let at = (self.entries.start + i * ENTRY + 40) as u64;
             let classes = self.head.classes;

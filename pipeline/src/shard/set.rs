@@ -12,7 +12,7 @@ mod residency;
 
 use super::access::Data;
 use super::index::{ShardIndex, index_path};
-use super::map::{Map, open_regular};
+use super::map::{Map, MapCheck, open_regular};
 use super::remote::{self, RemoteShard};
 use super::scan::{Depth, Scanned, open_tar, scan_map};
 use super::stream::ShardStream;
@@ -300,13 +300,13 @@ impl ShardSet {
         Ok((shard, entry, key))
     }
 
-    /// For each map of a shard's files: whether all that was read of it was there.
-    pub(super) fn map_checks(&self, shard: usize) -> impl Iterator<Item = Result<()>> {
+    /// Asks for each map of a shard's files whether all that was read of it was there.
+    pub(super) fn check_maps(&self, shard: usize, check: MapCheck<'_>) -> Result<()> {
         let path = &self.infos[shard].path;
         let Shard { index, data, remote, .. } = &self.shards[shard];
-        let data = data.get().map(|data| data.map.check(path));
-        let remote = remote.as_ref().map(|remote| remote.check());
-        data.into_iter().chain(remote).chain(index.get().map(ShardIndex::check))
+        data.get().map_or(Ok(()), |data| check(&data.map, path))?;
+        remote.as_ref().map_or(Ok(()), |remote| remote.check(check))?;
+        index.get().map_or(Ok(()), |index| index.check(check))
     }
 
     pub(super) fn data(&self, shard: usize) -> Result<&Data> {

@@ -68,9 +68,14 @@ impl ShardStream {
     /// number, two members of one name): the next call goes on behind it.
     pub fn next_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
         let read = self.read_into(out);
-        // Whatever came of it: zeros in place of what is gone explain anything.
         if let Some(map) = &self.map {
-            map.check(self.groups.tar().path())?;
+            let path = self.groups.tar().path();
+            // Whatever came of it: zeros in place of what is gone explain anything, the end of the
+            // archive as well.
+            match read {
+                Ok(true) if !self.groups.is_finished() => map.check_read(path, &out.image)?,
+                _ => map.check(path)?,
+            }
         }
         read
     }

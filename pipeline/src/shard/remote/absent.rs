@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::access::{ReadScratch, Wanted};
 use super::index::{Head, ShardIndex};
-use super::map::Map;
+use super::map::{Map, MapCheck};
 use super::pattern::{Found, NamesOf};
 use super::tar::AnyTar;
 use super::{Limits, RemoteOptions, Scanned, ShardSet};
@@ -104,7 +104,7 @@ impl RemoteShard {
         match **self {}
     }
 
-    pub fn check(&self) -> Result<()> {
+    pub fn check(&self, _: MapCheck<'_>) -> Result<()> {
         match *self {}
     }
 

@@ -19,7 +19,7 @@ use crate::shard::access::Data;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign};
 use crate::shard::manifest::ManifestShard;
-use crate::shard::map::Map;
+use crate::shard::map::{Map, MapCheck};
 use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
 use crate::{Error, Result};
 
@@ -338,10 +338,10 @@ impl RemoteShard {
         })
     }
 
-    /// As [`Map::check`], of the cache's file.
-    pub fn check(&self) -> Result<()> {
+    /// Asks the map of the cache's file.
+    pub fn check(&self, check: MapCheck<'_>) -> Result<()> {
         let slot = self.slot();
-        slot.data.as_ref().map_or(Ok(()), |data| data.map.check(&slot.path))
+        slot.data.as_ref().map_or(Ok(()), |data| check(&data.map, &slot.path))
     }
 
     /// As [`Map::release`], of the cache's file.

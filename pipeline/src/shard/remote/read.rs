@@ -136,7 +136,7 @@ impl ShardSet {
             }
             Some(table) => {
                 let key = (self.id, shard);
-                frames.read(key, table, (bytes, start), path, offset, length)
+                frames.read(key, table, (bytes, start), path, (offset, length), || Ok(()))
             }
         }
     }
