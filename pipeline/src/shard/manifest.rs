@@ -2,10 +2,12 @@
 //! and how it was made. Read by `pattern`, written by the writer.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::map::open_regular;
 use super::{Limits, MAX_LABEL};
 use crate::{Error, Result};
 
@@ -95,7 +97,9 @@ impl Manifest {
     /// [`Error::Io`]; [`Error::Shard`] when it is not JSON, lacks a field, or
     /// contradicts itself.
     pub fn read(path: &Path, limits: &Limits) -> Result<Option<Manifest>> {
-        let bytes = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
+        let failed = |e| Error::io(path, e);
+        let mut file = open_regular(path)?;
+        let bytes = file.metadata().map_err(failed)?.len();
         if bytes > limits.index_bytes {
             return Err(super::damaged(
                 path,
@@ -103,7 +107,9 @@ impl Manifest {
                 format!("a manifest of {bytes} bytes is over the limit"),
             ));
         }
-        Manifest::parse(&std::fs::read(path).map_err(|e| Error::io(path, e))?, path)
+        let mut text = Vec::new();
+        file.read_to_end(&mut text).map_err(failed)?;
+        Manifest::parse(&text, path)
     }
 
     /// As [`Manifest::read`], from the file's bytes; `path` is for messages.

@@ -221,7 +221,7 @@ impl Finder<'_> {
                 Error::io(e.path().to_owned(), std::io::Error::from(e.error().kind()))
             })?;
             // A glob such as `train-*` matches indexes and manifests as well.
-            if is_shard_name(&path) && path.is_file() {
+            if is_shard_name(&path) && !path.is_dir() {
                 self.shard(path, out)?;
             }
         }
@@ -349,12 +349,13 @@ pub(crate) fn is_manifest_name(name: &str) -> bool {
         && !name.starts_with('.')
 }
 
-/// The files of a folder, sorted by name.
+/// What is in a folder but folders, sorted by name. A link that leads nowhere and what is no file
+/// count, too: a shard that is not there is an error of opening it, not one less.
 pub(crate) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(|e| Error::io(folder, e))? {
         let path = entry.map_err(|e| Error::io(folder, e))?.path();
-        if path.is_file() {
+        if !path.is_dir() {
             files.push(path);
         }
     }

@@ -85,6 +85,41 @@ fn a_shard_of_two_manifests_does_not_count_twice() {
     assert_eq!(opened(&pattern).unwrap().len(), 10);
 }
 
+#[cfg(unix)]
+#[test]
+fn what_is_called_a_shard_or_a_manifest_and_cannot_be_read_is_an_error_of_its_folder() {
+    use std::os::unix::fs::symlink;
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path());
+    let path = |name: &str| folder.path().join(name);
+    let (whole, glob) = (folder.path().to_string_lossy(), path("*.tar"));
+    let fifo = |to: &Path| {
+        let made = std::process::Command::new("mkfifo").arg(to).status();
+        assert!(made.is_ok_and(|made| made.success()), "no mkfifo");
+    };
+    let nowhere = |to: &Path| symlink("nowhere", to).unwrap();
+    let itself = |to: &Path| symlink(to, to).unwrap();
+    let kinds: [&dyn Fn(&Path); 3] = [&nowhere, &itself, &fifo];
+    for (number, make) in kinds.into_iter().enumerate() {
+        for name in ["z.tar", "z.manifest.json"] {
+            make(&path(name));
+            for pattern in [&*whole, &*glob.to_string_lossy()] {
+                let error = opened(pattern).unwrap_err();
+                assert!(
+                    matches!(&error, Error::Io { path, .. } if path.ends_with(name)),
+                    "{error}"
+                );
+            }
+            std::fs::remove_file(path(name)).unwrap();
+        }
+        assert_eq!(opened(&whole).unwrap().len(), 10, "{number}");
+    }
+    // A folder is no shard, whatever it is called.
+    std::fs::create_dir(path("z.tar")).unwrap();
+    symlink("z.tar", path("y.tar")).unwrap();
+    assert_eq!(opened(&whole).unwrap().len() + opened(&glob.to_string_lossy()).unwrap().len(), 20);
+}
+
 #[test]
 fn names_of_classes_are_kept_beside_samples_without_labels() {
     let folder = tempfile::tempdir().unwrap();
