@@ -4,11 +4,12 @@
 //!
 //! The folder is called `.PREFIX.XXXXXX.part` and holds a file that its pack keeps
 //! locked. One that nobody has locked was left by a pack that was killed.
+//!
+//! `salvage` keeps what it saves in such a folder, too: `.PREFIX.salvage.XXXXXX.part`.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-
-use tempfile::TempDir;
+use std::time::Duration;
 
 use super::atomic::{AtomicFile, PART};
 use super::manifest::MANIFEST_SUFFIX;
@@ -23,14 +24,89 @@ pub(crate) use publish::Unfinished;
 /// The file that a running pack keeps locked.
 const LOCK: &str = "lock";
 
+/// A folder without that file is nobody's after so long: whoever removed it was killed between the
+/// file and the folder, and whoever makes one gives it the file at once.
+const ABANDONED: Duration = Duration::from_secs(3600);
+
+/// A temporary folder, removed with all that is left in it.
+pub(crate) struct Staged {
+    path: PathBuf,
+    /// Whether it stays.
+    kept: bool,
+    /// Locked until it is gone.
+    _lock: File,
+}
+
+impl Staged {
+    /// Makes one in `folder`, which must exist.
+    fn new(folder: &Path, prefix: &str) -> Result<Staged> {
+        let failed = |e| Error::io(folder, e);
+        let named = format!(".{prefix}.");
+        let made = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
+        // Its kind alone: the rest speaks of the temporary name.
+        let made = made.map_err(|e| failed(e.kind().into()))?;
+        let lock = File::create_new(made.path().join(LOCK)).map_err(failed)?;
+        // Where the system has no locks nobody takes one away either: see `owner`.
+        let _ = lock.try_lock();
+        Ok(Staged { path: made.keep(), kept: false, _lock: lock })
+    }
+
+    /// One for what is saved of damaged shards to become the set `prefix`; those that were left of
+    /// that are removed.
+    pub fn for_salvage(folder: &Path, prefix: &str) -> Result<Staged> {
+        let prefix = format!("{prefix}.salvage");
+        for path in leftovers(folder, &prefix)?.iter().filter(|path| path.is_dir()) {
+            // Held until it is gone.
+            let owner = owner(path);
+            if matches!(owner, Owner::Nobody(_)) {
+                remove(path)?;
+            }
+        }
+        Staged::new(folder, &prefix)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn keep(mut self) -> PathBuf {
+        self.kept = true;
+        self.path.clone()
+    }
+
+    fn close(mut self) -> Result<()> {
+        self.kept = true;
+        remove(&self.path)
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        if !self.kept {
+            let _ = remove(&self.path);
+        }
+    }
+}
+
+/// Removes a temporary folder with its files, of which the lock is the last: when this is killed,
+/// the next one knows that nobody has what is left.
+fn remove(staged: &Path) -> Result<()> {
+    let failed = |e| Error::io(staged, e);
+    for entry in std::fs::read_dir(staged).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if entry.file_name() != LOCK {
+            std::fs::remove_file(entry.path()).map_err(failed)?;
+        }
+    }
+    std::fs::remove_file(staged.join(LOCK)).map_err(failed)?;
+    std::fs::remove_dir(staged).map_err(failed)
+}
+
 /// The files of a set on their way.
 pub(crate) struct Staging {
     folder: PathBuf,
     prefix: String,
-    /// Removed with all that is left in it.
-    staged: TempDir,
-    /// Locked until the files are in place.
-    _lock: File,
+    staged: Staged,
 }
 
 impl Staging {
@@ -48,14 +124,7 @@ impl Staging {
         if !unfinished {
             refuse_existing(folder, prefix, overwrite)?;
         }
-        let failed = |e| Error::io(folder, e);
-        let named = format!(".{prefix}.");
-        let staged = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
-        // Its kind alone: the rest speaks of the temporary name.
-        let staged = staged.map_err(|e| failed(e.kind().into()))?;
-        let lock = File::create_new(staged.path().join(LOCK)).map_err(failed)?;
-        // Where the system has no locks nobody takes one away either: see `owner`.
-        let _ = lock.try_lock();
+        let staged = Staged::new(folder, prefix)?;
         // Only now, so that of two packs that begin at once neither overlooks the other.
         for path in leftovers(folder, prefix)? {
             // By name: a temporary folder's path is absolute, `folder` need not be.
@@ -64,7 +133,7 @@ impl Staging {
             }
         }
         refuse_existing(folder, prefix, overwrite)?;
-        Ok(Staging { folder: folder.to_owned(), prefix: prefix.to_owned(), staged, _lock: lock })
+        Ok(Staging { folder: folder.to_owned(), prefix: prefix.to_owned(), staged })
     }
 
     /// Begins the file that will be called `name`.
@@ -126,7 +195,6 @@ fn refuse_existing(folder: &Path, prefix: &str, overwrite: bool) -> Result<()> {
 
 /// Removes what a pack left that was killed, when it has put its set in place if it had begun to.
 fn clear_up(folder: &Path, prefix: &str, left: &Path) -> Result<()> {
-    let failed = |e| Error::io(left, e);
     // Held until all is done: nobody else takes it for left.
     let owner = owner(left);
     match owner {
@@ -139,9 +207,9 @@ fn clear_up(folder: &Path, prefix: &str, left: &Path) -> Result<()> {
                     folder.display()
                 );
             }
-            std::fs::remove_dir_all(left).map_err(failed)
+            remove(left)
         }
-        Owner::Nobody(_) => std::fs::remove_file(left).map_err(failed),
+        Owner::Nobody(_) => std::fs::remove_file(left).map_err(|e| Error::io(left, e)),
         Owner::Another if left.is_dir() => Err(Error::Usage(format!(
             "{}: another pack is writing a set `{prefix}` into this folder",
             folder.display()
@@ -213,13 +281,24 @@ enum Owner {
 }
 
 fn owner(path: &Path) -> Owner {
-    let lock = if path.is_dir() { path.join(LOCK) } else { path.to_owned() };
-    let Ok(file) = File::options().write(true).open(lock) else { return Owner::Unknown };
+    let is_folder = path.is_dir();
+    let lock = if is_folder { path.join(LOCK) } else { path.to_owned() };
+    let mut options = File::options();
+    // Of several that find a folder without a lock, one gets it.
+    options.write(true).create(is_folder && is_abandoned(path)).truncate(false);
+    let Ok(file) = options.open(lock) else { return Owner::Unknown };
     match file.try_lock() {
         Ok(()) => Owner::Nobody(file),
         Err(TryLockError::WouldBlock) => Owner::Another,
         Err(TryLockError::Error(_)) => Owner::Unknown,
     }
+}
+
+/// Whether nothing has come into a folder, or gone, for so long that nobody is at it who has not
+/// locked it.
+fn is_abandoned(folder: &Path) -> bool {
+    let modified = std::fs::metadata(folder).and_then(|folder| folder.modified());
+    modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > ABANDONED))
 }
 
 #[cfg(test)]
@@ -281,6 +360,50 @@ mod tests {
         let set = ["a-000000.tar", "a-000000.tar.idx", "a.manifest.json"];
         assert_eq!(names(folder), [&[".b-000000.tar.abc.part"], &set[..]].concat());
         assert!(Staging::begin(folder, "a", false).is_err());
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_removed_at_once_is_known_as_left_the_next_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let left = folder.join(".a.xyz.part");
+        let begin = || Staging::begin(folder, "a", true).map(drop);
+        // As if it was killed before the last file: this one is not removed.
+        std::fs::create_dir_all(left.join("held")).unwrap();
+        for name in ["lock", "a-000000.tar.old", "a-000001.tar.old"] {
+            std::fs::write(left.join(name), b"old").unwrap();
+        }
+        begin().unwrap_err();
+        assert!(names(&left).contains(&LOCK.to_owned()), "{:?}", names(&left));
+        std::fs::remove_dir(left.join("held")).unwrap();
+        begin().unwrap();
+        assert_eq!(names(folder), [""; 0]);
+
+        // Killed before the folder itself; or whoever made it has not come to its lock.
+        std::fs::create_dir(&left).unwrap();
+        std::fs::write(left.join("a-000000.tar.old"), b"old").unwrap();
+        begin().unwrap();
+        assert_eq!(names(&left), ["a-000000.tar.old"]);
+        let then = std::time::SystemTime::now() - 2 * ABANDONED;
+        File::open(&left).unwrap().set_modified(then).unwrap();
+        begin().unwrap();
+        assert_eq!(names(folder), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_saved_of_shards_is_removed_when_nobody_saves_it_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let running = Staged::for_salvage(folder, "a").unwrap();
+        let killed = Staged::for_salvage(folder, "a").unwrap();
+        std::fs::write(killed.path().join("000000.tar"), b"half").unwrap();
+        let left = killed.keep();
+        let others = folder.join(".b.salvage.xyz.part");
+        std::fs::create_dir(&others).unwrap();
+        let next = Staged::for_salvage(folder, "a").unwrap();
+        assert!(!left.exists() && running.path().exists() && others.exists());
+        drop((running, next));
+        assert_eq!(names(folder), [".b.salvage.xyz.part"]);
     }
 
     #[test]

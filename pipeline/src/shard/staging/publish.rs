@@ -288,7 +288,6 @@ mod tests {
                 publish().run().unwrap_err();
                 FAULT.set((u32::MAX, 0));
                 let unfinished = publish().is_unfinished();
-                drop(staging._lock);
                 let kept = staging.staged.keep();
                 let next = Staging::begin(folder.path(), "a", true).unwrap();
                 let expected = if unfinished { new_set() } else { before };
