@@ -201,8 +201,8 @@ fn number(
     limits: &Limits,
 ) -> Result<(Vec<Option<u32>>, Vec<String>)> {
     let given = || found.iter().map(|row| row.label.as_str()).filter(|label| !label.is_empty());
-    let is_number = |label: &str| label.parse::<i64>().is_ok();
-    if given().all(|label| is_number(whole(label))) {
+    let is_number = |label: &str| whole(label).parse::<i64>().is_ok();
+    if given().all(is_number) {
         let labels = found.iter().map(|row| match whole(&row.label) {
             "" | "-1" => Ok(None),
             text => {
@@ -387,9 +387,15 @@ mod tests {
         ] {
             assert_eq!(read(name, text).unwrap(), expected, "{text}");
         }
-        for bad in
-            ["a,1\nb,cat\n", "a,1.0\nb,1.5\nc,2\n", "a,-2\n", "a,-2.0\n", "a,99999999999\n", ",1\n"]
-        {
+        for bad in [
+            "a,1\nb,cat\n",
+            "a,1.0\nb,1.5\nc,2\n",
+            "a,10.0\nb,2.0\nc,nan\n",
+            "a,-2\n",
+            "a,-2.0\n",
+            "a,99999999999\n",
+            ",1\n",
+        ] {
             assert!(
                 matches!(read("l.csv", bad), Err(Error::Shard { .. } | Error::Usage(_))),
                 "{bad}"
