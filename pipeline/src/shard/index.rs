@@ -19,6 +19,7 @@ pub(crate) use head::{Head, fingerprint, foreign};
 pub(crate) use head::{fingerprint_of, fingerprint_ranges};
 
 use super::map::{Map, MapCheck, slice};
+use super::source::read_within;
 use super::{Format, Limits, damaged};
 use crate::{Error, Result};
 
@@ -41,6 +42,8 @@ const KIND_SIDE: u32 = 17;
 /// More sections than this are no index.
 const MAX_SECTIONS: u32 = 64;
 const NO_LABEL: u32 = u32::MAX;
+/// Bytes of an index that is read into memory where maps are many.
+const SMALL: u64 = 1 << 20;
 
 /// Where the index of `shard` lies: the same name with `.idx` behind it.
 pub fn index_path(shard: &Path) -> PathBuf {
@@ -180,12 +183,12 @@ impl Sections {
 }
 
 impl ShardIndex {
-    /// Maps the index at `path` and verifies it.
+    /// Maps the index at `path` and verifies it; a small one is read instead where maps are many.
     ///
     /// # Errors
     /// [`Error::Io`](crate::Error::Io); [`Error::Shard`](crate::Error::Shard) when it is damaged.
     pub fn open(path: &Path, limits: &Limits) -> Result<ShardIndex> {
-        ShardIndex::new(Bytes::Mapped(Map::open(path)?), path, limits)
+        ShardIndex::new(Bytes::open(path)?, path, limits)
     }
 
     /// Takes an index that is mapped already; `path` is for messages.
@@ -367,10 +370,40 @@ impl ShardIndex {
 }
 
 impl Bytes {
+    /// Of the file at `path`. Mapped, its pages are the system's to take back; but a process may
+    /// have 65,530 maps, and each shard takes one.
+    fn open(path: &Path) -> Result<Bytes> {
+        if !Map::are_many() {
+            return Map::open(path).map(Bytes::Mapped);
+        }
+        let small = read_within(path, SMALL)?;
+        small.map_or_else(|| Map::open(path).map(Bytes::Mapped), |bytes| Ok(Bytes::Owned(bytes)))
+    }
+
     fn as_slice(&self) -> &[u8] {
         match self {
             Bytes::Mapped(map) => map.as_ref(),
             Bytes::Owned(bytes) => bytes,
         }
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_small_index_is_read_where_maps_are_many() {
+        let folder = tempfile::tempdir().unwrap();
+        let (small, large) = (folder.path().join("small"), folder.path().join("large"));
+        std::fs::write(&small, [1; 100]).unwrap();
+        std::fs::File::create(&large).unwrap().set_len(SMALL + 1).unwrap();
+        assert!(matches!(Bytes::open(&small).unwrap(), Bytes::Mapped(_)));
+        let mut maps = Vec::new();
+        while !Map::are_many() {
+            maps.push(Map::open(&small).unwrap());
+        }
+        assert!(matches!(Bytes::open(&small).unwrap(), Bytes::Owned(bytes) if bytes == [1; 100]));
+        assert!(matches!(Bytes::open(&large).unwrap(), Bytes::Mapped(_)));
     }
 }

@@ -4,6 +4,7 @@
 use std::fs::{File, FileType};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::{Error, Result};
 
@@ -74,6 +75,19 @@ fn identity(file: &std::fs::Metadata) -> (u64, u64) {
     (file.dev(), file.ino())
 }
 
+/// Maps from which on a process should do without more of them: a quarter of what Linux lets it
+/// have (`vm.max_map_count`, 65,530).
+const MANY: usize = 16_384;
+
+/// Maps there are.
+static MAPS: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        MAPS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Map {
     /// Maps the file at `path`.
     pub fn open(path: &Path) -> Result<Map> {
@@ -95,9 +109,10 @@ impl Map {
         // wrong pixels or an error, not an access out of bounds. Pages that cannot be
         // had, because the file became shorter nevertheless or its disk failed, read
         // as zeros (`fault`), which `check` turns into an error.
-        let map = unsafe { memmap2::Mmap::map(file)? };
+        let map = unsafe { memmap2::Mmap::map(file).map_err(explained)? };
         #[cfg(unix)]
         let watch = super::fault::Watch::new(map.as_ptr(), map.len());
+        MAPS.fetch_add(1, Ordering::Relaxed);
         Ok(Map(Arc::new(Mapped {
             #[cfg(unix)]
             watch,
@@ -144,6 +159,11 @@ impl Map {
         if ends_with_zero { self.check(path) } else { Ok(()) }
     }
 
+    /// Whether there are so many maps that small files should be read instead.
+    pub fn are_many() -> bool {
+        MAPS.load(Ordering::Relaxed) >= MANY
+    }
+
     /// Lets go of the pages that were touched: they stay in the page cache and are
     /// mapped anew when they are next read.
     pub fn release(&self) {
@@ -172,6 +192,19 @@ impl AsRef<[u8]> for Map {
     fn as_ref(&self) -> &[u8] {
         &self.0.map
     }
+}
+
+/// The error of a file that cannot be mapped, with what may be behind it.
+fn explained(error: std::io::Error) -> std::io::Error {
+    if error.kind() != std::io::ErrorKind::OutOfMemory {
+        return error;
+    }
+    let maps = MAPS.load(Ordering::Relaxed);
+    let text = format!(
+        "{error}: it cannot be mapped; {maps} files are, and the system may allow no more \
+         (vm.max_map_count). Larger shards are fewer"
+    );
+    std::io::Error::new(error.kind(), text)
 }
 
 /// `bytes[offset..offset + length]`, or `None` beyond the end.
@@ -234,6 +267,13 @@ mod tests {
         let read = |bytes| map.check_read(&path, &map.as_ref()[bytes]);
         assert!(read(8..10).is_err() && read(9..4000).is_err());
         assert!(read(0..9).is_ok() && read(5..5).is_ok(), "nothing of these is lost");
+    }
+
+    #[test]
+    fn too_many_maps_are_told_as_what_they_are() {
+        let error = |code| explained(std::io::Error::from_raw_os_error(code)).to_string();
+        assert!(error(libc::ENOMEM).contains("vm.max_map_count"), "{}", error(libc::ENOMEM));
+        assert!(!error(libc::EACCES).contains("vm.max_map_count"));
     }
 
     #[test]

@@ -19,7 +19,7 @@ pub use folder::FolderSource;
 pub use list::ListSource;
 pub use shards::ShardSource;
 pub use synth::SynthSource;
-pub(crate) use tree::image_below;
+pub(crate) use tree::{image_below, read_within};
 
 /// One image with its key and label, as a source gives it.
 #[derive(Clone, Debug, Default)]

@@ -68,7 +68,7 @@ pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
 
 /// The bytes of a file, `None` where it has more than `limit`. A file that is said to have more is
 /// not read: it may be one hole.
-pub(super) fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_within(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let failed = |e| Error::io(path, e);
     let file = open_regular(path)?;
     let size = file.metadata().map_err(failed)?.len();
