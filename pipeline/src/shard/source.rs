@@ -1,6 +1,7 @@
 //! Where images to be packed come from. Sources are lists with random
 //! access, so that selection, shuffling and threads need not know them.
 
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::ReadScratch;
@@ -169,7 +170,10 @@ fn first_shard(folder: &Path) -> Result<Option<PathBuf>> {
 #[derive(Default)]
 struct Keys {
     /// Hashes of the keys given so far; a false alarm costs a suffix.
-    taken: std::collections::HashSet<u64>,
+    taken: HashSet<u64>,
+    /// By the hash of a key that was asked for again, the last number behind it: one that is asked
+    /// for thousands of times is not numbered from the front each time.
+    numbers: HashMap<u64, u64>,
 }
 
 impl Keys {
@@ -192,12 +196,18 @@ impl Keys {
         while key.starts_with("__") {
             key.replace_range(..2, "_");
         }
-        let (plain, mut number) = (key.clone(), 1);
-        while !self.taken.insert(xxhash_rust::xxh3::xxh3_64(key.as_bytes())) {
-            number += 1;
-            key = format!("{plain}-{number}");
+        let hash = |key: &str| xxhash_rust::xxh3::xxh3_64(key.as_bytes());
+        if self.taken.insert(hash(&key)) {
+            return key;
         }
-        key
+        let number = self.numbers.entry(hash(&key)).or_insert(1);
+        loop {
+            *number += 1;
+            let numbered = format!("{key}-{number}");
+            if self.taken.insert(hash(&numbered)) {
+                return numbered;
+            }
+        }
     }
 }
 
@@ -221,8 +231,17 @@ mod tests {
             ("__z__/y.jpg", "_z__/y"),
             ("___z__/y.jpg", "_z__/y-2"),
             ("_____/y.jpg", "_/y"),
+            // Given already, but not to this one.
+            ("b-2.jpg", "b-2"),
+            ("b.jpg", "b"),
+            ("b.jpg", "b-3"),
+            ("b-2.jpg", "b-2-2"),
+            ("b.jpg", "b-4"),
         ] {
             assert_eq!(keys.make(Path::new(path)), key, "{path}");
         }
+        let again = (0..5).map(|_| keys.make(Path::new("many.jpg"))).collect::<Vec<_>>();
+        assert_eq!(again.last().unwrap(), "many-5");
+        assert_eq!(keys.numbers.values().max(), Some(&5), "the next one begins there");
     }
 }
