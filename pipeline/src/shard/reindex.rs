@@ -1,6 +1,7 @@
 //! Indexes, and if asked a manifest, for shards that exist already.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -95,8 +96,8 @@ pub fn index_shards(
 
 type One = (Indexed, ManifestShard, BTreeMap<u32, u64>);
 
-/// Refuses a manifest that no folder would be found to have, or that lies elsewhere than its
-/// shards.
+/// Refuses a manifest that no folder would be found to have, that lies elsewhere than its shards,
+/// or that cannot name them.
 fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
     let name = manifest.file_name().unwrap_or_default().to_string_lossy();
     if !is_manifest_name(&name) {
@@ -107,6 +108,12 @@ fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
     }
     let (mut before, own) = (None, folder_of(manifest)?);
     for shard in shards {
+        if shard.path.file_name().and_then(OsStr::to_str).is_none() {
+            return Err(Error::Usage(format!(
+                "{}: a manifest is UTF-8, and the name of this shard is not: rename it",
+                shard.path.display()
+            )));
+        }
         // Of thousands of shards most are in the folder of the one before.
         let folder = shard.path.parent();
         if before != Some(folder) && folder_of(&shard.path)? != own {

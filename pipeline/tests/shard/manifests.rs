@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSet, index_shards};
+use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSet, index_path, index_shards};
 use bt_pipeline::{Error, Result};
 
 use super::memory::{Memory, files, packed};
@@ -66,6 +66,23 @@ fn a_manifest_that_no_folder_is_found_to_have_is_not_written() {
     index(folder.path(), &folder.path().join("manifest.json"), &["ant", "bee", "cat", "dog"])
         .unwrap();
     assert_eq!(opened(&folder.path().to_string_lossy()).unwrap().classes().len(), 4);
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_shard_whose_name_a_manifest_cannot_hold_is_refused_before_the_work() {
+    use std::os::unix::ffi::OsStrExt;
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path());
+    let name = folder.path().join(std::ffi::OsStr::from_bytes(b"a\xFF.tar"));
+    std::fs::rename(folder.path().join("shard-000000.tar"), &name).unwrap();
+    let text = usage(index(folder.path(), &folder.path().join("manifest.json"), &[]));
+    assert!(text.contains("UTF-8") && text.contains("rename it"), "{text}");
+    let indexed = index_path(&name);
+    assert!(!folder.path().join("manifest.json").exists() && !indexed.exists());
+    let pattern = folder.path().to_string_lossy();
+    index_shards(&pattern, None, &[], &Default::default(), 1, &mut |_| {}).unwrap();
+    assert!(indexed.exists());
 }
 
 #[test]
