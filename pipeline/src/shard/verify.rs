@@ -15,7 +15,7 @@ use super::pattern::{Found, Resolved, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of, open_tar};
 use super::tar::{Links, Source};
-use super::zst::{SeekTable, is_zstd};
+use super::zst::{SeekTable, has_table, is_zstd};
 use super::{Limits, OpenOptions, sniff};
 use crate::decode::Decoder;
 use crate::jpeg::SideIndex;
@@ -186,6 +186,7 @@ fn verify_shard(
     examined.report.bytes = bytes.len() as u64;
     if let Some(known) = &found.known {
         let checksum = format!("xxh3:{:016x}", xxh3_64(bytes));
+        let seekable = !is_zstd(bytes) || has_table(bytes);
         if (known.bytes, &known.checksum) != (bytes.len() as u64, &checksum) {
             let cause = format!(
                 "{} bytes with checksum {checksum}, the manifest says {} and {}",
@@ -193,6 +194,11 @@ fn verify_shard(
                 known.bytes,
                 known.checksum
             );
+            examined.note(super::damaged(&found.path, 0, cause));
+        } else if known.seekable != seekable {
+            let can = |seekable| if seekable { "can" } else { "cannot" };
+            let (can, said) = (can(seekable), can(known.seekable));
+            let cause = format!("it {can} be read in any order, the manifest says it {said}");
             examined.note(super::damaged(&found.path, 0, cause));
         }
     }
@@ -333,6 +339,9 @@ fn verify_end(
     Ok(())
 }
 
+/// No label has this number.
+const NO_LABEL: u64 = u64::MAX;
+
 /// How an index entry differs from the sample it stands for.
 fn differs(
     index: &ShardIndex,
@@ -361,13 +370,18 @@ fn differs(
         ("format", entry.format as u64, found.format as u64),
         ("width", entry.width.into(), known(entry.width, found.width)),
         ("height", entry.height.into(), known(entry.height, found.height)),
-        ("label", entry.label.map_or(u64::MAX, u64::from), found.label.map_or(u64::MAX, u64::from)),
+        ("label", entry.label.map_or(NO_LABEL, u64::from), found.label.map_or(NO_LABEL, u64::from)),
         ("checksum", entry.checksum, if entry.checksum == 0 { 0 } else { found.checksum }),
     ];
     let wrong = fields.into_iter().find(|(_, indexed, found)| indexed != found);
     Ok(wrong.map(|(name, indexed, found)| match name {
         "checksum" => {
             format!("the image's checksum is {found:016x}, the index says {indexed:016x}")
+        }
+        "label" => {
+            let text =
+                |label: u64| if label == NO_LABEL { "none".to_owned() } else { label.to_string() };
+            format!("label {}, the index says {}", text(found), text(indexed))
         }
         _ => format!("{name} {found}, the index says {indexed}"),
     }))

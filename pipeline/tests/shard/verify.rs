@@ -145,6 +145,8 @@ fn verification_compares_all_that_an_index_says() {
             assert_eq!(written(&unknown), Vec::<String>::new(), "{name}");
         }
     }
+    let unlabelled = written(&changed_entry(&index, 40, &[255; 4]));
+    assert_eq!(unlabelled, ["label 3, the index says none"]);
     for (at, value, name) in [(40, 9u32, "classes"), (44, 0, "without an image")] {
         let found = written(&changed_index(&index, at, &value.to_le_bytes()));
         assert!(found.len() == 1 && found[0].contains(name), "{name}: {found:?}");
@@ -215,6 +217,11 @@ fn a_manifest_whose_counts_are_wrong_is_refused_or_found_by_verification() {
         }
         assert_eq!(check(&|_| {}, pattern), clean);
     }
+    let (opened, report) = check(&|json| json["shards"][0]["seekable"] = false.into(), &pattern);
+    let damage = report.unwrap();
+    assert!(opened && damage.len() == 1, "{damage:?}");
+    assert!(damage[0].shard.ends_with("a.tar"), "{damage:?}");
+    assert_eq!(damage[0].cause, "it can be read in any order, the manifest says it cannot");
     // Of a part of its shards a manifest's sums say nothing.
     assert_eq!(check(&|json| swap(json, 0, 1, 1), &format!("{pattern}/a.tar")), clean);
 }
