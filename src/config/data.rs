@@ -48,7 +48,8 @@ pub struct DataConfig {
     /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB
     /// 2^30.
     pub cache_size: String,
-    /// How often a request to a server is repeated that failed; the waits between double.
+    /// How often a request to a server is repeated that failed; the waits between double. Of the
+    /// default they span about 6 seconds, where the server says it is busy (429, 503) about 40.
     pub network_retries: u32,
     /// Seconds that a server may take for the next 64 KiB before the request counts as failed.
     pub network_timeout_s: u64,

@@ -11,10 +11,12 @@ pub struct RemoteOptions {
     pub cache: Option<PathBuf>,
     /// Bytes that the files in the cache may take together. Default 100 GB.
     pub cache_bytes: u64,
-    /// How often a request is repeated that failed without making progress. Default 5.
+    /// How often a request is repeated that failed without making progress. Default 5, which with
+    /// the default backoff waits for about 6 seconds in all, for a server that is busy about 40.
     pub retries: u32,
     /// The wait before the first repetition; each next one is twice as long, up to 20 seconds.
-    /// Default 200 ms.
+    /// After 429 (Too Many Requests) or 503 (Service Unavailable) seven times as long. Default
+    /// 200 ms.
     pub backoff: Duration,
     /// How long the next 64 KiB of an answer (or all that is left of it) may take. Default 30 s.
     pub timeout: Duration,

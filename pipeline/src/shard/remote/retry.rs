@@ -10,6 +10,11 @@ use crate::shard::damaged;
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(20);
 
+/// How many times longer the waits are for a server that says it has too much to do: of the default
+/// backoff the first is a second at least. How long it asks for (`Retry-After`) `object_store` keeps
+/// to itself.
+const BUSY: u32 = 7;
+
 /// Progress that makes up for failed tries: a stream that is cut now and then is read to its end.
 const PROGRESS: u64 = 64 << 10;
 
@@ -97,6 +102,11 @@ fn status_is_final(words: &str) -> bool {
     })
 }
 
+/// Too Many Requests; Service Unavailable, as S3 says `SlowDown`.
+fn is_busy(words: &str) -> bool {
+    matches!(status(words), Some("429" | "503"))
+}
+
 /// A range that cannot be asked for, or lies behind the object's end. The type of `object_store`
 /// that says so has no name outside.
 fn range_is_wrong(words: &str) -> bool {
@@ -180,7 +190,8 @@ impl Tries {
         if self.failed > self.limit {
             return Err(failure);
         }
-        let wait = delay(self.first, self.failed);
+        let first = if is_busy(cause) { self.first.saturating_mul(BUSY) } else { self.first };
+        let wait = delay(first, self.failed);
         tracing::info!("{}: {cause}; once more in {wait:?}", target.path.display());
         tokio::time::sleep(wait).await;
         Ok(())
@@ -198,6 +209,7 @@ fn delay(first: Duration, failed: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::shard::RemoteOptions;
 
     #[test]
     fn waits_double_up_to_a_bound() {
@@ -206,6 +218,18 @@ mod tests {
             let wait = delay(ms(200), failed);
             assert!(wait <= most && wait >= most.mul_f64(0.75), "{failed}: {wait:?}");
         }
+    }
+
+    #[test]
+    fn a_server_with_too_much_to_do_is_left_alone_for_a_second() {
+        let backoff = RemoteOptions::default().backoff;
+        for (text, busy) in
+            [("429 Too Many Requests", true), ("503 SlowDown", true), ("500", false)]
+        {
+            let words = format!("Server returned non-2xx status code: {text}");
+            assert_eq!(is_busy(&words), busy, "{text}");
+        }
+        assert!(delay(backoff * BUSY, 1) >= Duration::from_secs(1));
     }
 
     #[test]
