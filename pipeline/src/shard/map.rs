@@ -65,7 +65,7 @@ impl Mapped {
     #[cfg(unix)]
     fn shorter(&self, path: &Path) -> Option<u64> {
         let now = std::fs::metadata(path).ok()?;
-        (identity(&now) == self.file && now.len() < self.map.len() as u64).then(|| now.len())
+        (identity(&now) == self.file && now.len() < self.map.len() as u64).then_some(now.len())
     }
 }
 
