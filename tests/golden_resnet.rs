@@ -45,10 +45,6 @@ const HALF_TOLERANCE: f64 = 2e-2;
 /// (`tools/golden/bfloat16.py`), and two runs of this engine there were 11.3% and 17.5% off.
 const DEEP_HALF_TOLERANCE: f64 = 3.2e-1;
 
-/// What the worst parameter's gradient may be off by in bfloat16, through 18 layers on a batch of 6:
-/// chance again, and far from what a wrong kernel gives.
-const HALF_GRADIENT_TOLERANCE: f64 = 5e-1;
-
 /// What features in evaluation, where no statistics of six images blow rounding up, may be off by
 /// in bfloat16.
 const HALF_FEATURES_TOLERANCE: f64 = 4e-2;
@@ -212,8 +208,6 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
             let out = barlow_twins(&view_a(&z)?, &z.narrow(0, n, n)?, &config)?;
             let off = (out.loss / reference.loss - 1.0).abs();
             let features = distance(&view_a(&net.last_features()?)?, &tensors["features_a"])?;
-            net.backward(&Tensor::cat(&[&out.grad_a, &out.grad_b], 0)?)?;
-            let gradient = worst_gradient(&mut net, &reference, &tensors)?;
             let evaluated = net.features(&view_a(&images)?.contiguous()?)?;
             let evaluated = distance(&evaluated, &tensors["features_eval_a"])?;
             println!(
@@ -223,9 +217,6 @@ pub fn agree(device: &Device, half: bool) -> Result<()> {
             );
             let tolerance = if deep { DEEP_HALF_TOLERANCE } else { HALF_TOLERANCE };
             check_within(tolerance, "loss in bf16", off);
-            if !deep {
-                check_within(HALF_GRADIENT_TOLERANCE, "gradients in bf16", gradient);
-            }
             check_within(HALF_FEATURES_TOLERANCE, "features in bf16", evaluated);
             continue;
         }

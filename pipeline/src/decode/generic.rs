@@ -82,6 +82,9 @@ fn open(bytes: &[u8]) -> Result<(Option<ImageFormat>, impl ImageDecoder + '_)> {
         Err(cause) => return fail(cause.to_string()),
     };
     let format = reader.format();
+    if format == Some(ImageFormat::Tiff) && is_planes_in_tiles(bytes) {
+        return fail("a TIFF whose colours have tiles of their own: not supported");
+    }
     let decoder = match reader.into_decoder() {
         Ok(decoder) => decoder,
         Err(cause) => return fail(cause.to_string()),
@@ -92,7 +95,13 @@ fn open(bytes: &[u8]) -> Result<(Option<ImageFormat>, impl ImageDecoder + '_)> {
     Ok((format, decoder))
 }
 
-/// Refuses what tiff 0.11 decodes to wrong pixels, or panics on.
+/// Whether a TIFF is what tiff 0.11 panics on.
+fn is_planes_in_tiles(bytes: &[u8]) -> bool {
+    let number = |tag| ifd::first_number_of(bytes, tag);
+    number(ifd::PLANAR_CONFIGURATION) == Some(2) && number(ifd::TILE_WIDTH).is_some()
+}
+
+/// Refuses what tiff 0.11 decodes to wrong pixels.
 fn check_tiff(bytes: &[u8], channels: u8) -> Result<()> {
     let number = |tag| ifd::first_number_of(bytes, tag);
     let tiled = number(ifd::TILE_WIDTH).is_some();
@@ -104,9 +113,6 @@ fn check_tiff(bytes: &[u8], channels: u8) -> Result<()> {
             "a TIFF of {samples} samples a pixel in {how}, some of them neither colour nor alpha: \
              not supported"
         ));
-    }
-    if tiled && number(ifd::PLANAR_CONFIGURATION) == Some(2) {
-        return fail("a TIFF whose colours have tiles of their own: not supported");
     }
     Ok(())
 }

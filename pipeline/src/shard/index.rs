@@ -318,8 +318,8 @@ impl ShardIndex {
         let key = key.ok_or_else(|| {
             damaged(&self.path, self.keys.start as u64, format!("sample {i} has no proper key"))
         })?;
-        // Zeros may stand for what the file lost when it became shorter, of the entry as well, which
-        // lies before its key. Those that came with a fault are told by `check` later.
+        // Zeros may stand for what the file lost when it became shorter, of the entry as well,
+        // which lies before its key. Those that came with a fault are told by `check` later.
         if key.is_empty() || key.ends_with('\0') {
             self.check(&Map::check)?;
         }

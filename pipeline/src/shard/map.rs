@@ -125,9 +125,10 @@ impl Map {
     /// Whether what was read so far was there.
     ///
     /// # Errors
-    /// [`Error::Shard`] when the file at `path`, if that is the one that was mapped, became shorter,
-    /// or the system could not read a page: zeros may have come instead. Up to the end of the page
-    /// in which a shorter file ends they come without a fault, hence the look at its length.
+    /// [`Error::Shard`] when the file at `path`, if that is the one that was mapped, became
+    /// shorter, or the system could not read a page: zeros may have come instead. Up to the end of
+    /// the page in which a shorter file ends they come without a fault, hence the look at its
+    /// length.
     pub fn check(&self, path: &Path) -> Result<()> {
         #[cfg(unix)]
         {
@@ -147,10 +148,10 @@ impl Map {
         Ok(())
     }
 
-    /// As [`Map::check`], of `bytes` of the map or a copy of them, after their last use: it asks for
-    /// the file's length, which takes as long as a tenth of a small image, only where they end with
-    /// a zero. What a file has lost reads as zeros up to the end of its last page, and with a fault
-    /// behind that; so, too, does the last of these bytes if any of them is lost.
+    /// As [`Map::check`], of `bytes` of the map or a copy of them, after their last use: it asks
+    /// for the file's length, which takes as long as a tenth of a small image, only where they end
+    /// with a zero. What a file has lost reads as zeros up to the end of its last page, and with a
+    /// fault behind that; so, too, does the last of these bytes if any of them is lost.
     pub fn check_read(&self, path: &Path, bytes: &[u8]) -> Result<()> {
         // Read again: to the compiler they are what they were before.
         let ends_with_zero = std::hint::black_box(bytes).last() == Some(&0);

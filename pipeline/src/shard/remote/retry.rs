@@ -10,9 +10,9 @@ use crate::shard::damaged;
 /// The longest wait between two tries.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// How many times longer the waits are for a server that says it has too much to do: of the default
-/// backoff the first is a second at least. How long it asks for (`Retry-After`) `object_store` keeps
-/// to itself.
+/// How many times longer the waits are for a server that says it has too much to do: of the
+/// default backoff the first is a second at least. How long it asks for (`Retry-After`)
+/// `object_store` keeps to itself.
 const BUSY: u32 = 7;
 
 /// Progress that makes up for failed tries: a stream that is cut now and then is read to its end.
