@@ -45,9 +45,10 @@ pub struct Gpu {
 macro_rules! present {
     ($library:ident) => {{
         #[cfg(feature = "dynamic-loading")]
+        use candle_core::cuda_backend::cudarc::$library::sys::is_culib_present;
+        #[cfg(feature = "dynamic-loading")]
         // SAFETY: it only tries to open the library.
-        let present =
-            unsafe { candle_core::cuda_backend::cudarc::$library::sys::is_culib_present() };
+        let present = unsafe { is_culib_present() };
         #[cfg(not(feature = "dynamic-loading"))]
         let present = true;
         present
