@@ -4,8 +4,8 @@
 
 use std::sync::{LazyLock, Mutex};
 
-use bt_pipeline::Level;
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::dct::{DctDecoder, DctImage, to_jpeg};
 use bt_pipeline::jpeg::Region;
 use libfuzzer_sys::fuzz_target;

@@ -5,8 +5,8 @@
 
 use std::sync::{LazyLock, Mutex};
 
-use bt_pipeline::Level;
 use bt_pipeline::Image;
+use bt_pipeline::Level;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use libfuzzer_sys::fuzz_target;
 
