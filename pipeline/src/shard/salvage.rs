@@ -20,7 +20,7 @@ use super::pattern::resolve;
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of};
 use super::source::ShardSource;
-use super::staging::{Staged, existing};
+use super::staging::{existing, for_salvage};
 use super::tar::{SliceSource, Tar};
 use super::tar_write::append_member;
 use super::zst::{SeekTable, is_zstd};
@@ -68,7 +68,7 @@ pub fn salvage(
         return Err(Error::Usage(format!("{} exists: choose another folder", path.display())));
     }
     found.warn_of_names();
-    let temporary = Staged::for_salvage(out, &prefix)?;
+    let temporary = for_salvage(out, &prefix)?;
     let classes = found.classes;
     let total = shards.len() as u64;
     let (mut lost, mut compressed) = (Vec::new(), false);

@@ -5,101 +5,36 @@
 //! The folder is called `.PREFIX.XXXXXX.part` and holds a file that its pack keeps
 //! locked. One that nobody has locked was left by a pack that was killed.
 //!
-//! `salvage` keeps what it saves in such a folder, too: `.PREFIX.salvage.XXXXXX.part`.
+//! `salvage` keeps what it saves in such a folder, too: `..salvage.PREFIX.XXXXXX.part`,
+//! which no set's is called, as no prefix begins with a dot.
 
-use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::atomic::{AtomicFile, PART};
 use super::manifest::MANIFEST_SUFFIX;
 use super::pattern::files_in;
 use crate::{Error, Result};
 
+mod folder;
 mod publish;
 
+pub(crate) use folder::Staged;
+use folder::{Owner, owner, remove};
 use publish::Publish;
 pub(crate) use publish::Unfinished;
 
-/// The file that a running pack keeps locked.
-const LOCK: &str = "lock";
-
-/// A folder without that file is nobody's after so long: whoever removed it was killed between the
-/// file and the folder, and whoever makes one gives it the file at once.
-const ABANDONED: Duration = Duration::from_secs(3600);
-
-/// A temporary folder, removed with all that is left in it.
-pub(crate) struct Staged {
-    path: PathBuf,
-    /// Whether it stays.
-    kept: bool,
-    /// Locked until it is gone.
-    _lock: File,
-}
-
-impl Staged {
-    /// Makes one in `folder`, which must exist.
-    fn new(folder: &Path, prefix: &str) -> Result<Staged> {
-        let failed = |e| Error::io(folder, e);
-        let named = format!(".{prefix}.");
-        let made = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
-        // Its kind alone: the rest speaks of the temporary name.
-        let made = made.map_err(|e| failed(e.kind().into()))?;
-        let lock = File::create_new(made.path().join(LOCK)).map_err(failed)?;
-        // Where the system has no locks nobody takes one away either: see `owner`.
-        let _ = lock.try_lock();
-        Ok(Staged { path: made.keep(), kept: false, _lock: lock })
-    }
-
-    /// One for what is saved of damaged shards to become the set `prefix`; those that were left of
-    /// that are removed.
-    pub fn for_salvage(folder: &Path, prefix: &str) -> Result<Staged> {
-        let prefix = format!("{prefix}.salvage");
-        for path in leftovers(folder, &prefix)?.iter().filter(|path| path.is_dir()) {
-            // Held until it is gone.
-            let owner = owner(path);
-            if matches!(owner, Owner::Nobody(_)) {
-                remove(path)?;
-            }
-        }
-        Staged::new(folder, &prefix)
-    }
-
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn keep(mut self) -> PathBuf {
-        self.kept = true;
-        self.path.clone()
-    }
-
-    fn close(mut self) -> Result<()> {
-        self.kept = true;
-        remove(&self.path)
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.kept {
-            let _ = remove(&self.path);
+/// A folder for what is saved of damaged shards to become the set `prefix`; those that were left of
+/// that are removed.
+pub(crate) fn for_salvage(folder: &Path, prefix: &str) -> Result<Staged> {
+    let name = format!(".salvage.{prefix}");
+    for path in leftovers(folder, &name)?.iter().filter(|path| path.is_dir()) {
+        // Held until it is gone.
+        let owner = owner(path);
+        if matches!(owner, Owner::Nobody(_)) {
+            remove(path)?;
         }
     }
-}
-
-/// Removes a temporary folder with its files, of which the lock is the last: when this is killed,
-/// the next one knows that nobody has what is left.
-fn remove(staged: &Path) -> Result<()> {
-    let failed = |e| Error::io(staged, e);
-    for entry in std::fs::read_dir(staged).map_err(failed)? {
-        let entry = entry.map_err(failed)?;
-        if entry.file_name() != LOCK {
-            std::fs::remove_file(entry.path()).map_err(failed)?;
-        }
-    }
-    std::fs::remove_file(staged.join(LOCK)).map_err(failed)?;
-    std::fs::remove_dir(staged).map_err(failed)
+    Staged::new(folder, &name)
 }
 
 /// The files of a set on their way.
@@ -270,39 +205,11 @@ fn leftovers(folder: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// Who writes a temporary file or folder.
-enum Owner {
-    /// Nobody any more; its lock, which is ours now.
-    Nobody(#[expect(dead_code, reason = "held, not read")] File),
-    /// A process that runs.
-    Another,
-    /// That cannot be known.
-    Unknown,
-}
-
-fn owner(path: &Path) -> Owner {
-    let is_folder = path.is_dir();
-    let lock = if is_folder { path.join(LOCK) } else { path.to_owned() };
-    let mut options = File::options();
-    // Of several that find a folder without a lock, one gets it.
-    options.write(true).create(is_folder && is_abandoned(path)).truncate(false);
-    let Ok(file) = options.open(lock) else { return Owner::Unknown };
-    match file.try_lock() {
-        Ok(()) => Owner::Nobody(file),
-        Err(TryLockError::WouldBlock) => Owner::Another,
-        Err(TryLockError::Error(_)) => Owner::Unknown,
-    }
-}
-
-/// Whether nothing has come into a folder, or gone, for so long that nobody is at it who has not
-/// locked it.
-fn is_abandoned(folder: &Path) -> bool {
-    let modified = std::fs::metadata(folder).and_then(|folder| folder.modified());
-    modified.is_ok_and(|then| then.elapsed().is_ok_and(|age| age > ABANDONED))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
+    use super::folder::{ABANDONED, LOCK};
     use super::*;
 
     fn names(folder: &Path) -> Vec<String> {
@@ -394,16 +301,16 @@ mod tests {
     fn what_is_saved_of_shards_is_removed_when_nobody_saves_it_any_more() {
         let folder = tempfile::tempdir().unwrap();
         let folder = folder.path();
-        let running = Staged::for_salvage(folder, "a").unwrap();
-        let killed = Staged::for_salvage(folder, "a").unwrap();
+        let running = for_salvage(folder, "a").unwrap();
+        let killed = for_salvage(folder, "a").unwrap();
         std::fs::write(killed.path().join("000000.tar"), b"half").unwrap();
         let left = killed.keep();
-        let others = folder.join(".b.salvage.xyz.part");
+        let others = folder.join("..salvage.b.xyz.part");
         std::fs::create_dir(&others).unwrap();
-        let next = Staged::for_salvage(folder, "a").unwrap();
+        let next = for_salvage(folder, "a").unwrap();
         assert!(!left.exists() && running.path().exists() && others.exists());
         drop((running, next));
-        assert_eq!(names(folder), [".b.salvage.xyz.part"]);
+        assert_eq!(names(folder), ["..salvage.b.xyz.part"]);
     }
 
     #[test]
