@@ -16,7 +16,8 @@ if [ -n "$prefix" ]; then
     # shellcheck disable=SC1091
     . "$prefix/env.sh"
 else
-    # As there: libraries are opened at run time, so that the program starts, and says what is missing, without them.
+    # As there: the driver, cuBLAS and cuDNN are opened at run time, so that the program starts, and says what is
+    # missing, without them. It wants the toolkit's libcudart where it runs, as PyTorch's wheels have it.
     export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" ${RUSTFLAGS:-}"
 fi
 # Executables of a target, wherever cargo puts them.
