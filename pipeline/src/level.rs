@@ -17,6 +17,9 @@ pub(crate) enum Kind {
     /// All of these, and AVX-512 F, BW, VL, DQ and VNNI.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// NEON, which belongs to the architecture.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 impl Level {
@@ -30,8 +33,10 @@ impl Level {
 
     /// Every set of this CPU, slowest first; for tests and benchmarks.
     pub fn available() -> Vec<Level> {
-        #[allow(unused_mut)]
+        #[allow(unused_mut, reason = "on other architectures")]
         let mut levels = vec![Level::SCALAR];
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level(Kind::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
@@ -61,7 +66,8 @@ impl std::fmt::Display for Level {
 }
 
 /// Declares `name(level, arguments..)`, which runs the `#[inline(always)]`
-/// function `inner(arguments..)` compiled for the level's instruction set.
+/// function `inner(arguments..)` compiled for the level's instruction set. On
+/// aarch64 there is one for all, NEON's.
 macro_rules! multiversion {
     ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $inner:path) => {
         $(#[$doc])*

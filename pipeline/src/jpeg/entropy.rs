@@ -15,7 +15,9 @@ use super::error::JpegError;
 use super::header::ZIGZAG;
 use super::huffman::{LOOKUP_BITS, MAX_SYMBOL_BITS, SLOW, Table};
 use super::idct::Block;
-use crate::level::{Kind, Level};
+#[cfg(target_arch = "x86_64")]
+use crate::level::Kind;
+use crate::level::Level;
 
 /// The most blocks of one batch; an MCU has at most 10.
 pub(crate) const MAX_BATCH: usize = 24;
@@ -106,7 +108,7 @@ impl SymbolStream {
             // the caller's promise.
             Kind::Avx2 | Kind::Avx512 => unsafe { one_bmi2::<STORE>(self, data.as_ptr(), tables) },
             // SAFETY: the caller's promise.
-            Kind::Scalar => unsafe { one::<STORE>(self, data.as_ptr(), tables) },
+            _ => unsafe { one::<STORE>(self, data.as_ptr(), tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }
@@ -132,7 +134,7 @@ impl SymbolStream {
             // the caller's promise.
             Kind::Avx2 | Kind::Avx512 => unsafe { two_bmi2(a, b, data.as_ptr(), tables) },
             // SAFETY: the caller's promise.
-            Kind::Scalar => unsafe { two(a, b, data.as_ptr(), tables) },
+            _ => unsafe { two(a, b, data.as_ptr(), tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }

@@ -48,7 +48,7 @@ mod header;
 mod huffman;
 mod idct;
 mod index;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod lanes;
 mod pass;
 mod plan;

@@ -16,7 +16,9 @@ use super::book::{NARROW_LIMIT, Profile};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::jpeg::{Block, ZIGZAG};
-use crate::level::{Kind, Level};
+#[cfg(target_arch = "x86_64")]
+use crate::level::Kind;
+use crate::level::Level;
 
 /// Bytes that must follow a segment: bodies check positions once a block, and
 /// a block's narrow bands take 49 bytes at most, loaded eight at a time.
@@ -142,7 +144,7 @@ pub(crate) fn decode(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Kind::Avx2 => unsafe { avx2::body(coded, &head, shape, out) },
-        Kind::Scalar => scalar::body(bytes, &head, shape, out),
+        _ => scalar::body(bytes, &head, shape, out),
     };
     decoded.ok_or(DctError::Corrupt("segment's length"))?;
     apply_exceptions(bytes, &head, shape.blocks(), out)

@@ -3,9 +3,13 @@
 //! YCbCr follows jdcolor.c of libjpeg: 16-bit fixed point, rounded to nearest,
 //! clamped. The vector path computes the same integers.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use crate::level::{Kind, Level};
 
@@ -27,11 +31,14 @@ pub(crate) fn ycc_row(level: Level, y: &[u8], cb: &[u8], cr: &[u8], rgb: &mut [u
         // SAFETY: a level of this kind exists only where AVX2, AVX-512 F and BW were found;
         // the rows were cut to equal lengths above.
         Kind::Avx512 if width >= 64 => unsafe {
-            vector::ycc_row_wide(y, cb, cr, rgb);
+            x86::ycc_row_wide(y, cb, cr, rgb);
         },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: a level of these kinds exists only where AVX2 was found; as above.
-        Kind::Avx2 | Kind::Avx512 if width >= 32 => unsafe { vector::ycc_row(y, cb, cr, rgb) },
+        Kind::Avx2 | Kind::Avx512 if width >= 32 => unsafe { x86::ycc_row(y, cb, cr, rgb) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 CPU has NEON; as above.
+        Kind::Neon if width >= 16 => unsafe { neon::ycc_row(y, cb, cr, rgb) },
         _ => scalar::ycc_row(y, cb, cr, rgb),
     }
 }

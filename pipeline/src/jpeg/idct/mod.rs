@@ -7,7 +7,7 @@
 //! two passes values are saturated to 16 bits, which such blocks never need.
 
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -95,6 +95,18 @@ pub(crate) fn idct_row(
         Kind::Avx2 | Kind::Avx512 => unsafe {
             x86::idct_row(blocks, spans, numbers, quant, out, stride);
         },
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => {
+            for (x, number) in numbers.iter().enumerate() {
+                let (number, to) = (std::slice::from_ref(number), out[8 * x..].as_mut_ptr());
+                // SAFETY: every aarch64 CPU has NEON; as above.
+                unsafe {
+                    vector::idct::<std::arch::aarch64::int16x8_t>(
+                        blocks, spans, number, quant, to, stride,
+                    );
+                }
+            }
+        }
         Kind::Scalar => {
             for (x, &number) in numbers.iter().enumerate() {
                 scalar::idct(&blocks[usize::from(number)], quant, &mut out[8 * x..], stride);

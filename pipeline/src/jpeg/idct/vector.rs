@@ -1,5 +1,4 @@
-//! Several blocks at once, one in each 128-bit lane: two with AVX2, four with
-//! AVX-512.
+//! A block in each 128-bit lane: one with NEON, two with AVX2, four with AVX-512.
 
 #![allow(clippy::undocumented_unsafe_blocks, reason = "one condition for all, stated once")]
 
@@ -10,24 +9,33 @@ use super::{Block, CONST_BITS, EVEN, ODD, PASS1_BITS, PASS2_BIAS};
 /// in rows and columns 4..8.
 const SPAN_OF_QUARTER: u8 = 10;
 
-/// `a * w.0 + b * w.1`, the low and the high half of each lane.
+/// Values of twice the width, or two vectors in turns: the low and the high half of each lane.
 #[derive(Clone, Copy)]
 struct Wide<V>(V, V);
 
+/// Two vectors whose weighted sums are wanted.
+#[derive(Clone, Copy)]
+struct Pair<V>([V; 2]);
+
 // SAFETY (all below): the trait's callers know that the CPU has `V`'s instructions.
+impl<V: Lanes> Pair<V> {
+    #[inline(always)]
+    unsafe fn of(a: V, b: V) -> Pair<V> {
+        Pair(unsafe { a.pair(b) })
+    }
+
+    #[inline(always)]
+    unsafe fn dot(self, first: i32, second: i32) -> Wide<V> {
+        let [low, high] = unsafe { V::dot(self.0, first, second) };
+        Wide(low, high)
+    }
+}
+
 impl<V: Lanes> Wide<V> {
     #[inline(always)]
     unsafe fn zip(a: V, b: V) -> Wide<V> {
         let [low, high] = unsafe { a.zip16(b) };
         Wide(low, high)
-    }
-
-    #[inline(always)]
-    unsafe fn dot(self, first: i32, second: i32) -> Wide<V> {
-        unsafe {
-            let weights = V::set32((first & 0xFFFF) | second << 16);
-            Wide(self.0.madd(weights), self.1.madd(weights))
-        }
     }
 
     #[inline(always)]
@@ -59,23 +67,23 @@ unsafe fn transform<V: Lanes, const SHIFT: u32, const HALF: bool>(x: [V; 8], rou
         let zero = V::set32(0);
         let (even0, even1, rotated);
         if HALF {
-            let sum = Wide::zip(x[0], zero).dot(ONE, 0);
+            let sum = Pair::of(x[0], zero).dot(ONE, 0);
             even0 = if round == 0 { sum } else { sum.add(rounding) };
             even1 = even0;
-            rotated = Wide::zip(x[2], zero);
+            rotated = Pair::of(x[2], zero);
         } else {
-            let both = Wide::zip(x[0], x[4]);
+            let both = Pair::of(x[0], x[4]);
             let (sum, difference) = (both.dot(ONE, ONE), both.dot(ONE, -ONE));
             even0 = if round == 0 { sum } else { sum.add(rounding) };
             even1 = if round == 0 { difference } else { difference.add(rounding) };
-            rotated = Wide::zip(x[2], x[6]);
+            rotated = Pair::of(x[2], x[6]);
         }
         let rotated1 = rotated.dot(EVEN[0][0], EVEN[0][1]);
         let rotated0 = rotated.dot(EVEN[1][0], EVEN[1][1]);
         let even =
             [even0.add(rotated0), even1.add(rotated1), even1.sub(rotated1), even0.sub(rotated0)];
-        let low = Wide::zip(x[1], x[3]);
-        let high = Wide::zip(x[5], x[7]);
+        let low = Pair::of(x[1], x[3]);
+        let high = Pair::of(x[5], x[7]);
         let mut out = [zero; 8];
         for i in 0..4 {
             let mut odd = low.dot(ODD[i][0], ODD[i][1]);

@@ -16,7 +16,9 @@ use super::entropy::{MAX_BATCH, SymbolStream, cold, dc_symbol, store};
 use super::error::JpegError;
 use super::huffman::{END_OF_BLOCK, LOOKUP_BITS, Table};
 use super::idct::Block;
-use crate::level::{Kind, Level};
+#[cfg(target_arch = "x86_64")]
+use crate::level::Kind;
+use crate::level::Level;
 use table::End;
 pub(crate) use table::SoloTable;
 
@@ -55,7 +57,7 @@ impl SymbolStream {
             // the caller's promise.
             Kind::Avx2 | Kind::Avx512 => unsafe { solo_bmi2::<STORE>(self, data, tables) },
             // SAFETY: the caller's promise.
-            Kind::Scalar => unsafe { solo::<STORE>(self, data, tables) },
+            _ => unsafe { solo::<STORE>(self, data, tables) },
         };
         decoded.ok_or(JpegError::Corrupt("no such Huffman code"))
     }

@@ -6,6 +6,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use crate::level::{Kind, Level};
@@ -26,6 +28,9 @@ pub(crate) fn unstuff(level: Level, coded: &[u8], out: &mut [u8]) -> (usize, usi
         // SAFETY: a level of these kinds exists only where AVX2 was found; the assertion
         // above is the length condition.
         Kind::Avx2 | Kind::Avx512 => unsafe { avx2::unstuff(coded, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 CPU has NEON; as above.
+        Kind::Neon => unsafe { neon::unstuff(coded, out) },
         Kind::Scalar => scalar::unstuff(coded, out),
     };
     out[written..written + SLACK].fill(0);

@@ -7,6 +7,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 
 use crate::level::{Kind, Level};
@@ -72,6 +74,9 @@ pub(crate) fn h2(level: Level, row: &[u8], out: &mut [u8]) {
         // SAFETY: a level of these kinds exists only where AVX2 was found; the lengths
         // were made to fit above.
         Kind::Avx2 | Kind::Avx512 if row.len() >= avx2::STEP + 2 => unsafe { avx2::h2(row, out) },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: every aarch64 CPU has NEON; as above.
+        Kind::Neon if row.len() >= neon::STEP + 2 => unsafe { neon::h2(row, out) },
         _ => scalar::h2(row, out),
     }
 }
@@ -89,6 +94,9 @@ pub(crate) fn h2v2(level: Level, near: &[u8], far: &[u8], out: &mut [u8]) {
         Kind::Avx2 | Kind::Avx512 if length >= avx2::STEP + 2 => unsafe {
             avx2::h2v2(near, far, out)
         },
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: as in `h2`.
+        Kind::Neon if length >= neon::STEP + 2 => unsafe { neon::h2v2(near, far, out) },
         _ => scalar::h2v2(near, far, out),
     }
 }

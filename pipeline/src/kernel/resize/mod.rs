@@ -21,7 +21,7 @@ mod band;
 mod block;
 mod fine;
 mod scalar;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod vector;
 mod vertical;
 
@@ -32,8 +32,12 @@ use block::{Block, MAX_ROWS};
 use vertical::vertical;
 
 use super::padded;
+#[cfg(target_arch = "aarch64")]
+use super::vector::Neon;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use super::vector::Vector;
 #[cfg(target_arch = "x86_64")]
-use super::vector::{Avx2, Avx512, Vector};
+use super::vector::{Avx2, Avx512};
 use crate::Level;
 use crate::level::Kind;
 use crate::scratch::Scratch;
@@ -336,6 +340,8 @@ fn block_rows(level: Level, crop_rows: usize) -> usize {
         Kind::Avx512 if crop_rows > Avx2::LEN => Avx512::LEN,
         #[cfg(target_arch = "x86_64")]
         Kind::Avx2 | Kind::Avx512 => Avx2::LEN,
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => Neon::LEN,
         Kind::Scalar => MAX_ROWS.min(crop_rows),
     }
 }
@@ -365,6 +371,18 @@ fn horizontal(
         // SAFETY: a level of this kind exists only where the CPU was found to have these
         // features (`Level::available`); both kinds have AVX2.
         unsafe { horizontal(block, axis, columns, out, row_len) }
+        return;
+    }
+    #[cfg(target_arch = "aarch64")]
+    if level.kind() == Kind::Neon {
+        let columns = columns.get(vector::scratch_len(axis, block_rows));
+        // SAFETY: every aarch64 CPU has NEON.
+        unsafe {
+            match axis.is_fine() {
+                false => vector::horizontal::<Neon, false>(block, axis, columns, out, row_len),
+                true => vector::horizontal::<Neon, true>(block, axis, columns, out, row_len),
+            }
+        }
         return;
     }
     let _ = (level, columns);

@@ -8,7 +8,6 @@
 //! transposed back. Transposing costs less than the shuffles of the
 //! direct way (about 4 cycles per output pixel and row on AVX2, against 2 here).
 
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
 use std::ops::Range;
 
 use super::axis::Axis;
@@ -129,13 +128,20 @@ struct Ready([[[i16; MAX_ROWS]; 8]; 3]);
 /// by side are more than the processor foresees.
 #[inline(always)]
 fn prefetch(block: &Block<'_>, at: usize) {
-    const ROWS: usize = MAX_ROWS / 4;
-    let first = at / 16 % 4 * ROWS;
-    for row in &block.rows[first..first + ROWS] {
-        let line = row.as_ptr().wrapping_add(at + AHEAD);
-        // SAFETY: a hint, which may lie anywhere; every x86-64 has it.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        const ROWS: usize = MAX_ROWS / 4;
+        let first = at / 16 % 4 * ROWS;
+        for row in &block.rows[first..first + ROWS] {
+            let line = row.as_ptr().wrapping_add(at + AHEAD);
+            // SAFETY: a hint, which may lie anywhere; every x86-64 has it.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+        }
     }
+    // A vector of NEON has no more rows than the processor foresees.
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (block, at);
 }
 
 /// Bytes from what is transposed to what is asked for.

@@ -5,11 +5,15 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 #[cfg(target_arch = "x86_64")]
 pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 
 /// A vector of 16-bit integers in 128-bit lanes, eight to a lane.
 ///
@@ -37,7 +41,8 @@ pub trait Vector: Copy {
     unsafe fn splat_pair(from: *const [i16; 2]) -> Self;
     /// Sum, wrapping.
     unsafe fn add(self, other: Self) -> Self;
-    /// Rounded high part of the product, `pmulhrsw`.
+    /// Rounded high part of the product, `pmulhrsw`; unspecified where both are the
+    /// least value.
     unsafe fn mulhrs(self, other: Self) -> Self;
     /// Sums of the products of neighbours, 32 bits each, `pmaddwd`.
     unsafe fn pair_products(self, other: Self) -> Self;
@@ -117,6 +122,11 @@ macro_rules! vectorized {
                     // SAFETY: as above.
                     Kind::Avx512 => return unsafe { avx512($($arg),*) },
                 }
+            }
+            #[cfg(target_arch = "aarch64")]
+            if level.kind() == $crate::level::Kind::Neon {
+                // SAFETY: every aarch64 CPU has NEON.
+                return unsafe { $vector::<$crate::kernel::vector::Neon>($($arg),*) };
             }
             let _ = level;
             $scalar($($arg),*)
