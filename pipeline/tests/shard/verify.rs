@@ -67,6 +67,39 @@ fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
 }
 
 #[test]
+fn every_field_of_a_seek_table_is_verified() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar.zst");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    let parts = [plain("a.ppm", &image), [plain("b.ppm", &image), vec![0; 1024]].concat()];
+    let frames = parts.each_ref().map(|part| zstd::bulk::compress(part, 1).unwrap());
+    let sizes = |frame: usize| [frames[frame].len() as u32, parts[frame].len() as u32];
+    // Compressed size, decompressed size, checksum.
+    let checksum = |frame: usize| xxhash_rust::xxh64::xxh64(&parts[frame], 0) as u32;
+    let good = [0, 1].map(|frame| [sizes(frame)[0], sizes(frame)[1], checksum(frame)]);
+    let found = |table: [[u32; 3]; 2]| {
+        let fields = table.as_flattened().iter().flat_map(|field| field.to_le_bytes());
+        let mut bytes = frames.concat();
+        bytes.extend([0x184D_2A5E_u32, 24 + 9].iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend(fields);
+        bytes.extend([2, 0, 0, 0, 0x80]);
+        bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
+        std::fs::write(&path, bytes).unwrap();
+        let read = read_all(&path, Limits::default());
+        (verified(&path), read.is_ok())
+    };
+    assert_eq!(found(good), (vec![], true));
+    for field in 0..3 {
+        let mut shifted = good;
+        shifted[0][field] += 1;
+        shifted[1][field] -= 1;
+        let (said, readable) = found(shifted);
+        assert!(!readable);
+        assert!(said.iter().any(|(at, _)| *at == 0), "field {field}: {said:?}");
+    }
+}
+
+#[test]
 fn unpacking_fails_where_a_shard_has_fewer_samples_than_its_index() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tar");
