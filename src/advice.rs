@@ -68,8 +68,8 @@ impl Observed<'_> {
             }
             Limit::Read => "put the shards on a faster disk".into(),
             Limit::Decode => more_threads.unwrap_or_else(|| {
-                "re-code the shards with `shard pack --recode`, or make the images smaller with \
-                 `shard pack --max-side`"
+                "pack the shards anew with `shard pack --recode` (JPEGs) or `--raw` (small images), \
+                 or make the images smaller with `--max-side`"
                     .into()
             }),
             _ if on_device && config.augment.device == AugmentDevice::Cpu => {

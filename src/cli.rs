@@ -39,7 +39,7 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// The subcommands; each one's arguments and code are a file of [`commands`].
 #[derive(Subcommand)]
 pub enum Command {
-    /// Make a data set, pack it, train on it and report, in a few minutes on a CPU
+    /// Make a data set, pack it, train on it and report, in a minute or two on a CPU
     Quickstart(commands::quickstart::QuickstartArgs),
     /// Train a network on shards
     Train(commands::train::TrainArgs),

@@ -10,8 +10,8 @@
 //! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
-//! - [`loss`]: the objectives with their gradients; [`learner`]: the network with the predictor,
-//!   teacher or queue that an objective asks for.
+//! - [`loss`]: the objectives with their gradients; [`learner`]: the network with the predictor
+//!   or teacher that an objective asks for.
 //! - [`optim`]: LARS, SGD, AdamW and the learning-rate schedule.
 //! - [`eval`]: features, weighted kNN, linear probe.
 //! - [`exchange`]: backbones to and from torchvision, timm, ONNX.

@@ -16,13 +16,6 @@ fn main() {
     divan::main();
 }
 
-const LEVELS: [&str; 3] = ["scalar", "avx2", "avx512"];
-
-fn level(name: &str) -> Option<Level> {
-    let index = LEVELS.iter().position(|known| *known == name)?;
-    Level::available().get(index).copied()
-}
-
 /// Smooth shapes with texture on them, as no resize or blur minds the content.
 fn photograph(width: usize, height: usize) -> Image {
     let mut rng = Rng::keyed(1, 0, 0, 0);
@@ -52,8 +45,7 @@ fn jitter(only: Option<JitterOp>) -> Option<Jitter> {
     })
 }
 
-fn bench(bencher: Bencher<'_, '_>, name: &str, params: ViewParams, layout: Layout) {
-    let Some(level) = level(name) else { return };
+fn bench(bencher: Bencher<'_, '_>, level: Level, params: ViewParams, layout: Layout) {
     let config: ViewConfig = Preset::BarlowImagenet.views().remove(0);
     let image = photograph(468, 401);
     let mut augmenter = Augmenter::with_level(level);
@@ -63,63 +55,63 @@ fn bench(bencher: Bencher<'_, '_>, name: &str, params: ViewParams, layout: Layou
     });
 }
 
-#[divan::bench(args = LEVELS)]
-fn crop_resize_store_nchw(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, plain(), Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn crop_resize_store_nchw(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, plain(), Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn crop_resize_store_nhwc(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, plain(), Layout::Nhwc);
+#[divan::bench(args = Level::available())]
+fn crop_resize_store_nhwc(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, plain(), Layout::Nhwc);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_brightness(bencher: Bencher<'_, '_>, name: &str) {
+#[divan::bench(args = Level::available())]
+fn and_brightness(bencher: Bencher<'_, '_>, level: Level) {
     let jitter = jitter(Some(JitterOp::Brightness));
-    bench(bencher, name, ViewParams { jitter, ..plain() }, Layout::Nchw);
+    bench(bencher, level, ViewParams { jitter, ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_contrast(bencher: Bencher<'_, '_>, name: &str) {
+#[divan::bench(args = Level::available())]
+fn and_contrast(bencher: Bencher<'_, '_>, level: Level) {
     let jitter = jitter(Some(JitterOp::Contrast));
-    bench(bencher, name, ViewParams { jitter, ..plain() }, Layout::Nchw);
+    bench(bencher, level, ViewParams { jitter, ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_saturation(bencher: Bencher<'_, '_>, name: &str) {
+#[divan::bench(args = Level::available())]
+fn and_saturation(bencher: Bencher<'_, '_>, level: Level) {
     let jitter = jitter(Some(JitterOp::Saturation));
-    bench(bencher, name, ViewParams { jitter, ..plain() }, Layout::Nchw);
+    bench(bencher, level, ViewParams { jitter, ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_hue(bencher: Bencher<'_, '_>, name: &str) {
+#[divan::bench(args = Level::available())]
+fn and_hue(bencher: Bencher<'_, '_>, level: Level) {
     let jitter = jitter(Some(JitterOp::Hue));
-    bench(bencher, name, ViewParams { jitter, ..plain() }, Layout::Nchw);
+    bench(bencher, level, ViewParams { jitter, ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_all_jitter(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, ViewParams { jitter: jitter(None), ..plain() }, Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn and_all_jitter(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, ViewParams { jitter: jitter(None), ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_grayscale(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, ViewParams { grayscale: true, ..plain() }, Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn and_grayscale(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, ViewParams { grayscale: true, ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_solarize(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, ViewParams { solarize: Some(128), ..plain() }, Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn and_solarize(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, ViewParams { solarize: Some(128), ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_blur_sigma_1(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, ViewParams { blur_sigma: Some(1.0), ..plain() }, Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn and_blur_sigma_1(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, ViewParams { blur_sigma: Some(1.0), ..plain() }, Layout::Nchw);
 }
 
-#[divan::bench(args = LEVELS)]
-fn and_blur_sigma_2(bencher: Bencher<'_, '_>, name: &str) {
-    bench(bencher, name, ViewParams { blur_sigma: Some(2.0), ..plain() }, Layout::Nchw);
+#[divan::bench(args = Level::available())]
+fn and_blur_sigma_2(bencher: Bencher<'_, '_>, level: Level) {
+    bench(bencher, level, ViewParams { blur_sigma: Some(2.0), ..plain() }, Layout::Nchw);
 }
 
 /// Both views of a preset with drawn parameters; one iteration is 32 images.

@@ -37,7 +37,9 @@ pub struct DataConfig {
     pub on_bad: OnBad,
     /// `skip` takes other samples for those of a shard that cannot be read, `stop` ends the run.
     pub on_bad_shard: OnBad,
-    /// The share of bad samples above which the run ends, once 100 were drawn.
+    /// The share of bad samples, among those drawn so far, above which the run ends, once 100 were
+    /// drawn. Where samples come in the shards' order (evaluations, `data.shuffle = "none"`), bad
+    /// ones that stand together count for more.
     pub max_bad: f64,
     /// Turn images as their EXIF orientation says. That of a TIFF is applied always, as by Pillow.
     pub exif: bool,
@@ -48,7 +50,7 @@ pub struct DataConfig {
     /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB
     /// 2^30.
     pub cache_size: String,
-    /// How often a request to a server is repeated that failed; the waits between double. Of the
+    /// How often a request to a server is repeated that failed; the waits between double, up to 20 seconds. Of the
     /// default they span about 6 seconds, where the server says it is busy (429, 503) about 40.
     pub network_retries: u32,
     /// Seconds that a server may take for the next 64 KiB before the request counts as failed.

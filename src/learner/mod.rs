@@ -1,5 +1,5 @@
-//! What learns: the network, and what its objective keeps beside it (a predictor, a momentum
-//! teacher, a queue). The training loop drives it through the parts of a step:
+//! What learns: the network, and what its objective wants beside it (a predictor, a momentum
+//! teacher; a queue is the objective's own). The training loop drives it through the parts of a step:
 //!
 //! ```text
 //! forward   images -> embeddings (-> predictions), the teacher's embeddings

@@ -47,7 +47,7 @@ impl Lister {
     pub fn find(&self, url: &str, _: bool) -> Result<Listed> {
         Err(Error::Usage(format!(
             "{url}: this build reads no shards behind URLs: build it with the feature `remote` \
-             (`cargo build --release --features remote`)"
+             (`cargo build --release --workspace --features remote`)"
         )))
     }
 }
