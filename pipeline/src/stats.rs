@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use crate::sync::unpoisoned;
 use crate::trace::{Lane, Trace};
 
 /// A stage of the flow that is timed. `Network`, `FeedWait`, `WorkWait` and
@@ -164,7 +165,7 @@ impl Stats {
     /// Counts a sample that was left out; it enters the ledger once.
     pub(crate) fn count_bad(&self, sample: u64, entry: impl FnOnce() -> BadSample) {
         self.bad.fetch_add(1, Relaxed);
-        let mut ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut ledger = unpoisoned(self.ledger.lock());
         if ledger.seen.insert(sample) {
             let entry = entry();
             if ledger.causes.len() < MOST_CAUSES || ledger.causes.contains_key(&entry.cause) {
@@ -179,7 +180,7 @@ impl Stats {
         if read < ENOUGH_SAMPLES || bad as f64 <= share * read as f64 {
             return None;
         }
-        let ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let ledger = unpoisoned(self.ledger.lock());
         let mut causes: Vec<_> = ledger.causes.iter().collect();
         causes.sort_by(|a, b| b.1.cmp(a.1).then(a.0.cmp(b.0)));
         let commonest: Vec<_> =
@@ -193,7 +194,7 @@ impl Stats {
 
     /// The bad samples that were met since the last call, each once in all.
     pub fn take_bad(&self) -> Vec<BadSample> {
-        let mut ledger = self.ledger.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut ledger = unpoisoned(self.ledger.lock());
         std::mem::take(&mut ledger.fresh)
     }
 

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
+use crate::sync::unpoisoned;
+
 /// Spans for which a lane asks at a time, at most.
 const ROOM: usize = 1024;
 
@@ -64,7 +66,7 @@ impl Trace {
     }
 
     fn done(&self) -> MutexGuard<'_, Vec<(String, Vec<Span>)>> {
-        self.done.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.done.lock())
     }
 
     /// Writes the lanes handed in so far in the Trace Event Format, times in microseconds. A trace

@@ -64,10 +64,24 @@ pub struct ManifestShard {
     pub samples: u64,
     /// Bytes of the file.
     pub bytes: u64,
-    /// `xxh3:` and 16 hex digits: XXH3-64 of the file's bytes.
+    /// [`checksum_text`] of the file's bytes.
     pub checksum: String,
     /// Whether samples can be read in any order.
     pub seekable: bool,
+}
+
+/// Names the hash.
+const XXH3: &str = "xxh3:";
+
+/// `xxh3:` and the 16 hex digits of an XXH3-64.
+pub fn checksum_text(hash: u64) -> String {
+    format!("{XXH3}{hash:016x}")
+}
+
+/// The hash in [`checksum_text`]; `None` where it is of another kind.
+#[cfg(feature = "remote")]
+pub(crate) fn checksum_of(text: &str) -> Option<u64> {
+    u64::from_str_radix(text.strip_prefix(XXH3)?, 16).ok()
 }
 
 impl Manifest {

@@ -10,7 +10,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Limits;
 use super::atomic::AtomicFile;
 use super::index::index_path;
-use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard};
+use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard, checksum_text};
 use super::map::Map;
 use super::pattern::{Found, is_manifest_name, resolve};
 use super::pool::{Progress, in_order};
@@ -155,11 +155,7 @@ fn index_one(path: &Path, with_checksum: bool, limits: &Limits) -> Result<One> {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         samples,
         bytes: file.len() as u64,
-        checksum: if with_checksum {
-            format!("xxh3:{:016x}", xxh3_64(file))
-        } else {
-            String::new()
-        },
+        checksum: if with_checksum { checksum_text(xxh3_64(file)) } else { String::new() },
         seekable,
     };
     let report = Indexed {

@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, ShardIndex, index_path};
-use super::manifest::Manifest;
+use super::manifest::{Manifest, checksum_text};
 use super::map::Map;
 use super::pattern::{Found, Resolved, resolve};
 use super::pool::{Progress, in_order};
@@ -185,7 +185,7 @@ fn verify_shard(
     let bytes = map.as_ref();
     examined.report.bytes = bytes.len() as u64;
     if let Some(known) = &found.known {
-        let checksum = format!("xxh3:{:016x}", xxh3_64(bytes));
+        let checksum = checksum_text(xxh3_64(bytes));
         let seekable = !is_zstd(bytes) || has_table(bytes);
         if (known.bytes, &known.checksum) != (bytes.len() as u64, &checksum) {
             let cause = format!(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::atomic::AtomicFile;
 use super::index::{IndexBuilder, fingerprint, index_path};
-use super::manifest::{Manifest, ManifestShard};
+use super::manifest::{Manifest, ManifestShard, checksum_text};
 use super::map::Map;
 use super::segment::{Segment, SegmentBuilder};
 use super::staging::{Staging, manifest_name};
@@ -194,7 +194,7 @@ impl SetWriter {
         self.shards.push(ManifestShard {
             samples: open.index.len() as u64,
             bytes: open.file.written(),
-            checksum: format!("xxh3:{:016x}", open.file.checksum()),
+            checksum: checksum_text(open.file.checksum()),
             seekable: true,
             name: open.name,
         });

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use shuttle::sync::{Condvar, Mutex, MutexGuard};
 
+use super::unpoisoned;
+
 struct State<T> {
     queue: VecDeque<T>,
     senders: usize,
@@ -24,7 +26,7 @@ struct Channel<T> {
 
 impl<T> Channel<T> {
     fn lock(&self) -> MutexGuard<'_, State<T>> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.state.lock())
     }
 }
 
@@ -58,7 +60,7 @@ impl<T> Sender<T> {
     pub fn send(&self, message: T) -> Result<(), Refused<T>> {
         let mut state = self.0.lock();
         while state.receivers > 0 && state.queue.len() >= self.0.capacity {
-            state = self.0.emptied.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = unpoisoned(self.0.emptied.wait(state));
         }
         if state.receivers == 0 {
             return Err(Refused(message));
@@ -90,7 +92,7 @@ impl<T> Receiver<T> {
             if state.senders == 0 {
                 return Err(Ended);
             }
-            state = self.0.filled.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = unpoisoned(self.0.filled.wait(state));
         }
     }
 }

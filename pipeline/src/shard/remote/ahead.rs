@@ -21,6 +21,7 @@ use super::expected::{Expected, Whereabouts};
 use super::net::{Cancel, given_up, handle, heed, waited_since};
 use crate::Result;
 use crate::shard::ShardSet;
+use crate::sync::unpoisoned;
 
 /// Samples that may wait in the queue.
 const QUEUE: usize = 8192;
@@ -226,7 +227,7 @@ impl Ahead {
                 Whereabouts::Block(_) | Whereabouts::Planned => {}
             }
             waiting.get_or_insert_with(|| (Instant::now(), Hurry::begin()));
-            state = self.shared.news.wait(state).unwrap_or_else(|poisoned| poisoned.into_inner());
+            state = unpoisoned(self.shared.news.wait(state));
         };
         if let Some((start, _)) = waiting {
             waited_since(start);
@@ -255,7 +256,7 @@ impl Drop for Ahead {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Expected> {
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.state.lock())
     }
 }
 

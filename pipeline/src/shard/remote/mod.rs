@@ -49,6 +49,7 @@ pub(in crate::shard) use read::{Scratch, open_tar, scan};
 
 use super::{Limits, RemoteOptions};
 use crate::shard::pattern::Found;
+use crate::sync::unpoisoned;
 use crate::{Error, Result};
 
 /// A piece of a shard, in memory.
@@ -95,13 +96,13 @@ impl Remote {
         }
         let known = found.known.clone();
         let shard = Arc::new(RemoteShard::new(self, &url, known, found.listed.clone())?);
-        let mut shards = self.shards.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut shards = unpoisoned(self.shards.lock());
         shards.push(Arc::downgrade(&shard));
         Ok(Some(shard))
     }
 
     fn shards(&self) -> Vec<Arc<RemoteShard>> {
-        let shards = self.shards.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let shards = unpoisoned(self.shards.lock());
         shards.iter().filter_map(Weak::upgrade).collect()
     }
 
@@ -114,7 +115,7 @@ impl Remote {
                 shards.get(next.fetch_add(1, std::sync::atomic::Ordering::Relaxed))
             {
                 if let Err(error) = shard.survey(use_index) {
-                    *failed.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+                    *unpoisoned(failed.lock()) = Some(error);
                     next.store(shards.len(), std::sync::atomic::Ordering::Relaxed);
                 }
             }
@@ -134,6 +135,6 @@ impl Remote {
             }
             ask();
         });
-        failed.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner()).map_or(Ok(()), Err)
+        unpoisoned(failed.into_inner()).map_or(Ok(()), Err)
     }
 }

@@ -18,9 +18,10 @@ use super::{Remote, download};
 use crate::shard::access::Data;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign};
-use crate::shard::manifest::ManifestShard;
+use crate::shard::manifest::{ManifestShard, checksum_of};
 use crate::shard::map::{Map, MapCheck};
 use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
+use crate::sync::unpoisoned;
 use crate::{Error, Result};
 
 /// Bytes that are read from the front and the end of a shard to know its form.
@@ -238,12 +239,11 @@ impl RemoteShard {
 
     /// XXH3-64 of all bytes, where a manifest tells it.
     pub(super) fn checksum(&self) -> Option<u64> {
-        let digits = self.known.as_ref()?.checksum.strip_prefix("xxh3:")?;
-        u64::from_str_radix(digits, 16).ok()
+        checksum_of(&self.known.as_ref()?.checksum)
     }
 
     pub(super) fn slot(&self) -> MutexGuard<'_, Slot> {
-        self.slot.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        unpoisoned(self.slot.lock())
     }
 
     /// Notes that a download came to nothing.
@@ -285,7 +285,7 @@ impl RemoteShard {
             }
             let look = Duration::from_millis(50);
             let waited = self.changed.wait_timeout(slot, look);
-            slot = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            slot = unpoisoned(waited).0;
         }
         waited_since(start);
         Ok(slot.data.is_some())

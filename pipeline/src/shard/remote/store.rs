@@ -15,6 +15,7 @@ use object_store::{ClientOptions, ObjectStore, RetryConfig};
 
 use super::capped::Capped;
 use crate::shard::{Limits, RemoteOptions};
+use crate::sync::unpoisoned;
 use crate::{Error, Result};
 
 /// A million objects, of 1 KiB of XML each.
@@ -60,7 +61,7 @@ impl Stores {
         let (root, rest) = divide(url);
         let usage = |cause: String| Error::Usage(format!("{url}: {cause}"));
         let location = Path::from_url_path(rest).map_err(|e| usage(e.to_string()))?;
-        let mut open = self.open.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut open = unpoisoned(self.open.lock());
         let store = match open.get(root) {
             Some(store) => Arc::clone(store),
             None => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use bt_pipeline::printable;
-use bt_pipeline::shard::{OpenOptions, SampleMeta, ShardSet};
+use bt_pipeline::shard::{OpenOptions, SampleMeta, ShardSet, checksum_text};
 
 use crate::cli::Ls;
 use crate::output::{bytes, count, line, say};
@@ -57,7 +57,7 @@ fn as_json(set: &ShardSet, sample: usize, meta: &SampleMeta) -> serde_json::Valu
         "offset": meta.offset,
         "length": meta.length,
         "usable": is_usable(meta),
-        "checksum": (meta.checksum != 0).then(|| format!("xxh3:{:016x}", meta.checksum)),
+        "checksum": (meta.checksum != 0).then(|| checksum_text(meta.checksum)),
     })
 }
 
