@@ -6,9 +6,11 @@
 //! packing. Operand B comes in panels `[k][width]`. The second kind of kernel ([`Isa::outer`]) sums
 //! outer products of rows, for weight gradients: A is `[k][mr]`, B three blocks of columns.
 //!
-//! `plain` is the specification; the AVX2 and AVX-512 versions differ from it in rounding alone
-//! (fused multiply-add), which the tests bound.
+//! `plain` is the specification; the AVX2, AVX-512 and NEON versions differ from it in rounding
+//! alone (fused multiply-add), which the tests bound.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod plain;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -33,11 +35,14 @@ enum Kind {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    #[cfg(target_arch = "aarch64")]
+    Neon,
 }
 
 /// Target features for loops that the compiler vectorises.
 #[derive(Clone, Copy)]
 pub(crate) enum Lanes {
+    /// What every CPU of the architecture has: NEON is among that of aarch64.
     Baseline,
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -130,12 +135,19 @@ impl Isa {
                 return Self(Kind::Avx2);
             }
         }
-        Self(Kind::Plain)
+        #[cfg(target_arch = "aarch64")]
+        let best = Kind::Neon;
+        #[cfg(not(target_arch = "aarch64"))]
+        let best = Kind::Plain;
+        Self(best)
     }
 
     /// Every instruction set that this CPU has, the specification first.
     pub fn all() -> Vec<Self> {
+        #[allow(unused_mut, reason = "on other architectures")]
         let mut all = vec![Self(Kind::Plain)];
+        #[cfg(target_arch = "aarch64")]
+        all.push(Self(Kind::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             if has_avx2() {
@@ -156,6 +168,8 @@ impl Isa {
             Kind::Avx2 => 6,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => 14,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => neon::MR,
         }
     }
 
@@ -167,6 +181,8 @@ impl Isa {
             Kind::Avx2 => 16,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => 32,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => 16,
         }
     }
 
@@ -184,6 +200,8 @@ impl Isa {
             // 8 x 3 blocks: every width in use is a multiple of 8, so no row is wasted.
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => 8,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => neon::MR,
         }
     }
 
@@ -195,6 +213,8 @@ impl Isa {
             Kind::Avx2 => Lanes::Avx2,
             #[cfg(target_arch = "x86_64")]
             Kind::Avx512 => Lanes::Avx512,
+            #[cfg(target_arch = "aarch64")]
+            Kind::Neon => Lanes::Baseline,
         }
     }
 
@@ -213,6 +233,8 @@ impl Isa {
                 (Kind::Avx512, _) => x86::tile_512::<14, 1>(tile),
                 #[cfg(target_arch = "x86_64")]
                 (Kind::Avx2, _) => x86::tile_256(tile),
+                #[cfg(target_arch = "aarch64")]
+                (Kind::Neon, _) => neon::tile(tile),
                 (Kind::Plain, _) => plain::tile(tile),
             }
         }
@@ -234,6 +256,8 @@ impl Isa {
                 (Kind::Avx512, _) => x86::outer_512::<8, 1>(outer),
                 #[cfg(target_arch = "x86_64")]
                 (Kind::Avx2, n) => (0..n).for_each(|i| x86::outer_256(outer, i)),
+                #[cfg(target_arch = "aarch64")]
+                (Kind::Neon, n) => (0..n).for_each(|i| neon::outer(outer, i)),
                 (Kind::Plain, n) => (0..n).for_each(|i| plain::outer(outer, i)),
             }
         }
