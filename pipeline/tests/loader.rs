@@ -6,7 +6,7 @@ mod common;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use bt_pipeline::augment::{Augmenter, Crop, DType, Layout, ViewConfig, ViewOut, ViewParams};
+use bt_pipeline::augment::{Augmenter, Crop, DType, Layout, Size, ViewConfig, ViewOut, ViewParams};
 use bt_pipeline::measure::measure;
 use bt_pipeline::{
     Batch, Error, Image, Loader, LoaderConfig, OnBad, Position, Result, ShardSet, Shuffle,
@@ -305,11 +305,13 @@ fn what_cannot_be_met_is_said_in_one_line() {
         change(config.views.last_mut().unwrap());
         config
     };
-    let cases: [(LoaderConfig, &str); 15] = [
+    let cases: [(LoaderConfig, &str); 18] = [
         (config(50), "larger than the data set"),
         (config(0), "batch of 0"),
         (LoaderConfig { rank: 2, world: 2, ..config(4) }, "rank 2 of 2"),
+        (LoaderConfig { world: 0, ..config(4) }, "rank 0 of 0"),
         (LoaderConfig { world: 3, ..config(4) }, "3 ranks"),
+        (LoaderConfig { world: 2, drop_last: false, ..config(4) }, "several ranks"),
         (LoaderConfig { budget_bytes: 1000, ..config(4) }, "byte budget"),
         (LoaderConfig { views: vec![], ..config(4) }, "at least one view"),
         (LoaderConfig { layout: Layout::Nchw, ..config(4).unfinished() }, "8-bit NHWC"),
@@ -317,6 +319,10 @@ fn what_cannot_be_met_is_said_in_one_line() {
         (LoaderConfig { max_bad: f64::NAN, ..config(4) }, "max_bad"),
         (LoaderConfig { budget_bytes: u64::MAX, drop_last: false, ..config(1 << 53) }, "budget"),
         (view(|view| view.random_resized_crop = None), "a view is made by"),
+        (
+            view(|view| view.random_resized_crop.as_mut().unwrap().size = Size::Square(31)),
+            "one size: 32 x 32 and 31 x 31",
+        ),
         (
             LoaderConfig { views: vec![ViewConfig::eval(0, 0)], ..config(4) },
             "resize.size must be 1 to",

@@ -248,6 +248,7 @@ fn side(name: &str, size: Size) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::params::{Jitter, JitterOp};
     use super::super::{Preset, ViewPatch};
     use super::*;
 
@@ -303,6 +304,62 @@ mod tests {
     }
 
     #[test]
+    fn draws_come_as_often_and_reach_as_far_as_they_are_asked_to() {
+        const DRAWS: u64 = 20_000;
+        let patch: ViewPatch = toml::from_str(
+            "[random_horizontal_flip]\np = 0.1\n[color_jitter]\np = 0.3\nbrightness = [0.2, 0.4]\n\
+             contrast = [0.5, 0.9]\nsaturation = [1.1, 1.9]\nhue = [-0.3, 0.1]\n\
+             [random_grayscale]\np = 0.45\n[gaussian_blur]\np = 0.6\nsigma = [0.5, 1.5]\n\
+             [random_solarize]\np = 0.75\nthreshold = 77\n",
+        )
+        .unwrap();
+        let view = patch.apply(&Preset::BarlowImagenet.views().remove(0)).unwrap();
+        let draw = |sample| view.draw(&mut Rng::keyed(3, 0, sample, 0), 60, 40);
+        let draws: Vec<ViewParams> = (0..DRAWS).map(draw).collect();
+        let share = |happens: fn(&ViewParams) -> bool| {
+            draws.iter().filter(|drawn| happens(drawn)).count() as f64 / DRAWS as f64
+        };
+        // Four standard errors are 0.0139 at most.
+        for (name, got, want) in [
+            ("flip", share(|drawn| drawn.flip), 0.1),
+            ("jitter", share(|drawn| drawn.jitter.is_some()), 0.3),
+            ("gray", share(|drawn| drawn.grayscale), 0.45),
+            ("blur", share(|drawn| drawn.blur_sigma.is_some()), 0.6),
+            ("solarize", share(|drawn| drawn.solarize == Some(77)), 0.75),
+            ("neither flip nor gray", share(|drawn| !drawn.flip && !drawn.grayscale), 0.495),
+        ] {
+            assert!((got - want).abs() < 0.014, "{name}: {got} for {want}");
+        }
+        assert!(draws.iter().all(|drawn| drawn.solarize.is_none_or(|threshold| threshold == 77)));
+
+        let jitters: Vec<_> = draws.iter().filter_map(|drawn| drawn.jitter).collect();
+        let of = |value: fn(&Jitter) -> f32| jitters.iter().map(value).collect::<Vec<_>>();
+        for (name, values, [low, high]) in [
+            ("sigma", draws.iter().filter_map(|drawn| drawn.blur_sigma).collect(), [0.5, 1.5]),
+            ("brightness", of(|jitter| jitter.brightness), [0.2, 0.4]),
+            ("contrast", of(|jitter| jitter.contrast), [0.5, 0.9]),
+            ("saturation", of(|jitter| jitter.saturation), [1.1, 1.9]),
+            ("hue", of(|jitter| jitter.hue), [-0.3, 0.1]),
+        ] {
+            let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+            let most = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let mean = values.iter().sum::<f32>() / values.len() as f32;
+            let near = |got: f32, want: f32| (got - want).abs() < 0.02 * (high - low);
+            let middle = (low + high) / 2.0;
+            let fits = near(least, low) && near(most, high) && near(mean, middle);
+            assert!(fits && least >= low && most <= high, "{name}: {least} {mean} {most}");
+        }
+        // Each operation as often in each place.
+        for op in [JitterOp::Brightness, JitterOp::Contrast, JitterOp::Saturation, JitterOp::Hue] {
+            for place in 0..4 {
+                let there = jitters.iter().filter(|jitter| jitter.order[place] == op).count();
+                let share = there as f64 / jitters.len() as f64;
+                assert!((share - 0.25).abs() < 0.023, "{op:?} at {place}: {share}");
+            }
+        }
+    }
+
+    #[test]
     fn unknown_names_and_bad_ranges_are_refused_with_their_name() {
         let unknown = toml::from_str::<ViewPatch>("[gaussian_blur]\nsigmas = [0.1, 2.0]\n");
         assert!(unknown.unwrap_err().to_string().contains("sigmas"));
@@ -312,6 +369,18 @@ mod tests {
             ("[gaussian_blur]\nsigma = [2.0, 0.1]\n", "gaussian_blur.sigma"),
             ("[random_resized_crop]\nscale = [0.0, 1.0]\n", "random_resized_crop.scale"),
             ("[random_resized_crop]\nsize = 0\n", "random_resized_crop.size"),
+            ("[random_resized_crop]\nratio = [0.0, 1.0]\n", "random_resized_crop.ratio"),
+            ("[resize]\nsize = 0\n[center_crop]\nsize = 8\n", "resize.size"),
+            ("[resize]\nsize = 8\n[center_crop]\nsize = 0\n", "center_crop.size"),
+            ("[resize]\nsize = 8\n[center_crop]\nsize = [9, 8]\n", "center_crop.size"),
+            ("[resize]\nsize = 8\n[center_crop]\nsize = [8, 9]\n", "center_crop.size"),
+            ("[random_horizontal_flip]\np = -0.1\n", "random_horizontal_flip.p"),
+            ("[random_grayscale]\np = 1.5\n", "random_grayscale.p"),
+            ("[random_solarize]\np = 1.5\n", "random_solarize.p"),
+            ("[color_jitter]\np = 1.5\n", "color_jitter.p"),
+            ("[color_jitter]\nbrightness = [2.0, 1.0]\n", "color_jitter.brightness"),
+            ("[color_jitter]\ncontrast = [-0.5, 1.0]\n", "color_jitter.contrast"),
+            ("[color_jitter]\nsaturation = [0.5, 1e30]\n", "color_jitter.saturation"),
             ("[color_jitter]\nhue = 0.7\n", "color_jitter.hue"),
             ("[normalize]\nstd = [0.2, 0.0, 0.2]\n", "normalize"),
             // 1 / (255 std), 1 / std and mean / std are beyond 32-bit floats.

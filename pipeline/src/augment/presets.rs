@@ -151,3 +151,75 @@ fn random_view(
         normalize,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Size; probabilities of flip, jitter, gray, blur, solarize; strengths of the jitter.
+    fn figures(view: &ViewConfig) -> ((usize, usize), [f64; 5], [[f64; 2]; 4]) {
+        let jitter = view.color_jitter;
+        let p = [
+            view.random_horizontal_flip.p,
+            jitter.p,
+            view.random_grayscale.p,
+            view.gaussian_blur.p,
+            view.random_solarize.p,
+        ];
+        let strengths = [jitter.brightness, jitter.contrast, jitter.saturation];
+        let [brightness, contrast, saturation] = strengths.map(FactorRange::bounds);
+        (view.out_size(), p, [brightness, contrast, saturation, jitter.hue.bounds()])
+    }
+
+    #[test]
+    fn training_views_have_the_papers_numbers() {
+        let mild = [[0.6, 1.4], [0.6, 1.4], [0.8, 1.2], [-0.1, 0.1]];
+        let strong = [[1.0 - 0.8, 1.8], [1.0 - 0.8, 1.8], [1.0 - 0.8, 1.8], [-0.2, 0.2]];
+        let barlow = [
+            ((224, 224), [0.5, 0.8, 0.2, 1.0, 0.0], mild),
+            ((224, 224), [0.5, 0.8, 0.2, 0.1, 0.2], mild),
+        ];
+        let cifar = [
+            ((32, 32), [0.5, 0.8, 0.2, 0.0, 0.0], mild),
+            ((32, 32), [0.5, 0.8, 0.2, 0.0, 0.2], mild),
+        ];
+        let simclr = [((224, 224), [0.5, 0.8, 0.2, 0.5, 0.0], strong); 2];
+        for (preset, expected, normalize) in [
+            (Preset::BarlowImagenet, barlow, IMAGENET),
+            (Preset::Byol, barlow, IMAGENET),
+            (Preset::BarlowCifar, cifar, CIFAR),
+            (Preset::Simclr, simclr, IMAGENET),
+        ] {
+            let views = preset.views();
+            assert_eq!(views.iter().map(figures).collect::<Vec<_>>(), expected, "{preset:?}");
+            for view in views {
+                let crop = view.random_resized_crop.unwrap();
+                assert_eq!((crop.scale, crop.ratio), ([0.08, 1.0], [3.0 / 4.0, 4.0 / 3.0]));
+                assert_eq!(crop.interpolation, Interpolation::Bicubic);
+                assert_eq!(view.gaussian_blur.sigma, [0.1, 2.0]);
+                assert_eq!(view.random_solarize.threshold, 128);
+                assert_eq!(view.normalize, normalize);
+                assert!(!view.color_jitter.exact_hue);
+            }
+        }
+    }
+
+    #[test]
+    fn an_evaluation_view_is_a_resize_and_a_central_crop_alone() {
+        let [eval] = Preset::Eval.views().try_into().unwrap();
+        let off = [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [0.0, 0.0]];
+        assert_eq!(figures(&eval), ((224, 224), [0.0; 5], off));
+        assert_eq!(eval.resize.unwrap().size, Size::Square(256));
+        assert!(eval.random_resized_crop.is_none());
+        for (size, resize) in [(224, 256), (65, 74), (64, 64), (32, 32)] {
+            let mut training = Preset::BarlowCifar.views().swap_remove(1);
+            let crop = training.random_resized_crop.as_mut().unwrap();
+            (crop.size, crop.interpolation) = (Size::Square(size), Interpolation::Bilinear);
+            let view = training.to_eval();
+            assert_eq!(figures(&view), ((size, size), [0.0; 5], off));
+            assert_eq!(view.resize.unwrap().size, Size::Square(resize));
+            assert_eq!(view.resize.unwrap().interpolation, Interpolation::Bilinear);
+            assert_eq!(view.normalize, CIFAR);
+        }
+    }
+}
