@@ -239,6 +239,19 @@ fn a_weight_without_norm_or_gradient_takes_a_plain_step() {
 }
 
 #[test]
+fn lars_scales_steps_of_small_weights_by_their_norms_too() {
+    let mut param = Param::zeros("w", &[1, 2], &Device::Cpu).unwrap();
+    param.set(&[3e-3, 4e-3]).unwrap();
+    crate::nn::storage::with_mut(&param.grad, |g| g.copy_from_slice(&[6e-4, 8e-4])).unwrap();
+    let mut lars = Lars::new(LarsConfig { weight_decay: 0.0, ..Default::default() });
+    step_all(&mut lars, std::slice::from_mut(&mut param), (0.5, 0.5)).unwrap();
+    // eta |w| / |g| = 0.001 * 5e-3 / 1e-3
+    for (got, (w, g)) in values(&param).iter().zip([(3e-3, 6e-4), (4e-3, 8e-4)]) {
+        assert!((f64::from(*got) - (w - 0.5 * 5e-3 * g)).abs() < 1e-9, "{got}");
+    }
+}
+
+#[test]
 fn state_that_does_not_fit_is_refused_by_name() {
     let mut sgd = kinds()[1].build().unwrap();
     let mut state = HashMap::from([(
@@ -252,6 +265,27 @@ fn state_that_does_not_fit_is_refused_by_name() {
     state.insert("optimizer.exp_avg.x".to_owned(), state.values().next().unwrap().clone());
     let error = sgd.load_state(&state).unwrap_err().to_string();
     assert!(error.contains("optimizer.exp_avg.x"), "{error}");
+}
+
+#[test]
+fn options_out_of_range_are_refused_by_name() {
+    for text in [
+        "lr_weights = -0.1",
+        "lr_biases = inf",
+        "warmup_epochs = -0.5",
+        "final_lr = nan",
+        "weight_decay = -1e-6",
+        "eta = -0.1",
+        "eps = -1e-9",
+        "momentum = 1.0",
+        "betas = [1.0, 0.9]",
+        "betas = [0.9, -0.1]",
+    ] {
+        let config: OptimConfig = toml::from_str(text).unwrap();
+        let error = config.build().err().expect(text).to_string();
+        let name = text.split(' ').next().unwrap();
+        assert!(error.contains(&format!("optim.{name}")), "{text}: {error}");
+    }
 }
 
 #[test]
