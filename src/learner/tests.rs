@@ -202,12 +202,14 @@ fn a_projector_without_batch_norm_has_biases_and_exact_gradients() {
     assert!((whole - 1.0).abs() < 0.02, "{whole}");
 }
 
-/// Every float of the network and of what the method keeps.
+/// Every number of the network and of what the method keeps, counts of batches included.
 fn all(learner: &mut Learner) -> Vec<(String, Vec<f32>)> {
     let mut tensors = learner.net().state_dict().unwrap();
     tensors.extend(learner.state().unwrap());
-    let floats = tensors.into_iter().filter(|(_, t)| t.dtype() == candle_core::DType::F32);
-    floats.map(|(name, t)| (name, storage::read(&t).unwrap().to_vec())).collect()
+    let floats = |t: Tensor| {
+        t.to_dtype(candle_core::DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    tensors.into_iter().map(|(name, t)| (name, floats(t))).collect()
 }
 
 #[test]
