@@ -143,6 +143,47 @@ mod tests {
     use crate::nn::storage::read;
 
     #[test]
+    fn steps_are_those_of_sgd_with_momentum_and_decay() {
+        let mut head = Head::new(1, 2, &Device::Cpu).unwrap();
+        let set = |tensor: &Tensor, values: [f32; 2]| {
+            storage::with_mut(tensor, |t| t.copy_from_slice(&values)).unwrap();
+        };
+        for (param, value) in head.linear.params().zip([[2.0, -1.0], [0.5, 3.0]]) {
+            set(&param.value, value);
+            set(&param.grad, [0.25, -0.5]);
+        }
+        let (lr, decay) = (0.5, 0.1);
+        (0..2).for_each(|_| head.step(lr, decay).unwrap());
+        for (param, start) in head.linear.params().zip([[2.0, -1.0], [0.5, 3.0]]) {
+            for ((w, start), g) in read(&param.value).unwrap().iter().zip(start).zip([0.25, -0.5]) {
+                let v = g + decay * start;
+                let after = start - lr * v;
+                let after = after - lr * (0.9 * v + g + decay * after);
+                assert!((f64::from(*w) - after).abs() < 1e-6, "{}: {w} {after}", param.name);
+            }
+        }
+    }
+
+    #[test]
+    fn first_weights_have_the_authors_spread_and_are_the_seeds() {
+        let drawn = |seed| {
+            let mut head = Head::new(512, 20, &Device::Cpu).unwrap();
+            head.draw(seed).unwrap();
+            let [weight, bias] = head.values().try_into().unwrap();
+            assert!(read(&bias).unwrap().iter().all(|b| *b == 0.0));
+            read(&weight).unwrap().to_vec()
+        };
+        let weights = drawn(1);
+        let mean = |of: &dyn Fn(f64) -> f64| {
+            weights.iter().map(|w| of(f64::from(*w))).sum::<f64>() / weights.len() as f64
+        };
+        let (average, deviation) = (mean(&|w| w), mean(&|w| w * w).sqrt());
+        // 10,240 draws: three standard errors are 3e-4 and 2e-4.
+        assert!(average.abs() < 3e-4 && (deviation - 0.01).abs() < 2e-4, "{average} {deviation}");
+        assert!(weights == drawn(1) && weights != drawn(2));
+    }
+
+    #[test]
     fn the_heads_gradients_are_the_derivatives_of_the_cross_entropy() {
         let mut head = Head::new(3, 4, &Device::Cpu).unwrap();
         head.draw(3).unwrap();

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
+use bt_pipeline::augment::ViewConfig;
 use bt_pipeline::shard::{OpenOptions, PackOptions, Selection, ShardSource, pack};
 use bt_pipeline::{Batch, Loader, LoaderConfig, Position, ShardSet, Shuffle};
 use candle_core::{Device, Tensor};
@@ -187,8 +188,7 @@ impl<'a> Training<'a> {
 
     /// Learns from every sample once; returns the share of right answers on the way.
     fn epoch(&mut self, loader: &Loader, epoch: u64) -> Result<f64> {
-        let done = epoch as f64 / self.options.epochs as f64;
-        let height = 0.5 * (1.0 + (std::f64::consts::PI * done).cos());
+        let height = height(epoch, self.options.epochs);
         let (mut right, mut samples) = (0.0, 0);
         for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1)? {
             let batch = batch?;
@@ -247,13 +247,19 @@ impl<'a> Training<'a> {
     }
 }
 
+/// The share of the rates in epoch number `epoch` (from 0) of `epochs`: half a cosine.
+fn height(epoch: u64, epochs: u64) -> f64 {
+    let done = epoch as f64 / epochs as f64;
+    0.5 * (1.0 + (std::f64::consts::PI * done).cos())
+}
+
 fn starting_with(prefix: &str, tensors: &HashMap<String, Tensor>) -> HashMap<String, Tensor> {
     let chosen = tensors.iter().filter(|(name, _)| name.starts_with(prefix));
     chosen.map(|(name, tensor)| (name.clone(), tensor.clone())).collect()
 }
 
 /// One view of each image: the training views' crop and flip, nothing else.
-fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> Result<Loader> {
+fn views(config: &RunConfig) -> Result<Vec<ViewConfig>> {
     let mut views = config.views.views()?;
     views.truncate(1);
     for view in &mut views {
@@ -263,6 +269,12 @@ fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> 
         view.gaussian_blur.p = 0.0;
         view.random_solarize.p = 0.0;
     }
+    Ok(views)
+}
+
+/// Batches of [`views`].
+fn loader(train: &Arc<ShardSet>, config: &RunConfig, options: &LinearConfig) -> Result<Loader> {
+    let views = views(config)?;
     let batch_size = options.batch_size.min(train.len());
     let own = config.loader()?;
     let loader = LoaderConfig {
@@ -298,4 +310,53 @@ pub fn few_labels(
     let origin = format!("{share} of the labels, seed {seed}");
     pack(&source, folder, &origin, &options, &mut |_| ())?;
     crate::data::open_set(&folder.to_string_lossy(), "the selected samples", limits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_fall_along_half_a_cosine_epoch_by_epoch() {
+        let heights = [0, 25, 50, 75, 99].map(|epoch| height(epoch, 100));
+        let root = 0.5f64.sqrt();
+        for (got, want) in
+            heights.iter().zip([1.0, 0.5 * (1.0 + root), 0.5, 0.5 * (1.0 - root), 2.467e-4])
+        {
+            assert!((got - want).abs() < 1e-7, "{heights:?}");
+        }
+        assert_eq!(height(0, 1), 1.0);
+    }
+
+    #[test]
+    fn views_are_cropped_and_flipped_and_nothing_else() {
+        let overrides = [
+            "views.both.random_horizontal_flip.p=0.9".to_owned(),
+            "views.both.random_solarize.p=0.7".into(),
+        ];
+        let config = RunConfig::load(None, &overrides).unwrap();
+        let [view] = views(&config).unwrap().try_into().unwrap();
+        assert_eq!(view.random_horizontal_flip.p, 0.5);
+        let off = [
+            view.color_jitter.p,
+            view.random_grayscale.p,
+            view.gaussian_blur.p,
+            view.random_solarize.p,
+        ];
+        assert_eq!(off, [0.0; 4]);
+        let training = config.views.views().unwrap().swap_remove(0);
+        assert_eq!(view.random_resized_crop, training.random_resized_crop);
+    }
+
+    #[test]
+    fn the_defaults_are_the_authors() {
+        let LinearConfig { epochs, batch_size, lr, lr_backbone, weight_decay, .. } =
+            LinearConfig::default();
+        assert_eq!((epochs, batch_size, lr), (100, 256, 0.3));
+        assert_eq!((lr_backbone, weight_decay), (None, 1e-6));
+        let LinearConfig { epochs, batch_size, lr, lr_backbone, weight_decay, .. } =
+            LinearConfig::fine_tuning();
+        assert_eq!((epochs, batch_size, lr), (20, 256, 0.5));
+        assert_eq!((lr_backbone, weight_decay), (Some(0.005), 0.0));
+    }
 }

@@ -99,7 +99,7 @@ mod tests {
             .unwrap();
         labels[3] = Features::NO_LABEL;
         for probe in [&mut one, &mut other] {
-            probe.step(&features, &labels).unwrap();
+            assert!(probe.step(&features, &labels).unwrap().is_some());
         }
         let values = |probe: &OnlineProbe| {
             let flat = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();

@@ -275,6 +275,21 @@ mod tests {
     }
 
     #[test]
+    fn the_decay_that_is_right_most_often_is_chosen_and_of_equals_the_strongest() {
+        // A feature that is the class, which each `nth` sample has.
+        let chosen = |nth: usize, strong: f64| {
+            let labels: Vec<u32> = (0..500).map(|i| u32::from(i % nth == 0)).collect();
+            let values = labels.iter().map(|label| *label as f32).collect();
+            let train = Features::from_parts(1, values, labels).unwrap();
+            let config = ProbeConfig { decays: vec![1e-4, strong], ..ProbeConfig::default() };
+            Probe::fit(&train, &config).unwrap().decay
+        };
+        // With small weights the bias decides, for the class that most have.
+        assert_eq!(chosen(5, 10.0), 1e-4);
+        assert_eq!(chosen(2, 1.0), 1.0);
+    }
+
+    #[test]
     fn separable_classes_are_separated_whatever_their_scale() {
         let (train, test) = (blobs(400, 8, 0.3, 1), blobs(100, 8, 0.3, 2));
         let probe = Probe::fit(&train, &ProbeConfig::default()).unwrap();
