@@ -97,6 +97,30 @@ mod tests {
     }
 
     #[test]
+    fn each_key_is_idle_beside_one_value_of_another_and_read_beside_another() {
+        for (set, idle_beside, read_beside) in [
+            ("optim.eta=0.002", "optim.optimizer=sgd", "optim.optimizer=lars"),
+            ("optim.clip_lr=true", "optim.optimizer=adamw", "optim.optimizer=lars"),
+            ("optim.momentum=0.5", "optim.optimizer=adamw", "optim.optimizer=sgd"),
+            ("optim.momentum=0.5", "optim.optimizer=adamw", "optim.optimizer=lars"),
+            ("optim.nesterov=true", "optim.optimizer=lars", "optim.optimizer=sgd"),
+            ("optim.decay_biases=false", "optim.optimizer=lars", "optim.optimizer=sgd"),
+            ("optim.decay_biases=false", "optim.optimizer=lars", "optim.optimizer=adamw"),
+            ("optim.betas=[0.8, 0.9]", "optim.optimizer=sgd", "optim.optimizer=adamw"),
+            ("optim.eps=1e-6", "optim.optimizer=lars", "optim.optimizer=adamw"),
+            ("data.window_shards=9", "data.shuffle=global", "data.shuffle=window"),
+            ("data.window_samples=9", "data.shuffle=none", "data.shuffle=window"),
+            ("data.cache_size=3GB", "data.cache=''", "data.cache='shards'"),
+            ("eval.online_lr=0.5", "eval.online_probe=false", "eval.online_probe=true"),
+        ] {
+            let (key, _) = set.split_once('=').unwrap();
+            let said = idle(&[set, idle_beside]);
+            assert!(said.len() == 1 && said[0].starts_with(key), "{set} {idle_beside}: {said:?}");
+            assert!(idle(&[set, read_beside]).is_empty(), "{set} {read_beside}");
+        }
+    }
+
+    #[test]
     fn values_of_a_transform_that_is_off_and_options_of_another_device_are_named() {
         let cifar = "views.preset=barlow-cifar";
         let said = idle(&[cifar, "views.both.gaussian_blur.sigma=[0.5, 1.0]"]);

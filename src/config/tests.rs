@@ -128,4 +128,99 @@ fn evaluations_take_smaller_batches_where_the_budget_is_small() {
     assert_eq!(config(64).budget_bytes, 64 << 20);
     assert_eq!(config(2048).batch_size, 128);
     assert_eq!(config(1).batch_size, 1);
+    let views = RunConfig::load(None, &[]).unwrap().views.views().unwrap();
+    assert_eq!(room_for(&views, 8), 2 * 8 * 224 * 224 * 3 * 4 * 3);
+}
+
+#[test]
+fn what_the_data_section_says_reaches_both_loaders() {
+    use bt_pipeline::OnBad::{Skip, Stop};
+
+    for (sample, shard, policies) in
+        [("skip", "stop", (Skip, Stop)), ("stop", "skip", (Stop, Skip))]
+    {
+        let overrides = [
+            format!("data.on_bad={sample}"),
+            format!("data.on_bad_shard={shard}"),
+            "data.threads=3".into(),
+            "data.budget_mb=700".into(),
+            "data.max_bad=0.25".into(),
+            "data.exif=true".into(),
+            "data.max_megapixels=7".into(),
+            "data.limits.member_bytes=4096".into(),
+            "data.shuffle=window".into(),
+            "data.window_shards=5".into(),
+            "data.window_samples=6".into(),
+            "train.batch_size=24".into(),
+            "train.seed=9".into(),
+            "eval.batch_size=11".into(),
+        ];
+        let config = RunConfig::load(None, &overrides).unwrap();
+        let (training, evaluation) = (config.loader().unwrap(), config.eval_loader().unwrap());
+        for loader in [&training, &evaluation] {
+            assert_eq!((loader.on_bad, loader.on_bad_shard), policies);
+            assert_eq!((loader.threads, loader.budget_bytes), (3, 700 << 20));
+            assert_eq!(loader.max_bad, 0.25);
+            let DecodeOptions { exif, max_pixels, max_bytes, side_index } = loader.decode;
+            assert_eq!((exif, max_pixels, max_bytes, side_index), (true, 7_000_000, 4096, true));
+        }
+        assert_eq!((training.batch_size, training.seed, training.drop_last), (24, 9, true));
+        assert_eq!(training.shuffle, Shuffle::Window { shards: 5, samples: 6 });
+        assert_eq!((evaluation.batch_size, evaluation.drop_last), (11, false));
+        assert_eq!(evaluation.shuffle, Shuffle::None);
+        let options = config.open_options();
+        assert_eq!(options.keep_bad_shards, policies.1 == Skip);
+        assert_eq!(options.limits.member_bytes, 4096);
+    }
+}
+
+#[test]
+fn what_the_data_section_says_of_servers_reaches_the_shards() {
+    let overrides = [
+        "data.cache='/srv/shards'".to_owned(),
+        "data.cache_size=3GB".into(),
+        "data.network_retries=7".into(),
+        "data.network_timeout_s=45".into(),
+    ];
+    let remote = RunConfig::load(None, &overrides).unwrap().open_options().remote;
+    assert_eq!(remote.cache, Some("/srv/shards".into()));
+    assert_eq!(remote.cache_bytes, 3_000_000_000);
+    assert_eq!((remote.retries, remote.timeout.as_secs()), (7, 45));
+    assert_eq!(RunConfig::load(None, &[]).unwrap().open_options().remote, Default::default());
+}
+
+#[test]
+fn a_value_out_of_range_is_refused_by_its_key() {
+    for pair in [
+        "train.epochs=0",
+        "train.batch_size=1",
+        "train.log_every=0",
+        "train.threads=4097",
+        "train.device='gpu'",
+        "checkpoint.every_epochs=0",
+        "checkpoint.keep=0",
+        "eval.k=0",
+        "eval.batch_size=0",
+        "eval.temperature=0.0",
+        "eval.online_lr=0.0",
+        "data.threads=4097",
+        "data.budget_mb=1048577",
+        "data.max_megapixels=0",
+        "data.max_bad=1.5",
+        "data.network_timeout_s=0",
+        "data.limits.zstd_window_log=9",
+        "data.limits.zstd_window_log=32",
+        "data.cache_size='much'",
+        "model.width=0",
+        "optim.final_lr=-0.1",
+        "optim.constant_predictor=true",
+    ] {
+        let key = pair.split('=').next().unwrap();
+        let message = error_of(&[pair]);
+        assert!(message.contains(key), "{pair}: {message}");
+    }
+    let message = error_of(&["train.device=cpu", "train.precision=bf16"]);
+    assert!(message.contains("train.precision"), "{message}");
+    let message = error_of(&["views.a.random_resized_crop.size=200"]);
+    assert!(message.contains("one size: 200 x 200 and 224 x 224"), "{message}");
 }
