@@ -222,3 +222,44 @@ pub fn run(args: LinearArgs) -> Result<()> {
     }
     written.and(recorded)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: LinearArgs,
+    }
+
+    fn of(more: &str) -> LinearArgs {
+        Line::parse_from(["linear", "run"].into_iter().chain(more.split_whitespace())).args
+    }
+
+    #[test]
+    fn flags_change_the_protocol_and_its_name() {
+        assert_eq!(of("").options(), LinearConfig::default());
+        assert_eq!(of("").protocol(), "authors' linear protocol");
+        assert_eq!(of("--finetune").options(), LinearConfig::fine_tuning());
+        assert_eq!(of("--finetune").protocol(), "fine-tuned");
+        let all = "--epochs 3 --batch-size 8 --lr 0.7 --weight-decay 0.5 --seed 4 --labels 0.015";
+        let changed = LinearConfig {
+            epochs: 3,
+            batch_size: 8,
+            lr: 0.7,
+            lr_backbone: None,
+            weight_decay: 0.5,
+            seed: 4,
+        };
+        assert_eq!(of(all).options(), changed);
+        let named = "1.5% of labels, seed 4, 3 epochs, batch 8, rate 0.7, weight decay 0.5";
+        assert_eq!(of(all).protocol(), format!("authors' linear protocol, {named}"));
+        let tuned = of("--finetune --lr-backbone 0.25");
+        let base = LinearConfig::fine_tuning();
+        assert_eq!(tuned.options(), LinearConfig { lr_backbone: Some(0.25), ..base });
+        assert_eq!(tuned.protocol(), "fine-tuned, backbone's rate 0.25");
+    }
+}

@@ -231,6 +231,24 @@ mod tests {
     }
 
     #[test]
+    fn flags_are_the_keys_that_their_help_names() {
+        let config = |more: &[&str]| {
+            let line = ["train", "--data", "a"].iter().chain(more);
+            Line::parse_from(line).args.config().unwrap()
+        };
+        let usual = config(&[]);
+        assert_eq!((usual.train.epochs, usual.train.batch_size, usual.train.seed), (100, 256, 0));
+        let line = "--val b --dir c --epochs 7 --batch-size 24 --seed 9 --init d --threads 3 \
+                    --cache e --cache-size 3GB";
+        let RunConfig { data, train, .. } = config(&line.split_whitespace().collect::<Vec<_>>());
+        assert_eq!((&data.train[..], &data.val[..]), ("a", "b"));
+        assert_eq!((train.dir.as_path(), train.init.as_path()), (Path::new("c"), Path::new("d")));
+        assert_eq!((train.epochs, train.batch_size, train.seed), (7, 24, 9));
+        assert_eq!((data.threads, train.threads), (3, usual.train.threads));
+        assert_eq!((&data.cache[..], &data.cache_size[..]), ("e", "3GB"));
+    }
+
+    #[test]
     fn one_rate_for_all_stays_one_however_it_is_set() {
         let sgd = ["optim.optimizer=sgd"];
         assert_eq!(rates_of(&sgd, &["optim.lr_weights=0.5"]), (0.5, 0.5));
