@@ -310,6 +310,36 @@ mod tests {
     }
 
     #[test]
+    fn information_is_a_gaussians_and_of_no_dimensions_scale() {
+        let variance = |x: &[f64], over: f64| {
+            let mean = mean(x);
+            x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / over
+        };
+        let (z_a, z_b) = pair_of(30, 1, 4);
+        let [a, b] = [&z_a, &z_b].map(|z| {
+            let values = z.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(f64::from).collect::<Vec<_>>()
+        });
+        let halves: Vec<f64> = a.iter().zip(&b).map(|(a, b)| (a - b) / 2f64.sqrt()).collect();
+        let nats = |x: &[f64]| 0.5 * (variance(x, 29.0) / variance(&a, 30.0) / NOISE).ln_1p();
+        let got = Diagnostics::measure(&z_a, &z_b).unwrap();
+        assert!((got.information - nats(&a)).abs() < 1e-5, "{got:?}");
+        assert!((got.information_given_image - nats(&halves)).abs() < 1e-5, "{got:?}");
+
+        let (z_a, z_b) = pair_of(30, 4, 5);
+        let scales = Tensor::new(&[1f32, 7.0, 0.2, 30.0], &Device::Cpu).unwrap();
+        let scaled = |z: &Tensor| z.broadcast_mul(&scales).unwrap();
+        let plain = Diagnostics::measure(&z_a, &z_b).unwrap();
+        let other = Diagnostics::measure(&scaled(&z_a), &scaled(&z_b)).unwrap();
+        for (one, two) in [
+            (plain.information, other.information),
+            (plain.information_given_image, other.information_given_image),
+        ] {
+            assert!((one - two).abs() < 1e-4, "{one} {two}");
+        }
+    }
+
+    #[test]
     fn alignment_and_uniformity_follow_their_definitions() {
         let (z_a, z_b) = pair_of(12, 5, 7);
         let unit = |z: &Tensor| {

@@ -333,6 +333,26 @@ mod tests {
     }
 
     #[test]
+    fn the_queue_takes_the_keys_that_queries_were_compared_with() {
+        let (batch, dim) = (4, 6);
+        let seen = seen(batch, dim, 3);
+        let [t_a, t_b] = seen.teacher.as_ref().unwrap();
+        let unit = |z: &Tensor| Normalized::new(&of(z), dim, Norm::Unit).hat;
+        for (symmetric, pushed) in [(false, unit(t_b)), (true, [unit(t_b), unit(t_a)].concat())] {
+            let mut moco = small();
+            moco.config.symmetric = symmetric;
+            moco.evaluate(&seen).unwrap();
+            let before = of(&moco.queue.as_ref().unwrap().keys);
+            moco.advance(&seen).unwrap();
+            let queue = moco.queue.as_ref().unwrap();
+            assert_eq!(queue.next * dim, pushed.len(), "symmetric: {symmetric}");
+            let after = of(&queue.keys);
+            assert_eq!(after[..pushed.len()], pushed);
+            assert_eq!(after[pushed.len()..], before[pushed.len()..]);
+        }
+    }
+
+    #[test]
     fn the_default_queue_holds_no_more_numbers_than_the_papers() {
         let config = MocoConfig::default();
         assert_eq!(

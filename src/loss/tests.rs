@@ -130,6 +130,71 @@ fn imax_without_a_ridge_wants_more_samples_than_dimensions() {
     assert!(evaluate(7, 0).unwrap().loss.is_finite());
 }
 
+#[test]
+fn imax_is_its_definition_with_fewer_samples_than_dimensions_too() {
+    let ridge = 0.3;
+    for batch in [2, 3, 5] {
+        let (z_a, z_b) = pair_of(batch, 3, 4);
+        // log det of the unbiased covariance of a + sign b, with the ridge on its diagonal.
+        let log_det = |sign: f64| {
+            let (a, b) = (to_vec(&z_a), to_vec(&z_b));
+            let at =
+                |row: usize, i: usize| f64::from(a[row * 3 + i]) + sign * f64::from(b[row * 3 + i]);
+            let mean = |of: &dyn Fn(usize) -> f64| (0..batch).map(of).sum::<f64>() / batch as f64;
+            let off = |row, i| at(row, i) - mean(&|row| at(row, i));
+            let c = |i: usize, j: usize| {
+                let sum: f64 = (0..batch).map(|row| off(row, i) * off(row, j)).sum();
+                sum / (batch - 1) as f64 + if i == j { ridge } else { 0.0 }
+            };
+            let minor = |i: usize, j: usize| c(1, i) * c(2, j) - c(1, j) * c(2, i);
+            (c(0, 0) * minor(1, 2) - c(0, 1) * minor(0, 2) + c(0, 2) * minor(0, 1)).ln()
+        };
+        let mut objective = build("imax", toml! { ridge = ridge }).unwrap();
+        let out = objective.evaluate(&Embeddings::of(&z_a, &z_b)).unwrap();
+        for (got, want) in [(out.invariance, log_det(-1.0)), (out.redundancy, -log_det(1.0))] {
+            assert!((got - want).abs() < 1e-6, "{batch} samples: {got} for {want}");
+        }
+    }
+}
+
+#[test]
+fn the_terms_alone_add_up_to_both() {
+    let (z_a, z_b) = pair_of(9, 5, 7);
+    for loss in ["squared", "cross_entropy"] {
+        let of = |terms: &str| {
+            let options = toml! { loss = loss terms = terms lambda = 0.3 scale = 0.7 };
+            build("barlow", options).unwrap().evaluate(&Embeddings::of(&z_a, &z_b)).unwrap()
+        };
+        let (both, pull, push) = (of("both"), of("invariance"), of("redundancy"));
+        assert_eq!((pull.redundancy, push.invariance), (0.0, 0.0), "{loss}");
+        assert_eq!((pull.invariance, push.redundancy), (both.invariance, both.redundancy));
+        assert_eq!(both.loss, both.invariance + both.redundancy);
+        let grads = [pull, push].map(|out| to_vec(&out.grad));
+        let sum: Vec<f32> = grads[0].iter().zip(&grads[1]).map(|(a, b)| a + b).collect();
+        assert!(relative(&sum, &to_vec(&both.grad)) < 1e-5, "{loss}");
+    }
+}
+
+#[test]
+fn the_loss_of_views_that_agree_is_minus_one() {
+    let (z, _) = pair_of(6, 5, 11);
+    let seen = Embeddings {
+        predicted: Some((z.clone(), Some(z.clone()))),
+        teacher: Some([z.clone(), z.clone()]),
+        ..Embeddings::of(&z, &z)
+    };
+    for name in ["byol", "simsiam"] {
+        for predictor in [true, false] {
+            let mut objective = build(name, toml! { predictor = predictor }).unwrap();
+            let out = objective.evaluate(&seen).unwrap();
+            assert!((out.loss + 1.0).abs() < 1e-6, "{name}: {}", out.loss);
+            assert_eq!((out.invariance, out.redundancy), (out.loss, 0.0));
+        }
+    }
+    let out = build("cosine", toml::Table::new()).unwrap().evaluate(&seen).unwrap();
+    assert!((out.loss + 1.0).abs() < 1e-6, "cosine: {}", out.loss);
+}
+
 /// A loss of 1e-5 beside similarities of 20: of the positive alone nothing would be left.
 #[test]
 fn a_small_contrastive_loss_keeps_its_digits() {
@@ -230,6 +295,30 @@ fn unknown_names_and_options_are_answered_with_the_known_ones() {
     assert!(error("barlo", toml::Table::new()).contains("known: barlow, infonce"));
     assert!(error("barlow", toml! { lamda = 1.0 }).contains("lambda"));
     assert!(error("ntxent", toml! { temperature = 0.0 }).contains("greater than 0"));
+}
+
+#[test]
+fn an_option_out_of_range_is_refused_by_its_name() {
+    for (name, options) in [
+        ("barlow", toml! { lambda = -0.1 }),
+        ("barlow", toml! { scale = 0.0 }),
+        ("barlow", toml! { eps = -1e-9 }),
+        ("barlow", toml! { temperature = 0.0 }),
+        ("infonce", toml! { temperature = 0.0 }),
+        ("ntxent", toml! { temperature = 0.0 }),
+        ("imax", toml! { ridge = -0.1 }),
+        ("simsiam", toml! { predictor_hidden = 0 }),
+        ("byol", toml! { momentum = 1.1 }),
+        ("byol", toml! { final_momentum = -0.1 }),
+        ("byol", toml! { predictor_hidden = 0 }),
+        ("moco", toml! { temperature = 0.0 }),
+        ("moco", toml! { momentum = 1.1 }),
+        ("moco", toml! { queue = 0 }),
+    ] {
+        let key = options.keys().next().unwrap().clone();
+        let error = format!("{:#}", build(name, options).err().expect(&key));
+        assert!(error.contains(&key), "{name}: {error}");
+    }
 }
 
 #[test]
