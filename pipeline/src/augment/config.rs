@@ -279,6 +279,27 @@ mod tests {
     }
 
     #[test]
+    fn a_patch_may_change_every_value() {
+        let common = "[random_horizontal_flip]\np = 0.1\n[random_grayscale]\np = 0.3\n\
+             [color_jitter]\np = 0.2\nbrightness = 0.7\ncontrast = 0.6\nsaturation = 0.5\n\
+             hue = 0.3\nexact_hue = true\n[gaussian_blur]\np = 0.4\nsigma = [0.2, 0.9]\n\
+             [random_solarize]\np = 0.6\nthreshold = 9\n\
+             [normalize]\nmean = [0.1, 0.2, 0.3]\nstd = [0.4, 0.5, 0.6]\n";
+        for geometry in [
+            "[random_resized_crop]\nsize = 96\nscale = [0.2, 0.5]\nratio = [0.5, 2.0]\n\
+             interpolation = \"bilinear\"\n",
+            "[resize]\nsize = 99\ninterpolation = \"bilinear\"\n[center_crop]\nsize = 90\n",
+        ] {
+            let text = format!("{common}{geometry}");
+            let whole: ViewConfig = toml::from_str(&text).unwrap();
+            let patch: ViewPatch = toml::from_str(&text).unwrap();
+            for base in [Preset::BarlowImagenet.views().remove(0), ViewConfig::eval(256, 224)] {
+                assert_eq!(patch.apply(&base).unwrap(), whole);
+            }
+        }
+    }
+
+    #[test]
     fn an_eval_view_can_be_made_from_a_random_crop_by_naming_both_tables() {
         let base = Preset::BarlowCifar.views().remove(0);
         let patch: ViewPatch =
@@ -374,6 +395,7 @@ mod tests {
             ("[resize]\nsize = 8\n[center_crop]\nsize = 0\n", "center_crop.size"),
             ("[resize]\nsize = 8\n[center_crop]\nsize = [9, 8]\n", "center_crop.size"),
             ("[resize]\nsize = 8\n[center_crop]\nsize = [8, 9]\n", "center_crop.size"),
+            ("[random_resized_crop]\nsize = 9\n[center_crop]\nsize = 8\n", "excludes"),
             ("[random_horizontal_flip]\np = -0.1\n", "random_horizontal_flip.p"),
             ("[random_grayscale]\np = 1.5\n", "random_grayscale.p"),
             ("[random_solarize]\np = 1.5\n", "random_solarize.p"),
