@@ -137,6 +137,51 @@ fn exif_orientation_turns_only_when_asked() {
     }
 }
 
+#[test]
+fn the_orientation_of_a_jpeg_turns_it_only_when_asked() {
+    // A TIFF header and one entry: orientation (0x0112), short, 1 value, 6.
+    let exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0";
+    let marked = |jpeg: &[u8]| {
+        let length = (exif.len() as u16 + 2).to_be_bytes();
+        [&jpeg[..2], b"\xFF\xE1", &length, exif, &jpeg[2..]].concat()
+    };
+    let three = encoded(ImageFormat::Jpeg);
+    let inks: Vec<u8> = (0..32 * 16 * 4).map(|at| (at * 7 % 251) as u8).collect();
+    let mut four = Vec::new();
+    let encoder = jpeg_encoder::Encoder::new(&mut four, 90);
+    encoder.encode(&inks, 32, 16, jpeg_encoder::ColorType::CmykAsYcck).unwrap();
+    let packed = |jpeg: &[u8]| crate::dct::encode(jpeg).unwrap();
+    for (format, plain, turned) in [
+        (Format::Jpeg, three.clone(), marked(&three)),
+        (Format::Jpeg, four.clone(), marked(&four)),
+        (Format::Dct, packed(&three), packed(&marked(&three))),
+    ] {
+        let stored = decode(format, &plain).unwrap();
+        assert!(decode(format, &turned).unwrap() == stored, "{format:?}");
+        let (width, height) = (stored.width as u32, stored.height as u32);
+        let mut decoder = Decoder::new(DecodeOptions::default());
+        assert_eq!(decoder.dimensions(format, &turned).unwrap(), (width, height));
+        let mut image = Image::default();
+        let region = Crop { top: 3, left: 5, height: 4, width: 6 };
+        decoder.decode_region_into(format, &turned, region, None, &mut image).unwrap();
+        assert!(image.height < stored.height || plain == four, "{format:?}: a part is enough");
+
+        let mut decoder = Decoder::new(DecodeOptions { exif: true, ..DecodeOptions::default() });
+        assert_eq!(decoder.dimensions(format, &turned).unwrap(), (height, width));
+        let pixels = RgbImage::from_raw(width, height, stored.pixels_hwc).unwrap();
+        let upright = image::imageops::rotate90(&pixels);
+        decoder.decode_into(format, &turned, &mut image).unwrap();
+        assert!(image.pixels_hwc == *upright.as_raw(), "{format:?}");
+        // The region counts in the image as it stands.
+        let part = decoder.decode_region_into(format, &turned, region, None, &mut image).unwrap();
+        assert_eq!((image.width, image.height), (part.width, part.height));
+        let (left, top) = (part.left as u32, part.top as u32);
+        let (width, height) = (part.width as u32, part.height as u32);
+        let expected = image::imageops::crop_imm(&upright, left, top, width, height).to_image();
+        assert!(image.pixels_hwc == expected.into_raw(), "{format:?} {part:?}");
+    }
+}
+
 /// A TIFF of one row and 8 bits, with more tags that hold one short.
 fn tiff(pixels: &[u8], samples: u16, tags: &[(u16, u16)]) -> Vec<u8> {
     let width = pixels.len() as u16 / samples;
