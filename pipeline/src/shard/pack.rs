@@ -295,3 +295,19 @@ fn named(error: Error, source: &dyn Source, i: usize) -> Error {
         (other, _) => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shards_are_bounded_by_bytes_unless_samples_alone_are_asked_for() {
+        let most = |samples_per_shard, asked| {
+            let usual = PackOptions::default();
+            bytes_per_shard(&PackOptions { samples_per_shard, bytes_per_shard: asked, ..usual })
+        };
+        assert_eq!(most(None, None), 256 << 20);
+        assert_eq!(most(Some(9), None), u64::MAX);
+        assert_eq!((most(None, Some(7)), most(Some(9), Some(7))), (7, 7));
+    }
+}
