@@ -142,3 +142,15 @@ impl Metrics {
 fn share(part: Duration, whole: Duration) -> f64 {
     (part.as_secs_f64() / whole.as_secs_f64().max(1e-9)).min(1.0)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_of_time_is_one_at_most() {
+        let share = |part, whole| share(Duration::from_secs(part), Duration::from_secs(whole));
+        assert_eq!([share(0, 4), share(1, 4), share(4, 4), share(5, 4)], [0.0, 0.25, 1.0, 1.0]);
+        assert_eq!(share(0, 0), 0.0);
+    }
+}

@@ -41,12 +41,55 @@ fn an_evaluation_between_two_lines_costs_no_images_and_the_last_step_has_a_line(
     let rates: Vec<f64> = lines.iter().filter_map(|line| line.images_per_s).collect();
     // 200 images in 60 ms, then 100 in 30.
     assert!(rates.len() == 2 && rates.iter().all(|rate| *rate < 3400.0), "{rates:?}");
+    let knn: Vec<_> =
+        lines.iter().filter_map(|line| line.knn.map(|knn| (line.step, knn))).collect();
+    assert_eq!(knn, [(1, 0.5)]);
     let losses: Vec<f64> = lines.iter().filter_map(|line| line.loss).collect();
     assert_eq!(losses, [out.loss, out.loss]);
     assert!(lines.windows(2).all(|two| two[0].same_process(&two[1])));
     // A process that goes on and counts more seconds at once than the one before it had in all.
     let slow = Line { seconds: 1e9, began: lines[0].began.map(|ms| ms + 1), ..Line::default() };
     assert!(!lines.last().unwrap().same_process(&slow));
+}
+
+#[test]
+fn a_line_holds_the_means_since_the_one_before_it() {
+    let (dir, mut begun) = (tempfile::tempdir().unwrap(), vec![Instant::now()]);
+    let mut metrics = Metrics::open(dir.path(), 0, length(8, 8), 2).unwrap();
+    let mut objective = crate::loss::build("barlow", toml::Table::new()).unwrap();
+    let outs = [1, 2, 3, 4].map(|seed| {
+        let (a, b) = crate::loss::tests::pair_of(4, 3, seed);
+        objective.evaluate(&crate::loss::Embeddings::of(&a, &b)).unwrap()
+    });
+    std::thread::sleep(Duration::from_millis(40));
+    let mut least = Vec::new();
+    for (step, out) in (1..).zip(&outs) {
+        metrics.count(100, out);
+        metrics.online(0.25 * step as f64);
+        let before = Instant::now();
+        metrics.step(step, 0, (0.1 * step as f64, 0.01), &Stats::default()).unwrap();
+        if step % 2 == 0 {
+            least.push(200.0 / begun.pop().unwrap().elapsed().as_secs_f64());
+            begun.push(before);
+        }
+    }
+    // No step moved the weights: there is nothing to tell.
+    metrics.step(6, 0, (0.1, 0.01), &Stats::default()).unwrap();
+    let lines = read(dir.path()).unwrap();
+    assert_eq!(lines.len(), 2);
+    let pairs = [[&outs[0], &outs[1]], [&outs[2], &outs[3]]];
+    for ((line, least), [one, two]) in lines.iter().zip(least).zip(pairs) {
+        let mean = |of: fn(&LossOutput) -> f64| Some((of(one) + of(two)) / 2.0);
+        assert_eq!(line.loss, mean(|out| out.loss));
+        assert_eq!(line.invariance, mean(|out| out.invariance));
+        assert_eq!(line.redundancy, mean(|out| out.redundancy));
+        assert_eq!(line.on_diag, mean(|out| out.correlation.unwrap().on_diag_mean));
+        assert_eq!(line.off_diag, mean(|out| out.correlation.unwrap().off_diag_rms.unwrap()));
+        assert!(line.images_per_s.is_some_and(|rate| rate >= least), "{line:?}");
+    }
+    let of = |line: &Line| (line.step, line.epoch, line.online, line.lr_weights, line.lr_biases);
+    assert_eq!(of(&lines[0]), (2, 0.25, Some(0.375), Some(0.2), Some(0.01)));
+    assert_eq!(of(&lines[1]), (4, 0.5, Some(0.875), Some(0.4), Some(0.01)));
 }
 
 #[test]

@@ -57,6 +57,14 @@ mod tests {
     }
 
     #[test]
+    fn a_warm_up_of_a_part_of_an_epoch_ends_at_the_nearest_step() {
+        let steps = |warmup_epochs| {
+            OptimConfig { warmup_epochs, ..Default::default() }.schedule(256, 10, 100).warmup_steps
+        };
+        assert_eq!([0.0, 0.14, 0.26, 1.0, 1.5].map(steps), [0, 1, 3, 10, 15]);
+    }
+
+    #[test]
     fn a_run_shorter_than_its_warm_up_stays_in_it() {
         assert_eq!(warmup_cosine(5, 10, 5, 0.001), 0.5);
         assert_eq!(warmup_cosine(10, 10, 10, 0.001), 1.0);
