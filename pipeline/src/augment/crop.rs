@@ -129,3 +129,32 @@ impl Resize {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_no_crop_fits_it_is_the_largest_central_one_within_the_ratios() {
+        let whole_area = RandomResizedCrop {
+            size: Size::Square(8),
+            scale: [1.0, 1.0],
+            ratio: [3.0 / 4.0, 4.0 / 3.0],
+            interpolation: Interpolation::Bilinear,
+        };
+        for (width, height, expected) in [
+            (400, 100, Crop { top: 0, left: 133, height: 100, width: 133 }),
+            (100, 400, Crop { top: 133, left: 0, height: 133, width: 100 }),
+            (1, 5, Crop { top: 2, left: 0, height: 1, width: 1 }),
+            (9, 1, Crop { top: 0, left: 4, height: 1, width: 1 }),
+        ] {
+            for sample in 0..5 {
+                let mut rng = Rng::keyed(1, 0, sample, 0);
+                assert_eq!(whole_area.draw(&mut rng, width, height), expected);
+            }
+        }
+        let larger = RandomResizedCrop { scale: [2.0, 2.0], ..whole_area };
+        let drawn = larger.draw(&mut Rng::keyed(1, 0, 0, 0), 50, 60);
+        assert_eq!(drawn, Crop::whole(50, 60));
+    }
+}
