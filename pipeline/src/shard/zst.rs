@@ -271,6 +271,41 @@ mod tests {
     }
 
     #[test]
+    fn checksums_in_a_table_are_those_of_the_frames() {
+        let frames = [vec![7u8; 100], vec![9u8; 50]];
+        let packed = frames.each_ref().map(|frame| zstd::bulk::compress(frame, 1).unwrap());
+        let read = |sums: [u32; 2], frame: usize| {
+            let mut file = packed.concat();
+            file.extend(SKIPPABLE_MAGIC.to_le_bytes());
+            file.extend(((2 * 12 + FOOTER) as u32).to_le_bytes());
+            for ((packed, frame), sum) in packed.iter().zip(&frames).zip(sums) {
+                for word in [packed.len() as u32, frame.len() as u32, sum] {
+                    file.extend(word.to_le_bytes());
+                }
+            }
+            file.extend(2u32.to_le_bytes());
+            file.push(0x80);
+            file.extend(SEEK_MAGIC.to_le_bytes());
+            let path = Path::new("x");
+            let table = SeekTable::parse(&file, path, &Limits::default()).unwrap().unwrap();
+            assert_eq!((table.len(), table.length()), (2, 150));
+            let mut context = zstd::bulk::Decompressor::new().unwrap();
+            let mut out = Vec::new();
+            let done = table.decompress(&file, 0, path, frame..frame + 1, &mut context, &mut out);
+            done.map(|()| out)
+        };
+        let [one, two] = frames.each_ref().map(|frame| xxh64(frame, 0) as u32);
+        for (number, frame) in frames.iter().enumerate() {
+            assert_eq!(read([one, two], number).unwrap(), *frame);
+        }
+        assert_eq!(read([one, two ^ 1], 0).unwrap(), frames[0]);
+        for sums in [[one, two ^ 1], [two, one]] {
+            let error = read(sums, 1).unwrap_err().to_string();
+            assert!(error.contains("does not match its checksum"), "{error}");
+        }
+    }
+
+    #[test]
     fn a_frame_that_is_too_large_is_not_decompressed_and_others_are() {
         let frames = [100usize, 200, 50].map(|size| vec![7u8; size]);
         let packed: Vec<_> =
