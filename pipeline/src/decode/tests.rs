@@ -59,6 +59,10 @@ fn four_components_of_whatever_transform_but_none_are_ycck() {
     }
     bytes[transform] = 0;
     assert!(decode(Format::Jpeg, &bytes).unwrap() != expected);
+    // Cut short it is none, though the decoder would fill it up.
+    for end in [bytes.len() - 1, bytes.len() * 3 / 4] {
+        assert!(decode(Format::Jpeg, &bytes[..end]).is_err(), "cut at {end}");
+    }
 }
 
 #[test]
