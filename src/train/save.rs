@@ -268,3 +268,64 @@ pub(super) fn restore(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(pairs: &[&str]) -> RunConfig {
+        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
+        RunConfig::load(None, &pairs).unwrap()
+    }
+
+    #[test]
+    fn what_would_change_batches_or_steps_is_named_and_the_rest_may_change() {
+        let other =
+            |order: &str, pair: &str| other_course(&config(&[order]), &config(&[order, pair]));
+        let (global, window) = ("data.shuffle=global", "data.shuffle=window");
+        for (order, pair) in [
+            (global, "method=infonce"),
+            (global, "optim.optimizer=sgd"),
+            (global, "train.batch_size=64"),
+            (global, "train.seed=3"),
+            (global, "data.shuffle=none"),
+            (window, "data.window_shards=3"),
+            (window, "data.window_samples=9"),
+        ] {
+            let (key, value) = pair.split_once('=').unwrap();
+            let (was, is) = other(order, pair).expect(pair);
+            assert!(was.starts_with(&format!("{key} = ")) && is == value, "{was} {is}");
+        }
+        for pair in [
+            "train.epochs=7",
+            "optim.lr_weights=0.5",
+            "loss.lambda=0.1",
+            "data.threads=3",
+            "data.on_bad=stop",
+            "data.window_shards=3",
+        ] {
+            assert_eq!(other(global, pair), None, "{pair}");
+        }
+    }
+
+    #[test]
+    fn what_would_change_tensors_is_named_and_how_they_begin_may_change() {
+        let plain = config(&[]);
+        let other = |pair: &str| other_network(&plain, &config(&[pair]));
+        let flipped = |key: &str, value: bool| format!("model.{key}={}", !value);
+        for pair in [
+            "model.arch=resnet18",
+            "model.width=32",
+            "model.stem=cifar",
+            "model.projector='64-64'",
+            &flipped("projector_batch_norm", plain.model.projector_batch_norm),
+            &flipped("projector_output_norm", plain.model.projector_output_norm),
+        ] {
+            let key = pair.split('=').next().unwrap();
+            let (was, _) = other(pair).expect(pair);
+            assert!(was.starts_with(&format!("{key} = ")), "{pair}: {was}");
+        }
+        assert_eq!(other(&flipped("zero_init", plain.model.zero_init)), None);
+        assert_eq!(other("train.epochs=7"), None);
+    }
+}
