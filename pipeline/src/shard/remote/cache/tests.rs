@@ -38,6 +38,38 @@ fn the_entries_used_longest_ago_make_room() {
 }
 
 #[test]
+fn nothing_goes_where_what_may_go_is_too_little() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+    let old = entry(&cache, &named("old"), 30, 500);
+    let used = entry(&cache, &named("used"), 60, 0);
+    assert!(cache.begin(&named("gentle"), 60, true).unwrap().is_none());
+    assert!(old.exists() && used.exists());
+    assert!(cache.begin(&named("gentle"), 40, true).unwrap().is_some());
+    assert!(!old.exists() && used.exists());
+}
+
+#[test]
+fn a_part_that_lacks_bytes_becomes_no_entry() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
+    let mut part = cache.begin(&named("a"), 40, false).unwrap().unwrap();
+    part.write(&[7; 39]).unwrap();
+    let error = part.finish().unwrap_err().to_string();
+    assert!(error.contains("1 bytes are missing"), "{error}");
+    assert!(cache.find(&named("a"), None).is_none());
+    let mut part = cache.begin(&named("a"), 40, false).unwrap().unwrap();
+    assert!(part.write(&[7; 41]).is_err(), "more than there is room for");
+}
+
+#[test]
+fn a_name_keeps_letters_digits_and_a_few_marks() {
+    assert!(named("Tr_1-x.tar").ends_with("-Tr_1-x.tar"));
+    let name = named("a$b\u{e9}:c.tar");
+    assert!(name.ends_with("-a_b__c.tar"), "{name}");
+}
+
+#[test]
 fn indexes_make_room_after_all_shards() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(folder.path(), 100, PATIENCE).unwrap();
