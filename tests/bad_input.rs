@@ -139,6 +139,9 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
         &["config", "--set", "eval.temperature=inf"],
         &["config", "--explain", "nokey"],
         &["linear", run, "--labels", "2"],
+    let good = dir.path().join("good.toml");
+    std::fs::write(&good, "title = \"x\"\nseeds = [0]\n[[cells]]\nname = \"a\"\n").unwrap();
+    let good = good.to_str().unwrap();
         &["linear", run, "--lr", "nan"],
         &["linear", run, "--finetune", "--batch-size", "1"],
         &["linear", run, "--out", "network.pth"],
@@ -156,6 +159,11 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
     let output = bt_stream().args(["knn", run]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
 }
+        &["bench", "step", "--batch", "9223372036854775807"],
+        &["bench", "step", "--warmup", "18446744073709551615"],
+        &["bench", "step", "--steps", "0"],
+        &["study", good, "--first-step", "9223372036854775807"],
+        &["inspect", "shards", "--sheet", "sheet.png", "--side", "0"],
 
 #[test]
 fn more_damage_than_may_be_is_a_failure_of_the_data() {

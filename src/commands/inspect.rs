@@ -48,9 +48,12 @@ impl InspectArgs {
         if path.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("png")) {
             bail!(Misconfigured(format!("{}: the name must end in .png", path.display())));
         }
-        if self.samples == 0 || !(16..=1024).contains(&self.side) {
-            let text = "the sheet needs at least one sample and pictures of 16 to 1024 pixels";
-            bail!(Misconfigured(text.into()));
+        if self.samples == 0 {
+            bail!(Misconfigured("--samples must be at least 1, got 0".into()));
+        }
+        if !(16..=1024).contains(&self.side) {
+            let text = format!("--side must lie between 16 and 1024 pixels, got {}", self.side);
+            bail!(Misconfigured(text));
         }
         Ok(())
     }

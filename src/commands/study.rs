@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use serde_json::json;
 
 use super::count;
-use crate::config::Misconfigured;
+use crate::config::{Misconfigured, check_batch};
 use crate::print::one_line;
 use crate::study::{Options, Study, first_step, result_of, run as run_study};
 
@@ -62,9 +62,7 @@ pub fn run(args: StudyArgs) -> Result<()> {
         return Ok(());
     }
     if let Some(batch) = args.first_step {
-        if batch < 2 {
-            bail!(Misconfigured("--first-step wants a batch of at least 2".into()));
-        }
+        check_batch("--first-step", batch).map_err(|error| Misconfigured(error.to_string()))?;
         return first_steps(&study, &rows, batch, args.json);
     }
     let stop = crate::signals::Stop::on_signals()?;

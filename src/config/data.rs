@@ -76,6 +76,7 @@ impl DataConfig {
     /// bounds for.
     pub(super) fn check(&self) -> Result<()> {
         at_most("`data.threads`", self.threads, super::MOST_THREADS)?;
+        at_least("`data.budget_mb`", self.budget_mb, 1)?;
         at_most("`data.budget_mb`", self.budget_mb, MOST_MB)?;
         at_least("`data.max_megapixels`", self.max_megapixels, 1)?;
         share("`data.max_bad`", self.max_bad)?;
@@ -84,8 +85,9 @@ impl DataConfig {
             at_least("`data.window_samples`", self.window_samples, 1)?;
         }
         at_least("`data.network_timeout_s`", self.network_timeout_s, 1)?;
-        if !(10..=31).contains(&self.limits.zstd_window_log) {
-            bail!("`data.limits.zstd_window_log` is from 10 to 31");
+        let log = self.limits.zstd_window_log;
+        if !(10..=31).contains(&log) {
+            bail!("`data.limits.zstd_window_log` must lie between 10 and 31, got {log}");
         }
         if parse_bytes(&self.cache_size).is_none() {
             let size = &self.cache_size;

@@ -26,6 +26,22 @@ fn an_unknown_option_of_the_objective_is_an_error() {
 }
 
 #[test]
+fn what_is_allocated_at_once_has_a_bound() {
+    for (pairs, words) in [
+        (&["train.batch_size=1048577"][..], "train.batch_size` is at most 1048576, got 1048577"),
+        (&["loss.predictor=4294967296"], "`loss.predictor` is at most 65536, got 4294967296"),
+        (&["method=byol", "loss.predictor_hidden=65537"], "`loss.predictor_hidden` is at most"),
+        (&["method=simsiam", "loss.predictor_hidden=0"], "`loss.predictor_hidden` must be at"),
+        (&["method=moco", "loss.queue=16777217"], "`loss.queue` is at most 16777216, got 16777217"),
+        (&["data.budget_mb=0"], "`data.budget_mb` must be at least 1, got 0"),
+        (&["data.limits.zstd_window_log=40"], "between 10 and 31, got 40"),
+    ] {
+        let message = error_of(pairs);
+        assert!(message.contains(words), "{message}");
+    }
+}
+
+#[test]
 fn only_lars_has_two_rates_by_default() {
     let rates = |overrides: &[&str]| {
         let overrides: Vec<String> = overrides.iter().map(|s| s.to_string()).collect();

@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 use crate::checks::{at_least, at_most};
 use crate::nn::Precision;
 
+/// Source images of a step at most, more than any network was trained with: what is made of a batch
+/// is allocated at once.
+const MOST_BATCH: usize = 1 << 20;
+
 /// `[train]`
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -47,6 +51,12 @@ pub struct TrainConfig {
     pub on_nan: OnNan,
     /// Steps between two diagnoses of the embeddings (collapse, information); 0 for none.
     pub diagnose_every: u64,
+}
+
+/// Checks the source images of a step; C needs at least two.
+pub(crate) fn check_batch(key: &str, images: usize) -> Result<()> {
+    at_least(key, images, 2)?;
+    at_most(key, images, MOST_BATCH)
 }
 
 /// What to do when a loss or a gradient is not finite.
@@ -96,8 +106,7 @@ impl TrainConfig {
     /// Checks each value by itself, and the device beside the precision.
     pub(super) fn check(&self) -> Result<()> {
         at_least("`train.epochs`", self.epochs, 1)?;
-        // C needs a batch.
-        at_least("`train.batch_size`", self.batch_size, 2)?;
+        check_batch("`train.batch_size`", self.batch_size)?;
         at_least("`train.log_every`", self.log_every, 1)?;
         at_most("`train.threads`", self.threads, super::MOST_THREADS)?;
         self.named_device().map(|_| ())

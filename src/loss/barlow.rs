@@ -28,7 +28,7 @@ use super::normalize::Norm;
 use super::twins::Twins;
 use super::{
     CorrelationStats, DeviceObjective, Embeddings, LossOutput, Needs, Objective, PredictorShape,
-    Registration, described, not_negative, parse, positive,
+    Registration, described, hidden_width, not_negative, parse, positive,
 };
 use crate::nn::cuda::Backend;
 use crate::nn::cuda::kernels::loss as kernels;
@@ -134,7 +134,8 @@ impl BarlowConfig {
         not_negative("lambda", self.lambda)?;
         positive("scale", self.scale)?;
         not_negative("eps", self.eps)?;
-        positive("temperature", self.temperature)
+        positive("temperature", self.temperature)?;
+        if self.predictor > 0 { hidden_width("predictor", self.predictor) } else { Ok(()) }
     }
 
     /// Weights of the two terms, `(invariance, redundancy)`.

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cosine::{predictions, symmetric_cosine};
 use super::{
-    Embeddings, LossOutput, Momentum, Needs, Objective, PredictorShape, Registration, at_least_one,
-    described, parse, share,
+    Embeddings, LossOutput, Momentum, Needs, Objective, PredictorShape, Registration, described,
+    hidden_width, parse, share,
 };
 
 /// `method = "byol"`.
@@ -26,7 +26,7 @@ pub const REGISTRATION: Registration = Registration {
         let config: ByolConfig = parse(options)?;
         share("momentum", config.momentum)?;
         share("final_momentum", config.final_momentum)?;
-        at_least_one("predictor_hidden", config.predictor_hidden)?;
+        hidden_width("predictor_hidden", config.predictor_hidden)?;
         Ok(Box::new(Byol { config }))
     },
 };

@@ -25,7 +25,7 @@ use super::exp::shifted_exps;
 use super::matmul::{Mat, matmul, matmul_into};
 use super::normalize::{Norm, Normalized};
 use super::{
-    Embeddings, LossOutput, Momentum, Needs, Objective, Registration, at_least_one, described,
+    Embeddings, LossOutput, Momentum, Needs, Objective, Registration, at_least, at_most, described,
     parse, positive, share,
 };
 use crate::nn::storage;
@@ -40,7 +40,8 @@ pub const REGISTRATION: Registration = Registration {
         positive("temperature", config.temperature)?;
         share("momentum", config.momentum)?;
         if let Some(queue) = config.queue {
-            at_least_one("queue", queue)?;
+            at_least("`loss.queue`", queue, 1)?;
+            at_most("`loss.queue`", queue, MOST_KEYS)?;
         }
         Ok(Box::new(Moco { config, queue: None }))
     },
@@ -75,6 +76,9 @@ impl MocoConfig {
         self.queue.unwrap_or_else(|| (NUMBERS / dim.max(1)).clamp(1, 4096))
     }
 }
+
+/// Keys of a queue at most: more than ImageNet-21k has images.
+const MOST_KEYS: usize = 1 << 24;
 
 /// Names in checkpoints.
 const KEYS: &str = "queue.keys";

@@ -26,7 +26,7 @@ use schemars::{JsonSchema, schema_for};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::checks::{not_negative, positive, share};
+use crate::checks::{at_least, at_most, not_negative, positive, share};
 use crate::nn::Engine;
 use crate::nn::cuda::Backend;
 
@@ -353,9 +353,11 @@ fn idle_predictor(predictor: bool) -> Vec<(&'static str, &'static str)> {
     if predictor { Vec::new() } else { vec![width] }
 }
 
-/// Checks that `value` is at least 1.
-fn at_least_one(name: &str, value: usize) -> anyhow::Result<()> {
-    crate::checks::at_least(name, value, 1)
+/// Checks the width of a predictor's hidden layer, which is no wider than a network's.
+fn hidden_width(name: &str, value: usize) -> anyhow::Result<()> {
+    let key = format!("`loss.{name}`");
+    at_least(&key, value, 1)?;
+    at_most(&key, value, crate::model::MOST_WIDTH)
 }
 
 #[cfg(test)]

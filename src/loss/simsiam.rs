@@ -14,8 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::cosine::{predictions, symmetric_cosine};
 use super::{
-    Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration, at_least_one,
-    described, parse,
+    Embeddings, LossOutput, Needs, Objective, PredictorShape, Registration, described,
+    hidden_width, parse,
 };
 
 /// `method = "simsiam"`.
@@ -25,7 +25,7 @@ pub const REGISTRATION: Registration = Registration {
     described: described::<SimSiamConfig>,
     build: |options| {
         let config: SimSiamConfig = parse(options)?;
-        at_least_one("predictor_hidden", config.predictor_hidden)?;
+        hidden_width("predictor_hidden", config.predictor_hidden)?;
         Ok(Box::new(SimSiam { config }))
     },
 };

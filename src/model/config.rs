@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Features and dimensions of a network at most.
-const MOST_WIDTH: usize = 1 << 16;
+pub(crate) const MOST_WIDTH: usize = 1 << 16;
 
 /// The backbone, torchvision's layout ("v1.5": a bottleneck strides in its 3x3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

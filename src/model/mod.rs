@@ -12,6 +12,7 @@ mod state;
 mod tests;
 mod twin_net;
 
+pub(crate) use config::MOST_WIDTH;
 pub use config::{Arch, ModelConfig, ProjectorWidths, Stem};
 pub use graph::{Graph, Node, Op, Value};
 pub use predictor::Predictor;

@@ -4,8 +4,9 @@ use anyhow::{Result, bail, ensure};
 use candle_core::Device;
 use clap::Args;
 
+use crate::checks::{at_least, at_most};
 use crate::commands::{ConfigSource, train::set_threads};
-use crate::config::{Misconfigured, RunConfig};
+use crate::config::{Misconfigured, RunConfig, check_batch};
 use crate::device::device;
 use crate::learner::{Learner, StepHooks, warm_up};
 use crate::nn::Engine;
@@ -37,12 +38,18 @@ pub(super) struct StepArgs {
     json: bool,
 }
 
-/// Whether there is something to measure.
-pub(super) fn check(batch: usize, steps: usize) -> Result<()> {
-    if batch < 2 || steps == 0 {
-        bail!(Misconfigured("a batch of at least 2 and at least 1 step".into()));
-    }
-    Ok(())
+/// Steps of a kind at most; no run has as many.
+const MOST_STEPS: usize = 1_000_000_000;
+
+/// Whether there is something to measure, and an end of it.
+pub(super) fn check(batch: (&str, usize), warmup: usize, steps: usize) -> Result<()> {
+    let check = || {
+        check_batch(batch.0, batch.1)?;
+        at_least("--steps", steps, 1)?;
+        at_most("--steps", steps, MOST_STEPS)?;
+        at_most("--warmup", warmup, MOST_STEPS)
+    };
+    check().map_err(|error| Misconfigured(error.to_string()).into())
 }
 
 /// Median wall and CPU milliseconds of each part, a line for each method.
@@ -54,7 +61,7 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     set_threads(configured.train.threads)?;
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
-    check(batch, args.steps)?;
+    check(("--batch", batch), args.warmup.unwrap_or(0), args.steps)?;
     let device = device(&configured.train)?;
     if args.profile && device.is_cpu() {
         let text = "--profile wants a CUDA device; on the CPU `perf record` knows more";

@@ -39,7 +39,7 @@ pub(super) fn train(args: TrainArgs) -> Result<()> {
     set_threads(config.train.threads)?;
     let set = Arc::new(ShardSet::open(&args.shards, &config.open_options())?);
     let batch = config.train.batch_size.min(set.len());
-    step::check(batch, args.steps)?;
+    step::check(("train.batch_size", batch), args.warmup, args.steps)?;
     let device = device(&config.train)?;
     let intake = Intake::new(&device, &config.views.views()?, config.augment.device)?;
     let settings = intake.adapt(LoaderConfig { batch_size: batch, ..config.loader()? });
