@@ -173,6 +173,7 @@ impl Study {
             bail!(Misconfigured(format!("the name {} is not UTF-8", dir.display())));
         }
         check_seeds(&file.seeds)?;
+        check_own(&file)?;
         file.base = base_with_extends(&file, beside)?;
         let overrides =
             overrides.iter().map(|pair| config::leaves(pair)).collect::<Result<Vec<_>>>()?;
@@ -227,6 +228,36 @@ fn check_seeds(seeds: &[u64]) -> Result<()> {
     seeds.sort_unstable();
     ensure!(seeds.windows(2).all(|two| two[0] != two[1]), "`seeds` names one twice");
     Ok(())
+}
+
+/// Keys that a study sets in each of its cells.
+const OWN: [&str; 2] = ["train.seed", "train.dir"];
+
+/// Refuses a `key` that is one of them.
+fn check_not_own(key: &str) -> Result<()> {
+    ensure!(
+        !OWN.contains(&key),
+        "a study sets `{key}` itself: its file has the seeds, --dir the folder"
+    );
+    Ok(())
+}
+
+/// Refuses rows that would differ in what the study sets itself, and so not at all. What the file
+/// extends is a run's configuration and may have both.
+fn check_own(file: &StudyFile) -> Result<()> {
+    let said = |table: &toml::Table| OWN.into_iter().find(|key| has(table, key));
+    let check = |table: &toml::Table| said(table).map_or(Ok(()), check_not_own);
+    check(&file.base).context("base")?;
+    for (key, values) in &file.grid {
+        for value in values.as_array().into_iter().flatten() {
+            let mut table = toml::Table::new();
+            config::put(&mut table, key, value.clone())?;
+            check(&table).context("grid")?;
+        }
+    }
+    file.cells
+        .iter()
+        .try_for_each(|cell| check(&cell.config).with_context(|| format!("cell `{}`", cell.name)))
 }
 
 /// The file's `base`, over the configuration that it extends if there is one.
@@ -300,10 +331,7 @@ impl Common<'_> {
 /// Whether every cell can have what `overrides` say.
 fn check_overrides(file: &StudyFile, overrides: &[(String, toml::Value)]) -> Result<()> {
     for (key, _) in overrides {
-        ensure!(
-            !["train.seed", "train.dir"].contains(&key.as_str()),
-            "a study sets `{key}` itself: its file has the seeds, --dir the folder"
-        );
+        check_not_own(key)?;
         let within =
             |section: &str| key.strip_prefix(section).is_some_and(|rest| rest.starts_with('.'));
         let in_grid = file.grid.keys().any(|one| one == key || within(one));

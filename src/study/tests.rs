@@ -145,6 +145,15 @@ fn what_is_wrong_is_told_with_the_cells_name() {
         let refused = Study::parse(&text, Path::new("."), Path::new("out"), &[key.to_owned()]);
         assert!(refused.unwrap_err().to_string().contains("itself"), "{key}");
     }
+    for rest in [
+        "[base]\ntrain.seed = 3\n[[cells]]\nname = 'a'",
+        "[grid]\n'train.seed' = [1, 2]",
+        "[grid]\ntrain = [{ dir = 'x' }]",
+        "[[cells]]\nname = 'a'\nconfig.train.dir = 'x'",
+    ] {
+        let text = error(&format!("{head}{rest}"));
+        assert!(text.contains("a study sets `train."), "{text}");
+    }
     let grid = format!("{head}[grid]\n'loss.lambda' = [0.1, 0.2]");
     let listed = format!("{head}{cell}\nconfig.loss.lambda = 0.1");
     for text in [grid, listed] {
