@@ -7,16 +7,13 @@
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
-use rayon::prelude::*;
 
 use super::Learner;
+use super::teacher::PREFIX;
 use crate::nn::cuda::Backend;
 use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{BatchNorm, Param, storage};
 use crate::optim::Table;
-
-/// Elements that one thread looks at.
-const CHUNK: usize = 1 << 16;
 
 /// The running statistics of every BatchNorm layer, and what they were before a step, where the
 /// network is.
@@ -101,7 +98,7 @@ impl Learner {
         if let Some(backend) = self.net.engine().shared_backend() {
             return self.bad_gradient_there(&*backend);
         }
-        first_bad(self.params(), |param| &param.grad)
+        first_bad(self.params().into_iter().map(|param| (param.name.clone(), param.grad.clone())))
     }
 
     /// [`Learner::bad_gradient`] on a device.
@@ -117,12 +114,26 @@ impl Learner {
         Ok(self.params().get(number).map(|param| param.name.clone()))
     }
 
-    /// The first parameter whose value is not finite.
+    /// The first tensor that is not finite of all that [`Learner::state`] and the network's state
+    /// hold: parameters, running statistics, the teacher's, the objective's. Reads each once, so
+    /// it is for saving, not for each step.
     ///
     /// # Errors
     /// When a value cannot be read.
-    pub fn bad_weight(&mut self) -> Result<Option<String>> {
-        first_bad(self.params(), |param| &param.value)
+    pub fn bad_value(&mut self) -> Result<Option<String>> {
+        let mut all = values(self.net.params());
+        all.extend(statistics(self.net.norms_mut()));
+        if let Some(predictor) = &mut self.predictor {
+            all.extend(values(predictor.params()));
+            all.extend(statistics(predictor.norms_mut()));
+        }
+        if let Some(teacher) = &mut self.teacher {
+            let mut its = values(teacher.net().params());
+            its.extend(statistics(teacher.net().norms_mut()));
+            all.extend(its.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
+        }
+        all.extend(self.objective.state());
+        first_bad(all)
     }
 }
 
@@ -138,37 +149,29 @@ impl Statistics {
     }
 }
 
-fn first_bad(params: Vec<&mut Param>, of: fn(&Param) -> &Tensor) -> Result<Option<String>> {
-    for param in params {
-        let values = storage::host(of(param))?;
-        if storage::read(&values)?.par_chunks(CHUNK).any(has_not_finite) {
-            return Ok(Some(param.name.clone()));
+/// Names and values of parameters.
+fn values(params: Vec<&mut Param>) -> Vec<(String, Tensor)> {
+    params.into_iter().map(|param| (param.name.clone(), param.value.clone())).collect()
+}
+
+/// Names and values of running statistics.
+fn statistics(norms: Vec<&mut BatchNorm>) -> Vec<(String, Tensor)> {
+    let of = |norm: &mut BatchNorm| {
+        let name = |part: &str| format!("{}.{part}", norm.name());
+        [
+            (name("running_mean"), norm.running_mean.clone()),
+            (name("running_var"), norm.running_var.clone()),
+        ]
+    };
+    norms.into_iter().flat_map(of).collect()
+}
+
+/// The name of the first tensor that is not finite.
+fn first_bad(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Option<String>> {
+    for (name, tensor) in tensors {
+        if !storage::is_finite(&tensor)? {
+            return Ok(Some(name));
         }
     }
     Ok(None)
-}
-
-/// Whether an exponent is all ones: infinity or NaN. Without a branch in the loop,
-/// so that it becomes vector code.
-fn has_not_finite(values: &[f32]) -> bool {
-    const EXPONENT: u32 = 0x7F80_0000;
-    values.iter().fold(false, |found, value| found | (value.to_bits() & EXPONENT == EXPONENT))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn infinity_and_nan_are_found_and_nothing_else() {
-        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
-            for at in [0, 7, 99] {
-                let mut values = [1.5f32; 100];
-                assert!(!has_not_finite(&values));
-                values[at] = bad;
-                assert!(has_not_finite(&values), "{bad} at {at}");
-            }
-        }
-        assert!(!has_not_finite(&[f32::MAX, f32::MIN, f32::MIN_POSITIVE, 0.0, -0.0, 1e-45]));
-    }
 }

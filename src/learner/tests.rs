@@ -237,12 +237,30 @@ fn a_step_with_numbers_that_are_not_finite_is_taken_back_bit_for_bit() {
         assert_ne!(before, all(&mut learner), "{method}: the statistics have moved");
         learner.take_back().unwrap();
         assert_eq!(before, all(&mut learner), "{method}");
-        assert_eq!(learner.bad_weight().unwrap(), None);
+        assert_eq!(learner.bad_value().unwrap(), None);
         gradients(&mut learner, 2);
         assert_eq!(learner.bad_gradient().unwrap(), None);
         let last = learner.params().pop().unwrap();
         storage::with_mut(&last.grad, |grad| grad[0] = f32::INFINITY).unwrap();
         let name = last.name.clone();
         assert_eq!(learner.bad_gradient().unwrap(), Some(name));
+    }
+}
+
+#[test]
+fn whatever_is_saved_and_not_finite_is_named() {
+    let mut learner = learner("moco", toml! { queue = 20 });
+    step(&mut learner, &mut *adam(), 0);
+    assert_eq!(learner.bad_value().unwrap(), None);
+    let names = ["backbone.bn1.running_var", "teacher.backbone.conv1.weight", "queue.keys"];
+    let tensors = [
+        learner.net().norms_mut()[0].running_var.clone(),
+        learner.teacher.as_mut().unwrap().net().params()[0].value.clone(),
+        learner.objective.state().pop().unwrap().1,
+    ];
+    for (name, tensor) in names.iter().zip(&tensors) {
+        storage::with_mut(tensor, |values| values[0] += f32::INFINITY).unwrap();
+        assert_eq!(learner.bad_value().unwrap().as_deref(), Some(*name));
+        storage::with_mut(tensor, |values| values[0] = 0.5).unwrap();
     }
 }

@@ -12,6 +12,8 @@ use candle_core::{
     CpuStorage, DType, Device, InplaceOp1, Layout, Result, Shape, Storage, StorageRef, Tensor, bail,
 };
 
+use rayon::prelude::*;
+
 use super::cuda::Span;
 use super::engine::Engine;
 
@@ -265,9 +267,45 @@ impl InplaceOp1 for Address {
     }
 }
 
+/// Whether every element is a number: neither infinite nor NaN. Whole numbers are. Reads all, on
+/// all threads.
+///
+/// # Errors
+/// What the device says.
+pub fn is_finite(tensor: &Tensor) -> Result<bool> {
+    if tensor.dtype().is_int() {
+        return Ok(true);
+    }
+    let values = host(tensor)?;
+    Ok(!read(&values)?.par_chunks(CHUNK).any(has_not_finite))
+}
+
+/// Elements that one thread looks at in [`is_finite`].
+const CHUNK: usize = 1 << 16;
+
+/// Whether an exponent is all ones: infinity or NaN. Without a branch in the loop,
+/// so that it becomes vector code.
+fn has_not_finite(values: &[f32]) -> bool {
+    const EXPONENT: u32 = 0x7F80_0000;
+    values.iter().fold(false, |found, value| found | (value.to_bits() & EXPONENT == EXPONENT))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn infinity_and_nan_are_found_and_nothing_else() {
+        for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for at in [0, 7, 99] {
+                let mut values = [1.5f32; 100];
+                assert!(!has_not_finite(&values));
+                values[at] = bad;
+                assert!(has_not_finite(&values), "{bad} at {at}");
+            }
+        }
+        assert!(!has_not_finite(&[f32::MAX, f32::MIN, f32::MIN_POSITIVE, 0.0, -0.0, 1e-45]));
+    }
 
     #[test]
     fn writes_are_seen_through_clones_and_are_line_aligned() -> Result<()> {

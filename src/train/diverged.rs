@@ -90,7 +90,7 @@ impl Run {
         self.metrics.record_batch(&line);
         if config.train.on_nan == OnNan::Stop || self.progress.rewinds == MOST_REWINDS {
             // A step so large that it left no number behind is not worth a file.
-            let before = match self.learner.bad_weight()? {
+            let before = match self.learner.bad_value()? {
                 None => match self.save_aside(config) {
                     Ok(path) => Some(path),
                     // What ended the run is told, not that the disk is full beside it.
@@ -110,12 +110,12 @@ impl Run {
         self.metrics.step(self.progress.step, batch.bad, rates, stats)
     }
 
-    /// Weights that no loss has seen yet.
+    /// What no loss has seen yet.
     ///
     /// # Errors
-    /// [`Diverged`] where the last step has ruined them: they take no good checkpoint's place.
-    pub(super) fn check_weights(&mut self, config: &RunConfig) -> Result<()> {
-        match self.learner.bad_weight()? {
+    /// [`Diverged`] where the last step has ruined it: it takes no good checkpoint's place.
+    pub(super) fn check_values(&mut self, config: &RunConfig) -> Result<()> {
+        match self.learner.bad_value()? {
             None => Ok(()),
             Some(name) => {
                 let cause = format!("{name} is not finite");

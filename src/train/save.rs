@@ -78,12 +78,12 @@ impl Run {
     /// Saves what is not saved yet.
     ///
     /// # Errors
-    /// When it cannot be written, whatever `checkpoint.on_error` says; weights that are not finite.
+    /// When it cannot be written, whatever `checkpoint.on_error` says; values that are not finite.
     pub(super) fn save(&mut self, config: &RunConfig, stop: &Stop) -> Result<()> {
         if self.progress.saved == Some(self.progress.step) {
             return Ok(());
         }
-        self.check_weights(config)?;
+        self.check_values(config)?;
         if stop.interrupted().is_some() {
             // Of a large network on a slow disk it takes longer than a step may.
             self.metrics.say("saving a checkpoint; a second signal gives it up");
