@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{tiny_run, tiny_shards};
+use common::{bt_stream, tiny_run, tiny_shards};
 
 /// Runs with a learning rate that ruins the weights in the first step.
 fn ruined(shards: &Path, dir: &Path, policies: &[&str]) -> (String, Vec<serde_json::Value>) {
@@ -35,6 +35,12 @@ fn a_loss_that_is_not_finite_ends_the_run_and_names_the_batch() {
     assert!(said.contains("aside-0000000001"), "{said}");
     assert_eq!(bt_stream::checkpoint::find(&aside).unwrap().state.step, 1);
     assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().is_empty());
+    // Its weights are finite and its features are not, which nobody is given.
+    let out = folder.path().join("features.npy");
+    let output = bt_stream().arg("embed").args([&aside, &shards, &out]).output().unwrap();
+    let refused = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(1) && refused.contains("is not finite"), "{refused}");
+    assert!(!out.exists());
     // There is nothing to go on from, and what is there is not run over.
     assert!(said.contains("there is no checkpoint yet"), "{said}");
     let again = tiny_run(&shards, &dir).output().unwrap();

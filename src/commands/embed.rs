@@ -40,7 +40,7 @@ pub struct EmbedArgs {
 /// Runs the command.
 ///
 /// # Errors
-/// What cannot be read or written.
+/// What cannot be read or written; features that are not finite.
 pub fn run(args: EmbedArgs) -> Result<()> {
     let extension = args.out.extension().and_then(|e| e.to_str()).unwrap_or_default().to_owned();
     if !["safetensors", "npy"].contains(&extension.as_str()) {
@@ -57,6 +57,7 @@ pub fn run(args: EmbedArgs) -> Result<()> {
     let count = |n| bar.set_position(n as u64);
     let rows = features(&mut net, &set, config.eval_loader()?, &device, count)?;
     bar.finish_and_clear();
+    rows.check_finite(&args.shards)?;
     let mut files = vec![args.out.clone()];
     if extension == "npy" {
         files.push(write_npy(&rows, &args.out)?);

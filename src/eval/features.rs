@@ -167,6 +167,14 @@ impl Features {
         if unlabelled > 0 {
             bail!("{unlabelled} of {} samples of {what} have no label", self.len());
         }
+        self.check_finite(what)
+    }
+
+    /// Checks that every value is finite; `what` names the set in the answer.
+    ///
+    /// # Errors
+    /// [`NotFinite`], with the first that is not.
+    pub fn check_finite(&self, what: &str) -> Result<()> {
         if let Some(bad) = self.values.iter().position(|v| !v.is_finite()) {
             let sample = self.samples[bad / self.dim];
             bail!(NotFinite { sample, what: what.to_owned(), value: self.values[bad] });
@@ -209,6 +217,7 @@ mod tests {
         assert!(text(&none).contains("1 of 1 samples of the test set have no label"));
         let nan = Features::from_parts(1, vec![0.0, f32::NAN], vec![0, 1]).unwrap();
         assert!(text(&nan).contains("sample 1 of the test set is not finite"));
+        assert!(nan.check_finite("the test set").unwrap_err().is::<NotFinite>());
         assert!(Features::from_parts(2, vec![0.0; 3], vec![0, 1]).is_err());
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use bt_pipeline::augment::{Interpolation, ViewConfig};
 use candle_core::Tensor;
 use serde_json::json;
@@ -15,6 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Misconfigured, RunConfig};
 use crate::files::write_atomically;
 use crate::model::{ModelConfig, Stem, TwinNet};
+use crate::nn::storage;
 
 pub mod card;
 pub mod import;
@@ -50,8 +51,8 @@ impl Format {
     /// Writes `checkpoint`'s backbone to `out`, and its card; returns the files written.
     ///
     /// # Errors
-    /// A checkpoint that cannot be read, a network that the format has no name for, a name that is
-    /// the card's, a disk that cannot be written.
+    /// A checkpoint that cannot be read or is not finite, a network that the format has no name
+    /// for, a name that is the card's, a disk that cannot be written.
     pub fn export(self, checkpoint: &Checkpoint, out: &Path) -> Result<Vec<PathBuf>> {
         let card = match self {
             Self::Torchvision | Self::Onnx => out.with_extension("json"),
@@ -64,6 +65,13 @@ impl Format {
             )));
         }
         let mut net = checkpoint.network(&candle_core::Device::Cpu)?;
+        for (name, tensor) in net.backbone_state_dict()? {
+            ensure!(
+                storage::is_finite(&tensor)?,
+                "{}: {name} is not finite: the network is ruined, take an earlier checkpoint",
+                checkpoint.path.display()
+            );
+        }
         let config = &checkpoint.state.config;
         match self {
             Self::Torchvision => export_safetensors(&mut net, out)?,

@@ -6,7 +6,7 @@ use prost::Message;
 
 use super::onnx::proto::{AttributeProto, GraphProto, ModelProto, NodeProto};
 use super::*;
-use crate::checkpoint::State;
+use crate::checkpoint::{self, State, Tensors};
 use crate::learner::Learner;
 use crate::model::Arch;
 
@@ -243,6 +243,21 @@ fn the_card_does_not_take_the_weights_place() {
         let error = format.export(&checkpoint, Path::new("weights.json")).unwrap_err();
         assert!(error.is::<Misconfigured>() && error.to_string().contains("the card"), "{error}");
     }
+}
+
+#[test]
+fn a_ruined_network_is_not_exported() {
+    let config = RunConfig { model: model(Arch::ResNet18, Stem::Cifar, 2), ..RunConfig::default() };
+    let mut net = trained(&config.model);
+    storage::with_mut(&net.params()[0].value, |values| values[3] = f32::NAN).unwrap();
+    let tensors = Tensors { weights: net.state_dict().unwrap(), ..Tensors::default() };
+    let dir = tempfile::tempdir().unwrap();
+    let state = State::new(1, Position::default(), 8, &config);
+    checkpoint::save(dir.path(), state, tensors, 1).unwrap();
+    let found = checkpoint::find(dir.path()).unwrap();
+    let out = dir.path().join("backbone.safetensors");
+    let error = Format::Torchvision.export(&found, &out).unwrap_err().to_string();
+    assert!(error.contains("conv1.weight is not finite") && !out.exists(), "{error}");
 }
 
 #[test]
