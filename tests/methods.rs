@@ -116,4 +116,16 @@ fn an_online_probe_is_logged_and_changes_no_weight() {
     // A fresh probe says class 0 of everything, which here a quarter is; that it learns is its unit
     // test's claim.
     assert!(online.len() == 24 && online[0] == 0.25, "{online:?}");
+
+    // One that was ruined is not saved, and none takes its place when the run goes on.
+    let dir = folder.path().join("ruined");
+    let mut config = config("barlow", &shards, &dir);
+    config.eval.online_lr = 1e38;
+    for epochs in [1, 2] {
+        config.train.epochs = epochs;
+        train(&config, epochs > 1, &Stop::default()).unwrap();
+        assert!(newest(&dir).iter().all(|(name, _)| name != "probe.safetensors"));
+    }
+    let lines = bt_stream::metrics::read(&dir).unwrap();
+    assert!(lines.last().unwrap().online.is_none());
 }

@@ -42,6 +42,10 @@ pub struct State {
     /// earlier versions.
     #[serde(default)]
     pub tally: Tally,
+    /// The online probe was given up: a run that goes on from here has none. Absent in checkpoints
+    /// of earlier versions.
+    #[serde(default)]
+    pub probe_given_up: bool,
     /// Name -> length and checksum of the other files.
     pub(super) files: BTreeMap<String, FileSum>,
     /// 64-bit XXH3 of `state.json` with zeros in the place of these 16 digits. Absent in
@@ -78,6 +82,7 @@ impl State {
             rewinds: 0,
             config: config.clone(),
             tally: Tally::default(),
+            probe_given_up: false,
             files: BTreeMap::new(),
             checksum: "0".repeat(DIGITS),
         }

@@ -6,8 +6,10 @@ use candle_core::Tensor;
 
 use super::run::Run;
 use crate::config::RunConfig;
+use crate::eval::OnlineProbe;
 use crate::loss::Embeddings;
 use crate::loss::diagnostics::Diagnostics;
+use crate::nn::storage;
 use crate::picture::correlation::{MOST_ROWS, correlation_image};
 use crate::picture::{Correlation, sheet, views};
 
@@ -23,12 +25,27 @@ impl Run {
         match probe.step(&features, &batch.labels) {
             Ok(accuracy) => accuracy.into_iter().for_each(|share| self.metrics.online(share)),
             // It stands beside the training and does not end it.
-            Err(error) => {
-                self.metrics.say(&format!("warning: no online probe from here on: {error}"));
-                self.probe = None;
+            Err(error) => self.give_up_probe(&error.to_string()),
+        }
+        Ok(())
+    }
+
+    /// Gives up an online probe that the last step has ruined, which the next one would notice.
+    pub(super) fn check_probe(&mut self) -> Result<()> {
+        let state = self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default();
+        for (name, tensor) in state {
+            if !storage::is_finite(&tensor)? {
+                self.give_up_probe(&format!("{name} is not finite; lower eval.online_lr"));
+                break;
             }
         }
         Ok(())
+    }
+
+    fn give_up_probe(&mut self, why: &str) {
+        self.metrics.say(&format!("warning: no online probe from here on: {why}"));
+        self.probe = None;
+        self.probe_given_up = true;
     }
 
     /// What the step's embeddings tell, when it is time to ask.

@@ -88,6 +88,7 @@ fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Check
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     // What another process is about to save would be later than what is found here.
     let lock = lock(dir)?;
+            probe_given_up: found.is_some_and(|found| found.state.probe_given_up),
     let found = from.checkpoint(dir)?;
     checkpoint::clean(dir)?;
     files::clean(dir).with_context(|| dir.display().to_string())?;
@@ -111,7 +112,10 @@ fn build_or_restore(
 ) -> Result<Trained> {
     let mut learner = Learner::new(config, device)?;
     let mut optimizer = config.optim.for_run(config.train.batch_size)?;
-    let mut probe = online_probe(config, &mut learner, loader.set())?;
+    let mut probe = match found {
+        Some(found) if found.state.probe_given_up => None,
+        _ => online_probe(config, &mut learner, loader.set())?,
+    };
     match found {
         Some(found) => {
             check_unchanged(found, config, loader, fingerprint)?;

@@ -29,6 +29,8 @@ pub(super) struct Run {
     pub(super) metrics: Metrics,
     pub(super) progress: Progress,
     pub(super) probe: Option<OnlineProbe>,
+    /// The probe was ruined, here or before the run was resumed: none takes its place.
+    pub(super) probe_given_up: bool,
     pub(super) embeddings: String,
     /// Figures for Prometheus, and who hands them out.
     pub(super) board: Option<Arc<Board>>,

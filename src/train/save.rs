@@ -112,11 +112,13 @@ impl Run {
     }
 
     fn whole_state(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
+        self.check_probe()?;
         let samples = self.loader.set().len() as u64;
         let mut state = State::new(self.progress.step, self.progress.position, samples, config);
         state.fingerprint.clone_from(&self.fingerprint);
         (state.cuts, state.rewinds) = (cuts(self.loader.set()), self.progress.rewinds);
         state.tally.clone_from(self.metrics.tally());
+        state.probe_given_up = self.probe_given_up;
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
             optimizer: self.optimizer.state(),

@@ -44,6 +44,12 @@ pub(super) fn warnings(
     all.extend(config.idle()?.into_iter().map(|said| format!("warning: {said}")));
     let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
     if warmup >= epochs as f64 {
+    if config.eval.online_probe && found.is_some_and(|found| found.probe_given_up) {
+        all.push(
+            "warning: no online probe: it was given up in an earlier step, see eval.online_lr"
+                .into(),
+        );
+    }
         all.push(format!(
             "warning: the learning rate never reaches its maximum: warm-up lasts the whole run (optim.warmup_epochs = {warmup}, \
              train.epochs = {epochs})"
