@@ -128,6 +128,14 @@ fn imax_without_a_ridge_wants_more_samples_than_dimensions() {
         assert!(error.contains(&format!("{batch} samples in 6 dimensions is singular")), "{error}");
     }
     assert!(evaluate(7, 0).unwrap().loss.is_finite());
+    // With a ridge nothing is singular but what has diverged.
+    let mut objective = build("imax", toml! { ridge = 0.001 }).unwrap();
+    let huge = |z: &Tensor| z.affine(1e15, 0.0).unwrap();
+    let losses = (0..10).map(|seed| {
+        let (z_a, z_b) = pair_of(3, 6, seed);
+        objective.evaluate(&Embeddings::of(&huge(&z_a), &huge(&z_b))).unwrap().loss
+    });
+    assert!(losses.collect::<Vec<_>>().iter().any(|loss| loss.is_nan()));
 }
 
 #[test]
