@@ -12,8 +12,8 @@ use crate::config::RunConfig;
 /// Values that an optimizer step keeps for each parameter: value, gradient, and one or two moments.
 const PER_PARAMETER: u64 = 4;
 
-/// Keys and sections that decide a run's result.
-const DECIDE: [&str; 9] = [
+/// Keys and sections that decide a run's result, the online probe's among it.
+const DECIDE: [&str; 12] = [
     "method",
     "views",
     "model",
@@ -21,8 +21,11 @@ const DECIDE: [&str; 9] = [
     "optim",
     "data.exif",
     "data.max_megapixels",
+    "data.limits",
     "train.epochs",
     "train.precision",
+    "eval.online_probe",
+    "eval.online_lr",
 ];
 
 /// What a person should know of `config` before a run begins with it, or goes on with it from
@@ -41,15 +44,15 @@ pub(super) fn warnings(
         Some(found) => all.extend(other_settings(&found.config, config)?),
         None => {}
     }
-    all.extend(config.idle()?.into_iter().map(|said| format!("warning: {said}")));
-    let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
-    if warmup >= epochs as f64 {
     if config.eval.online_probe && found.is_some_and(|found| found.probe_given_up) {
         all.push(
             "warning: no online probe: it was given up in an earlier step, see eval.online_lr"
                 .into(),
         );
     }
+    all.extend(config.idle()?.into_iter().map(|said| format!("warning: {said}")));
+    let (warmup, epochs) = (config.optim.warmup_epochs, config.train.epochs);
+    if warmup >= epochs as f64 {
         all.push(format!(
             "warning: the learning rate never reaches its maximum: warm-up lasts the whole run (optim.warmup_epochs = {warmup}, \
              train.epochs = {epochs})"
@@ -170,11 +173,17 @@ mod tests {
         assert!(changed(&was, &is).unwrap().is_empty());
         is.loss.insert("lambda".into(), 1.0.into());
         is.optim.lr_weights = 0.5;
+        is.data.limits.member_bytes = 9;
+        is.eval.online_lr = 0.5;
         // Where it runs changes nothing.
         is.train.dir = "elsewhere".into();
         is.data.threads = 3;
-        let expected = ["loss.lambda the default -> 1.0", "optim.lr_weights 0.2 -> 0.5"];
-        assert_eq!(changed(&was, &is).unwrap(), expected);
+        let found = changed(&was, &is).unwrap();
+        let keys: Vec<&str> = found.iter().map(|said| said.split(' ').next().unwrap()).collect();
+        let expected =
+            ["data.limits.member_bytes", "eval.online_lr", "loss.lambda", "optim.lr_weights"];
+        assert_eq!(keys, expected);
+        assert_eq!(found[2..], ["loss.lambda the default -> 1.0", "optim.lr_weights 0.2 -> 0.5"]);
     }
 
     #[test]
