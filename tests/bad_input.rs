@@ -62,6 +62,14 @@ fn an_empty_shard_set() {
     let empty = write_tar(&dir.path().join("empty"), 0, |_, _| unreachable!());
     let line = complaint(&mut tiny_run(&empty, &dir.path().join("run")));
     says(&line, &["no samples"]);
+    // A run that is refused for what is found after its folder was taken leaves none.
+    let run = dir.path().join("refused");
+    let shards = tiny_shards(dir.path());
+    says(&complaint(tiny_run(&shards, &run).args(["--init", "/nope"])), &["/nope"]);
+    assert!(!run.exists());
+    std::fs::create_dir(&run).unwrap();
+    says(&complaint(tiny_run(&shards, &run).args(["--init", "/nope"])), &["/nope"]);
+    assert!(run.exists());
 }
 
 #[test]

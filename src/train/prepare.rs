@@ -43,10 +43,27 @@ impl Run {
     ) -> Result<Self> {
         let device = device(&config.train)?;
         let (intake, loader) = intake_and_loader(config, from, &device, outputs)?;
+        let fresh = !config.train.dir.exists();
+        let prepared = Self::in_folder(config, from, outputs, &device, intake, loader);
+        if fresh && prepared.is_err() {
+            leave(&config.train.dir);
+        }
+        prepared
+    }
+
+    /// The part of [`Run::prepare`] that takes the run's folder.
+    fn in_folder(
+        config: &RunConfig,
+        from: &ResumeFrom,
+        outputs: &RunOutputs,
+        device: &Device,
+        intake: Intake,
+        loader: Loader,
+    ) -> Result<Self> {
         let (lock, found) = claim_run_folder(&config.train.dir, from)?;
         let fingerprint = fingerprint(loader.set());
         let Trained { mut learner, optimizer, probe } =
-            build_or_restore(config, found.as_ref(), &loader, &fingerprint, &device)?;
+            build_or_restore(config, found.as_ref(), &loader, &fingerprint, device)?;
         let progress = found.as_ref().map(Progress::after).unwrap_or_default();
         let steps_per_epoch = loader.batches_per_epoch();
         let steps = steps_per_epoch.saturating_mul(config.train.epochs);
@@ -93,6 +110,16 @@ fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Check
     checkpoint::clean(dir)?;
     files::clean(dir).with_context(|| dir.display().to_string())?;
     Ok((lock, found))
+}
+
+/// Removes the folder of a run that is refused, which it was made for, if nothing is in it yet.
+fn leave(dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    if entries.flatten().all(|entry| entry.file_name() == LOCK_FILE) {
+        // The refusal is told; that something is left behind beside it is not.
+        let _ = std::fs::remove_file(dir.join(LOCK_FILE));
+        let _ = std::fs::remove_dir(dir);
+    }
 }
 
 /// What a step moves.
