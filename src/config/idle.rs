@@ -43,7 +43,17 @@ impl RunConfig {
         let window = "data.shuffle is not `window`".to_owned();
         let cpu = self.train.named_device().is_ok_and(|named| named == Named::Cpu);
         let on_cpu = "train.device is `cpu`".to_owned();
+        let layers = self.model.projector.0.len();
+        let still = optimizer == sgd && self.optim.momentum == 0.0;
+        let no_decay = optimizer != lars && self.optim.weight_decay == 0.0;
         let rules = [
+            (
+                layers < 2,
+                "model.projector_batch_norm",
+                "model.projector has one layer, and none between".into(),
+            ),
+            (still, "optim.nesterov", "optim.momentum is 0".into()),
+            (no_decay, "optim.decay_biases", "optim.weight_decay is 0".into()),
             (belongs_to(&[lars]), "optim.eta", name.clone()),
             (belongs_to(&[lars]), "optim.clip_lr", name.clone()),
             (belongs_to(&[lars, sgd]), "optim.momentum", name.clone()),
@@ -85,6 +95,16 @@ mod tests {
         assert!(idle(&[]).is_empty() && idle(&["optim.eta=0.002", "loss.lambda=0.1"]).is_empty());
         let said = idle(&["optim.optimizer=adamw", "optim.eta=0.002", "optim.momentum=0.9"]);
         assert_eq!(said, ["optim.eta does nothing here: optim.optimizer is `adamw`"]);
+        let sgd = ["optim.optimizer=sgd", "optim.nesterov=true"];
+        assert!(idle(&sgd).is_empty());
+        let said = idle(&[sgd[0], sgd[1], "optim.momentum=0"]);
+        assert_eq!(said, ["optim.nesterov does nothing here: optim.momentum is 0"]);
+        let said = idle(&[sgd[0], "optim.decay_biases=false", "optim.weight_decay=0"]);
+        assert_eq!(said, ["optim.decay_biases does nothing here: optim.weight_decay is 0"]);
+        let bare = "model.projector_batch_norm=false";
+        assert!(idle(&[bare]).is_empty());
+        let said = idle(&[bare, "model.projector='64'"]);
+        assert!(said[0].starts_with("model.projector_batch_norm does nothing"), "{said:?}");
         assert_eq!(idle(&["data.window_samples=9"]).len(), 1);
         assert_eq!(idle(&["data.window_samples=9", "data.shuffle=window"]).len(), 0);
         let said = idle(&["loss.temperature=0.5"]);
@@ -140,6 +160,14 @@ mod tests {
             said,
             ["views.b.color_jitter.hue does nothing here: color_jitter.p is 0 in view b"]
         );
+        let exact = "views.both.color_jitter.exact_hue=true";
+        assert!(idle(&[exact]).is_empty());
+        for none in ["views.both.color_jitter.hue=0", "views.both.color_jitter.hue=[0, 0]"] {
+            let said = idle(&[exact, none]);
+            let why = "color_jitter.hue is 0 in both views";
+            let key = "views.both.color_jitter.exact_hue";
+            assert_eq!(said, [format!("{key} does nothing here: {why}")]);
+        }
         let full = RunConfig::load(None, &[cifar.to_owned()]).unwrap().in_full().unwrap();
         assert!(full.idle().unwrap().is_empty(), "{:?}", full.idle());
 

@@ -85,7 +85,8 @@ impl ViewsConfig {
         Ok(keys.collect())
     }
 
-    /// Keys that change a transform which no view is ever put through, each with the reason. Those
+    /// Keys that change a transform, or a part of one, which no view is ever put through, each with
+    /// the reason. Those
     /// that the preset has as well are none: a configuration in full names them all.
     pub(super) fn never_drawn(&self) -> Result<Vec<(String, String)>> {
         let (presets, views) = (tables(&self.preset.views())?, tables(&self.views()?)?);
@@ -101,16 +102,20 @@ impl ViewsConfig {
                     "b" => vec![1],
                     _ => (0..2).filter(|&v| value_at(&own[v], transform, key).is_none()).collect(),
                 };
-                let off = |view: &usize| {
-                    let p = value_at(&views[*view], transform, "p");
-                    p.and_then(Value::as_float) == Some(0.0)
+                let none = |view: &usize, key| {
+                    value_at(&views[*view], transform, key).is_some_and(is_zero)
                 };
+                // What makes it so, in all of its views.
+                let causes: &[&str] = if key == "exact_hue" { &["p", "hue"] } else { &["p"] };
+                let cause = causes.iter().find(|cause| its.iter().all(|view| none(view, cause)));
                 let place = match its[..] {
                     [view] => ["view a", "view b"][view],
                     _ => "both views",
                 };
-                if its.iter().all(off) && its.iter().any(|&view| !has(&presets[view])) {
-                    let why = format!("{transform}.p is 0 in {place}");
+                if let Some(cause) = cause
+                    && its.iter().any(|&view| !has(&presets[view]))
+                {
+                    let why = format!("{transform}.{cause} is 0 in {place}");
                     found.push((format!("views.{name}.{transform}.{key}"), why));
                 }
             }
@@ -141,6 +146,14 @@ fn values(table: &Table) -> impl Iterator<Item = (&str, &str, &Value)> {
 
 fn value_at<'a>(table: &'a Table, transform: &str, key: &str) -> Option<&'a Value> {
     table.get(transform)?.get(key)
+}
+
+/// Whether a number, or both of a range, are 0.
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Array(both) => both.iter().all(is_zero),
+        value => value.as_float() == Some(0.0) || value.as_integer() == Some(0),
+    }
 }
 
 /// Takes out of both tables of transforms the values that they share.
