@@ -111,7 +111,7 @@ fn a_batch_larger_than_the_data_set() {
     let shards = tiny_shards(dir.path());
     let mut command = tiny_run(&shards, &dir.path().join("run"));
     let line = complaint(command.args(["--batch-size", "97"]));
-    says(&line, &["97", "96 samples"]);
+    says(&line, &["train.batch_size = 97", "96 samples"]);
 }
 
 #[test]
@@ -123,6 +123,9 @@ fn a_checkpoint_of_another_architecture() {
     let mut command = tiny_run(&shards, &run);
     let line = complaint(command.args(["--resume", "--set", "model.width=16"]));
     says(&line, &["model.width = 8", "not 16", "step-0000000006"]);
+    let mut command = tiny_run(&shards, &run);
+    let line = complaint(command.args(["--resume", "--set", "loss.predictor=8"]));
+    says(&line, &["loss.predictor = 0", "not 8"]);
     // Without --resume a run is never overwritten.
     let line = complaint(&mut tiny_run(&shards, &run));
     says(&line, &["--resume"]);
@@ -136,6 +139,9 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
     let study = dir.path().join("study.toml");
     std::fs::write(&study, "title = \"x\"\nseed = [0]\n").unwrap();
     let study = study.to_str().unwrap();
+    let good = dir.path().join("good.toml");
+    std::fs::write(&good, "title = \"x\"\nseeds = [0]\n[[cells]]\nname = \"a\"\n").unwrap();
+    let good = good.to_str().unwrap();
     let run = run.to_str().unwrap();
     let cases: &[&[&str]] = &[
         &["study", study],
@@ -147,15 +153,17 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
         &["config", "--set", "eval.temperature=inf"],
         &["config", "--explain", "nokey"],
         &["linear", run, "--labels", "2"],
-    let good = dir.path().join("good.toml");
-    std::fs::write(&good, "title = \"x\"\nseeds = [0]\n[[cells]]\nname = \"a\"\n").unwrap();
-    let good = good.to_str().unwrap();
         &["linear", run, "--lr", "nan"],
         &["linear", run, "--finetune", "--batch-size", "1"],
         &["linear", run, "--out", "network.pth"],
         &["linear", run, "--state", "no/such/folder/state"],
         &["probe", run, "--held-out", "2"],
         &["knn", run, "--k", "0"],
+        &["bench", "step", "--batch", "9223372036854775807"],
+        &["bench", "step", "--warmup", "18446744073709551615"],
+        &["bench", "step", "--steps", "0"],
+        &["study", good, "--first-step", "9223372036854775807"],
+        &["inspect", "shards", "--sheet", "sheet.png", "--side", "0"],
         &["embed", run, "shards", "out.txt"],
     ];
     for case in cases {
@@ -167,11 +175,6 @@ fn what_the_command_line_has_wrong_is_exit_code_2() {
     let output = bt_stream().args(["knn", run]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
 }
-        &["bench", "step", "--batch", "9223372036854775807"],
-        &["bench", "step", "--warmup", "18446744073709551615"],
-        &["bench", "step", "--steps", "0"],
-        &["study", good, "--first-step", "9223372036854775807"],
-        &["inspect", "shards", "--sheet", "sheet.png", "--side", "0"],
 
 #[test]
 fn more_damage_than_may_be_is_a_failure_of_the_data() {

@@ -235,7 +235,7 @@ impl RunConfig {
     /// # Errors
     /// As [`RunConfig::check`].
     pub fn in_full(&self) -> Result<Self> {
-        let (loss, views) = (self.objective()?.options(), self.views.in_full()?);
+        let (loss, views) = (self.full_loss()?, self.views.in_full()?);
         Ok(RunConfig { loss, views, ..self.clone() })
     }
 
@@ -245,6 +245,14 @@ impl RunConfig {
     /// None that a configuration made here can have.
     pub fn to_toml(&self) -> Result<String> {
         Ok(toml::to_string_pretty(self)?)
+    /// Every option of the objective that is in effect.
+    ///
+    /// # Errors
+    /// As [`RunConfig::objective`].
+    pub(crate) fn full_loss(&self) -> Result<toml::Table> {
+        Ok(self.objective()?.options_at(self.model.embedding_dim()))
+    }
+
     }
 }
 

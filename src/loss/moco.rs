@@ -151,6 +151,11 @@ impl Objective for Moco {
         super::to_table(&self.config)
     }
 
+    fn options_at(&self, dim: usize) -> toml::Table {
+        let queue = Some(self.config.capacity(dim));
+        super::to_table(&MocoConfig { queue, ..self.config })
+    }
+
     fn needs(&self) -> Needs {
         let momentum = Momentum { base: self.config.momentum, last: self.config.momentum };
         Needs { predictor: None, teacher: Some(momentum) }

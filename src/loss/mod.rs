@@ -71,6 +71,11 @@ pub trait Objective: Send {
     /// The options in effect, defaults included.
     fn options(&self) -> toml::Table;
 
+    /// The same for embeddings of `dim` dimensions, with those that depend on it.
+    fn options_at(&self, _dim: usize) -> toml::Table {
+        self.options()
+    }
+
     /// Options that do nothing, whatever their values, and the other option that makes it so.
     fn idle(&self) -> Vec<(&'static str, &'static str)> {
         Vec::new()

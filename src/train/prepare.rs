@@ -88,6 +88,7 @@ impl Run {
             optimizer,
             progress,
             probe,
+            probe_given_up: found.is_some_and(|found| found.state.probe_given_up),
             embeddings: String::new(),
             board,
             _server: server,
@@ -105,7 +106,6 @@ fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Check
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     // What another process is about to save would be later than what is found here.
     let lock = lock(dir)?;
-            probe_given_up: found.is_some_and(|found| found.state.probe_given_up),
     let found = from.checkpoint(dir)?;
     checkpoint::clean(dir)?;
     files::clean(dir).with_context(|| dir.display().to_string())?;
@@ -299,7 +299,10 @@ fn intake_and_loader(
     let set = open_training_set(config, from)?;
     check_evaluation(config, &set)?;
     let intake = Intake::new(device, &config.views.views()?, config.augment.device)?;
-    let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?))?;
+    let loader = Loader::new(Arc::new(set), intake.adapt(config.loader()?)).with_context(|| {
+        let (batch, budget) = (config.train.batch_size, config.data.budget_mb);
+        format!("train.batch_size = {batch} with data.budget_mb = {budget}")
+    })?;
     let loader = intake.with_memory(loader);
     let loader = match &outputs.trace {
         Some(trace) => loader.traced(trace),

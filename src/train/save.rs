@@ -193,7 +193,7 @@ pub(super) fn check_unchanged(
              another: resume with those shards, or from a checkpoint at the end of an epoch"
         );
     }
-    match other_course(saved, config) {
+    match other_course(saved, config)? {
         None => Ok(()),
         Some((was, is)) => bail!(Misconfigured(format!(
             "{path} was made with {was}, not {is}: resume with that, or begin another run with train.init"
@@ -213,8 +213,8 @@ fn other_network(saved: &RunConfig, config: &RunConfig) -> Option<(String, Strin
 }
 
 /// The same of settings by which a run would take other batches or other steps.
-fn other_course(saved: &RunConfig, config: &RunConfig) -> Option<(String, String)> {
-    let described = |config: &RunConfig| {
+fn other_course(saved: &RunConfig, config: &RunConfig) -> Result<Option<(String, String)>> {
+    let described = |config: &RunConfig| -> Result<Vec<(String, String)>> {
         let RunConfig { method, optim, train, data, .. } = config;
         let window = match data.shuffle {
             ShuffleKind::Window => [data.window_shards, data.window_samples],
@@ -229,9 +229,22 @@ fn other_course(saved: &RunConfig, config: &RunConfig) -> Option<(String, String
             ("data.window_shards", window[0].to_string()),
             ("data.window_samples", window[1].to_string()),
         ];
-        all.map(|(key, value)| (key.to_owned(), value)).to_vec()
+        let mut all = all.map(|(key, value)| (key.to_owned(), value)).to_vec();
+        all.extend(shapes(config)?);
+        Ok(all)
     };
-    different(described(saved), described(config))
+    Ok(different(described(saved)?, described(config)?))
+}
+
+/// The objective's options by which its tensors would not fit.
+fn shapes(config: &RunConfig) -> Result<Vec<(String, String)>> {
+    let (options, idle) = (config.full_loss()?, config.objective()?.idle());
+    let of = |key: &str| match options.get(key) {
+        Some(value) if idle.iter().all(|(idle, _)| *idle != key) => value.to_string(),
+        _ => String::new(),
+    };
+    let keys = ["predictor", "predictor_hidden", "queue"];
+    Ok(keys.map(|key| (format!("loss.{key}"), of(key))).to_vec())
 }
 
 /// The first of the settings that differs.
