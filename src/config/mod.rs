@@ -84,7 +84,8 @@ impl Default for Method {
 }
 
 impl RunConfig {
-    /// Reads `file` (defaults without one) and puts `key=value` pairs on top.
+    /// Reads `file` (defaults without one) and puts `key=value` pairs on top. Where they name
+    /// another method than the file, its `[loss]` is left out.
     ///
     /// # Errors
     /// A file that cannot be read, a key that does not exist (with the nearest
@@ -93,15 +94,13 @@ impl RunConfig {
         Self::with(read(file)?, overrides)
     }
 
-    /// The same with `method`; of a file for another one its `[loss]` is left out.
+    /// The same with `method`, whatever the pairs say.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn load_for(file: Option<&Path>, method: &str, overrides: &[String]) -> Result<Self> {
-        let mut table = read(file)?;
-        drop_other_loss(&mut table, method);
         let named = toml::Value::String(method.to_owned());
-        Self::with(table, &[overrides, &[format!("method={named}")]].concat())
+        Self::with(read(file)?, &[overrides, &[format!("method={named}")]].concat())
     }
 
     /// As [`RunConfig::load`], from the `text` of a file called `name`.
@@ -112,7 +111,14 @@ impl RunConfig {
         Self::with(table_of(text, name)?, overrides)
     }
 
+    /// Puts `overrides` on top. Where they name another method than the table, its `[loss]` is left
+    /// out; they may have one of their own.
     fn with(mut table: toml::Table, overrides: &[String]) -> Result<Self> {
+        let leaves = overrides.iter().map(|pair| leaves(pair)).collect::<Result<Vec<_>>>()?;
+        let method = leaves.iter().flatten().rfind(|(key, _)| key == "method");
+        if let Some(method) = method.and_then(|(_, value)| value.as_str()) {
+            drop_other_loss(&mut table, method);
+        }
         for pair in overrides {
             set(&mut table, pair)?;
         }
@@ -239,12 +245,6 @@ impl RunConfig {
         Ok(RunConfig { loss, views, ..self.clone() })
     }
 
-    /// The configuration as TOML.
-    ///
-    /// # Errors
-    /// None that a configuration made here can have.
-    pub fn to_toml(&self) -> Result<String> {
-        Ok(toml::to_string_pretty(self)?)
     /// Every option of the objective that is in effect.
     ///
     /// # Errors
@@ -253,6 +253,12 @@ impl RunConfig {
         Ok(self.objective()?.options_at(self.model.embedding_dim()))
     }
 
+    /// The configuration as TOML.
+    ///
+    /// # Errors
+    /// None that a configuration made here can have.
+    pub fn to_toml(&self) -> Result<String> {
+        Ok(toml::to_string_pretty(self)?)
     }
 }
 

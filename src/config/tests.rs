@@ -26,6 +26,23 @@ fn an_unknown_option_of_the_objective_is_an_error() {
 }
 
 #[test]
+fn another_method_leaves_the_files_options_and_keeps_ones_own() {
+    let file = "method = 'barlow'\n[loss]\nlambda = 0.1";
+    let of = |pairs: &[&str]| {
+        let pairs: Vec<String> = pairs.iter().map(|pair| pair.to_string()).collect();
+        RunConfig::parse(file, "", &pairs)
+    };
+    assert!(of(&["method=infonce"]).unwrap().loss.is_empty());
+    let own = of(&["loss.temperature=0.3", "method=infonce"]).unwrap().loss;
+    assert_eq!(own.to_string().trim(), "temperature = 0.3");
+    assert!(of(&["method=barlow"]).unwrap().loss.contains_key("lambda"));
+    assert!(of(&["loss.lambda=0.2", "method=infonce"]).is_err());
+    // The queue depends on the embeddings' dimension.
+    let full = of(&["method=moco"]).unwrap().in_full().unwrap();
+    assert_eq!(full.loss["queue"].as_integer(), Some(1024));
+}
+
+#[test]
 fn what_is_allocated_at_once_has_a_bound() {
     for (pairs, words) in [
         (&["train.batch_size=1048577"][..], "train.batch_size` is at most 1048576, got 1048577"),
