@@ -34,16 +34,16 @@ impl Evaluated {
     }
 
     /// Keeps what was measured of the checkpoint after `step` in a run's folder, for its report and
-    /// its card, where it was measured on the run's own shards.
-    ///
-    /// # Errors
-    /// A file that cannot be read or written.
-    pub fn record(&self, step: u64, scores: &[Score]) -> Result<()> {
+    /// its card, where it was measured on the run's own shards. That it cannot be kept is warned
+    /// of: what was asked for is the measurement.
+    pub fn record(&self, step: u64, scores: &[Score]) {
         let own = self.train.is_none() && self.test.is_none();
         if !own || !self.checkpoint.join(checkpoint::FOLDER).is_dir() {
-            return Ok(());
+            return;
         }
-        scores::record(&self.checkpoint, step, scores)
+        if let Err(error) = scores::record(&self.checkpoint, step, scores) {
+            tracing::warn!("{error:#}; reports and cards will not show this evaluation");
+        }
     }
 }
 
@@ -90,10 +90,9 @@ impl Compared {
         }
         // Kept before anything is printed, which may end the process, and printed whether or not it
         // could be kept: a full disk takes no result away.
-        let recorded = match record {
-            true => self.what.record(run.checkpoint.state.step, &scores),
-            false => Ok(()),
-        };
+        if record {
+            self.what.record(run.checkpoint.state.step, &scores);
+        }
         if self.json {
             println!("{}", serde_json::to_string_pretty(&scores)?);
         } else {
@@ -101,6 +100,6 @@ impl Compared {
             println!("{path}: {train} training and {test} test images");
             println!("{}", table(&scores));
         }
-        recorded
+        Ok(())
     }
 }

@@ -143,12 +143,12 @@ impl LinearArgs {
 
     /// Keeps what was measured of the checkpoint after `step` on a run's own shards beside what kNN
     /// and probe found, under names of its own.
-    fn record(&self, step: u64, scores: &[Score]) -> Result<()> {
+    fn record(&self, step: u64, scores: &[Score]) {
         let named = |score: &Score| Score {
             name: format!("{}, {}", score.name, self.protocol()),
             ..score.clone()
         };
-        self.what.record(step, &scores.iter().map(named).collect::<Vec<_>>())
+        self.what.record(step, &scores.iter().map(named).collect::<Vec<_>>());
     }
 }
 
@@ -210,17 +210,17 @@ pub fn run(args: LinearArgs) -> Result<()> {
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
         scores.push(score(untrained, &classifier(untrained, &mut net, ".untrained")?));
     }
-    let recorded = args.record(run.checkpoint.state.step, &scores);
+    args.record(run.checkpoint.state.step, &scores);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&scores)?);
-        return written.and(recorded);
+        return written;
     }
     println!("{} labels, {} test images, {} epochs", train.len(), found.tested, options.epochs);
     println!("{}", table(&scores));
     if let Some(out) = args.out.filter(|_| written.is_ok()) {
         println!("wrote {}", out.display());
     }
-    written.and(recorded)
+    written
 }
 
 #[cfg(test)]

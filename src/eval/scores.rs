@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 
 use super::Accuracy;
@@ -34,16 +34,13 @@ struct Recorded {
 
 /// Puts scores of the checkpoint after `step` into the run's [`SCORES_FILE`]: what was measured of
 /// the same features before is replaced, other scores of that checkpoint stay, those of others
-/// leave.
+/// leave. A file that is torn is replaced, which is warned of.
 ///
 /// # Errors
-/// A file that cannot be read or written.
+/// A file that cannot be written.
 pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
     let path = dir.join(SCORES_FILE);
-    let mut scores: Vec<Recorded> = match std::fs::read(&path) {
-        Ok(json) => serde_json::from_slice(&json).with_context(|| path.display().to_string())?,
-        Err(_) => Vec::new(),
-    };
+    let mut scores: Vec<Recorded> = optional_json(&path).unwrap_or_default();
     scores.retain(|known| known.step == step);
     for score in fresh {
         match scores.iter_mut().find(|known| known.score.name == score.name) {
@@ -84,5 +81,9 @@ mod tests {
         record(dir.path(), 12, &[knn("trained", 0.6)]).unwrap();
         assert_eq!(of_step(dir.path(), 6), []);
         assert_eq!(of_step(dir.path(), 12), [knn("trained", 0.6)]);
+
+        std::fs::write(dir.path().join(SCORES_FILE), "[{\"name\": ").unwrap();
+        record(dir.path(), 12, &[knn("trained", 0.7)]).unwrap();
+        assert_eq!(of_step(dir.path(), 12), [knn("trained", 0.7)]);
     }
 }
