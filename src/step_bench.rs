@@ -3,11 +3,12 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use bt_pipeline::measure::cpu_seconds;
 use candle_core::{Device, Tensor};
 use serde::{Serialize, Serializer};
 
+use crate::config::Misconfigured;
 use crate::intake::images_to;
 use crate::learner::{Learner, StepHooks};
 use crate::nn::Engine;
@@ -151,14 +152,28 @@ impl StepBench {
 /// them.
 ///
 /// # Errors
-/// What the device says.
+/// More than the memory holds; what the device says.
 pub fn random_images(
     engine: &Engine,
     batch: usize,
     (height, width): (usize, usize),
 ) -> Result<Tensor> {
+    check_room(batch, (height, width))?;
     let host = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &Device::Cpu)?;
     Ok(images_to(&host, engine)?)
+}
+
+/// Refuses a batch whose views no memory holds: who asks for it all the same is ended without a
+/// word.
+pub(crate) fn check_room(batch: usize, (height, width): (usize, usize)) -> Result<()> {
+    let values = [2, height, width, 3].into_iter().fold(batch, usize::saturating_mul);
+    if Vec::<f32>::new().try_reserve_exact(values).is_err() {
+        let gb = 4e-9 * values as f64;
+        bail!(Misconfigured(format!(
+            "the views of a batch of {batch} images take {gb:.0} GB, more than the memory has"
+        )));
+    }
+    Ok(())
 }
 
 /// Wall and CPU time of a step's parts, one after the other.
@@ -188,6 +203,14 @@ mod tests {
     use crate::loss;
     use crate::model::{Arch, ModelConfig, ProjectorWidths, Stem};
     use crate::optim::OptimConfig;
+
+    #[test]
+    fn a_batch_that_no_memory_holds_is_refused() {
+        assert!(check_room(2, (8, 8)).is_ok());
+        for batch in [1 << 40, usize::MAX] {
+            assert!(check_room(batch, (224, 224)).unwrap_err().is::<Misconfigured>());
+        }
+    }
 
     #[test]
     fn a_step_is_timed_and_its_arithmetic_counted() -> Result<()> {

@@ -29,6 +29,7 @@ use crate::nn::Engine;
 use crate::print::one_line;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
+use crate::step_bench::check_room;
 use crate::train::{self, Diverged, ResumeFrom, RunOutputs};
 
 /// File in a cell's folder; it is there when the cell is finished.
@@ -408,6 +409,7 @@ pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     let device = device(&config.train)?;
     let view = config.views.views()?.swap_remove(0);
     let (height, width) = view.out_size();
+    check_room(batch, (height, width))?;
     let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);
     let count = 2 * batch * height * width * 3;
     let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
