@@ -99,13 +99,13 @@ struct Queue {
 impl Queue {
     fn new(capacity: usize, dim: usize) -> Result<Self> {
         let mut rng = Rng::keyed(0, u64::MAX, 0, KEYS.len() as u64);
-        let values: Vec<f32> = match capacity.checked_mul(dim) {
-            // The sum of three uniform draws: close enough to a direction without preference.
-            Some(len) => (0..len)
-                .map(|_| (0..3).map(|_| rng.uniform(-1.0, 1.0)).sum::<f64>() as f32)
-                .collect(),
-            None => bail!("moco: a queue of {capacity} keys of {dim} dimensions is too large"),
-        };
+        let (len, mut values) = (capacity.saturating_mul(dim), Vec::<f32>::new());
+        if values.try_reserve_exact(len).is_err() {
+            bail!("moco: a queue of {capacity} keys of {dim} dimensions is too large");
+        }
+        // The sum of three uniform draws: close enough to a direction without preference.
+        let mut draw = || (0..3).map(|_| rng.uniform(-1.0, 1.0)).sum::<f64>() as f32;
+        values.extend((0..len).map(|_| draw()));
         let unit = Normalized::new(&values, dim, Norm::Unit);
         Ok(Queue { keys: Tensor::from_vec(unit.hat, (capacity, dim), &Device::Cpu)?, next: 0 })
     }
@@ -391,6 +391,7 @@ mod tests {
         let (one, other) = (seen(batch, dim, 9), seen(batch, dim, 9));
         let (one, other) = (moco.evaluate(&one).unwrap(), again.evaluate(&other).unwrap());
         assert_eq!(one.loss.to_bits(), other.loss.to_bits());
+        assert!(Queue::new(MOST_KEYS, 1 << 40).is_err());
         let mut narrow = small();
         narrow.config.queue = Some(11);
         assert!(narrow.load_state(&mut moco.state().into_iter().collect()).is_err());
