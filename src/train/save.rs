@@ -295,8 +295,9 @@ mod tests {
 
     #[test]
     fn what_would_change_batches_or_steps_is_named_and_the_rest_may_change() {
-        let other =
-            |order: &str, pair: &str| other_course(&config(&[order]), &config(&[order, pair]));
+        let other = |order: &str, pair: &str| {
+            other_course(&config(&[order]), &config(&[order, pair])).unwrap()
+        };
         let (global, window) = ("data.shuffle=global", "data.shuffle=window");
         for (order, pair) in [
             (global, "method=infonce"),
@@ -306,6 +307,7 @@ mod tests {
             (global, "data.shuffle=none"),
             (window, "data.window_shards=3"),
             (window, "data.window_samples=9"),
+            (global, "loss.predictor=8"),
         ] {
             let (key, value) = pair.split_once('=').unwrap();
             let (was, is) = other(order, pair).expect(pair);
