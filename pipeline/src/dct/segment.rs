@@ -41,6 +41,13 @@ pub(crate) struct Shape {
 }
 
 impl Shape {
+    /// A row of blocks of each class, so many.
+    #[cfg(test)]
+    pub fn of(blocks: [usize; CLASSES]) -> Shape {
+        let part = |class: usize| Part { columns: blocks[class], rows: 1, class };
+        Shape { parts: [part(0), part(1), Part::default()], count: CLASSES }
+    }
+
     /// The parts, by component.
     pub fn parts(&self) -> &[Part] {
         &self.parts[..self.count]

@@ -2,7 +2,8 @@
 //! same for all instruction sets, and a body for each of them.
 //!
 //! `scalar.rs` is the specification; the others give the same blocks, and the
-//! same errors, for any bytes.
+//! same errors, for any bytes. `words.rs` has no instructions of its own, and stands
+//! where there is no vector body.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -11,14 +12,14 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod front;
 mod scalar;
+#[cfg(any(target_arch = "aarch64", test))]
+mod words;
 
 use super::book::{NARROW_LIMIT, Profile};
 use super::error::DctError;
 use super::segment::{MAX_BLOCKS, Shape};
 use crate::jpeg::{Block, ZIGZAG};
-#[cfg(target_arch = "x86_64")]
-use crate::level::Kind;
-use crate::level::Level;
+use crate::level::{Kind, Level};
 
 /// Bytes that must follow a segment: bodies check positions once a block, and
 /// a block's narrow bands take 49 bytes at most, loaded eight at a time.
@@ -144,7 +145,9 @@ pub(crate) fn decode(
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Kind::Avx2 => unsafe { avx2::body(coded, &head, shape, out) },
-        _ => scalar::body(bytes, &head, shape, out),
+        #[cfg(target_arch = "aarch64")]
+        Kind::Neon => words::body(coded, &head, shape, out),
+        Kind::Scalar => scalar::body(bytes, &head, shape, out),
     };
     decoded.ok_or(DctError::Corrupt("segment's length"))?;
     apply_exceptions(bytes, &head, shape.blocks(), out)
@@ -179,4 +182,87 @@ fn apply_exceptions(
 fn mask_of(profile: &Profile) -> u64 {
     let bits = 8 * u32::from(profile.mask_bytes);
     (if bits == 64 { u64::MAX } else { (1 << bits) - 1 }) & !1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::book::CLASSES;
+    use super::super::choose::Outline;
+    use super::super::pack::{Member, pack};
+    use super::*;
+    use crate::rng::Rng;
+
+    /// A block that is zero from the span on, most of its coefficients small.
+    fn random_block(rng: &mut Rng) -> (Block, u8) {
+        let most = [12, 64][usize::from(rng.chance(0.5))];
+        let span = 1 + rng.below(most) as u8;
+        let mut block = Block([0; 64]);
+        for (position, &natural) in ZIGZAG[..usize::from(span)].iter().enumerate() {
+            let most = match position {
+                0..8 => [3, 1023][usize::from(rng.chance(0.1))],
+                _ => [1, 64, 300][[0, 0, 0, 0, 1, 1, 1, 2][rng.below(8) as usize]],
+            };
+            block.0[usize::from(natural)] = rng.below(2 * most + 1) as i16 - most as i16;
+        }
+        (block, span)
+    }
+
+    fn same(found: &Blocks, expected: &Blocks, count: usize) -> bool {
+        let mut blocks = found.blocks.iter().zip(&expected.blocks[..count]);
+        blocks.all(|(found, expected)| found.0 == expected.0)
+            && found.spans[..count] == expected.spans[..count]
+    }
+
+    #[test]
+    fn every_body_equals_scalar_for_whole_and_damaged_segments() {
+        let mut rng = Rng::keyed(6, 0, 0, 0);
+        let (mut expected, mut found) = (Blocks::new(), Blocks::new());
+        let mut decoded = 0;
+        for case in 0..3000 {
+            let shape = Shape::of([1 + rng.below(32) as usize, 1 + rng.below(16) as usize]);
+            let index_bits = [2 + rng.below(11) as u32, 2 + rng.below(11) as u32];
+            let blocks: Vec<_> = (0..shape.blocks()).map(|_| random_block(&mut rng)).collect();
+            let outlines: Vec<_> = blocks.iter().map(|(block, s)| Outline::of(block, *s)).collect();
+            let classes = shape.parts().iter().enumerate();
+            let classes: Vec<_> = classes.flat_map(|(c, part)| vec![c; part.blocks()]).collect();
+            let members = classes.iter().zip(blocks.iter().zip(&outlines));
+            let members: Vec<_> = members
+                .map(|(&class, ((block, _), outline))| Member {
+                    component: class,
+                    class,
+                    block,
+                    outline,
+                })
+                .collect();
+            let mut data = Vec::new();
+            pack(&members, CLASSES, index_bits, &mut data);
+            let mut length = data.len();
+            if case % 2 == 1 {
+                let at = rng.below(length as u64) as usize;
+                data[at] ^= 1 << rng.below(8);
+                length -= usize::from(case % 4 == 3);
+            }
+            data.extend((0..PAD).map(|_| rng.below(256) as u8));
+            let coded = Coded::new(&data, 0, length).unwrap();
+            let Ok(head) = Head::read(coded.bytes(), &shape, index_bits) else { continue };
+            let whole = scalar::body(coded.bytes(), &head, &shape, &mut expected);
+            assert_eq!(words::body(coded, &head, &shape, &mut found), whole, "case {case}");
+            assert!(whole.is_none() || same(&found, &expected, shape.blocks()), "case {case}");
+            let whole = decode(Level::SCALAR, coded, &shape, index_bits, &mut expected);
+            for level in Level::available() {
+                let result = decode(level, coded, &shape, index_bits, &mut found);
+                assert_eq!(result.is_ok(), whole.is_ok(), "case {case}, {level}");
+                assert!(
+                    whole.is_err() || same(&found, &expected, shape.blocks()),
+                    "case {case}, {level}"
+                );
+            }
+            if case % 2 == 0 {
+                let all = expected.blocks.iter().zip(&blocks);
+                assert!(all.clone().all(|(found, (block, _))| found.0 == block.0), "case {case}");
+                decoded += 1;
+            }
+        }
+        assert_eq!(decoded, 1500);
+    }
 }

@@ -32,7 +32,7 @@ impl Bits<'_> {
 
 /// The value that a code stands for: its lowest bit is the sign, the others the
 /// magnitude less one.
-fn value(code: u32) -> i16 {
+pub(super) fn value(code: u32) -> i16 {
     let magnitude = (code >> 1) as i16 + 1;
     if code & 1 == 1 { -magnitude } else { magnitude }
 }
