@@ -218,7 +218,8 @@ fn a_manifest_whose_counts_are_wrong_is_refused_or_found_by_verification() {
     assert_eq!(check(&|_| {}, &pattern), clean);
     // Sums that are wrong in themselves.
     type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
-    let cases: [Case<'_>; 4] = [
+    let cases: [Case<'_>; 5] = [
+        (&|json| json["samples"] = 5.into(), "samples in all"),
         (&|json| json["bytes"] = 1.into(), "bytes in all"),
         (&|json| json["unlabelled"] = 0.into(), "without a label"),
         (&|json| json["classes"][0]["samples"] = 2.into(), "in its classes"),
@@ -257,4 +258,143 @@ fn a_manifest_whose_counts_are_wrong_is_refused_or_found_by_verification() {
     assert_eq!(damage[0].cause, "it can be read in any order, the manifest says it cannot");
     // Of a part of its shards a manifest's sums say nothing.
     assert_eq!(check(&|json| swap(json, 0, 1, 1), &format!("{pattern}/a.tar")), clean);
+}
+
+#[test]
+fn what_cannot_be_counted_contradicts_no_manifest() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = folder.path().join("manifest.json");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    let sample = |key: &str, label: &[u8]| {
+        [plain(&format!("{key}.ppm"), &image), plain(&format!("{key}.cls"), label)].concat()
+    };
+    let (a, b) = (sample("a", b"0"), sample("b", b"1"));
+    let shard = |parts: &[&[u8]]| std::fs::write(folder.path().join("a.tar"), parts.concat());
+    shard(&[&a, &b, &[0; 1024]]).unwrap();
+    let pattern = folder.path().to_string_lossy().into_owned();
+    index_shards(&pattern, Some(&manifest), &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    let verified = || verify(&pattern, &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+    assert_eq!(verified().damage, []);
+    // Cut short, and with a label that is none: a sample that is there all the same.
+    for (parts, samples) in
+        [([&a, &b[..515], &[]], 1), ([&a[..], &sample("b", b"x"), &[0; 1024]], 2)]
+    {
+        shard(&parts).unwrap();
+        let report = verified();
+        assert_eq!(report.samples, samples);
+        assert!(!report.damage.is_empty());
+        assert!(report.damage.iter().all(|it| it.shard.ends_with("a.tar")), "{report:?}");
+    }
+}
+
+#[test]
+fn a_side_index_that_does_not_describe_its_image_is_found_by_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("a.tar");
+    let jpeg = |seed: u32| {
+        let noise =
+            |x, y| image::Rgb([x, y, x ^ y].map(|n: u32| (n.wrapping_mul(seed) >> 3) as u8));
+        let mut bytes = std::io::Cursor::new(Vec::new());
+        let image = image::RgbImage::from_fn(320, 240, noise);
+        image.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+        bytes.into_inner()
+    };
+    let members = [plain("a.jpg", &jpeg(0x9E37_79B1)), plain("b.jpg", &jpeg(0x85EB_CA77))];
+    std::fs::write(&tar, [&members.concat()[..], &[0; 1024]].concat()).unwrap();
+    let index = scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes;
+    std::fs::write(index_path(&tar), &index).unwrap();
+    let set = ShardSet::open(&tar.to_string_lossy(), &OpenOptions::default()).unwrap();
+    assert!((0..2).all(|sample| set.has_side_index(sample).unwrap()));
+    assert_eq!(verified(&tar), []);
+    // The last section holds the side indexes, and the last byte of that is sample b's.
+    let field = |at: usize| u64::from_le_bytes(index[at..at + 8].try_into().unwrap()) as usize;
+    let section = 64 + 3 * 32;
+    let mut damaged = index.clone();
+    damaged[field(section + 8) + field(section + 16) - 1] ^= 1;
+    std::fs::write(index_path(&tar), &damaged).unwrap();
+    let options = OpenOptions::default();
+    let found = verify(&tar.to_string_lossy(), &options, false, 1, &mut |_| {}).unwrap().damage;
+    assert!(found.len() == 1 && found[0].key.as_deref() == Some("b"), "{found:?}");
+    assert!(found[0].cause.contains("side index"), "{found:?}");
+}
+
+#[test]
+fn an_index_that_knows_more_samples_than_there_are_is_found_by_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("a.tar");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    let members = ["a.ppm", "b.ppm", "c.ppm"].map(|name| plain(name, &image));
+    let scanned = |count: usize| {
+        std::fs::write(&tar, [&members[..count].concat()[..], &[0; 1024]].concat()).unwrap();
+        scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes
+    };
+    let (three, two) = (scanned(3), scanned(2));
+    // The shard that it was made for: bytes and fingerprint.
+    std::fs::write(index_path(&tar), changed_index(&three, 16, &two[16..32])).unwrap();
+    let said = verified(&tar);
+    assert!(said.len() == 1 && said[0].1 == "2 samples, the index says 3", "{said:?}");
+}
+
+#[test]
+fn an_index_that_is_damaged_or_another_shards_is_found_by_verification() {
+    let folder = tempfile::tempdir().unwrap();
+    let tar = folder.path().join("a.tar");
+    let scanned = |value: u8| {
+        let image = [&bt_pipeline::shard::raw_header(1, 1)[..], &[value; 3]].concat();
+        std::fs::write(&tar, [plain("a.ppm", &image), vec![0; 1024]].concat()).unwrap();
+        scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes
+    };
+    let (other, own) = (scanned(1), scanned(2));
+    let mut damaged = own.clone();
+    damaged[150] ^= 1;
+    for (index, cause) in [(other, "other content"), (damaged, "checksum")] {
+        std::fs::write(index_path(&tar), index).unwrap();
+        let report =
+            verify(&tar.to_string_lossy(), &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+        assert_eq!((report.indexed, report.samples), (1, 1), "{cause}");
+        assert_eq!(report.damage.len(), 1, "{report:?}");
+        let text = &report.damage[0].cause;
+        assert!(text.contains(cause) && text.contains("shard index"), "{text}");
+    }
+}
+
+#[test]
+fn a_sample_that_cannot_be_read_is_all_that_an_index_is_compared_without() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    // So many that the index still belongs to it: damage between what its fingerprint looks at.
+    let image = [&bt_pipeline::shard::raw_header(20, 20)[..], &[7; 1200]].concat();
+    let sample = |i: u8| {
+        let label = if i == 8 || i == 15 { b'8' } else { b'0' + i % 8 };
+        [plain(&format!("{i:02}.cls"), &[label]), plain(&format!("{i:02}.ppm"), &image)]
+    };
+    let mut tar = (0..18).flat_map(sample).collect::<Vec<_>>().concat();
+    tar.extend([0; 1024]);
+    std::fs::write(&path, &tar).unwrap();
+    index_shards(&path.to_string_lossy(), None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    assert_eq!(verified(&path), []);
+    // Both samples of the largest label, of which one becomes another and one none.
+    for (number, label) in [(8, b'7'), (15, b'x')] {
+        let at = number * 3072 + 512;
+        assert_eq!(tar[at], b'8');
+        tar[at] = label;
+    }
+    std::fs::write(&path, &tar).unwrap();
+    let report =
+        verify(&path.to_string_lossy(), &OpenOptions::default(), false, 1, &mut |_| {}).unwrap();
+    assert_eq!(report.samples, 18);
+    let keys: Vec<_> = report.damage.iter().filter_map(|damage| damage.key.as_deref()).collect();
+    assert_eq!((keys, report.damage.len()), (vec!["08", "15"], 2), "{report:?}");
+}
+
+#[test]
+fn what_is_no_image_is_found_by_verification_that_decodes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    let members = [plain("a.ppm", &image), plain("b.jpg", b"no image"), vec![0; 1024]];
+    std::fs::write(&path, members.concat()).unwrap();
+    let said = verified(&path);
+    assert!(said.len() == 1 && said[0].1.starts_with("not an image"), "{said:?}");
+    assert_eq!(said[0].0, 1536);
 }
