@@ -365,9 +365,19 @@ mod tests {
         assert_eq!(split("a/b.c/000.seg.PNG"), is("a/b.c/000", "seg.png"));
         assert_eq!(split("./000.cls"), is("./000", "cls"));
         assert_eq!(split("end."), is("end", ""));
-        for passed_over in
-            ["README", "dir.d/README", ".hidden", "a/.hidden", "__meta__", "__meta__/x.jpg", ""]
-        {
+        for sample in ["___/x.jpg", "__ab/x.jpg", "ab__/x.jpg", "a/__b__/x.jpg"] {
+            assert_eq!(split(sample), is(&sample[..sample.len() - 4], "jpg"));
+        }
+        for passed_over in [
+            "README",
+            "dir.d/README",
+            ".hidden",
+            "a/.hidden",
+            "__meta__",
+            "__meta__/x.jpg",
+            "____/x.jpg",
+            "",
+        ] {
             assert_eq!(split(passed_over), None, "{passed_over}");
         }
     }

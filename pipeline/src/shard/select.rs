@@ -95,6 +95,9 @@ mod tests {
         assert_eq!(selected(all), (0..9).collect::<Vec<_>>());
         assert_eq!(selected(Selection { per_class: Some(2), ..all }), [0, 1, 3, 4, 8]);
         assert_eq!(selected(Selection { fraction: Some(0.5), ..all }), [0, 1, 2, 3, 8]);
+        assert_eq!(selected(Selection { fraction: Some(0.7), ..all }), [0, 1, 2, 3, 5, 8]);
+        assert_eq!(selected(Selection { fraction: Some(0.01), ..all }), [0, 1, 2, 8], "none is 0");
+        assert_eq!(selected(Selection { fraction: Some(1.0), ..all }), selected(all));
         assert_eq!(selected(Selection { per_class: Some(1), limit: Some(2), ..all }), [0, 1]);
         assert!(selected(Selection { per_class: Some(0), ..all }).is_empty());
         for fraction in [0.0, -1.0, 1.01, f64::NAN] {

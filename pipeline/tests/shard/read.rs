@@ -171,6 +171,9 @@ fn zstd_files_without_a_table_are_read_in_order() {
         let refused = set.read(0, &mut ReadScratch::new()).unwrap_err();
         assert!(matches!(refused, Error::Usage(_)), "{refused}");
     }
+    // One of them in a set keeps all of it from being read in any order.
+    write(folder.path(), "plain.tar", &bytes);
+    assert!(!open(folder.path()).unwrap().seekable());
 }
 
 #[test]
