@@ -231,6 +231,7 @@ mod tests {
             ("a-0000000.tar", false),
             ("a-b-000000.tar", false),
             ("a-00000ü.tar", false),
+            ("a-0000x0.tar", false),
             ("a.manifest.json.old", false),
             ("b.manifest.json", false),
             ("manifest.json", false),

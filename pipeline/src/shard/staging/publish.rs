@@ -329,4 +329,22 @@ mod tests {
             assert_eq!(shown(folder.path()), new_set(), "{k}");
         }
     }
+
+    #[test]
+    fn an_unfinished_set_is_finished_before_another_is_refused_whatever_else_was_left() {
+        let (folder, staging) = waiting(3);
+        let staged = staging.staged.path().to_owned();
+        FAULT.set((2, 1));
+        let publish = Publish { folder: folder.path(), staged: &staged, prefix: "a" };
+        publish.run().unwrap_err();
+        FAULT.set((u32::MAX, 0));
+        staging.staged.keep();
+        // Of a pack that was killed before it had written anything.
+        let other = folder.path().join(".a.xyz.part");
+        std::fs::create_dir(&other).unwrap();
+        std::fs::write(other.join("lock"), b"").unwrap();
+        assert!(matches!(Staging::begin(folder.path(), "a", false), Err(Error::Usage(_))));
+        assert_eq!(shown(folder.path()), new_set());
+        assert!(!staged.exists() && !other.exists());
+    }
 }
