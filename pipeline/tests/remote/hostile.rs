@@ -91,6 +91,35 @@ fn limits_hold_before_memory_is_taken() {
 }
 
 #[test]
+fn a_sample_in_very_many_compressed_bytes_is_refused_before_they_are_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(14);
+    tar.append_data(&mut header, "a.ppm", &b"P6\n1 1 255\nabc"[..]).unwrap();
+    let tar = tar.into_inner().unwrap();
+    let mut bytes = zstd::bulk::compress(&tar, 1).unwrap();
+    // What a decompressor passes over, in the frame as the seek table has it.
+    bytes.extend([0x184D_2A50, 200_000].into_iter().flat_map(u32::to_le_bytes));
+    bytes.resize(bytes.len() + 200_000, 0);
+    let frame = [bytes.len() as u32, tar.len() as u32];
+    let table = [0x184D_2A5E, 8 + 9].into_iter().chain(frame).chain([1]);
+    bytes.extend(table.flat_map(u32::to_le_bytes));
+    bytes.push(0);
+    bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
+    std::fs::write(folder.path().join("a.tar.zst"), bytes).unwrap();
+    let server = Server::of_folder(folder.path());
+    let read = |limits| {
+        let set = open(&server.url("a.tar.zst"), &OpenOptions { limits, ..impatient() }).unwrap();
+        set.read(0, &mut ReadScratch::new()).map(|sample| sample.image.len())
+    };
+    assert_eq!(read(Limits::default()).unwrap(), 14);
+    let small = Limits { member_bytes: 10_000, frame_bytes: 10_000, ..Limits::default() };
+    let error = read(small).unwrap_err().to_string();
+    assert!(error.contains("compressed bytes is over the limit"), "{error}");
+}
+
+#[test]
 fn a_listing_without_end_is_read_up_to_a_limit() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}/folder/", listener.local_addr().unwrap());

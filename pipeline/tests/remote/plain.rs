@@ -111,6 +111,18 @@ fn single_samples_streams_labels_and_unpacking_work_without_a_loader() {
 }
 
 #[test]
+fn a_compressed_shard_without_a_table_is_read_from_its_front_alone() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    let set = open(&server.url("stream/part-000000.tar.zst"), &impatient()).unwrap();
+    assert!(!set.seekable());
+    let error = set.read(0, &mut ReadScratch::new()).unwrap_err();
+    assert!(matches!(error, Error::Usage(_)), "{error}");
+    let (mut stream, mut owned) = (set.stream(0).unwrap(), OwnedSample::default());
+    assert!(stream.next_into(&mut owned).unwrap());
+}
+
+#[test]
 fn a_run_goes_on_at_any_position() {
     let data = Data::new();
     let server = Server::of_folder(data.folder.path());
