@@ -380,8 +380,11 @@ fn options_that_cannot_be_met_are_refused() {
     };
     bad(|o| o.samples_per_shard = Some(0));
     bad(|o| o.bytes_per_shard = Some(0));
-    bad(|o| o.prefix = "a/b".to_owned());
-    bad(|o| o.prefix = String::new());
+    for prefix in ["a/b", "a\\b", "a\0b", ".a", ""] {
+        let options = PackOptions { prefix: prefix.to_owned(), ..PackOptions::default() };
+        let error = packed(&Memory::some(3), folder.path(), &options).unwrap_err();
+        assert!(matches!(error, Error::Usage(_)), "{prefix}: {error}");
+    }
     bad(|o| o.zstd = Some(99));
     bad(|o| o.selection.fraction = Some(2.0));
     bad(|o| o.selection.limit = Some(0));
