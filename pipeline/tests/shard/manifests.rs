@@ -47,8 +47,11 @@ fn a_manifest_lies_with_its_shards_however_the_folder_is_written() {
         assert_eq!(opened(&relative.to_string_lossy()).unwrap().classes(), names);
         std::fs::remove_file(manifest).unwrap();
     }
-    let text = usage(index(relative, &own.path().join("other/manifest.json"), &names));
-    assert!(text.contains("same folder"), "{text}");
+    // Of all shards, and of one alone.
+    for shards in [relative.to_owned(), relative.join("shard-000000.tar")] {
+        let text = usage(index(&shards, &own.path().join("other/manifest.json"), &names));
+        assert!(text.contains("same folder"), "{text}");
+    }
 }
 
 #[test]
