@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSet, index_path, index_shards};
+use bt_pipeline::shard::{Limits, OpenOptions, PackOptions, ShardSet, index_path, index_shards};
 use bt_pipeline::{Error, Result};
 
 use super::memory::{Memory, files, packed};
@@ -168,4 +168,22 @@ fn a_folder_of_images_is_told_apart_from_an_empty_one() {
     std::fs::write(folder.path().join("ant/1.jpg"), "x").unwrap();
     let text = usage(opened(&pattern));
     assert!(text.contains("pack them first with `shard pack`"), "{text}");
+}
+
+#[test]
+fn a_manifest_over_the_limit_is_not_read() {
+    let folder = tempfile::tempdir().unwrap();
+    packed(&Memory::some(10), folder.path(), &PackOptions::default()).unwrap();
+    let manifest = folder.path().join("shard.manifest.json");
+    let bytes = std::fs::metadata(&manifest).unwrap().len();
+    for pattern in [folder.path(), &manifest] {
+        let opened = |index_bytes| {
+            let limits = Limits { index_bytes, ..Limits::default() };
+            let options = OpenOptions { limits, ..OpenOptions::default() };
+            ShardSet::open(&pattern.to_string_lossy(), &options).map(|set| set.len())
+        };
+        assert_eq!(opened(bytes).unwrap(), 10);
+        let error = opened(bytes - 1).unwrap_err().to_string();
+        assert!(error.contains("manifest") && error.contains("over the limit"), "{error}");
+    }
 }

@@ -319,20 +319,27 @@ fn a_side_index_that_does_not_describe_its_image_is_found_by_verification() {
 }
 
 #[test]
-fn an_index_that_knows_more_samples_than_there_are_is_found_by_verification() {
+fn an_index_of_other_samples_than_there_are_is_found_by_verification() {
     let folder = tempfile::tempdir().unwrap();
     let tar = folder.path().join("a.tar");
     let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
-    let members = ["a.ppm", "b.ppm", "c.ppm"].map(|name| plain(name, &image));
-    let scanned = |count: usize| {
-        std::fs::write(&tar, [&members[..count].concat()[..], &[0; 1024]].concat()).unwrap();
+    let scanned = |keys: &[&str]| {
+        let members = keys.iter().map(|key| plain(&format!("{key}.ppm"), &image));
+        std::fs::write(&tar, [members.collect::<Vec<_>>().concat(), vec![0; 1024]].concat())
+            .unwrap();
         scan(&tar, Depth::Full, &Limits::default()).unwrap().bytes
     };
-    let (three, two) = (scanned(3), scanned(2));
-    // The shard that it was made for: bytes and fingerprint.
-    std::fs::write(index_path(&tar), changed_index(&three, 16, &two[16..32])).unwrap();
-    let said = verified(&tar);
-    assert!(said.len() == 1 && said[0].1 == "2 samples, the index says 3", "{said:?}");
+    for (indexed, there, causes) in [
+        (&["a", "b", "c"][..], &["a", "b"][..], &["2 samples, the index says 3"][..]),
+        (&["a", "b"], &["a", "b", "c"], &["not in the index", "3 samples, the index says 2"]),
+        (&["a", "b"], &["a", "c"], &["the index has sample `b` here"]),
+    ] {
+        let (index, own) = (scanned(indexed), scanned(there));
+        // The shard that it was made for: bytes and fingerprint.
+        std::fs::write(index_path(&tar), changed_index(&index, 16, &own[16..32])).unwrap();
+        let said: Vec<_> = verified(&tar).into_iter().map(|(_, cause)| cause).collect();
+        assert_eq!(said, causes);
+    }
 }
 
 #[test]
@@ -388,13 +395,17 @@ fn a_sample_that_cannot_be_read_is_all_that_an_index_is_compared_without() {
 }
 
 #[test]
-fn what_is_no_image_is_found_by_verification_that_decodes_nothing() {
+fn what_is_no_image_is_found_by_those_that_decode_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.tar");
     let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
-    let members = [plain("a.ppm", &image), plain("b.jpg", b"no image"), vec![0; 1024]];
+    let (a, c) = (plain("a.ppm", &image), plain("c.ppm", &image));
+    let members = [a, plain("b.jpg", b"no image"), c, vec![0; 1024]];
     std::fs::write(&path, members.concat()).unwrap();
     let said = verified(&path);
     assert!(said.len() == 1 && said[0].1.starts_with("not an image"), "{said:?}");
     assert_eq!(said[0].0, 1536);
+    let pattern = path.to_string_lossy();
+    let reports = index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
+    assert_eq!((reports[0].samples, reports[0].unreadable), (3, 1));
 }
