@@ -393,3 +393,21 @@ fn options_that_cannot_be_met_are_refused() {
     let error = packed(&large, folder.path(), &PackOptions::default()).unwrap_err();
     assert!(matches!(error, Error::Usage(_)) && error.to_string().contains("d/00001"), "{error}");
 }
+
+#[test]
+fn a_key_that_grows_beyond_its_header_moves_what_follows_it() {
+    for length in 93..98 {
+        let mut source = Memory::some(4);
+        source.samples[..2].iter_mut().for_each(|sample| sample.0 = "k".repeat(length));
+        for zstd in [None, Some(1)] {
+            let folder = tempfile::tempdir().unwrap();
+            let options = PackOptions { zstd, ..PackOptions::default() };
+            packed(&source, folder.path(), &options).unwrap();
+            let pattern = folder.path().to_string_lossy();
+            let options = OpenOptions::default();
+            let report = verify(&pattern, &options, true, 1, &mut |_| {});
+            let report = report.unwrap();
+            assert_eq!((report.samples, report.damage), (4, vec![]), "{length} {zstd:?}");
+        }
+    }
+}
