@@ -580,3 +580,21 @@ fn a_name_that_is_too_long_for_readers_costs_its_sample_alone() {
     assert_eq!((saved.packed.manifest.samples, saved.lost.len()), (4, 1));
     assert_eq!(saved.lost[0].cause, "its name is too long");
 }
+
+#[test]
+fn an_image_with_bytes_missing_or_too_many_is_lost_though_it_can_be_decoded() {
+    let bench = Bench::new();
+    let mut archive = Archive::default();
+    for number in 0..8u8 {
+        archive.add(&format!("{number:02}.cls"), &[b'0' + number % 7], b'0');
+        archive.bytes.extend(raw(number..number + 1, 1).bytes);
+    }
+    let whole = archive.ended();
+    for (missing, more) in [(100, 0), (512, 0), (700, 0), (0, 100), (0, 700)] {
+        let (at, mut damaged) = (header(&whole, "04.ppm") + 600, whole.clone());
+        damaged.splice(at..at + missing, std::iter::repeat_n(0xA5, more));
+        bench.write(&whole, &damaged, false);
+        let (saved, lost, faults) = bench.outcome(true);
+        assert_eq!((saved, lost), (all_but(8, &[4]), vec![4]), "{missing} {more}: {faults:?}");
+    }
+}
