@@ -149,6 +149,12 @@ fn a_set_that_is_half_in_place_is_refused_until_the_next_pack_finishes_it() {
             assert!(text.contains(".shard.abcdef.part: the set `shard` is being put"), "{text}");
         }
     }
+    // From the folder itself, whose name is then empty.
+    for pattern in ["shard-000000.tar", "*.tar", "."] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shard"));
+        let text = err(&command.args(["ls", pattern]).current_dir(&shards).output().unwrap());
+        assert!(text.contains(".shard.abcdef.part: the set `shard` is being put"), "{text}");
+    }
     // Another set in the folder is as good as before.
     ok(&["pack", tree, to, "--prefix", "other"]);
     assert_eq!(ok(&["ls", &path("other.manifest.json")]).lines().count(), 8);
