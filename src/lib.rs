@@ -42,7 +42,6 @@ pub mod exchange;
 pub mod files;
 pub mod intake;
 pub mod learner;
-mod locks;
 pub mod loss;
 pub mod metrics;
 pub mod model;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bt_pipeline::stats::Stats;
+use bt_pipeline::unpoisoned;
 
-use crate::locks::unpoisoned;
 use crate::metrics::Line;
 
 /// What the answering thread shows.

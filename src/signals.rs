@@ -18,11 +18,10 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use bt_pipeline::unpoisoned;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use signal_hook::{flag, low_level};
-
-use crate::locks::unpoisoned;
 
 /// Time that a step has to end by itself.
 const GRACE: Duration = Duration::from_secs(1);

@@ -54,6 +54,7 @@ pub use loader::{Finish, Loader, LoaderConfig, MOST_THREADS, OnBad, Position};
 pub use order::Shuffle;
 pub use run::BatchStream;
 pub use shard::ShardSet;
+pub use sync::unpoisoned;
 
 // The example of the README compiles.
 #[cfg(doctest)]

@@ -86,8 +86,8 @@ impl ViewsConfig {
     }
 
     /// Keys that change a transform, or a part of one, which no view is ever put through, each with
-    /// the reason. Those
-    /// that the preset has as well are none: a configuration in full names them all.
+    /// the reason. Those that the preset has as well are none: a configuration in full names them
+    /// all.
     pub(super) fn never_drawn(&self) -> Result<Vec<(String, String)>> {
         let (presets, views) = (tables(&self.preset.views())?, tables(&self.views()?)?);
         let own = [Table::try_from(self.a)?, Table::try_from(self.b)?];

@@ -7,9 +7,9 @@ use std::path::Path;
 use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
+use bt_pipeline::unpoisoned;
 use candle_core::{Device, Tensor};
 
-use crate::locks::unpoisoned;
 use crate::model::{Arch, ModelConfig, Stem};
 
 /// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.

@@ -1,5 +1,6 @@
 //! What learns: the network, and what its objective wants beside it (a predictor, a momentum
-//! teacher; a queue is the objective's own). The training loop drives it through the parts of a step:
+//! teacher; a queue is the objective's own). The training loop drives it through the parts of a
+//! step:
 //!
 //! ```text
 //! forward   images -> embeddings (-> predictions), the teacher's embeddings

@@ -10,6 +10,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 
+use bt_pipeline::unpoisoned;
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,7 +18,6 @@ use serde::{Deserialize, Serialize};
 use super::cuda::kernels::elementwise;
 use super::cuda::{Backend, Profiler};
 use super::storage;
-use crate::locks::unpoisoned;
 
 /// Element type of activations and of the factors of products. Weights, statistics and sums are f32
 /// either way, and so are gradients of weights, but for convolutions larger than 1 x 1: in bfloat16

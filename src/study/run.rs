@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
+use bt_pipeline::unpoisoned;
 use candle_core::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
@@ -22,7 +23,6 @@ use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
 use crate::intake::images_to;
 use crate::learner::Learner;
-use crate::locks::unpoisoned;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
 use crate::nn::Engine;

@@ -27,9 +27,9 @@ pub(crate) use std::thread::{Builder, JoinHandle};
 
 /// What a lock gave, also after a thread has panicked while it held it.
 ///
-/// Nothing that this crate locks is left half changed by that: it is replaced, inserted or appended
-/// as a whole. The panic itself is told where its thread is joined; a second one here would only
+/// Nothing that these crates lock is left half changed by that: it is replaced, inserted or appended
+/// as a whole, or a handle that stays usable. The panic itself is told where its thread is joined; a second one here would only
 /// hide it.
-pub(crate) fn unpoisoned<T>(locked: std::sync::LockResult<T>) -> T {
+pub fn unpoisoned<T>(locked: std::sync::LockResult<T>) -> T {
     locked.unwrap_or_else(|poisoned| poisoned.into_inner())
 }

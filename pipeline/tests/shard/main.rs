@@ -10,6 +10,7 @@ mod pack;
 mod read;
 mod readable;
 mod salvage;
+mod salvage_known;
 mod sources;
 mod unpack;
 mod verify;

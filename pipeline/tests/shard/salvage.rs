@@ -9,12 +9,12 @@ use bt_pipeline::synth::{self, Spec};
 
 /// One archive, member by member.
 #[derive(Default)]
-struct Archive {
-    bytes: Vec<u8>,
+pub struct Archive {
+    pub bytes: Vec<u8>,
 }
 
 impl Archive {
-    fn add(&mut self, name: &str, data: &[u8], kind: u8) -> &mut Self {
+    pub fn add(&mut self, name: &str, data: &[u8], kind: u8) -> &mut Self {
         let mut header = tar::Header::new_ustar();
         header.set_path(name).unwrap();
         header.set_entry_type(tar::EntryType::new(kind));
@@ -27,7 +27,7 @@ impl Archive {
     }
 
     /// Sample `number` with members in this order: its image under `png`, its label under `cls`.
-    fn sample(&mut self, number: u64, members: &[&str]) -> &mut Self {
+    pub fn sample(&mut self, number: u64, members: &[&str]) -> &mut Self {
         let spec = Spec { images: 100, side: 20, ..Spec::default() };
         for member in members {
             let name = format!("{number:02}.{member}");
@@ -43,7 +43,7 @@ impl Archive {
         self
     }
 
-    fn samples(numbers: std::ops::Range<u64>, members: &[&str]) -> Archive {
+    pub fn samples(numbers: std::ops::Range<u64>, members: &[&str]) -> Archive {
         let mut archive = Archive::default();
         for number in numbers {
             archive.sample(number, members);
@@ -52,36 +52,36 @@ impl Archive {
     }
 
     /// With the end-of-archive marker.
-    fn ended(&self) -> Vec<u8> {
+    pub fn ended(&self) -> Vec<u8> {
         [&self.bytes[..], &[0; 1024]].concat()
     }
 }
 
 /// Where the header of a member begins.
-fn header(bytes: &[u8], name: &str) -> usize {
+pub fn header(bytes: &[u8], name: &str) -> usize {
     let found =
         bytes.windows(name.len() + 1).position(|part| part == [name.as_bytes(), b"\0"].concat());
     found.unwrap_or_else(|| panic!("no member {name}"))
 }
 
-struct Bench {
-    folder: tempfile::TempDir,
-    name: &'static str,
-    limits: Limits,
+pub struct Bench {
+    pub folder: tempfile::TempDir,
+    pub name: &'static str,
+    pub limits: Limits,
 }
 
 impl Bench {
-    fn new() -> Bench {
+    pub fn new() -> Bench {
         let folder = tempfile::tempdir().unwrap();
         Bench { folder, name: "s-000000.tar", limits: Limits::default() }
     }
 
-    fn shard(&self) -> PathBuf {
+    pub fn shard(&self) -> PathBuf {
         self.folder.path().join(self.name)
     }
 
     /// Writes the shard, its index if one is asked for, and then the damaged shard.
-    fn write(&self, whole: &[u8], damaged: &[u8], indexed: bool) {
+    pub fn write(&self, whole: &[u8], damaged: &[u8], indexed: bool) {
         let pattern = self.shard().to_string_lossy().into_owned();
         std::fs::write(self.shard(), whole).unwrap();
         let _ = std::fs::remove_file(index_path(&self.shard()));
@@ -91,7 +91,7 @@ impl Bench {
         std::fs::write(self.shard(), damaged).unwrap();
     }
 
-    fn salvage(&self) -> bt_pipeline::Result<Salvaged> {
+    pub fn salvage(&self) -> bt_pipeline::Result<Salvaged> {
         let out = self.folder.path().join("out");
         let _ = std::fs::remove_dir_all(&out);
         let options = OpenOptions { limits: self.limits, ..OpenOptions::default() };
@@ -100,7 +100,7 @@ impl Bench {
 
     /// The numbers of the samples that are saved and of those that are named as lost. Each that is
     /// saved has its label, and the set is clean.
-    fn outcome(&self, labelled: bool) -> (Vec<u64>, Vec<u64>, Vec<String>) {
+    pub fn outcome(&self, labelled: bool) -> (Vec<u64>, Vec<u64>, Vec<String>) {
         let saved = self.salvage().unwrap();
         let out = self.folder.path().join("out");
         let set = ShardSet::open(&out.to_string_lossy(), &OpenOptions::default()).unwrap();
@@ -124,7 +124,7 @@ impl Bench {
     }
 }
 
-fn all_but(count: u64, lost: &[u64]) -> Vec<u64> {
+pub fn all_but(count: u64, lost: &[u64]) -> Vec<u64> {
     (0..count).filter(|number| !lost.contains(number)).collect()
 }
 
@@ -377,224 +377,4 @@ fn the_set_that_is_saved_goes_where_it_is_told() {
     let saved = bench.salvage().unwrap();
     let expected: &Path = &bench.folder.path().join("out/s.manifest.json");
     assert_eq!((saved.packed.manifest_path.as_path(), saved.lost.len()), (expected, 0));
-}
-
-/// Six samples, compressed: two in the third frame, one in each other, the end with the last. The
-/// frames, and the bytes that each has when it is decompressed.
-fn framed() -> ([Vec<u8>; 5], [u32; 5]) {
-    let members = ["cls", "png"];
-    let end = Archive { bytes: vec![0; 1024] };
-    let parts = [0..1, 1..2, 2..4, 4..5, 5..6].map(|numbers| Archive::samples(numbers, &members));
-    let sizes = parts.each_ref().map(|part| part.bytes.len() as u32);
-    let sizes = [sizes[0], sizes[1], sizes[2], sizes[3], sizes[4] + 1024];
-    let last = [&parts[4].bytes[..], &end.bytes].concat();
-    let [a, b, c, d, _] = parts;
-    let tars = [a.bytes, b.bytes, c.bytes, d.bytes, last];
-    (tars.map(|tar| zstd::bulk::compress(&tar, 1).unwrap()), sizes)
-}
-
-/// Frames and their seek table.
-fn seekable(frames: &[Vec<u8>; 5], sizes: &[u32; 5]) -> Vec<u8> {
-    let mut bytes = frames.concat();
-    let lengths = frames.iter().zip(sizes).flat_map(|(frame, &size)| [frame.len() as u32, size]);
-    let head = [0x184D_2A5E, 5 * 8 + 9];
-    bytes.extend(head.into_iter().chain(lengths).chain([5]).flat_map(u32::to_le_bytes));
-    bytes.push(0);
-    bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
-    bytes
-}
-
-#[test]
-fn a_frame_that_is_damaged_or_too_large_costs_the_samples_in_it_alone() {
-    let mut bench = Bench { name: "s-000000.tar.zst", ..Bench::new() };
-    let (frames, sizes) = framed();
-    let whole = seekable(&frames, &sizes);
-    let mut torn = frames.clone();
-    torn[2].fill(0);
-    let torn = seekable(&torn, &sizes);
-    let large = u64::from(sizes[2]);
-    assert!(sizes.iter().all(|&size| u64::from(size) <= large));
-    for (damaged, frame_bytes, cause) in [
-        (&torn, large, "a zstd frame cannot be decompressed"),
-        (&whole, large - 1, "is over the limit"),
-    ] {
-        bench.limits.frame_bytes = frame_bytes;
-        for indexed in [false, true] {
-            bench.write(&whole, damaged, indexed);
-            let (saved, lost, faults) = bench.outcome(true);
-            let missed = if indexed { vec![2, 3] } else { vec![] };
-            assert_eq!((saved, lost), (all_but(6, &[2, 3]), missed), "{cause}");
-            assert!(faults.len() == 2 && faults[0].contains(cause), "{faults:?}");
-            // What follows stands where it stood.
-            let lost = bench.salvage().unwrap().lost;
-            let behind: u32 = sizes[..3].iter().sum();
-            assert!(lost.iter().any(|it| it.offset == u64::from(behind)), "{lost:?}");
-        }
-    }
-    bench.limits = Limits::default();
-    bench.write(&whole, &whole, false);
-    assert_eq!(bench.outcome(true), (all_but(6, &[]), vec![], vec![]));
-}
-
-#[test]
-fn frames_are_expanded_as_far_as_the_limit_and_what_is_beyond_is_told() {
-    let mut bench = Bench { name: "s-000000.tar.zst", ..Bench::new() };
-    let (frames, sizes) = framed();
-    let whole = seekable(&frames, &sizes);
-    bench.write(&whole, &whole, false);
-    let all: u32 = sizes.iter().sum();
-    for (shard_bytes, saved, told) in [(all, 6, 0), (all - 1, 5, 2)] {
-        bench.limits.shard_bytes = shard_bytes.into();
-        let (numbers, lost, faults) = bench.outcome(true);
-        assert_eq!((numbers, lost), ((0..saved).collect(), vec![]));
-        assert_eq!(faults.len(), told, "{faults:?}");
-        assert!(told == 0 || faults[0].contains("when decompressed (limit)"), "{faults:?}");
-    }
-}
-
-#[test]
-fn a_shard_that_is_not_there_is_told_and_the_others_are_saved() {
-    let folder = tempfile::tempdir().unwrap();
-    for (name, numbers) in [("a.tar", 0..2), ("b.tar", 2..4)] {
-        let tar = Archive::samples(numbers, &["png", "cls"]).ended();
-        std::fs::write(folder.path().join(name), tar).unwrap();
-    }
-    let (manifest, pattern) =
-        (folder.path().join("manifest.json"), folder.path().to_string_lossy());
-    index_shards(&pattern, Some(&manifest), &[], &Limits::default(), 1, &mut |_| {}).unwrap();
-    std::fs::remove_file(folder.path().join("a.tar")).unwrap();
-    let options = OpenOptions::default();
-    let report = verify(&pattern, &options, false, 1, &mut |_| {}).unwrap();
-    assert_eq!((report.shards, report.samples), (2, 2));
-    let out = folder.path().join("out");
-    let saved = salvage(&pattern, &out, &options, 1, &mut |_| {}).unwrap();
-    assert_eq!(saved.packed.manifest.samples, 2);
-    for damage in [report.damage, saved.lost] {
-        assert!(damage.len() == 1 && damage[0].shard.ends_with("a.tar"), "{damage:?}");
-    }
-}
-
-#[test]
-fn a_sample_that_lacks_what_others_have_beside_the_same_members_is_lost() {
-    let bench = Bench::new();
-    let (two, three) = (["png", "cls"], ["png", "cls", "json"]);
-    let mut archive = Archive::samples(0..6, &three);
-    archive.sample(6, &two).sample(7, &three);
-    // Members that are the same and lie otherwise tell nothing.
-    let mut others = Archive::samples(0..6, &two);
-    others.sample(6, &["png", "json", "cls"]).sample(7, &two);
-    for (archive, member) in [(archive, "03.json"), (others, "03.png")] {
-        let (whole, mut damaged) = (archive.ended(), archive.ended());
-        damaged[header(&whole, member)] ^= 1;
-        bench.write(&whole, &damaged, false);
-        let (saved, lost, _) = bench.outcome(true);
-        assert_eq!((saved, lost), (all_but(8, &[3]), vec![3]), "{member}");
-    }
-}
-
-#[test]
-fn an_index_vouches_only_for_the_image_that_it_knows() {
-    let bench = Bench::new();
-    let (whole, mut damaged) = (raw(0..7, 1).ended(), raw(0..7, 1).ended());
-    damaged[header(&whole, "04.ppm")] ^= 1;
-    // The index was not made for just these bytes.
-    damaged.extend([0; 512]);
-    bench.write(&whole, &damaged, true);
-    let (saved, lost, _) = bench.outcome(false);
-    assert_eq!((saved, lost), (all_but(7, &[4]), vec![4]));
-    damaged[header(&whole, "05.ppm") + 1000] ^= 1;
-    bench.write(&whole, &damaged, true);
-    let (saved, lost, _) = bench.outcome(false);
-    assert_eq!((saved, lost), (all_but(7, &[4, 5]), vec![4, 5]));
-}
-
-/// Samples whose images can be decoded whatever their bytes are.
-fn raw(numbers: std::ops::Range<u8>, value: u8) -> Archive {
-    let mut archive = Archive::default();
-    for number in numbers {
-        let image = [&bt_pipeline::shard::raw_header(20, 20)[..], &[value; 1200]].concat();
-        archive.add(&format!("{number:02}.ppm"), &image, b'0');
-    }
-    archive
-}
-
-#[test]
-fn an_image_that_is_not_the_indexs_is_lost_only_where_the_index_is_the_shards() {
-    let bench = Bench::new();
-    let (whole, mut damaged) = (raw(0..30, 1).ended(), raw(0..30, 1).ended());
-    // Where the fingerprint of the index does not look.
-    damaged[header(&whole, "10.ppm") + 1000] ^= 1;
-    bench.write(&whole, &damaged, true);
-    let (saved, lost, faults) = bench.outcome(false);
-    assert_eq!((saved, lost, faults), (all_but(30, &[10]), vec![10], vec![]));
-    // Of an index of another shard with the same keys nothing is believed ...
-    bench.write(&raw(0..6, 2).ended(), &raw(0..7, 1).ended(), true);
-    assert_eq!(bench.outcome(false), (all_but(7, &[]), vec![], vec![]));
-    // ... and of one with other keys nothing is missing.
-    bench.write(&raw(50..60, 1).ended(), &raw(0..7, 1).ended(), true);
-    assert_eq!(bench.outcome(false), (all_but(7, &[]), vec![], vec![]));
-}
-
-#[test]
-fn samples_that_are_missed_are_told_in_the_order_of_the_shard() {
-    let bench = Bench::new();
-    let whole = raw(0..30, 1).ended();
-    bench.write(&whole, &whole[..header(&whole, "05.ppm")], true);
-    let saved = bench.salvage().unwrap();
-    let lost: Vec<_> = saved.lost.iter().filter_map(|lost| lost.key.clone()).collect();
-    assert_eq!(lost, (5..30).map(|number| format!("{number:02}")).collect::<Vec<_>>());
-}
-
-#[test]
-fn where_some_samples_have_a_label_one_before_damage_without_it_is_not_believed() {
-    let bench = Bench::new();
-    let mut archive = Archive::samples(0..3, &["png"]);
-    for number in 3..6 {
-        // No other has an image of this kind, so that no other is like a part of these.
-        let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
-        archive.add(&format!("{number:02}.ppm"), &image, b'0');
-        archive.add(&format!("{number:02}.cls"), b"1", b'0');
-    }
-    let whole = archive.sample(6, &["png", "cls"]).sample(7, &["png"]).ended();
-    let mut damaged = whole.clone();
-    damaged[header(&whole, "06.cls")] ^= 1;
-    bench.write(&whole, &damaged, false);
-    let lost = bench.salvage().unwrap().lost;
-    let keys: Vec<_> = lost.iter().filter_map(|lost| lost.key.as_deref()).collect();
-    assert_eq!(keys, ["06", "07"], "{lost:?}");
-}
-
-#[test]
-fn a_name_that_is_too_long_for_readers_costs_its_sample_alone() {
-    let mut bench = Bench::new();
-    bench.limits.name_bytes = 120;
-    let (folder, key, extension) = ("d".repeat(50), "k".repeat(30), "e".repeat(30));
-    let mut archive = raw(0..2, 1);
-    for extension in ["ppm", &extension] {
-        let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
-        archive.add(&format!("{folder}/{key}.{extension}"), &image, b'0');
-    }
-    archive.bytes.extend(raw(2..4, 1).bytes);
-    bench.write(&archive.ended(), &archive.ended(), false);
-    let saved = bench.salvage().unwrap();
-    assert_eq!((saved.packed.manifest.samples, saved.lost.len()), (4, 1));
-    assert_eq!(saved.lost[0].cause, "its name is too long");
-}
-
-#[test]
-fn an_image_with_bytes_missing_or_too_many_is_lost_though_it_can_be_decoded() {
-    let bench = Bench::new();
-    let mut archive = Archive::default();
-    for number in 0..8u8 {
-        archive.add(&format!("{number:02}.cls"), &[b'0' + number % 7], b'0');
-        archive.bytes.extend(raw(number..number + 1, 1).bytes);
-    }
-    let whole = archive.ended();
-    for (missing, more) in [(100, 0), (512, 0), (700, 0), (0, 100), (0, 700)] {
-        let (at, mut damaged) = (header(&whole, "04.ppm") + 600, whole.clone());
-        damaged.splice(at..at + missing, std::iter::repeat_n(0xA5, more));
-        bench.write(&whole, &damaged, false);
-        let (saved, lost, faults) = bench.outcome(true);
-        assert_eq!((saved, lost), (all_but(8, &[4]), vec![4]), "{missing} {more}: {faults:?}");
-    }
 }

@@ -6,10 +6,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use bt_pipeline::unpoisoned;
 use candle_core::Result;
 
 use super::{Backend, ConvCall, ConvPass, Gemm, Launch, Mark, Replay, Span, Upload};
-use crate::locks::unpoisoned;
 
 /// All calls of one kind.
 #[derive(Clone, Debug, Default, PartialEq)]

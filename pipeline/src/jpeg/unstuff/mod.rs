@@ -37,6 +37,23 @@ pub(crate) fn unstuff(level: Level, coded: &[u8], out: &mut [u8]) -> (usize, usi
     (read, written)
 }
 
+/// Goes on behind an 0xFF that `next` follows; false where that is a marker.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+fn past_ff(next: u8, out: &mut [u8], read: &mut usize, written: &mut usize) -> bool {
+    match next {
+        0 => {
+            out[*written] = 0xFF;
+            *read += 2;
+            *written += 1;
+        }
+        // A fill byte.
+        0xFF => *read += 1,
+        _ => return false,
+    }
+    true
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

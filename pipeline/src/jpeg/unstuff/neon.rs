@@ -27,15 +27,8 @@ pub(super) unsafe fn unstuff(coded: &[u8], out: &mut [u8]) -> (usize, usize) {
         let before = found.trailing_zeros() as usize / 4;
         read += before;
         written += before;
-        match coded[read + 1] {
-            0 => {
-                out[written] = 0xFF;
-                read += 2;
-                written += 1;
-            }
-            // A fill byte.
-            0xFF => read += 1,
-            _ => return (read, written),
+        if !super::past_ff(coded[read + 1], out, &mut read, &mut written) {
+            return (read, written);
         }
     }
     let (more_read, more_written) = super::scalar::unstuff(&coded[read..], &mut out[written..]);

@@ -16,6 +16,7 @@ use std::collections::HashMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex};
 
+use bt_pipeline::unpoisoned;
 use candle_core::cuda_backend::CudaDType;
 use candle_core::cuda_backend::cudarc::driver::{
     self, CudaFunction, CudaGraph, CudaModule, CudaStream, DevicePtr, sys,
@@ -24,7 +25,6 @@ use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::{CudaStorage, DType, Device, Error, Result, bail};
 
 use super::{Arg, Backend, ConvCall, Gemm, Launch, Mark, Replay, Span, Upload};
-use crate::locks::unpoisoned;
 
 /// The kernels, compiled by `build.rs`.
 static KERNELS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kernels.fatbin"));
