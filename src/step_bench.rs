@@ -141,7 +141,7 @@ impl StepBench {
             cpu,
             threads: rayon::current_num_threads(),
             batch: self.batch,
-            flops: 6.0 * self.learner.net().multiply_adds() as f64,
+            flops: 6.0 * self.learner.multiply_adds() as f64,
             final_loss,
             peak_mb: engine.peak_bytes() as f64 / 1e6,
         })

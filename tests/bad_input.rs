@@ -106,6 +106,20 @@ fn a_key_that_does_not_exist() {
 }
 
 #[test]
+fn parts_that_a_batch_has_not() {
+    for parts in ["0", "3", "6", "16", "32"] {
+        let parts = format!("train.micro_batches={parts}");
+        let mut command = bt_stream();
+        command.args(["config", "--set", "train.batch_size=8", "--set", &parts]);
+        says(&complaint(&mut command), &["train.micro_batches", "even", "batch of 8"]);
+        let mut command = bt_stream();
+        let set = ["--set", "train.device='cpu'", "--set", &parts];
+        command.args(["bench", "step", "--batch", "8"]).args(set);
+        says(&complaint(&mut command), &["train.micro_batches", "even"]);
+    }
+}
+
+#[test]
 fn a_batch_larger_than_the_data_set() {
     let dir = tempfile::tempdir().unwrap();
     let shards = tiny_shards(dir.path());

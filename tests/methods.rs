@@ -69,28 +69,45 @@ fn every_method_interrupted_after_each_step_ends_with_the_same_bits() {
     let folder = tempfile::tempdir().unwrap();
     let shards = tiny_shards(folder.path());
     for objective in OBJECTIVES {
-        let name = objective.name;
-        let (calm, broken) = (folder.path().join(name), folder.path().join(format!("{name}-2")));
-        train(&config(name, &shards, &calm), false, &Stop::default()).unwrap();
-        let config = config(name, &shards, &broken);
-        let mut runs = 0;
-        // Raised before, it ends each run after one step.
-        let stop = Stop::default();
-        stop.raise();
-        while train(&config, runs > 0, &stop).unwrap().interrupted {
-            runs += 1;
-            assert!(runs < 10);
-        }
-        assert_eq!(runs, 5, "{name}: two epochs of three steps");
-        let (calm, broken) = (newest(&calm), newest(&broken));
-        let names =
-            |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
-        assert_eq!(names(&calm), names(&broken), "{name}");
-        assert!(calm == broken, "{name}: the checkpoints differ");
-        let keeps_more = matches!(name, "simsiam" | "byol" | "moco");
-        // Weights, optimizer, online probe; predictor, teacher, queue.
-        assert_eq!(calm.len(), if keeps_more { 4 } else { 3 }, "{name}");
+        interrupt(objective.name, 1, &shards, folder.path());
     }
+}
+
+#[test]
+fn a_run_whose_batches_go_in_parts_ends_with_the_same_bits_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = tiny_shards(folder.path());
+    for method in ["barlow", "byol"] {
+        interrupt(method, 4, &shards, folder.path());
+    }
+}
+
+/// Runs `method`, each batch in `parts`, whole and once more with an interruption after each step.
+fn interrupt(method: &str, parts: usize, shards: &Path, folder: &Path) {
+    let config = |dir: &Path| {
+        let mut config = config(method, shards, dir);
+        config.train.micro_batches = parts;
+        config
+    };
+    let (calm, broken) = (folder.join(method), folder.join(format!("{method}-2")));
+    train(&config(&calm), false, &Stop::default()).unwrap();
+    let config = config(&broken);
+    let mut runs = 0;
+    // Raised before, it ends each run after one step.
+    let stop = Stop::default();
+    stop.raise();
+    while train(&config, runs > 0, &stop).unwrap().interrupted {
+        runs += 1;
+        assert!(runs < 10);
+    }
+    assert_eq!(runs, 5, "{method}: two epochs of three steps");
+    let (calm, broken) = (newest(&calm), newest(&broken));
+    let names = |files: &[(String, Vec<u8>)]| files.iter().map(|f| f.0.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&calm), names(&broken), "{method}");
+    assert!(calm == broken, "{method}: the checkpoints differ");
+    let keeps_more = matches!(method, "simsiam" | "byol" | "moco");
+    // Weights, optimizer, online probe; predictor, teacher, queue.
+    assert_eq!(calm.len(), if keeps_more { 4 } else { 3 }, "{method}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,11 @@ pub struct TrainConfig {
     pub epochs: u64,
     /// Source images of a step.
     pub batch_size: usize,
+    /// Parts in which a step's views go through the network, so that the activations of one part at
+    /// a time are in memory; the loss sees the batch whole, and each part but one goes forward twice.
+    /// 1, or an even number: a part has images of one view, and BatchNorm statistics of its own, so
+    /// that 2 parts train as 1 does.
+    pub micro_batches: usize,
     /// Decides initial weights, order and views.
     pub seed: u64,
     /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
@@ -76,6 +81,7 @@ impl Default for TrainConfig {
             dir: PathBuf::from("runs/default"),
             epochs: 100,
             batch_size: 256,
+            micro_batches: 1,
             seed: 0,
             init: PathBuf::new(),
             device: "auto".into(),
@@ -107,9 +113,23 @@ impl TrainConfig {
     pub(super) fn check(&self) -> Result<()> {
         at_least("`train.epochs`", self.epochs, 1)?;
         check_batch("`train.batch_size`", self.batch_size)?;
+        self.check_micro_batches(self.batch_size)?;
         at_least("`train.log_every`", self.log_every, 1)?;
         at_most("`train.threads`", self.threads, super::MOST_THREADS)?;
         self.named_device().map(|_| ())
+    }
+
+    /// Whether batches of `images` can be cut: BatchNorm wants two images at least in each part.
+    pub(crate) fn check_micro_batches(&self, images: usize) -> Result<()> {
+        let (count, of_a_view) = (self.micro_batches, self.micro_batches / 2);
+        let even = count > 0 && count.is_multiple_of(2);
+        let fits = count == 1 || even && images.is_multiple_of(of_a_view) && images > of_a_view;
+        ensure!(
+            fits,
+            "`train.micro_batches` = {count}: 1, or an even number whose half divides the batch of {images} images \
+             into parts of 2 or more"
+        );
+        Ok(())
     }
 
     /// What `train.device` says.

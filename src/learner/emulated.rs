@@ -53,12 +53,24 @@ struct Outcome {
 
 fn run(
     model: &ModelConfig,
+    method: (&str, toml::Table),
+    optimizer: OptimizerKind,
+    steps: u64,
+) -> Outcome {
+    run_in(1, model, method, optimizer, steps)
+}
+
+/// [`run`], each batch in `parts`.
+fn run_in(
+    parts: usize,
+    model: &ModelConfig,
     (method, options): (&str, toml::Table),
     optimizer: OptimizerKind,
     steps: u64,
 ) -> Outcome {
     let objective = loss::build(method, options).unwrap();
-    let mut learner = Learner::build(model, objective, 1, &Device::Cpu).unwrap();
+    let learner = Learner::build(model, objective, 1, &Device::Cpu).unwrap();
+    let mut learner = learner.in_micro_batches(parts);
     // AdamW with its usual eps makes a whole step of a gradient that is nothing but rounding
     // errors; its kernel has tests of its own.
     let config = OptimConfig { optimizer, weight_decay: 1e-2, eps: 1.0, ..Default::default() };
@@ -245,6 +257,29 @@ fn other_methods_run_on_a_device_with_their_loss_on_the_cpu() {
 }
 
 #[test]
+fn a_batch_in_parts_on_a_device_is_the_cpus() {
+    let Some(device) = Emulator::open() else { return };
+    let device = Arc::new(device);
+    let model = model(Arch::ResNet18, Stem::Imagenet);
+    for (method, parts, precision) in [
+        (("barlow", toml::Table::new()), 4, Precision::F32),
+        (("barlow", toml::Table::new()), 8, Precision::Bf16),
+        (("byol", toml! { predictor_hidden = 8 }), 2, Precision::F32),
+        (("moco", toml! { queue = 20 }), 4, Precision::F32),
+    ] {
+        let steps = |parts| run_in(parts, &model, method.clone(), OptimizerKind::Sgd, 1);
+        let there = |parts| emulated(device.clone(), precision, || steps(parts));
+        let (got, what) = (there(parts), format!("{} in {parts}", method.0));
+        if precision == Precision::F32 {
+            compare(&what, &got, &steps(parts), 1e-3);
+        } else {
+            let off = (got.losses[0] / steps(parts).losses[0] - 1.0).abs();
+            assert!(off < 5e-2, "{what}: loss off by {off}");
+        }
+    }
+}
+
+#[test]
 fn bfloat16_stays_near_f32_and_keeps_f32_weights() {
     let Some(device) = Emulator::open() else { return };
     let device = Arc::new(device);
@@ -265,10 +300,11 @@ fn bfloat16_stays_near_f32_and_keeps_f32_weights() {
 fn a_step_neither_waits_nor_allocates_once_it_is_steady() {
     let Some(device) = Emulator::open() else { return };
     let device = Arc::new(device);
-    emulated(device.clone(), Precision::Bf16, || {
+    let steady = |parts| {
         let model = model(Arch::ResNet18, Stem::Imagenet);
         let objective = loss::build("barlow", toml::Table::new()).unwrap();
-        let mut learner = Learner::build(&model, objective, 1, &Device::Cpu).unwrap();
+        let learner = Learner::build(&model, objective, 1, &Device::Cpu).unwrap();
+        let mut learner = learner.in_micro_batches(parts);
         let engine = learner.net().engine().clone();
         let images = images_to(&images(1, 33), &engine).unwrap();
         let mut generation = None;
@@ -287,7 +323,10 @@ fn a_step_neither_waits_nor_allocates_once_it_is_steady() {
         // An evaluation in between makes buffers of other sizes: nothing recorded may outlive it.
         learner.net().features(&images).unwrap();
         assert_ne!(generation, Some(learner.net().generation()));
-    });
+    };
+    for parts in [1, 4] {
+        emulated(device.clone(), Precision::Bf16, || steady(parts));
+    }
 }
 
 #[test]

@@ -26,18 +26,21 @@ use crate::nn::{Param, storage};
 
 #[cfg(test)]
 mod emulated;
+mod micro_batches;
 mod not_finite;
 mod on_device;
 mod teacher;
 #[cfg(test)]
 mod tests;
 
+use micro_batches::MicroBatches;
 pub use on_device::warm_up;
 pub use teacher::Teacher;
 
 /// The network in training.
 pub struct Learner {
     net: TwinNet,
+    micro_batches: MicroBatches,
     objective: Box<dyn Objective>,
     predictor: Option<Predictor>,
     teacher: Option<Teacher>,
@@ -98,7 +101,8 @@ impl Learner {
     /// # Errors
     /// A configuration that no network can be made from.
     pub fn new(config: &RunConfig, device: &Device) -> Result<Self> {
-        Self::build(&config.model, config.objective()?, config.train.seed, device)
+        let learner = Self::build(&config.model, config.objective()?, config.train.seed, device)?;
+        Ok(learner.in_micro_batches(config.train.micro_batches))
     }
 
     /// As [`Learner::new`], from its parts.
@@ -119,6 +123,7 @@ impl Learner {
         let teacher = teacher.map(|m| Teacher::of(&mut net, m, device)).transpose()?;
         let mut learner = Self {
             net,
+            micro_batches: MicroBatches::new(1),
             objective,
             predictor,
             teacher,
@@ -129,6 +134,17 @@ impl Learner {
         };
         learner.before = not_finite::Statistics::of(learner.norms())?;
         Ok(learner)
+    }
+
+    /// Sends batches through the network in `count` parts, for less memory: 1, or an even number
+    /// that divides their views. For before the first step.
+    #[must_use]
+    pub fn in_micro_batches(mut self, count: usize) -> Self {
+        self.micro_batches = MicroBatches::new(count);
+        if let Some(teacher) = &mut self.teacher {
+            teacher.in_micro_batches(count);
+        }
+        self
     }
 
     /// The network that is trained.
@@ -160,6 +176,20 @@ impl Learner {
         self.seen.as_ref()
     }
 
+    /// The features, `[2 * batch, F]`, that the network computed in the last step; a copy.
+    ///
+    /// # Errors
+    /// Without a step before.
+    pub fn last_features(&self) -> Result<Tensor> {
+        Ok(self.micro_batches.last_features(&self.net)?)
+    }
+
+    /// Multiply-adds of the last batch's forward pass by the definition, convolutions and linear
+    /// layers of the network that is trained; what is computed once more does not count.
+    pub fn multiply_adds(&self) -> u64 {
+        self.micro_batches.count() as u64 * self.net.multiply_adds()
+    }
+
     /// Sends images, `[2 * batch, H, W, 3]` with view a's first, through the networks.
     ///
     /// # Errors
@@ -169,7 +199,7 @@ impl Learner {
         let views = |z: &Tensor| -> candle_core::Result<[Tensor; 2]> {
             Ok([z.narrow(0, 0, batch)?, z.narrow(0, batch, batch)?])
         };
-        let z = self.net.forward_train(images, 2)?;
+        let z = self.micro_batches.forward(&mut self.net, images)?;
         let [a, b] = views(&z)?;
         let predicted = match &mut self.predictor {
             None => None,
@@ -246,7 +276,7 @@ impl Learner {
             }
             _ => bail!("predictor and gradient of predictions go together"),
         }
-        Ok(self.net.backward(&out.grad)?)
+        self.micro_batches.backward(&mut self.net, &out.grad)
     }
 
     /// Every trained parameter: the network's, then the predictor's.

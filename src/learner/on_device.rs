@@ -80,7 +80,8 @@ impl Learner {
         let z = if let Some(recorded) = &step.recorded {
             recorded.replay.run()?;
             let norms = self.net.norms_mut().into_iter();
-            norms.for_each(|norm| norm.num_batches_tracked += 2);
+            let groups = self.micro_batches.groups() as i64;
+            norms.for_each(|norm| norm.num_batches_tracked += groups);
             recorded.embeddings.clone()
         } else if step.steady >= WARM_UP {
             self.record(step, images)?
@@ -118,9 +119,9 @@ impl Learner {
     /// Forward, loss, backward and the search for what is not finite.
     fn ask_for(&mut self, step: &mut DeviceStep, images: &Tensor) -> Result<Tensor> {
         let backend = step.engine.backend().context("a device step on a device")?;
-        let z = self.net.forward_train(images, 2)?;
+        let z = self.micro_batches.forward(&mut self.net, images)?;
         step.loss.ask_for(backend, &z, &step.grad)?;
-        self.net.backward(&step.grad)?;
+        self.micro_batches.backward(&mut self.net, &step.grad)?;
         step.search.ask_for(backend)?;
         Ok(z)
     }

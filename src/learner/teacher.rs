@@ -6,6 +6,7 @@ use anyhow::Result;
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
+use super::micro_batches::Parts;
 use crate::loss::Momentum;
 use crate::model::TwinNet;
 use crate::nn::cuda::Backend;
@@ -21,6 +22,7 @@ const CHUNK: usize = 1 << 15;
 /// A network whose parameters are an exponential average of another's.
 pub struct Teacher {
     net: TwinNet,
+    parts: Parts,
     momentum: Momentum,
     there: Option<There>,
 }
@@ -38,8 +40,8 @@ impl Teacher {
     /// # Errors
     /// When the device cannot allocate.
     pub fn of(net: &mut TwinNet, momentum: Momentum, device: &Device) -> Result<Self> {
-        let mut teacher =
-            Self { net: TwinNet::new(net.config(), 0, device)?, momentum, there: None };
+        let own = TwinNet::new(net.config(), 0, device)?;
+        let mut teacher = Self { net: own, parts: Parts::new(1), momentum, there: None };
         teacher.copy(net)?;
         Ok(teacher)
     }
@@ -52,6 +54,11 @@ impl Teacher {
         Ok(self.net.load_state_dict(&net.state_dict()?.into_iter().collect())?)
     }
 
+    /// Cuts batches as the network's are.
+    pub fn in_micro_batches(&mut self, count: usize) {
+        self.parts = Parts::new(count);
+    }
+
     /// Embeddings `[2 * batch, D]`, each view with its own batch statistics, as the network's. Its
     /// running statistics are its own; no gradient comes back, so that its activations are not
     /// kept.
@@ -59,7 +66,10 @@ impl Teacher {
     /// # Errors
     /// When `images` is of another form.
     pub fn forward(&mut self, images: &Tensor) -> Result<Tensor> {
-        Ok(self.net.forward_only(images, 2)?)
+        if self.parts.whole() {
+            return Ok(self.net.forward_only(images, 2)?);
+        }
+        self.parts.embeddings(images, |part| self.net.forward_only(part, 1))
     }
 
     /// teacher = m teacher + (1 - m) net, with the momentum m of step number `step` of `steps`.

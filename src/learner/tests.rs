@@ -202,6 +202,125 @@ fn a_projector_without_batch_norm_has_biases_and_exact_gradients() {
     assert!((whole - 1.0).abs() < 0.02, "{whole}");
 }
 
+/// Features and embeddings of a batch, its loss, then every gradient and running statistic.
+type Found = (Vec<f32>, Vec<f32>, f64, Vec<f32>, Vec<(String, Vec<f32>)>);
+
+/// What a step on [`images`] leaves where the batch is cut in `count`, or goes through the network
+/// whole with as many groups.
+fn cut_or_in_groups(cut: bool, count: usize) -> Found {
+    let mut learner = learner("barlow", toml! { lambda = 0.1 });
+    if cut {
+        learner = learner.in_micro_batches(count);
+        learner.forward(&images(3)).unwrap();
+    } else {
+        let z = learner.net.forward_train(&images(3), count).unwrap();
+        let [a, b] = [0, BATCH].map(|at| z.narrow(0, at, BATCH).unwrap());
+        learner.seen = Some(Embeddings::of(&a, &b));
+    }
+    let seen = learner.seen.as_ref().unwrap();
+    let floats = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let z = [floats(&seen.a), floats(&seen.b)].concat();
+    let mut out = learner.loss().unwrap();
+    if cut {
+        learner.backward(&mut out).unwrap();
+    } else {
+        learner.net.backward(&out.grad).unwrap();
+    }
+    let features = floats(&learner.last_features().unwrap());
+    (features, z, out.loss, values(learner.params(), |p| &p.grad), all(&mut learner))
+}
+
+fn norm(of: impl Iterator<Item = f32>) -> f64 {
+    of.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt()
+}
+
+#[test]
+fn a_batch_in_parts_is_a_batch_with_as_many_groups() {
+    for count in [2, 4, 6] {
+        let (cut, whole) = (cut_or_in_groups(true, count), cut_or_in_groups(false, count));
+        assert_eq!((cut.0, cut.1), (whole.0, whole.1), "{count}: features and embeddings");
+        assert_eq!((cut.2, cut.4), (whole.2, whole.4), "{count}: loss and statistics");
+        // The sums' order is another.
+        let off = norm(cut.3.iter().zip(&whole.3).map(|(a, b)| a - b));
+        assert!(off < 1e-6 * norm(whole.3.iter().copied()), "{count}: {off}");
+    }
+    let grad = |count| cut_or_in_groups(true, count).3;
+    let (two, four) = (grad(2), grad(4));
+    let apart = norm(two.iter().zip(&four).map(|(a, b)| a - b));
+    assert!(apart > 1e-2 * norm(two.iter().copied()), "statistics of fewer images: {apart}");
+}
+
+#[test]
+fn every_method_trains_in_two_parts_as_in_one() {
+    let cases = [
+        ("infonce", toml::Table::new()),
+        ("barlow", toml! { predictor = 8 }),
+        ("simsiam", toml! { predictor_hidden = 8 }),
+        ("byol", toml! { predictor_hidden = 8 }),
+        ("moco", toml! { queue = 20 }),
+        ("imax", toml! { ridge = 0.1 }),
+    ];
+    for (method, options) in cases {
+        let steps = |count| {
+            let mut learner = learner(method, options.clone()).in_micro_batches(count);
+            let mut optimizer = OptimConfig { optimizer: OptimizerKind::Sgd, ..Default::default() };
+            optimizer.weight_decay = 0.0;
+            let mut optimizer = optimizer.build().unwrap();
+            let mut losses = Vec::new();
+            for k in 0..3 {
+                losses.push(gradients(&mut learner, k).0);
+                optimizer.step(&mut learner.params(), 1e-3, 1e-3).unwrap();
+                learner.follow(k, 20).unwrap();
+            }
+            (losses, all(&mut learner))
+        };
+        let ((one, state), (two, cut)) = (steps(1), steps(2));
+        for (a, b) in one.iter().zip(&two) {
+            // BYOL's may be near zero.
+            assert!((a - b).abs() < 1e-4 * a.abs().max(0.1), "{method}: {one:?}, {two:?}");
+        }
+        for ((name, a), (same, b)) in state.iter().zip(&cut) {
+            assert_eq!(name, same);
+            let off = norm(a.iter().zip(b).map(|(a, b)| a - b));
+            assert!(off <= 1e-3 * norm(a.iter().copied()) + 1e-6, "{method}: {name} by {off}");
+        }
+    }
+}
+
+#[test]
+fn activations_of_one_part_are_kept_and_a_part_goes_forward_twice_but_counts_once() {
+    let mut whole = learner("moco", toml! { queue = 20 });
+    let mut cut = learner("moco", toml! { queue = 20 }).in_micro_batches(4);
+    for learner in [&mut whole, &mut cut] {
+        gradients(learner, 1);
+    }
+    let rows = |l: &mut Learner| l.net.norms_mut()[0].output().unwrap().dims()[0];
+    assert_eq!((rows(&mut whole), rows(&mut cut)), (2 * BATCH, 2 * BATCH / 4));
+    assert_eq!(whole.multiply_adds(), cut.multiply_adds());
+    let passes =
+        |l: &mut Learner| l.norms().iter().map(|n| n.num_batches_tracked).collect::<Vec<_>>();
+    assert!(passes(&mut whole).iter().all(|n| *n == 2) && passes(&mut cut).iter().all(|n| *n == 4));
+    // The next step wants no more memory, and needs a forward pass of its own.
+    let kept = cut.net.kept();
+    gradients(&mut cut, 2);
+    assert_eq!(cut.net.kept(), kept);
+    let mut out = cut.loss().unwrap();
+    let error = cut.backward(&mut out).unwrap_err().to_string();
+    assert!(error.contains("without a forward pass"), "{error}");
+}
+
+#[test]
+fn a_batch_that_is_not_so_many_parts_is_refused() {
+    for count in [3, 8] {
+        let mut learner = learner("barlow", toml::Table::new()).in_micro_batches(count);
+        let error = learner.forward(&images(1)).unwrap_err().to_string();
+        assert!(error.contains(&format!("12 views are not {count} parts")), "{error}");
+    }
+    // Two parts of a view's odd number of images.
+    let mut learner = learner("barlow", toml::Table::new()).in_micro_batches(4);
+    assert!(learner.forward(&images(1)).is_ok());
+}
+
 /// Every number of the network and of what the method keeps, counts of batches included.
 fn all(learner: &mut Learner) -> Vec<(String, Vec<f32>)> {
     let mut tensors = learner.net().state_dict().unwrap();
@@ -225,8 +344,8 @@ fn a_step_that_was_taken_is_not_taken_back() {
 
 #[test]
 fn a_step_with_numbers_that_are_not_finite_is_taken_back_bit_for_bit() {
-    for method in ["barlow", "byol", "moco"] {
-        let mut learner = learner(method, toml::Table::new());
+    for (method, parts) in [("barlow", 1), ("byol", 1), ("moco", 1), ("byol", 4)] {
+        let mut learner = learner(method, toml::Table::new()).in_micro_batches(parts);
         let mut optimizer = adam();
         step(&mut learner, &mut *optimizer, 0);
         let before = all(&mut learner);

@@ -137,6 +137,19 @@ impl TwinNet {
         self.ws.engine().full(&z, &mut self.full)
     }
 
+    /// [`TwinNet::forward_train`] with one group on images that have been through the network since
+    /// its weights moved: running statistics stay as they are.
+    ///
+    /// # Errors
+    /// As [`TwinNet::forward_train`].
+    pub fn recompute(&mut self, images: &Tensor) -> Result<()> {
+        self.ws.mode = Mode::Recomputing;
+        self.ws.groups = 1;
+        let recomputed = self.pass(images);
+        self.ws.mode = Mode::Training;
+        recomputed.map(drop)
+    }
+
     /// The embeddings of [`TwinNet::forward_train`], bit for bit, where no backward pass follows:
     /// activations lie in a few buffers that take turns, and nothing is kept but the embeddings.
     ///
@@ -246,8 +259,13 @@ impl TwinNet {
 
     /// The features, `[N, F]`, that the last training pass computed on its way; a copy.
     pub fn last_features(&self) -> Result<Tensor> {
+        storage::host_copy(self.last_features_there()?)
+    }
+
+    /// [`TwinNet::last_features`] in their buffer, as the device has them.
+    pub(crate) fn last_features_there(&self) -> Result<&Tensor> {
         match self.backbone.last_features() {
-            Some(f) => storage::host_copy(f),
+            Some(features) => Ok(features),
             None => bail!("no training pass yet"),
         }
     }

@@ -155,7 +155,7 @@ impl BatchNorm {
     ) -> Result<()> {
         match self.engine.shared_backend() {
             Some(backend) => self.device_forward(&*backend, x, residual, y, ws)?,
-            None if ws.batch_statistics() => self.cpu_train(x, residual, y, ws.groups)?,
+            None if ws.batch_statistics() => self.cpu_train(x, residual, y, ws)?,
             None => self.cpu_eval(x, residual, y)?,
         }
         self.passed(x, residual.is_some(), ws);
@@ -166,7 +166,7 @@ impl BatchNorm {
     fn passed(&mut self, x: &Tensor, added: bool, ws: &Workspace) {
         let saved = || Saved { input: x.clone(), added, groups: ws.groups };
         self.saved = ws.keeps().then(saved);
-        self.num_batches_tracked += if ws.batch_statistics() { ws.groups as i64 } else { 0 };
+        self.num_batches_tracked += if ws.moves_statistics() { ws.groups as i64 } else { 0 };
     }
 
     fn check(&self, x: &Tensor, residual: Option<&Tensor>, ws: &Workspace) -> Result<()> {

@@ -16,6 +16,9 @@ const KEPT: usize = 24;
 pub enum Mode {
     /// BatchNorm uses the batch's statistics, and layers keep what a backward pass needs.
     Training,
+    /// Training once more on images that have been through the network since its weights moved: the
+    /// same numbers, and running statistics stay.
+    Recomputing,
     /// The same numbers as in training, and nothing is kept: for networks that get no gradients.
     Following,
     /// BatchNorm uses its running statistics, and nothing is kept.
@@ -71,7 +74,12 @@ impl Workspace {
 
     /// Whether layers keep what a backward pass needs.
     pub fn keeps(&self) -> bool {
-        self.mode == Mode::Training
+        matches!(self.mode, Mode::Training | Mode::Recomputing)
+    }
+
+    /// Whether BatchNorm's running statistics move towards the batch's.
+    pub fn moves_statistics(&self) -> bool {
+        matches!(self.mode, Mode::Training | Mode::Following)
     }
 
     /// Whether BatchNorm uses the batch's statistics.

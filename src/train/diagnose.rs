@@ -21,7 +21,7 @@ impl Run {
     /// The online probe learns from the step's features and tells how often it was right.
     pub(super) fn step_probe(&mut self, batch: &Batch) -> Result<()> {
         let Some(probe) = &mut self.probe else { return Ok(()) };
-        let features = self.learner.net().last_features()?;
+        let features = self.learner.last_features()?;
         match probe.step(&features, &batch.labels) {
             Ok(accuracy) => accuracy.into_iter().for_each(|share| self.metrics.online(share)),
             // It stands beside the training and does not end it.

@@ -13,7 +13,7 @@ use crate::config::RunConfig;
 const PER_PARAMETER: u64 = 4;
 
 /// Keys and sections that decide a run's result, the online probe's among it.
-const DECIDE: [&str; 12] = [
+const DECIDE: [&str; 13] = [
     "method",
     "views",
     "model",
@@ -23,6 +23,7 @@ const DECIDE: [&str; 12] = [
     "data.max_megapixels",
     "data.limits",
     "train.epochs",
+    "train.micro_batches",
     "train.precision",
     "eval.online_probe",
     "eval.online_lr",
@@ -138,7 +139,7 @@ fn memory(config: &RunConfig, view: (usize, usize), parameters: u64) -> Option<S
     (wanted > free).then(|| {
         format!(
             "warning: a step will want some {:.0} GB of memory and {:.0} GB are free: a smaller train.batch_size, model or \
-             view (views.both.random_resized_crop.size) wants less",
+             view (views.both.random_resized_crop.size) wants less, as do more train.micro_batches",
             gb(wanted),
             gb(free)
         )
@@ -149,8 +150,14 @@ fn memory(config: &RunConfig, view: (usize, usize), parameters: u64) -> Option<S
 /// parameters. Within a quarter of what `bench step` measures.
 fn step_bytes(config: &RunConfig, view: (usize, usize), parameters: u64) -> u64 {
     let images = 2 * config.train.batch_size as u64;
-    let activations = images.saturating_mul(config.model.activations(view));
-    activations.saturating_add(PER_PARAMETER.saturating_mul(parameters)).saturating_mul(4)
+    let parts = config.train.micro_batches as u64;
+    let activations = (images / parts).saturating_mul(config.model.activations(view));
+    // Sums of gradients, where there are parts; the views themselves, which a part's activations
+    // need not outweigh.
+    let per_parameter = PER_PARAMETER + u64::from(parts > 1);
+    let views = images.saturating_mul(3 * view.0 as u64 * view.1 as u64);
+    let all = per_parameter.saturating_mul(parameters).saturating_add(views);
+    activations.saturating_add(all).saturating_mul(4)
 }
 
 /// What the system says is free, and no more than its group may have.

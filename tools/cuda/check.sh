@@ -7,11 +7,12 @@
 # cuda and the benchmark step under these names (tools/cuda/collect.sh gathers them); SHARDS is a set
 # of JPEG shards of more images than a batch (256), CIFAR a folder with `train` and `test` sets of
 # CIFAR-10. Results go to OUT. PyTorch's own CUDA libraries serve both where there is no toolkit.
-# Stages, all but the last three by default:
+# Stages, tests, step, compile and train by default:
 #   tests      reference vectors, and CPU and CUDA runs side by side
 #   step       the step beside PyTorch's eager one
 #   compile    ResNet-50's beside torch.compile's
 #   train      loader and step together
+#   large      ResNet-50's step at the authors' batch of 2048, in parts of as many views as a batch of 256 has
 #   profile    where the step's time goes, call by call, ours and PyTorch's
 #   cifar      training for real, for TRAIN_SECONDS at most, and a linear probe; the same command resumes it.
 #              CIFAR_CONFIG names the configuration, or several to be trained beside each other, lightly's by
@@ -80,6 +81,10 @@ train() {
             --config "$here/configs/imagenet.toml" "${bf16[@]}" --set train.batch_size=256 \
             --set augment.device="'$finisher'"
     done
+}
+large() {
+    run large "$bin/bt-stream" bench step --config "$here/configs/imagenet.toml" "${bf16[@]}" \
+        --batch 2048 --set train.micro_batches=8 --warmup 5 --steps 5
 }
 profile() {
     run profile-resnet50 "$bin/bt-stream" bench step --config "$here/configs/imagenet.toml" "${bf16[@]}" \

@@ -62,6 +62,8 @@ pub(super) fn step(args: StepArgs) -> Result<()> {
     let methods = if args.method.is_empty() { vec![configured.method.0] } else { args.method };
     let batch = args.batch.unwrap_or(configured.train.batch_size);
     check(("--batch", batch), args.warmup.unwrap_or(0), args.steps)?;
+    let cut = configured.train.check_micro_batches(batch);
+    cut.map_err(|error| Misconfigured(error.to_string()))?;
     let device = device(&configured.train)?;
     if args.profile && device.is_cpu() {
         let text = "--profile wants a CUDA device; on the CPU `perf record` knows more";

@@ -5,7 +5,7 @@ use candle_core::{Result, Tensor};
 use super::{BatchNorm, EPS, MOMENTUM, Saved, Scratch};
 use crate::nn::cpu::micro::Isa;
 use crate::nn::cpu::norm::{self, Affine};
-use crate::nn::storage;
+use crate::nn::{Workspace, storage};
 
 impl BatchNorm {
     pub(super) fn cpu_train(
@@ -13,9 +13,9 @@ impl BatchNorm {
         x: &Tensor,
         residual: Option<&Tensor>,
         y: &Tensor,
-        groups: usize,
+        ws: &Workspace,
     ) -> Result<()> {
-        let (isa, c) = (Isa::best(), self.weight.len());
+        let (isa, c, groups) = (Isa::best(), self.weight.len(), ws.groups);
         let x = storage::read(x)?;
         let residual = residual.map(storage::read).transpose()?;
         let part = x.len() / groups;
@@ -23,7 +23,7 @@ impl BatchNorm {
         self.scratch.inv_std.resize(groups * c, 0.0);
         for g in 0..groups {
             let of = g * part..(g + 1) * part;
-            self.statistics(&x[of.clone()], g)?;
+            self.statistics(&x[of.clone()], g, ws.moves_statistics())?;
             let r = residual.as_ref().map(|r| &r[of.clone()]);
             let Scratch { norm, constants: [scale, shift, _], .. } = &mut self.scratch;
             let (by, relu) = (Affine { scale, shift }, self.relu);
@@ -34,8 +34,9 @@ impl BatchNorm {
         Ok(())
     }
 
-    /// Group `g`'s statistics: kept, merged into the running ones, made into scale and shift.
-    fn statistics(&mut self, x: &[f32], g: usize) -> Result<()> {
+    /// Group `g`'s statistics: kept, merged into the running ones where these move, made into scale
+    /// and shift.
+    fn statistics(&mut self, x: &[f32], g: usize, moves: bool) -> Result<()> {
         let c = self.weight.len();
         let Scratch { norm, mean, inv_std, moments: [m, v], constants } = &mut self.scratch;
         for values in [&mut *m, &mut *v] {
@@ -46,13 +47,15 @@ impl BatchNorm {
         let blend = |running: &mut f32, now: f64| {
             *running = ((1.0 - MOMENTUM) * *running as f64 + MOMENTUM * now) as f32;
         };
-        // One after the other: they may be parts of one tensor.
-        storage::with_mut(&self.running_mean, |mean| {
-            mean.iter_mut().zip(&*m).for_each(|(r, m)| blend(r, *m));
-        })?;
-        storage::with_mut(&self.running_var, |var| {
-            var.iter_mut().zip(&*v).for_each(|(r, v)| blend(r, *v * n / (n - 1.0)));
-        })?;
+        if moves {
+            // One after the other: they may be parts of one tensor.
+            storage::with_mut(&self.running_mean, |mean| {
+                mean.iter_mut().zip(&*m).for_each(|(r, m)| blend(r, *m));
+            })?;
+            storage::with_mut(&self.running_var, |var| {
+                var.iter_mut().zip(&*v).for_each(|(r, v)| blend(r, *v * n / (n - 1.0)));
+            })?;
+        }
         for i in 0..c {
             mean[g * c + i] = m[i] as f32;
             inv_std[g * c + i] = 1.0 / (v[i] + EPS).sqrt();

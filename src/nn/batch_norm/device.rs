@@ -33,7 +33,7 @@ impl BatchNorm {
         ws: &Workspace,
     ) -> Result<()> {
         let (shape, scratch) = self.device_shape(x, ws.normed_groups())?;
-        let params = self.device_params()?;
+        let params = self.device_params(ws)?;
         let residual = residual.map(storage::span).transpose()?;
         let (x, y) = (storage::span(x)?, storage::span(y)?);
         if !ws.batch_statistics() {
@@ -52,12 +52,13 @@ impl BatchNorm {
         )
     }
 
-    pub(super) fn device_params(&self) -> Result<NormParams> {
+    pub(super) fn device_params(&self, ws: &Workspace) -> Result<NormParams> {
         Ok(NormParams {
             gamma: storage::span(&self.weight.value)?,
             beta: storage::span(&self.bias.value)?,
             running_mean: storage::span(&self.running_mean)?,
             running_var: storage::span(&self.running_var)?,
+            moves: ws.moves_statistics(),
             eps: EPS as f32,
             momentum: MOMENTUM as f32,
         })

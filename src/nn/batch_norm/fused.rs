@@ -37,7 +37,7 @@ impl BatchNorm {
         let y = ws.output(&mut self.output, x.dims())?;
         let (shape, scratch) = self.device_shape(x, ws.normed_groups())?;
         let (_, their_scratch) = other.device_shape(theirs, shape.groups)?;
-        let (params, their_params) = (self.device_params()?, other.device_params()?);
+        let (params, their_params) = (self.device_params(ws)?, other.device_params(ws)?);
         // Evaluation's statistics lie in scratch, and those that were saved stay.
         let statistics = |layer: &mut Self, scratch| match ws.batch_statistics() {
             true => layer.device_statistics(shape.groups),
@@ -92,7 +92,7 @@ impl BatchNorm {
         let (shape, y) = pool.begin(x, ws)?;
         let s = NormPoolShape { pool: shape, groups: ws.normed_groups() };
         let scratch = self.device_scratch(norm_pool::norm_pool_scratch(s))?;
-        let params = self.device_params()?;
+        let params = self.device_params(ws)?;
         let (from, to) = (storage::span(x)?, storage::span(&y)?);
         let b = &*backend;
         if ws.batch_statistics() {

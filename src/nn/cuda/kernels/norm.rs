@@ -29,10 +29,12 @@ pub struct NormParams {
     pub gamma: Span,
     /// Summand.
     pub beta: Span,
-    /// Moved by each training pass.
+    /// Moved by training passes, where `moves` says so.
     pub running_mean: Span,
     /// Likewise.
     pub running_var: Span,
+    /// Whether a training pass moves the running statistics.
+    pub moves: bool,
     /// Added to the variance.
     pub eps: f32,
     /// How far the running statistics move.
@@ -170,7 +172,7 @@ pub fn norm_train(
     apply(b, s, p, x, residual, y, relu_mask, saved, relu)
 }
 
-/// Finds the batch's statistics, to which the running ones move.
+/// Finds the batch's statistics, to which the running ones move where they do.
 pub(super) fn statistics(
     b: &dyn Backend,
     s: NormShape,
@@ -184,7 +186,7 @@ pub(super) fn statistics(
         bail!("batch norm: training wants more than one value a channel, got {s:?}");
     }
     let (_, partial) = split(s, scratch)?;
-    let running = Some((p.running_mean, p.running_var));
+    let running = p.moves.then_some((p.running_mean, p.running_var));
     let (eps, momentum) = (p.eps, p.momentum);
     let zero_if_infinite = false;
     Moments { shape: s, x, running, saved, partial, eps, momentum, zero_if_infinite, backend: b }

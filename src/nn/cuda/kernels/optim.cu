@@ -231,6 +231,38 @@ extern "C" __global__ void __launch_bounds__(256) follow(
     piece.each(Follow{others[owner[blockIdx.x]].value, share[0]});
 }
 
+// Which of a batch's parts a gradient is of; `optim.rs` has the same numbers.
+constexpr unsigned FIRST = 0, BETWEEN = 1, LAST = 2;
+
+// Of FIRST the sum, moment[0], becomes the gradient, to which those BETWEEN are added; of LAST the
+// gradient becomes the sum of all.
+template <unsigned PART>
+struct Sum {
+    template <int V>
+    DEVICE void at(const Piece& piece, u64 at) const {
+        float g[V], sum[V];
+        read<V>((const float*)piece.of->grad + at, g);
+        if (PART != FIRST) {
+            read<V>(piece.of->moment[0] + at, sum);
+            for (int i = 0; i < V; i++) g[i] = sum[i] + g[i];
+        }
+        put<V>((PART == LAST ? (float*)piece.of->grad : piece.of->moment[0]) + at, g);
+    }
+};
+
+extern "C" __global__ void __launch_bounds__(256) sum_gradients(
+    const Parameter* parameters, const unsigned* owner, unsigned part
+) {
+    Piece piece = Piece::mine(parameters, owner);
+    if (part == FIRST) {
+        piece.each(Sum<FIRST>{});
+    } else if (part == BETWEEN) {
+        piece.each(Sum<BETWEEN>{});
+    } else {
+        piece.each(Sum<LAST>{});
+    }
+}
+
 struct Finite {
     bool* bad;
 

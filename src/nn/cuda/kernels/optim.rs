@@ -1,5 +1,5 @@
-//! Optimizers, the momentum teacher and the search for what is not finite, over all parameters at
-//! once.
+//! Optimizers, the momentum teacher, sums of gradients and the search for what is not finite, over
+//! all parameters at once.
 //!
 //! A [`Tensors`] lists the parameters in a table in the device's memory. What changes from step to
 //! step (learning rates, AdamW's corrections, the teacher's share) lies in a small buffer there, so
@@ -268,6 +268,29 @@ pub fn follow(b: &dyn Backend, own: &Tensors, other: &Tensors, share: Span) -> R
     }
     let args = [own.records.into(), other.records.into(), own.owners.into(), share.into()];
     launch(b, "follow", own.chunks, &args)
+}
+
+/// Which of a batch's parts gradients are of; the numbers are those of `optim.cu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Addend {
+    /// The sums become its gradients.
+    First = 0,
+    /// Its gradients are added to the sums.
+    Between = 1,
+    /// Its gradients become the sums of all.
+    Last = 2,
+}
+
+/// Sums gradients over the parts of a batch, in tensors' first moments.
+///
+/// # Errors
+/// A tensor without an F32 gradient or without a moment.
+pub fn sum_gradients(b: &dyn Backend, t: &Tensors, addend: Addend) -> Result<()> {
+    t.expect("a sum of gradients", true, 1)?;
+    if t.list.iter().any(|tensor| tensor.grad.is_none_or(|grad| grad.dtype != DType::F32)) {
+        bail!("a sum of gradients wants them in F32");
+    }
+    t.launch(b, "sum_gradients", &[Arg::U32(addend as u32)])
 }
 
 /// `out[0]` (U32) becomes the number of the first tensor whose gradient has a NaN or an infinity,

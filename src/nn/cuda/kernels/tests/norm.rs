@@ -128,6 +128,7 @@ impl OnDevice {
             beta: self.beta.span(),
             running_mean: self.running[0].span(),
             running_var: self.running[1].span(),
+            moves: true,
             eps: 1e-5,
             momentum: 0.1,
         }

@@ -57,7 +57,7 @@ impl Layer {
 
     fn params(&self) -> NormParams {
         let [gamma, beta, running_mean, running_var] = self.vectors.each_ref().map(Memory::span);
-        NormParams { gamma, beta, running_mean, running_var, eps: 1e-5, momentum: 0.1 }
+        NormParams { gamma, beta, running_mean, running_var, moves: true, eps: 1e-5, momentum: 0.1 }
     }
 
     fn train(&self, b: &dyn Backend) {

@@ -294,6 +294,37 @@ fn a_teacher_follows() {
 }
 
 #[test]
+fn gradients_of_three_parts_are_summed() {
+    with_tables(|b| {
+        for odd in [0, 1] {
+            let held: Vec<Held> =
+                [40_000, 7, 1].map(|len| Held::new(&vec![0.0; len], true, DType::F32, odd)).into();
+            let (tensors, _table) = tables(b, &held, 1);
+            let mut sums: Vec<Vec<f32>> = Vec::new();
+            for (seed, addend) in
+                [Addend::First, Addend::Between, Addend::Last].into_iter().enumerate()
+            {
+                for (i, held) in held.iter().enumerate() {
+                    let grad = noise(held.grad.span().len, (10 * seed + i) as u64);
+                    set(b, held.grad.span(), &grad);
+                    match sums.get_mut(i) {
+                        None => sums.push(grad),
+                        Some(sum) => sum.iter_mut().zip(&grad).for_each(|(s, g)| *s += g),
+                    }
+                }
+                sum_gradients(b, &tensors, addend).unwrap();
+            }
+            for (held, sum) in held.iter().zip(&sums) {
+                assert_eq!(&held.grad.floats(), sum);
+            }
+        }
+        let half = [Held::new(&[1.0; 4], true, DType::BF16, 0)];
+        let (tensors, _table) = tables(b, &half, 1);
+        assert!(sum_gradients(b, &tensors, Addend::First).is_err());
+    });
+}
+
+#[test]
 fn the_first_gradient_that_is_not_finite_is_found() {
     with_tables(|b| {
         for (grads, odd) in [(DType::F32, 0), (DType::BF16, 0), (DType::F32, 1)] {
