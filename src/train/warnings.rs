@@ -182,15 +182,21 @@ mod tests {
         is.optim.lr_weights = 0.5;
         is.data.limits.member_bytes = 9;
         is.eval.online_lr = 0.5;
+        is.train.micro_batches = 2;
         // Where it runs changes nothing.
         is.train.dir = "elsewhere".into();
         is.data.threads = 3;
         let found = changed(&was, &is).unwrap();
         let keys: Vec<&str> = found.iter().map(|said| said.split(' ').next().unwrap()).collect();
-        let expected =
-            ["data.limits.member_bytes", "eval.online_lr", "loss.lambda", "optim.lr_weights"];
+        let expected = [
+            "data.limits.member_bytes",
+            "eval.online_lr",
+            "loss.lambda",
+            "optim.lr_weights",
+            "train.micro_batches",
+        ];
         assert_eq!(keys, expected);
-        assert_eq!(found[2..], ["loss.lambda the default -> 1.0", "optim.lr_weights 0.2 -> 0.5"]);
+        assert_eq!(found[2..4], ["loss.lambda the default -> 1.0", "optim.lr_weights 0.2 -> 0.5"]);
     }
 
     #[test]
@@ -206,6 +212,12 @@ mod tests {
         assert!((170.0..230.0).contains(&each), "{each}");
         assert!((2270.0..3400.0).contains(&of(2)), "{}", of(2));
         assert!(memory(&config, (224, 224), u64::MAX / 64).is_some());
+        // In eight parts a batch wants little more than its views and the activations of an eighth.
+        let mut cut = config.clone();
+        (cut.train.batch_size, cut.train.micro_batches) = (64, 8);
+        let more = step_bytes(&cut, (224, 224), 0) as f64 - 8e6 * each;
+        let views = 4.0 * 128.0 * 3.0 * 224.0 * 224.0;
+        assert!((0.8 * views..views).contains(&more), "{more} beside {views}");
         let mut small = config.clone();
         small.train.batch_size = 2;
         small.model.width = 8;
