@@ -236,10 +236,13 @@ fn zeros_do_not_end_what_is_saved() {
         assert_eq!((saved, lost), (all_but(6, &[]), vec![]), "{name}");
         assert_eq!(faults, ["more follows where the archive seems to end"], "{name}");
     }
-    // Two headers of zeros, and all of a sample; the index tells which are gone.
+    // A header of zeros, more than a sample, and the first sample; the index tells which are gone.
     let whole = Archive::samples(0..8, &order).ended();
     let (from, to) = (header(&whole, "02.cls"), header(&whole, "03.png"));
-    for (from, to, gone) in [(from, from + 512, vec![2]), (from, to, vec![2, 3])] {
+    let second = header(&whole, "01.cls");
+    for (from, to, gone) in
+        [(from, from + 512, vec![2]), (from, to, vec![2, 3]), (0, second, vec![0])]
+    {
         let mut damaged = whole.clone();
         damaged[from..to].fill(0);
         bench.write(&whole, &damaged, true);

@@ -78,6 +78,42 @@ fn frames_are_expanded_as_far_as_the_limit_and_what_is_beyond_is_told() {
 }
 
 #[test]
+fn headers_whose_checksums_are_sums_of_signed_bytes_are_found() {
+    let bench = Bench::new();
+    let mut whole = Archive::samples(0..6, &["cls", "png"]).ended();
+    for block in whole.chunks_mut(512).filter(|block| block[257..262] == *b"ustar") {
+        // A user called ä.
+        block[265..267].copy_from_slice(b"\xC3\xA4");
+        block[148..156].fill(b' ');
+        let sum: i64 = block.iter().map(|&byte| i64::from(byte as i8)).sum();
+        block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    }
+    let mut damaged = whole.clone();
+    damaged[header(&whole, "03.png")] ^= 1;
+    for (shard, gone) in [(&whole, vec![]), (&damaged, vec![3])] {
+        bench.write(&whole, shard, false);
+        let (saved, lost, _) = bench.outcome(true);
+        assert_eq!((saved, lost), (all_but(6, &gone), gone));
+    }
+}
+
+#[test]
+fn a_window_over_the_limit_is_not_made_for_a_repair() {
+    let mut bench = Bench { name: "s-000000.tar.zst", ..Bench::new() };
+    let mut stream = zstd::stream::Encoder::new(Vec::new(), 1).unwrap();
+    stream.window_log(20).unwrap();
+    std::io::Write::write_all(&mut stream, &Archive::samples(0..3, &["png", "cls"]).ended())
+        .unwrap();
+    let whole = stream.finish().unwrap();
+    bench.write(&whole, &whole, false);
+    bench.limits.zstd_window_log = 20;
+    assert_eq!(bench.outcome(true), (all_but(3, &[]), vec![], vec![]));
+    bench.limits.zstd_window_log = 19;
+    let error = bench.salvage().unwrap_err().to_string();
+    assert!(error.contains("no sample can be saved: cannot be decompressed further"), "{error}");
+}
+
+#[test]
 fn a_shard_that_is_not_there_is_told_and_the_others_are_saved() {
     let folder = tempfile::tempdir().unwrap();
     for (name, numbers) in [("a.tar", 0..2), ("b.tar", 2..4)] {
@@ -221,5 +257,50 @@ fn an_image_with_bytes_missing_or_too_many_is_lost_though_it_can_be_decoded() {
         bench.write(&whole, &damaged, false);
         let (saved, lost, faults) = bench.outcome(true);
         assert_eq!((saved, lost), (all_but(8, &[4]), vec![4]), "{missing} {more}: {faults:?}");
+    }
+}
+
+#[test]
+fn an_index_vouches_for_a_sample_only_with_all_its_members() {
+    let bench = Bench::new();
+    let whole = Archive::samples(0..8, &["png", "cls", "json"]).ended();
+    let mut damaged = whole.clone();
+    // Image and label of sample 4 are there.
+    damaged[header(&whole, "04.json")] ^= 1;
+    bench.write(&whole, &damaged, true);
+    let (saved, lost, _) = bench.outcome(true);
+    assert_eq!((saved, lost), (all_but(8, &[4]), vec![4]));
+}
+
+#[test]
+fn labels_that_are_others_than_in_an_index_made_for_other_bytes_are_kept() {
+    let bench = Bench::new();
+    let shard = Archive::samples(0..6, &["cls", "png"]).ended();
+    let mut before = shard.clone();
+    for number in 0..6 {
+        before[header(&shard, &format!("{number:02}.cls")) + 512] = b'9';
+    }
+    bench.write(&before, &[&shard[..], &[0; 512]].concat(), true);
+    assert_eq!(bench.outcome(true), (all_but(6, &[]), vec![], vec![]));
+}
+
+#[test]
+fn of_samples_of_very_many_kinds_none_tells_what_another_lacks() {
+    let bench = Bench::new();
+    for (kinds, beside) in [(63, 0), (64, 1)] {
+        let mut archive = Archive::samples(0..1, &["png", "cls"]);
+        for kind in 1..=kinds {
+            archive.sample(kind, &["png", &format!("x{kind}"), "cls"]);
+        }
+        let torn = kinds + 2;
+        for number in torn - 1..=torn + 1 {
+            archive.sample(number, &["png", "cls"]);
+        }
+        let (whole, mut damaged) = (archive.ended(), archive.ended());
+        damaged[header(&whole, &format!("{torn:02}.png"))] ^= 1;
+        bench.write(&whole, &damaged, false);
+        let gone: Vec<u64> = (torn - beside..=torn).collect();
+        let (saved, lost, _) = bench.outcome(true);
+        assert_eq!((saved, lost), (all_but(torn + 2, &gone), gone), "{kinds}");
     }
 }

@@ -36,10 +36,10 @@ pub(crate) fn is_zero(bytes: &[u8]) -> bool {
     bytes.iter().all(|&byte| byte == 0)
 }
 
-/// Whether a block is a header, by its checksum.
+/// Whether a block is a header, by its checksum, which is not that of zeros where all are.
 pub(crate) fn is_header(block: &[u8; 512]) -> bool {
-    let stored = number(&block[148..156]);
-    !is_zero(block) && stored == Some(checksums(block).0)
+    let (unsigned, signed) = checksums(block);
+    number(&block[148..156]).is_some_and(|stored| stored == unsigned || stored as i64 == signed)
 }
 
 /// From a header to the next, by its own size field.
