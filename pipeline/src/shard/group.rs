@@ -301,6 +301,19 @@ mod tests {
     }
 
     #[test]
+    fn an_image_that_takes_the_place_of_another_makes_no_other_fault_good() {
+        let mut bytes = Vec::new();
+        for name in ["a.left.png", "a.json", "a.json", "a.png"] {
+            append_member(&mut bytes, name, &[7; 10]);
+        }
+        let tar = Tar::new(SliceSource::new(&bytes), Path::new("x"), 0, Limits::default());
+        let mut group = Group::default();
+        assert!(Groups::new(tar, Keep::Images).next_into(&mut group).unwrap());
+        let error = group.check(Path::new("x")).unwrap_err().to_string();
+        assert!(error.contains("two members `.json`"), "{error}");
+    }
+
+    #[test]
     fn a_sample_is_read_only_within_its_limit() {
         let members = ["a.left.png", "a.jpg", "a.cls", "a.png", "a.json"];
         let read =
