@@ -118,6 +118,12 @@ fn damaged_tars_give_an_error_that_names_the_shard() {
         ("2^64 - 1 bytes", member("a.jpg", b"1", huge(u64::MAX)), usual, "cannot be"),
         ("a negative size", member("a.jpg", b"1", octal(&[0xFF; 12])), usual, "not a number"),
         ("a size of letters", member("a.jpg", b"1", octal(b"00000z000000")), usual, "not a number"),
+        (
+            "a size beyond 88 bits",
+            member("a.jpg", b"1", octal(b"\x81\0\0\0\0\0\0\0\0\0\0\x01")),
+            usual,
+            "not a number",
+        ),
         // Found by fuzzing: the field is shorter than a number of 64 bits.
         ("a checksum in base 256", with(148, &[0x80]), usual, "header"),
         ("sparse", member("a.jpg", b"1", entry(b'S')), usual, "sparse"),

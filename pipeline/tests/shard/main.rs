@@ -1,6 +1,7 @@
 //! Shards as their users meet them. One binary, so that the crate is linked once.
 
 mod damage;
+mod index;
 mod interop;
 mod left_out;
 mod manifests;

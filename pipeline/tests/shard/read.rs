@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::index::fitting;
 use bt_pipeline::Error;
 use bt_pipeline::shard::{
     Depth, Limits, Links, OpenOptions, OwnedSample, ReadScratch, ShardSet, index_path,
@@ -154,6 +155,29 @@ fn pax_headers_give_path_and_size() {
 }
 
 #[test]
+fn what_precedes_a_sample_and_is_no_file_is_no_part_of_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut builder = tar::Builder::new(Vec::new());
+    // No data follow the header of a folder, whatever size it is said to have.
+    builder.append_pax_extensions([("size", &b"700"[..])]).unwrap();
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_size(0);
+    builder.append_data(&mut header, "a.jpg/", &b""[..]).unwrap();
+    header.set_entry_type(tar::EntryType::Fifo);
+    builder.append_data(&mut header, "b.jpg", &b""[..]).unwrap();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_size(5);
+    builder.append_data(&mut header, "c.jpg", &b"image"[..]).unwrap();
+    let path = write(folder.path(), "a.tar", &builder.into_inner().unwrap());
+    let scanned = scan(&path, Depth::Headers, &Limits::default()).unwrap();
+    assert_eq!((scanned.index.len(), scanned.links.count), (1, 0));
+    let entry = scanned.index.entry(0);
+    assert_eq!((entry.start, entry.offset, entry.span), (2048, 2560, 1024));
+    assert_eq!(contents(&open(&path).unwrap()), [expect("c", None, b"image")]);
+}
+
+#[test]
 fn zstd_files_without_a_table_are_read_in_order() {
     let folder = tempfile::tempdir().unwrap();
     let image = vec![b'i'; 5000];
@@ -174,6 +198,101 @@ fn zstd_files_without_a_table_are_read_in_order() {
     // One of them in a set keeps all of it from being read in any order.
     write(folder.path(), "plain.tar", &bytes);
     assert!(!open(folder.path()).unwrap().seekable());
+}
+
+#[test]
+fn headers_of_gnu_tar_and_of_old_ones_are_understood() {
+    let folder = tempfile::tempdir().unwrap();
+    let member = |name: &str, kind: u8, size: u64, change: fn(&mut tar::Header)| {
+        let mut header = tar::Header::new_gnu();
+        header.as_old_mut().name[..name.len()].copy_from_slice(name.as_bytes());
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_size(size);
+        header.set_cksum();
+        change(&mut header);
+        header.as_bytes().to_vec()
+    };
+    let data = |text: &[u8]| [text, &vec![0; 512 - text.len()]].concat();
+    let bytes = [
+        // Times, where ustar has more of the name.
+        member("a.jpg", b'0', 3, |header| {
+            header.as_gnu_mut().unwrap().set_atime(1_700_000_000);
+            header.set_cksum();
+        }),
+        data(b"one"),
+        // A hard link with the size of what it leads to, and no data.
+        member("x.jpg", b'1', 700, |_| ()),
+        // The checksum as the sum of signed bytes: `ä` has two above 127.
+        member("ä.jpg", b'0', 3, |header| {
+            let signed = header.cksum().unwrap() - 2 * 256;
+            header.as_old_mut().cksum.copy_from_slice(format!("{signed:06o}\0 ").as_bytes());
+        }),
+        data(b"two"),
+        vec![0; 1024],
+    ];
+    let path = write(folder.path(), "a.tar", &bytes.concat());
+    let expected = [expect("a", None, b"one"), expect("ä", None, b"two")];
+    assert_eq!(contents(&open(&path).unwrap()), expected);
+}
+
+/// Frames of zstd and a table of the sizes that are given for them.
+fn seekable(frames: &[Vec<u8>], sizes: &[usize]) -> Vec<u8> {
+    let mut bytes = frames.concat();
+    let rows = frames.iter().zip(sizes).flat_map(|(frame, &size)| [frame.len(), size]);
+    let words = [0x184D_2A5E, 8 * frames.len() + 9].into_iter().chain(rows).chain([frames.len()]);
+    bytes.extend(words.flat_map(|word| (word as u32).to_le_bytes()));
+    bytes.push(0);
+    bytes.extend(0x8F92_EAB1_u32.to_le_bytes());
+    bytes
+}
+
+#[test]
+fn frames_that_are_cut_anywhere_are_read_at_random() {
+    let folder = tempfile::tempdir().unwrap();
+    let image: Vec<u8> = (0..5000u32).map(|i| ((i * i) >> 7) as u8).collect();
+    let tar =
+        gnu_tar(&[("a.jpg", &image), ("a.cls", b"3"), ("b.jpg", &image[9..]), ("c.jpg", b"c")]);
+    // A skippable frame comes first, which has no bytes.
+    let mut frames = vec![b"\x50\x2A\x4D\x18\x03\0\0\0abc".to_vec()];
+    frames.extend(tar.chunks(700).map(|part| zstd::bulk::compress(part, 1).unwrap()));
+    let sizes: Vec<_> = [0].into_iter().chain(tar.chunks(700).map(<[u8]>::len)).collect();
+    let set = open(write(folder.path(), "a.tar.zst", &seekable(&frames, &sizes))).unwrap();
+    assert!(set.seekable());
+    let expected =
+        [expect("a", Some(3), &image), expect("b", None, &image[9..]), expect("c", None, b"c")];
+    assert_eq!(contents(&set), expected);
+    // In every order: what is there from the read before may be a part of it.
+    let mut scratch = ReadScratch::new();
+    for number in [0, 1, 0, 2, 1, 1, 2, 0] {
+        assert_eq!(set.read(number, &mut scratch).unwrap().image, expected[number].2);
+    }
+}
+
+#[test]
+fn a_frame_that_cannot_be_read_is_not_taken_for_the_one_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let (one, two) = (vec![b'1'; 700], super::memory::image(15, 15, 2));
+    let tar = gnu_tar(&[("a.jpg", &one), ("b.jpg", &two)]);
+    let parts = [&tar[..1536], &tar[1536..]];
+    let frames = parts.map(|part| zstd::bulk::compress(part, 1).unwrap());
+    let path = write(folder.path(), "a.tar.zst", &seekable(&frames, &parts.map(<[u8]>::len)));
+    let index = scan(&path, Depth::Full, &Limits::default()).unwrap().bytes;
+    std::fs::write(index_path(&path), &index).unwrap();
+    // Other contents of the second frame, then fewer bytes than the table says, of the same length.
+    let fewer = zstd::bulk::compress(&parts[1][..700], 1).unwrap();
+    let skipped = frames[1].len() - fewer.len() - 8;
+    let padding = [&b"\x50\x2A\x4D\x18"[..], &(skipped as u32).to_le_bytes()].concat();
+    for torn in [vec![0; frames[1].len()], [fewer, padding, vec![0; skipped]].concat()] {
+        let bytes = seekable(&[frames[0].clone(), torn], &parts.map(<[u8]>::len));
+        write(folder.path(), "a.tar.zst", &bytes);
+        std::fs::write(index_path(&path), fitting(&index, &bytes)).unwrap();
+        let set = open(&path).unwrap();
+        let mut scratch = ReadScratch::new();
+        for _ in 0..2 {
+            assert_eq!(set.read(0, &mut scratch).unwrap().image, one);
+            assert!(set.read(1, &mut scratch).is_err());
+        }
+    }
 }
 
 #[test]
@@ -228,7 +347,19 @@ fn patterns_name_folders_globs_lists_and_unions() {
     assert_eq!(names(&at("t-{0..1}.tar")), all[..2]);
     assert_eq!(names(&at("{v,t}-0.tar")), ["v-0.tar", "t-0.tar"]);
     assert_eq!(names(&format!("{}::{}", at("v-*.tar"), at("t-0.tar"))), ["v-0.tar", "t-0.tar"]);
-    for nothing in [at("x-*.tar"), at("t-{0..2}.tar"), at("absent"), String::new()] {
+    let deep = root.join("deep");
+    std::fs::create_dir(&deep).unwrap();
+    write(&deep, "u-0.tar", &gnu_tar(&[("ux.jpg", b"i")]));
+    assert_eq!(names(&at("{deep,}")), ["u-0.tar", all[0], all[1], all[2]]);
+    let one = at("t-0.tar");
+    for nothing in [
+        at("x-*.tar"),
+        at("t-{0..2}.tar"),
+        at("absent"),
+        String::new(),
+        format!("{one}::{}", at("x-*.tar")),
+        format!("{one}::{}", at("absent")),
+    ] {
         assert!(ShardSet::open(&nothing, &OpenOptions::default()).is_err(), "{nothing}");
     }
 }

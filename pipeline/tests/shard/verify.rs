@@ -31,7 +31,10 @@ fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
     // verification says.
     type Case<'a> = (&'a [&'a [u8]], Option<usize>, Option<u64>, Option<(u64, &'a str)>);
     let zero = &end[..512];
-    let cases: [Case<'_>; 9] = [
+    // More than is read at a time.
+    let (zeros, noise) = (vec![0; 70_000], vec![1; 70_000]);
+    let far = ab_end + 1024 + 70_000;
+    let cases: [Case<'_>; 10] = [
         (&[&ab, &end], Some(2), None, None),
         (&[&ab, &end, &end, zero, &end[..100]], Some(2), None, None),
         (&[&ab], Some(2), None, Some((ab_end, "no end-of-archive marker"))),
@@ -40,6 +43,7 @@ fn an_archive_ends_with_two_zero_blocks_or_the_file_and_what_follows_is_told() {
         (&[&ab, zero, &cd, &end], None, None, Some((ab_end, "a lone block of zeros"))),
         (&[&ab, zero, b"x"], None, None, Some((ab_end, "a lone block of zeros"))),
         (&[&ab, &end, &cd, &end], Some(2), Some(ab_end + 1024), Some((ab_end + 1024, "more"))),
+        (&[&ab, &end, &zeros, &noise], Some(2), Some(far), Some((far, "more"))),
         (&[&ab, &end, zero, b"\0x"], Some(2), Some(ab_end + 1537), Some((ab_end + 1537, "more"))),
     ];
     for (number, (blocks, read, trailing, damage)) in cases.into_iter().enumerate() {
