@@ -231,6 +231,7 @@ mod tests {
             ("__z__/y.jpg", "_z__/y"),
             ("___z__/y.jpg", "_z__/y-2"),
             ("_____/y.jpg", "_/y"),
+            ("c/.x", "c/_x"),
             // Given already, but not to this one.
             ("b-2.jpg", "b-2"),
             ("b.jpg", "b"),

@@ -8,7 +8,7 @@ use bt_pipeline::shard::{
 };
 use bt_pipeline::{Error, Result};
 
-use super::memory::{Memory, image, packed};
+use super::memory::{Memory, contents, image, open, packed};
 
 fn opened(source: &Path) -> Result<Box<dyn Source>> {
     open_source(&source.to_string_lossy(), &std::env::temp_dir(), &Limits::default())
@@ -46,6 +46,7 @@ fn a_folder_of_shards_and_images_is_refused_and_a_glob_tells_which_are_meant() {
         }
     }
     assert_eq!(opened(&root.join("*.tar*")).unwrap().len(), 5);
+    assert_eq!(opened(&root.join("shard-000000.tar")).unwrap().len(), 5);
     std::fs::remove_file(root.join("shard-000000.tar")).unwrap();
     assert_eq!(opened(&root).unwrap().len(), 2);
 }
@@ -88,6 +89,29 @@ fn labels_of_a_list_are_found_whatever_their_column_is_called() {
 }
 
 #[cfg(unix)]
+#[test]
+fn images_of_a_list_are_packed_with_the_labels_of_their_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let (list, out) = (folder.path().join("list.csv"), folder.path().join("out"));
+    for (name, seed) in [("a.ppm", 1), ("b.ppm", 2), ("c.ppm", 3)] {
+        put(&folder.path().join(name), &image(3, 3, seed));
+    }
+    put(&list, b"c.ppm,7\na.ppm,\nb.ppm,2\n");
+    packed(&*opened(&list).unwrap(), &out, &PackOptions::default()).unwrap();
+    let expected = [("c", Some(7), 3), ("a", None, 1), ("b", Some(2), 2)]
+        .map(|(key, label, seed)| (key.to_owned(), label, image(3, 3, seed)));
+    assert_eq!(contents(&open(&out)), expected);
+    for (label, sound) in [(7, true), (6, false)] {
+        let limits = Limits { label, ..Limits::default() };
+        let source = open_source(&list.to_string_lossy(), folder.path(), &limits);
+        let refused = source.err().map(|error| error.to_string());
+        assert_eq!(refused.is_none(), sound, "{refused:?}");
+        assert!(refused.is_none_or(|text| text.contains("label 7, expected 0 to 6")));
+    }
+    put(&list, b"path,label\n");
+    assert!(refusal(&list).contains("no images found"));
+}
+
 #[test]
 fn links_that_lead_back_are_followed_once() {
     use std::os::unix::fs::symlink;

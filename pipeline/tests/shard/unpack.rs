@@ -4,6 +4,7 @@ use std::path::Path;
 
 use bt_pipeline::shard::{FolderSource, OpenOptions, PackOptions, Tree, Unpacked, unpack};
 
+use super::damage::plain;
 use super::memory::{Memory, files, image, open, packed};
 
 fn unpacked(set: &Path, to: &Path, tree: Tree) -> Unpacked {
@@ -142,4 +143,33 @@ fn names_that_are_too_long_for_files_are_cut_and_counted() {
         (names.len(), stems.len())
     };
     assert_eq!(stems(&to.join("a")), (4, 2));
+}
+
+#[test]
+fn samples_of_several_shards_are_unpacked_and_those_without_an_image_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("set");
+    std::fs::create_dir(&set).unwrap();
+    let picture = image(2, 2, 1);
+    let first = [plain("a.ppm", &picture), plain("b.json", b"{}"), plain("c.ppm", &picture)];
+    std::fs::write(set.join("1.tar"), first.concat()).unwrap();
+    std::fs::write(set.join("2.tar"), plain("d.ppm", &picture)).unwrap();
+    for tree in [Tree::Members, Tree::Folders] {
+        let to = folder.path().join(format!("{tree:?}"));
+        assert_eq!(unpacked(&set, &to, tree).samples, 3);
+        assert_eq!(names(&to), ["a.ppm", "c.ppm", "d.ppm"]);
+    }
+}
+
+#[test]
+fn a_sample_with_two_members_of_one_name_is_not_unpacked() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = folder.path().join("a.tar");
+    let members = [plain("a.ppm", &image(2, 2, 1)), plain("a.cls", b"1"), plain("a.cls", b"2")];
+    std::fs::write(&set, members.concat()).unwrap();
+    for tree in [Tree::Members, Tree::Folders] {
+        let to = folder.path().join(format!("{tree:?}"));
+        let done = unpack(&set.to_string_lossy(), &to, tree, &OpenOptions::default(), &mut |_| {});
+        assert!(done.unwrap_err().to_string().contains("two members `.cls`"));
+    }
 }
