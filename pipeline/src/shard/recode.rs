@@ -179,8 +179,11 @@ mod tests {
         for (recode, size, kept) in [
             (Recode::KEEP, (60, 40), true),
             (recode(Shrink::MaxSide(60)), (60, 40), true),
+            (recode(Shrink::MaxSide(90)), (60, 40), true),
+            (recode(Shrink::MaxSide(0)), (60, 40), true),
             (recode(Shrink::MaxSide(30)), (30, 20), false),
             (recode(Shrink::ShortSide(40)), (60, 40), true),
+            (recode(Shrink::ShortSide(50)), (60, 40), true),
             (recode(Shrink::ShortSide(10)), (15, 10), false),
         ] {
             let mut image = original.clone();

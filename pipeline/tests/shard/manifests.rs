@@ -159,6 +159,27 @@ fn names_of_classes_are_kept_beside_samples_without_labels() {
 }
 
 #[test]
+fn shards_that_are_named_one_by_one_are_those_of_the_manifest_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let names = ["ant", "bee", "cat"];
+    shards(folder.path());
+    index(folder.path(), &folder.path().join("manifest.json"), &names).unwrap();
+    let at = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
+    let patterns = [at("*.tar"), at("shard-000001.tar"), at("shard-{000001..000001}.tar")];
+    for pattern in &patterns {
+        assert_eq!(opened(pattern).unwrap().classes(), names, "{pattern}");
+    }
+    let second = folder.path().join("shard-000001.tar");
+    std::fs::remove_file(index_path(&second)).unwrap();
+    let bytes = std::fs::read(&second).unwrap();
+    std::fs::write(&second, [&bytes[..], &[0; 512]].concat()).unwrap();
+    for pattern in &patterns {
+        let read = opened(pattern).and_then(|set| set.meta(set.len() - 1));
+        assert!(read.is_err(), "{pattern}");
+    }
+}
+
+#[test]
 fn a_folder_of_images_is_told_apart_from_an_empty_one() {
     let folder = tempfile::tempdir().unwrap();
     let pattern = folder.path().to_string_lossy();
