@@ -53,10 +53,7 @@ impl Staging {
     /// [`Error::Usage`] when a set of that prefix is there and `overwrite` is not set, and when
     /// another pack is writing one.
     pub fn begin(folder: &Path, prefix: &str, overwrite: bool) -> Result<Staging> {
-        let unfinished = leftovers(folder, prefix)?
-            .iter()
-            .any(|staged| Publish { folder, staged, prefix }.is_unfinished());
-        if !unfinished {
+        if !any_unfinished(folder, prefix)? {
             refuse_existing(folder, prefix, overwrite)?;
         }
         let staged = Staged::new(folder, prefix)?;
@@ -98,6 +95,7 @@ impl Staging {
             let Err(second) = publish.undo() else { return Err(error) };
             return Err(self.keep(&error, &second));
         }
+        publish.done();
         let path = self.folder.join(manifest_name(&self.prefix));
         if let Err(error) = self.staged.close() {
             tracing::warn!("{}: what it replaced cannot be removed: {error}", path.display());
@@ -115,6 +113,16 @@ impl Staging {
         );
         Error::io(staged, std::io::Error::other(text))
     }
+}
+
+/// Whether a pack of the set `prefix` was killed while it put its set in place.
+fn any_unfinished(folder: &Path, prefix: &str) -> Result<bool> {
+    for staged in leftovers(folder, prefix)? {
+        if (Publish { folder, staged: &staged, prefix }).is_unfinished()? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Refuses to write where a set is, unless it may be replaced.
@@ -135,8 +143,9 @@ fn clear_up(folder: &Path, prefix: &str, left: &Path) -> Result<()> {
     match owner {
         Owner::Nobody(_) if left.is_dir() => {
             let publish = Publish { folder, staged: left, prefix };
-            if publish.is_unfinished() {
+            if publish.is_unfinished()? {
                 publish.run()?;
+                publish.done();
                 tracing::warn!(
                     "{}: a pack was killed while it put the set `{prefix}` in place; now it is there",
                     folder.display()

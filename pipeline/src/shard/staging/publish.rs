@@ -29,26 +29,34 @@ pub(super) struct Publish<'a> {
 impl Publish<'_> {
     /// Whether this has begun and not ended: files of the old set, the new one or none may be in
     /// place.
-    pub fn is_unfinished(&self) -> bool {
-        let marked = |name| self.staged.join(name).exists();
-        (marked(LEAVING) || marked(ENTERING))
-            && !self.folder.join(manifest_name(self.prefix)).exists()
+    ///
+    /// # Errors
+    /// When that cannot be told: what is there may be all that is left of both sets.
+    pub fn is_unfinished(&self) -> Result<bool> {
+        let marked = |name| is_there(&self.staged.join(name));
+        Ok((marked(LEAVING)? || marked(ENTERING)?)
+            && !is_there(&self.folder.join(manifest_name(self.prefix)))?)
     }
 
     /// Does what is left to do until the new set is in place.
     pub fn run(&self) -> Result<()> {
-        if !self.staged.join(ENTERING).exists() {
+        if !is_there(&self.staged.join(ENTERING))? {
             self.begin()?;
             self.leave()?;
             self.mark(LEAVING, ENTERING)?;
         }
-        self.enter()?;
-        self.unmark(ENTERING)
+        self.enter()
+    }
+
+    /// Takes the mark away behind `run`. The set is in place, and its manifest says so to whoever
+    /// finds the mark: that this fails is no reason to put the old one back.
+    pub fn done(&self) {
+        let _ = self.unmark(ENTERING);
     }
 
     /// Puts the old set back; the new one waits again.
     pub fn undo(&self) -> Result<()> {
-        if self.staged.join(ENTERING).exists() {
+        if is_there(&self.staged.join(ENTERING))? {
             self.put_away(PART)?;
             self.mark(ENTERING, LEAVING)?;
         }
@@ -133,6 +141,10 @@ impl Publish<'_> {
 
     fn unmark(&self, name: &str) -> Result<()> {
         let path = self.staged.join(name);
+        #[cfg(test)]
+        if tests::refuses() {
+            return Err(Error::io(path, std::io::ErrorKind::PermissionDenied.into()));
+        }
         match std::fs::remove_file(&path) {
             Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&path, e)),
             _ => sync_folder(self.staged),
@@ -142,6 +154,21 @@ impl Publish<'_> {
     fn sync(&self) -> Result<()> {
         sync_folder(self.staged)?;
         sync_folder(self.folder)
+    }
+}
+
+/// Whether something of this name is there. What cannot be looked at is neither there nor not, unless
+/// it is somebody else's.
+fn is_there(path: &Path) -> Result<bool> {
+    use std::io::ErrorKind;
+    match path.symlink_metadata() {
+        Ok(_) => Ok(true),
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
+                Ok(false)
+            }
+            _ => Err(Error::io(path, error)),
+        },
     }
 }
 
@@ -167,10 +194,10 @@ impl Unfinished {
     /// one.
     ///
     /// # Errors
-    /// [`Error::Shard`] with the temporary folder.
+    /// [`Error::Shard`] with the temporary folder; [`Error::Io`] when it cannot be told.
     pub fn refuse(&mut self, folder: &Path, name: Option<&str>) -> Result<()> {
         if !self.0.contains_key(folder) {
-            self.0.insert(folder.to_owned(), unfinished(folder));
+            self.0.insert(folder.to_owned(), unfinished(folder)?);
         }
         let sets = self.0.get(folder).map(Vec::as_slice).unwrap_or_default();
         match sets.iter().find(|(prefix, _)| name.is_none_or(|name| belongs(name, prefix))) {
@@ -188,18 +215,31 @@ fn cause(prefix: &str) -> String {
     )
 }
 
-/// Prefixes and temporary folders. A folder that cannot be listed has none: reading it tells more.
-fn unfinished(folder: &Path) -> Vec<(String, PathBuf)> {
+/// Prefixes and temporary folders. A folder that may not be listed, or is none, has none: reading it
+/// tells more.
+fn unfinished(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    use std::io::ErrorKind;
     let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let entries = std::fs::read_dir(listed).into_iter().flatten().flatten();
-    let sets = entries.filter_map(|entry| {
-        let name = entry.file_name();
-        let prefix = temporary_for(name.to_str()?)?.to_owned();
+    let failed = |error| Error::io(listed, error);
+    let entries = match std::fs::read_dir(listed) {
+        Err(error) => match error.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory | ErrorKind::PermissionDenied => {
+                return Ok(Vec::new());
+            }
+            _ => return Err(failed(error)),
+        },
+        Ok(entries) => entries,
+    };
+    let mut sets = Vec::new();
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let Some(prefix) = name.to_str().and_then(temporary_for) else { continue };
         let staged = folder.join(&name);
-        let publish = Publish { folder, staged: &staged, prefix: &prefix };
-        publish.is_unfinished().then(|| (prefix.clone(), staged.clone()))
-    });
-    sets.collect()
+        if (Publish { folder, staged: &staged, prefix }).is_unfinished()? {
+            sets.push((prefix.to_owned(), staged));
+        }
+    }
+    Ok(sets)
 }
 
 #[cfg(test)]
@@ -287,7 +327,7 @@ mod tests {
                 FAULT.set((k, 1));
                 publish().run().unwrap_err();
                 FAULT.set((u32::MAX, 0));
-                let unfinished = publish().is_unfinished();
+                let unfinished = publish().is_unfinished().unwrap();
                 let kept = staging.staged.keep();
                 let next = Staging::begin(folder.path(), "a", true).unwrap();
                 let expected = if unfinished { new_set() } else { before };
@@ -328,6 +368,23 @@ mod tests {
             drop(Staging::begin(folder.path(), "a", true).unwrap());
             assert_eq!(shown(folder.path()), new_set(), "{k}");
         }
+        // The set is in place, and its mark cannot be taken away.
+        let (folder, staging) = waiting(3);
+        FAULT.set((9, 1));
+        staging.publish().unwrap();
+        FAULT.set((u32::MAX, 0));
+        assert_eq!(shown(folder.path()), new_set());
+    }
+
+    #[test]
+    fn what_cannot_be_looked_at_is_not_taken_for_absent() {
+        let folder = tempfile::tempdir().unwrap();
+        let (there, nowhere) = (folder.path().join("there"), folder.path().join("nowhere"));
+        std::fs::write(&there, b"").unwrap();
+        assert!(is_there(&there).unwrap() && !is_there(&nowhere).unwrap());
+        assert!(!is_there(&there.join(LEAVING)).unwrap(), "a temporary file, no folder");
+        // A name that no file system has room for: an error as of a disk that fails.
+        assert!(is_there(&folder.path().join("x".repeat(5000))).is_err());
     }
 
     #[test]
