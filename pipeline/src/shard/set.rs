@@ -351,7 +351,7 @@ impl ShardSet {
         let (path, limits) = (index_path(&info.path), &self.options.limits);
         let index = if let Some(remote) = self.remote(shard) {
             self.remote_index(remote, &info.path)?
-        } else if self.options.use_index && path.exists() {
+        } else if self.options.use_index && path.try_exists().unwrap_or(true) {
             let index = ShardIndex::open(&path, limits)?;
             index.belongs_to(&info.path, self.data(shard)?.map.as_ref())?;
             index

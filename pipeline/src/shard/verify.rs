@@ -219,7 +219,8 @@ fn verify_shard(
 
 fn open_index(examined: &mut Examined<'_>, shard: &[u8], limits: &Limits) -> Option<ShardIndex> {
     let path = index_path(examined.path);
-    if !path.exists() {
+    // One that cannot be looked at cannot be opened, which is told.
+    if !path.try_exists().unwrap_or(true) {
         return None;
     }
     examined.report.indexed = 1;

@@ -419,3 +419,17 @@ fn what_is_no_image_is_found_by_those_that_decode_nothing() {
     let reports = index_shards(&pattern, None, &[], &Limits::default(), 1, &mut |_| {}).unwrap();
     assert_eq!((reports[0].samples, reports[0].unreadable), (3, 1));
 }
+
+/// A link to itself: an error of the system, as of a disk that fails.
+#[cfg(unix)]
+#[test]
+fn an_index_that_cannot_be_looked_at_is_not_taken_for_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.tar");
+    let image = [&bt_pipeline::shard::raw_header(1, 1)[..], b"rgb"].concat();
+    std::fs::write(&path, [plain("a.ppm", &image), vec![0; 1024]].concat()).unwrap();
+    assert_eq!(verified(&path), []);
+    std::os::unix::fs::symlink(index_path(&path), index_path(&path)).unwrap();
+    let said = verified(&path);
+    assert!(said.len() == 1 && said[0].1.contains("a.tar.idx"), "{said:?}");
+}

@@ -179,8 +179,9 @@ impl ShardSet {
 fn is_seekable(path: &Path) -> Result<bool> {
     let failed = |e| Error::io(path, e);
     let mut file = open_regular(path)?;
-    let mut head = [0; 4];
-    if file.read(&mut head).map_err(failed)? < 4 || !is_zstd(&head) {
+    let mut head = Vec::with_capacity(4);
+    (&mut file).take(4).read_to_end(&mut head).map_err(failed)?;
+    if !is_zstd(&head) {
         return Ok(true);
     }
     let mut tail = Vec::with_capacity(FOOTER);
