@@ -323,6 +323,18 @@ mod tests {
         assert_eq!(names(folder), ["..salvage.b.xyz.part"]);
     }
 
+    #[cfg(unix)]
+    #[test]
+    fn whoever_reads_a_set_may_look_where_the_next_one_waits() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let staged = Staged::new(folder.path(), "a").unwrap();
+        let usual = folder.path().join("usual");
+        std::fs::create_dir(&usual).unwrap();
+        let mode = |path: &Path| path.metadata().unwrap().permissions().mode();
+        assert_eq!(mode(staged.path()), mode(&usual));
+    }
+
     #[test]
     fn a_set_that_cannot_be_put_in_place_leaves_the_old_one() {
         let folder = tempfile::tempdir().unwrap();

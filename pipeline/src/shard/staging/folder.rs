@@ -29,7 +29,12 @@ impl Staged {
     pub fn new(folder: &Path, name: &str) -> Result<Staged> {
         let failed = |e| Error::io(folder, e);
         let named = format!(".{name}.");
-        let made = tempfile::Builder::new().prefix(&named).suffix(PART).tempdir_in(folder);
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(&named).suffix(PART);
+        // As any other new folder: whoever reads the set looks into it.
+        #[cfg(unix)]
+        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+        let made = builder.tempdir_in(folder);
         // Its kind alone: the rest speaks of the temporary name.
         let made = made.map_err(|e| failed(e.kind().into()))?;
         let lock = File::create_new(made.path().join(LOCK)).map_err(failed)?;
