@@ -75,6 +75,7 @@ pub use scan::{Depth, Scanned, scan};
 pub use select::{Selection, select};
 pub use set::{OpenOptions, SampleMeta, ShardInfo, ShardSet};
 pub use source::{FolderSource, ListSource, Loaded, ShardSource, Source, SynthSource, open_source};
+pub use staging::finish_killed;
 pub use stream::{OwnedSample, ShardStream};
 pub use tar::Links;
 pub use unpack::{Tree, Unpacked, unpack};

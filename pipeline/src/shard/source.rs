@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::ReadScratch;
 use super::pattern::{expand_braces, files_in, is_shard_name, parts};
+use super::staging::Unfinished;
 use super::union::is_url;
 use super::{Limits, OpenOptions};
 use crate::{Error, Result};
@@ -129,6 +130,10 @@ fn unmistakable(source: &str) -> Result<()> {
 
 fn unmistakable_path(name: &str, alone: bool) -> Result<()> {
     let path = Path::new(name);
+    if path.is_dir() {
+        // Its shards may all be on their way, so that it looks like a folder of images.
+        Unfinished::default().refuse(path, None)?;
+    }
     let shard = if path.is_dir() { first_shard(path)? } else { None };
     if let Some(shard) = &shard {
         return only_shards(name, shard);

@@ -115,6 +115,20 @@ impl Staging {
     }
 }
 
+/// Puts the set `prefix` in its place in `folder` where a pack was killed while it did that, and
+/// returns whether there was one. [`pack()`](super::pack()) does so by itself; this is for a set that is to be
+/// packed into its own place, and that nobody can open before.
+///
+/// # Errors
+/// [`Error::Io`] when a file cannot be moved; [`Error::Usage`] when another pack is at it.
+pub fn finish_killed(folder: &Path, prefix: &str) -> Result<bool> {
+    if !folder.is_dir() || !any_unfinished(folder, prefix)? {
+        return Ok(false);
+    }
+    leftovers(folder, prefix)?.iter().try_for_each(|path| clear_up(folder, prefix, path))?;
+    Ok(!any_unfinished(folder, prefix)?)
+}
+
 /// Whether a pack of the set `prefix` was killed while it put its set in place.
 fn any_unfinished(folder: &Path, prefix: &str) -> Result<bool> {
     for staged in leftovers(folder, prefix)? {

@@ -3,8 +3,11 @@
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::anyhow;
+use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    Limits, OnBad, PackOptions, Packed, Recode, Selection, Shrink, Source, open_source, pack,
+    Limits, OnBad, PackOptions, Packed, Recode, Selection, Shrink, Source, finish_killed,
+    open_source, pack,
 };
 
 use crate::cli::{Division, Pack};
@@ -12,7 +15,8 @@ use crate::output::{Bar, bytes, count, line, say};
 
 pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
     let (origin, out) = args.paths()?;
-    let source = open_source(&origin, out, &Limits::default())?;
+    let source = open_source(&origin, out, &Limits::default())
+        .or_else(|error| Err(unless_killed(error, &origin, out, &args.prefix)?))?;
     let options = PackOptions {
         selection: Selection {
             shuffle: args.shuffle,
@@ -30,6 +34,25 @@ pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
         ..divided(&args.prefix, &args.division)
     };
     run_pack(source.as_ref(), out, &origin, &options, args.division.json)
+}
+
+/// The error of a source that cannot be opened. It may be the set that a pack, which was killed, was
+/// putting in place: that is finished then, and is all, as the same choice of samples would be made of
+/// it a second time.
+fn unless_killed(
+    error: Error,
+    origin: &str,
+    out: &Path,
+    prefix: &str,
+) -> anyhow::Result<anyhow::Error> {
+    if !finish_killed(out, prefix)? {
+        return Ok(error.into());
+    }
+    let out = out.display();
+    Ok(anyhow!(
+        "{origin}: not packed: it could not be read before the set `{prefix}` of a pack that was killed was put in place \
+         in {out}. Now it is there; if it was to come of the same command, all is done"
+    ))
 }
 
 /// Options that say how a set is divided, all else by default.

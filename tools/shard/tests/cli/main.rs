@@ -170,6 +170,33 @@ fn a_set_that_is_half_in_place_is_refused_until_the_next_pack_finishes_it() {
 }
 
 #[test]
+fn a_pack_of_a_set_into_its_own_place_that_was_killed_is_finished_by_the_same_command() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 8), folder.path().join("shards"));
+    let to = shards.to_str().unwrap();
+    ok(&["pack", tree.to_str().unwrap(), to, "--samples-per-shard", "4"]);
+    let whole = names(&shards);
+    let half = |waiting: &[String]| {
+        let staged = shards.join(".shard.abcdef.part");
+        std::fs::create_dir(&staged).unwrap();
+        for name in waiting {
+            std::fs::rename(shards.join(name), staged.join(format!("{name}.part"))).unwrap();
+        }
+        ["lock", "entering"].iter().for_each(|name| std::fs::write(staged.join(name), "").unwrap());
+    };
+    // Killed before the first file got its name, and before the last.
+    for waiting in [&whole[..], &whole[4..]] {
+        half(waiting);
+        let again = shard(&["pack", to, to, "--overwrite", "--fraction", "0.5"]);
+        assert_eq!(again.status.code(), Some(1), "{}", err(&again));
+        assert!(err(&again).contains("Now it is there"), "{}", err(&again));
+        assert_eq!(names(&shards), whole);
+        // Not half of it.
+        assert_eq!(ok(&["ls", to]).lines().count(), 8);
+    }
+}
+
+#[test]
 fn images_are_reduced_decoded_and_chosen() {
     let folder = tempfile::tempdir().unwrap();
     let tree = tree(folder.path(), 20);
