@@ -57,18 +57,24 @@ pub fn salvage(
     threads: usize,
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Salvaged> {
-    // A manifest that contradicts the shards is part of the damage.
-    let found = resolve(pattern, options.use_manifest, &options.limits)
-        .or_else(|_| resolve(pattern, false, &options.limits))?;
+    let found = resolve(pattern, options.use_manifest, &options.limits).or_else(|error| {
+        // A manifest that contradicts the shards is part of the damage.
+        let found = if is_damage(&error) {
+            resolve(pattern, false, &options.limits)
+        } else {
+            return Err(error);
+        };
+        found.inspect(|_| tracing::warn!("{error}; saved without what the manifest says"))
+    })?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
     let shards: Vec<PathBuf> = found.shards.iter().map(|shard| shard.path.clone()).collect();
     let prefix = prefix(&shards);
+    let temporary = for_salvage(out, &prefix)?;
     // Before the work, not after it.
     if let Some(path) = existing(out, &prefix)?.first() {
         return Err(Error::Usage(format!("{} exists: choose another folder", path.display())));
     }
     found.warn_of_names();
-    let temporary = for_salvage(out, &prefix)?;
     let classes = found.classes;
     let total = shards.len() as u64;
     let (mut lost, mut compressed) = (Vec::new(), false);
@@ -91,7 +97,9 @@ pub fn salvage(
     )?;
     let whole = temporary.path().to_string_lossy().into_owned();
     let source = ShardSource::open(&whole, temporary.path(), options).map_err(|error| {
-        let cause = lost.first().map_or_else(|| error.to_string(), |damage| damage.cause.clone());
+        // Nothing is there. What keeps it from being read is no damage.
+        let Error::Usage(none) = error else { return error };
+        let cause = lost.first().map_or(none, |damage| damage.cause.clone());
         Error::TooManyBad(format!("{pattern}: no sample can be saved: {cause}"))
     })?;
     // Shards hold numbers; what they are called is in the manifest of the damaged set, if anywhere.
@@ -99,7 +107,33 @@ pub fn salvage(
     let packing =
         PackOptions { prefix, zstd: compressed.then_some(3), threads, ..PackOptions::default() };
     let packed = pack(&source, out, &format!("saved from {pattern}"), &packing, progress)?;
+    if let Err(error) = temporary.close() {
+        tracing::warn!("{}: what was saved on the way stays: {error}", out.display());
+    }
     Ok(Salvaged { packed, lost })
+}
+
+/// Whether an error tells of what is stored: bytes that are wrong, a file that is gone, a place that
+/// the disk cannot read. What would befall any file (too many are open, no memory), and what may not
+/// be read, is none: whole samples would be left out for it.
+fn is_damage(error: &Error) -> bool {
+    use std::io::ErrorKind;
+    let Error::Io { source, .. } = error else { return true };
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::IsADirectory,
+        ErrorKind::NotADirectory,
+        ErrorKind::InvalidInput,
+        ErrorKind::InvalidData,
+        ErrorKind::InvalidFilename,
+        ErrorKind::UnexpectedEof,
+    ];
+    // These have no kind.
+    #[cfg(unix)]
+    let unnamed = matches!(source.raw_os_error(), Some(libc::EIO | libc::ELOOP));
+    #[cfg(not(unix))]
+    let unnamed = false;
+    kinds.contains(&source.kind()) || unnamed
 }
 
 /// What the first shard is called before its number.
@@ -127,12 +161,13 @@ fn save_shard(
     let mut saved = Saved { lost: Vec::new(), compressed: false };
     let file = match Map::open(shard) {
         Ok(file) => file,
-        Err(error) => {
+        Err(error) if is_damage(&error) => {
             saved.note(shard, &error);
             return Ok(saved);
         }
+        Err(error) => return Err(error),
     };
-    let known = Known::of(shard, &file, limits);
+    let known = Known::of(shard, &file, limits)?;
     saved.compressed = is_zstd(file.as_ref());
     let tar = match saved.compressed {
         true => expand(shard, &file, to, limits, &mut saved)?,

@@ -24,8 +24,9 @@ use publish::Publish;
 pub(crate) use publish::Unfinished;
 
 /// A folder for what is saved of damaged shards to become the set `prefix`; those that were left of
-/// that are removed.
+/// that are removed, and a set that was being put in place is finished.
 pub(crate) fn for_salvage(folder: &Path, prefix: &str) -> Result<Staged> {
+    finish_killed(folder, prefix)?;
     let name = format!(".salvage.{prefix}");
     for path in leftovers(folder, &name)?.iter().filter(|path| path.is_dir()) {
         // Held until it is gone.

@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use super::is_damage;
+use crate::Result;
 use crate::shard::Limits;
 use crate::shard::index::{Entry, ShardIndex, index_path};
 use crate::shard::map::Map;
@@ -18,15 +20,19 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub fn of(shard: &Path, file: &Map, limits: &Limits) -> Known {
-        let Ok(index) = ShardIndex::open(&index_path(shard), limits) else {
-            return Known::default();
+    /// # Errors
+    /// Where the index cannot be read for what is no damage.
+    pub fn of(shard: &Path, file: &Map, limits: &Limits) -> Result<Known> {
+        let index = match ShardIndex::open(&index_path(shard), limits) {
+            Ok(index) => index,
+            Err(error) if is_damage(&error) => return Ok(Known::default()),
+            Err(error) => return Err(error),
         };
         let mut entries: HashMap<String, Vec<Entry>> = HashMap::new();
         for (entry, key) in (0..index.len()).filter_map(|i| index.get(i).ok()) {
             entries.entry(key.to_owned()).or_default().push(entry);
         }
-        Known { entries, belongs: index.belongs_to(shard, file.as_ref()).is_ok() }
+        Ok(Known { entries, belongs: index.belongs_to(shard, file.as_ref()).is_ok() })
     }
 
     pub fn of_key(&self, key: &str) -> &[Entry] {

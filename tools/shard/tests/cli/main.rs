@@ -194,6 +194,44 @@ fn a_pack_of_a_set_into_its_own_place_that_was_killed_is_finished_by_the_same_co
         // Not half of it.
         assert_eq!(ok(&["ls", to]).lines().count(), 8);
     }
+    // A repair finishes it, too, before it says that it will not write there.
+    half(&whole);
+    let other = folder.path().join("other");
+    ok(&["pack", tree.to_str().unwrap(), other.to_str().unwrap()]);
+    let refused = shard(&["verify", other.to_str().unwrap(), "--repair", to]);
+    assert!(err(&refused).contains("exists: choose another folder"), "{}", err(&refused));
+    assert_eq!(names(&shards), whole);
+}
+
+/// With as few files open as each limit lets it have, a repair fails or saves what it saves else.
+#[cfg(unix)]
+#[test]
+fn a_shard_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tree, shards) = (tree(folder.path(), 8), folder.path().join("shards"));
+    let shards = shards.to_str().unwrap();
+    ok(&["pack", tree.to_str().unwrap(), shards, "--samples-per-shard", "2"]);
+    let mut outcomes = std::collections::BTreeSet::new();
+    for limit in 4..16 {
+        let to = folder.path().join(format!("to-{limit}"));
+        let to = to.to_str().unwrap();
+        let script = format!("ulimit -n {limit} || exit 9; exec \"$@\"");
+        let mut command = Command::new("bash");
+        command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_shard")]);
+        command.args(["verify", shards, "--repair", to, "--threads", "1"]);
+        let Ok(output) = command.output() else {
+            println!("skipped: no bash");
+            return;
+        };
+        let text = out(&output) + &err(&output);
+        if output.status.success() {
+            assert!(text.starts_with("8 samples saved, 0 known to be lost\n"), "{limit}: {text}");
+        } else {
+            assert!(!text.contains("no sample can be saved"), "{limit}: {text}");
+        }
+        outcomes.insert(output.status.success());
+    }
+    assert_eq!(outcomes.len(), 2, "limits from too few to enough");
 }
 
 #[test]
