@@ -200,7 +200,7 @@ pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
         match open(&path) {
             Ok(checkpoint) => return Ok(Some(checkpoint)),
             // Nothing is damaged: an older one would be another run's result.
-            Err(error) if is_denied(&error) => return Err(error),
+            Err(error) if !is_damage(&error) => return Err(error),
             // The run goes on meanwhile, and has removed it for a later one.
             Err(_) if newest_step(run) > newest => {
                 paths = list(&folder)?;
@@ -273,9 +273,21 @@ pub fn run_of(path: &Path) -> Option<PathBuf> {
     }
 }
 
-fn is_denied(error: &anyhow::Error) -> bool {
-    let io = error.downcast_ref::<std::io::Error>();
-    io.is_some_and(|io| io.kind() == std::io::ErrorKind::PermissionDenied)
+/// Whether an error tells of what is stored: bytes that are wrong, a file that is gone, a place that
+/// the disk cannot read. What would befall any file (too many are open, no memory), and what may not
+/// be read, is none.
+fn is_damage(error: &anyhow::Error) -> bool {
+    use std::io::ErrorKind;
+    let Some(io) = error.downcast_ref::<std::io::Error>() else { return true };
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::IsADirectory,
+        ErrorKind::NotADirectory,
+        ErrorKind::InvalidData,
+        ErrorKind::UnexpectedEof,
+    ];
+    // These have no kind.
+    kinds.contains(&io.kind()) || matches!(io.raw_os_error(), Some(libc::EIO | libc::ELOOP))
 }
 
 fn open(path: &Path) -> Result<Checkpoint> {

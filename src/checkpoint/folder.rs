@@ -23,13 +23,16 @@ const DIGITS: usize = 10;
 ///
 /// # Errors
 /// A folder that is there and cannot be read, or a link to one that is not there: what it holds is
-/// not nothing.
+/// not nothing; the same of a checkpoint.
 pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let mut found: Vec<(u64, PathBuf)> = entries(folder)?
-        .into_iter()
-        .filter_map(|path| Some((step_of(&path)?, path)))
-        .filter(|(_, path)| path.is_dir())
-        .collect();
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+    for path in entries(folder)? {
+        if let Some(step) = step_of(&path)
+            && is_folder(&path)?
+        {
+            found.push((step, path));
+        }
+    }
     found.sort();
     Ok(found.into_iter().map(|(_, path)| path).collect())
 }
@@ -113,6 +116,14 @@ pub(super) fn step_of(path: &Path) -> Option<u64> {
     let digits = name_of(path).strip_prefix(PREFIX)?;
     let all_digits = digits.len() >= DIGITS && digits.bytes().all(|byte| byte.is_ascii_digit());
     digits.parse().ok().filter(|_| all_digits)
+}
+
+/// Whether a folder is there; what cannot be looked at is not nothing.
+fn is_folder(path: &Path) -> Result<bool> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        found => Ok(found.with_context(|| format!("cannot read {}", path.display()))?.is_dir()),
+    }
 }
 
 /// What lies in `folder`; nothing where there is none.

@@ -114,12 +114,15 @@ pub(super) fn seal_of(text: &[u8]) -> Option<(String, std::ops::Range<usize>)> {
 
 /// Length and checksum of a file.
 pub(super) fn sum_of(path: &Path) -> std::io::Result<FileSum> {
-    use std::io::Read;
+    use std::io::{ErrorKind, Read};
     let mut file = File::open(path)?;
     let mut hasher = xxhash_rust::xxh3::Xxh3::new();
     let (mut chunk, mut bytes) = (vec![0; 64 << 10], 0);
     loop {
-        let n = file.read(&mut chunk)?;
+        let n = match file.read(&mut chunk) {
+            Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+            read => read?,
+        };
         if n == 0 {
             return Ok(FileSum { bytes, xxh3: format!("{:016x}", hasher.digest()) });
         }

@@ -174,3 +174,28 @@ fn a_folder_of_checkpoints_that_is_out_of_reach_is_not_an_empty_one() {
     fs::write(&elsewhere, "a file").unwrap();
     assert!(latest(run.path(), |_| ()).is_err());
 }
+
+#[test]
+fn what_keeps_any_file_from_being_read_is_no_damage() {
+    let damage = |code| {
+        let error = anyhow::Error::from(std::io::Error::from_raw_os_error(code));
+        is_damage(&error.context("checkpoint"))
+    };
+    assert!([libc::EIO, libc::ENOENT, libc::ENOTDIR].into_iter().all(damage));
+    let others = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EACCES, libc::ESTALE];
+    assert!(!others.into_iter().any(damage));
+    assert!(is_damage(&anyhow::anyhow!("a checksum")));
+}
+
+#[test]
+fn a_checkpoint_that_cannot_be_looked_at_is_not_one_less() {
+    let run = tempfile::tempdir().unwrap();
+    let first = saved(run.path(), 1, 9);
+    // A link to itself: an error of the system, as of a disk that fails.
+    let newest = first.with_file_name("step-0000000002");
+    std::os::unix::fs::symlink(&newest, &newest).unwrap();
+    let error = latest(run.path(), |_| ()).err().unwrap();
+    assert!(format!("{error:#}").contains("step-0000000002"), "{error:#}");
+    fs::remove_file(&newest).unwrap();
+    assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
+}
