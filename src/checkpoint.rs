@@ -24,7 +24,7 @@ use candle_core::{Device, Tensor};
 mod folder;
 mod state;
 
-use folder::{PREFIX, TEMPORARY, free_name, name, name_of, prune, step_of};
+use folder::{PREFIX, TEMPORARY, discard, free_name, name, name_of, prune, step_of};
 pub use folder::{any, clean, list, newest_step, set_aside_after};
 pub use state::State;
 use state::{FORMAT, FileSum, seal_of, sum_of};
@@ -175,7 +175,7 @@ fn write(target: PathBuf, mut state: State, tensors: Tensors) -> Result<PathBuf>
         crate::files::write_atomically(&temporary.path().join(STATE), &text)?;
         sync_folder(temporary.path())?;
         if target.exists() {
-            fs::remove_dir_all(&target)?;
+            discard(&target)?;
         }
         fs::rename(temporary.path(), &target)?;
         // The folder has its final name; there is nothing left to remove.

@@ -88,10 +88,21 @@ pub(super) fn prune(folder: &Path, newest: &Path, keep: usize) -> Result<()> {
     let last = step_of(newest);
     let paths: Vec<PathBuf> =
         list(folder)?.into_iter().filter(|path| step_of(path) <= last).collect();
-    for path in &paths[..paths.len().saturating_sub(keep)] {
-        fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
-    }
-    Ok(())
+    paths[..paths.len().saturating_sub(keep)].iter().try_for_each(|path| discard(path))
+}
+
+/// Removes a checkpoint, under a temporary name: whoever is killed meanwhile leaves no part of it
+/// that is called a checkpoint.
+pub(super) fn discard(path: &Path) -> Result<()> {
+    let aside = path.with_file_name(format!("{TEMPORARY}{}", name_of(path)));
+    let remove = || {
+        match fs::remove_dir_all(&aside) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => fs::rename(path, &aside)?,
+        }
+        fs::remove_dir_all(&aside)
+    };
+    remove().with_context(|| path.display().to_string())
 }
 
 /// The name of a checkpoint of `step`.

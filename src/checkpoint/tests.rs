@@ -199,3 +199,14 @@ fn a_checkpoint_that_cannot_be_looked_at_is_not_one_less() {
     fs::remove_file(&newest).unwrap();
     assert_eq!(latest(run.path(), |_| ()).unwrap().unwrap().state.step, 1);
 }
+
+#[test]
+fn what_a_checkpoint_that_was_being_removed_left_takes_nobodys_place() {
+    let run = tempfile::tempdir().unwrap();
+    let path = saved(run.path(), 1, 9);
+    let left = path.with_file_name(".tmp-step-0000000001");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join(WEIGHTS), "half").unwrap();
+    discard(&path).unwrap();
+    assert!(!path.exists() && !left.exists());
+}
