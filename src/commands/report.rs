@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::files::write_atomically;
@@ -31,7 +31,8 @@ pub struct ReportArgs {
 pub fn run(args: ReportArgs) -> Result<()> {
     let mut reports = Vec::new();
     for dir in &args.runs {
-        if !dir.join(METRICS_FILE).exists() {
+        let metrics = dir.join(METRICS_FILE);
+        if !metrics.try_exists().with_context(|| metrics.display().to_string())? {
             bail!(
                 "{}: no run that has taken a step: there is no {METRICS_FILE} in it",
                 dir.display()

@@ -84,7 +84,8 @@ impl TrainArgs {
                 bail!(Misconfigured("--resume needs --dir (the run's folder) or --config".into()));
             };
             let saved = dir.join(CONFIG_FILE);
-            if saved.exists() {
+            let is_there = saved.try_exists().with_context(|| saved.display().to_string())?;
+            if is_there {
                 source.config = Some(saved);
                 source.set.extend(rates(&source)?);
             } else if self.data.is_none() && source.set.is_empty() {
