@@ -110,7 +110,8 @@ where
         // By a temporary file of its own, for its owner alone.
         candle_core::safetensors::save(tensors, path)?;
         let usual = temporary(parent(path))?.as_file().metadata()?.permissions();
-        std::fs::set_permissions(path, usual)?;
+        // Some file systems refuse it; it is its owner's then, and whole.
+        let _ = std::fs::set_permissions(path, usual);
         Ok(File::open(path)?.sync_all()?)
     };
     write().with_context(|| format!("cannot write {}", path.display()))
