@@ -273,21 +273,9 @@ pub fn run_of(path: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Whether an error tells of what is stored: bytes that are wrong, a file that is gone, a place that
-/// the disk cannot read. What would befall any file (too many are open, no memory), and what may not
-/// be read, is none.
+/// Whether an error tells of what is stored, so that an older checkpoint may take its place.
 fn is_damage(error: &anyhow::Error) -> bool {
-    use std::io::ErrorKind;
-    let Some(io) = error.downcast_ref::<std::io::Error>() else { return true };
-    let kinds = [
-        ErrorKind::NotFound,
-        ErrorKind::IsADirectory,
-        ErrorKind::NotADirectory,
-        ErrorKind::InvalidData,
-        ErrorKind::UnexpectedEof,
-    ];
-    // These have no kind.
-    kinds.contains(&io.kind()) || matches!(io.raw_os_error(), Some(libc::EIO | libc::ELOOP))
+    error.downcast_ref().is_none_or(bt_pipeline::is_damage)
 }
 
 fn open(path: &Path) -> Result<Checkpoint> {

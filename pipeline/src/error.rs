@@ -65,6 +65,36 @@ impl Error {
     pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
         Error::Io { path: path.into(), source }
     }
+
+    /// Whether it tells of what is stored: as [`is_damage`], and all that is no [`Error::Io`].
+    pub(crate) fn is_damage(&self) -> bool {
+        match self {
+            Error::Io { source, .. } => is_damage(source),
+            _ => true,
+        }
+    }
+}
+
+/// Whether the system's answer tells of what is stored: a file that is gone, or is none, a place that
+/// the disk cannot read. What would befall any file (too many are open, no memory, a stale handle),
+/// and what may not be read, is no damage: to pass such a file over would leave out what is whole.
+pub fn is_damage(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind;
+    let kinds = [
+        ErrorKind::NotFound,
+        ErrorKind::IsADirectory,
+        ErrorKind::NotADirectory,
+        ErrorKind::InvalidInput,
+        ErrorKind::InvalidData,
+        ErrorKind::InvalidFilename,
+        ErrorKind::UnexpectedEof,
+    ];
+    // These have no kind.
+    #[cfg(unix)]
+    let unnamed = matches!(error.raw_os_error(), Some(libc::EIO | libc::ELOOP));
+    #[cfg(not(unix))]
+    let unnamed = false;
+    kinds.contains(&error.kind()) || unnamed
 }
 
 /// A name, or a text with names in it, on one line: what would move a terminal's cursor or change
@@ -92,6 +122,15 @@ pub(crate) fn path_as_text<S: serde::Serializer>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(unix)]
+    #[test]
+    fn what_keeps_any_file_from_being_read_is_no_damage() {
+        let damage = |code| is_damage(&std::io::Error::from_raw_os_error(code));
+        assert!([libc::EIO, libc::ENOENT, libc::ENOTDIR].into_iter().all(damage));
+        let others = [libc::EMFILE, libc::ENFILE, libc::ENOMEM, libc::EACCES, libc::ESTALE];
+        assert!(!others.into_iter().any(damage));
+    }
 
     #[test]
     fn no_error_sends_control_characters_to_a_terminal() {

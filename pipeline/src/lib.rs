@@ -47,7 +47,7 @@ pub mod trace;
 mod worker;
 
 pub use batch::{Batch, BatchSpec};
-pub use error::{Error, Result, printable};
+pub use error::{Error, Result, is_damage, printable};
 pub use image_rgb::Image;
 pub use level::Level;
 pub use loader::{Finish, Loader, LoaderConfig, MOST_THREADS, OnBad, Position};

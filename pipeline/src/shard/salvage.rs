@@ -58,12 +58,11 @@ pub fn salvage(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Salvaged> {
     let found = resolve(pattern, options.use_manifest, &options.limits).or_else(|error| {
-        // A manifest that contradicts the shards is part of the damage.
-        let found = if is_damage(&error) {
-            resolve(pattern, false, &options.limits)
-        } else {
+        if !error.is_damage() {
             return Err(error);
-        };
+        }
+        // A manifest that contradicts the shards is part of the damage.
+        let found = resolve(pattern, false, &options.limits);
         found.inspect(|_| tracing::warn!("{error}; saved without what the manifest says"))
     })?;
     std::fs::create_dir_all(out).map_err(|e| Error::io(out, e))?;
@@ -113,29 +112,6 @@ pub fn salvage(
     Ok(Salvaged { packed, lost })
 }
 
-/// Whether an error tells of what is stored: bytes that are wrong, a file that is gone, a place that
-/// the disk cannot read. What would befall any file (too many are open, no memory), and what may not
-/// be read, is none: whole samples would be left out for it.
-fn is_damage(error: &Error) -> bool {
-    use std::io::ErrorKind;
-    let Error::Io { source, .. } = error else { return true };
-    let kinds = [
-        ErrorKind::NotFound,
-        ErrorKind::IsADirectory,
-        ErrorKind::NotADirectory,
-        ErrorKind::InvalidInput,
-        ErrorKind::InvalidData,
-        ErrorKind::InvalidFilename,
-        ErrorKind::UnexpectedEof,
-    ];
-    // These have no kind.
-    #[cfg(unix)]
-    let unnamed = matches!(source.raw_os_error(), Some(libc::EIO | libc::ELOOP));
-    #[cfg(not(unix))]
-    let unnamed = false;
-    kinds.contains(&source.kind()) || unnamed
-}
-
 /// What the first shard is called before its number.
 fn prefix(shards: &[PathBuf]) -> String {
     let name = shards.first().and_then(|path| path.file_name()).unwrap_or_default();
@@ -161,7 +137,7 @@ fn save_shard(
     let mut saved = Saved { lost: Vec::new(), compressed: false };
     let file = match Map::open(shard) {
         Ok(file) => file,
-        Err(error) if is_damage(&error) => {
+        Err(error) if error.is_damage() => {
             saved.note(shard, &error);
             return Ok(saved);
         }

@@ -4,7 +4,6 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use super::is_damage;
 use crate::Result;
 use crate::shard::Limits;
 use crate::shard::index::{Entry, ShardIndex, index_path};
@@ -25,7 +24,7 @@ impl Known {
     pub fn of(shard: &Path, file: &Map, limits: &Limits) -> Result<Known> {
         let index = match ShardIndex::open(&index_path(shard), limits) {
             Ok(index) => index,
-            Err(error) if is_damage(&error) => return Ok(Known::default()),
+            Err(error) if error.is_damage() => return Ok(Known::default()),
             Err(error) => return Err(error),
         };
         let mut entries: HashMap<String, Vec<Entry>> = HashMap::new();
