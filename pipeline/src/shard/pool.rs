@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread::Builder;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 
@@ -38,7 +39,7 @@ pub(crate) fn thread_count(wanted: usize) -> usize {
 ///
 /// # Errors
 /// The first error of `sink`, after which no job is started;
-/// [`Error::Panic`] when a job panics.
+/// [`Error::Panic`] when a job panics; [`Error::Io`] when not one thread can be had.
 pub(crate) fn in_order<S, T: Send>(
     threads: usize,
     jobs: usize,
@@ -51,10 +52,16 @@ pub(crate) fn in_order<S, T: Send>(
     let (job_sender, job_receiver) = bounded::<usize>(ahead);
     let (result_sender, result_receiver) = bounded(ahead);
     std::thread::scope(|scope| {
-        for _ in 0..threads {
+        for nth in 0..threads {
             let (jobs, results) = (job_receiver.clone(), result_sender.clone());
             let (state, work) = (&state, &work);
-            scope.spawn(move || serve(state(), work, &jobs, &results));
+            let serve = move || serve(state(), work, &jobs, &results);
+            match Builder::new().spawn_scoped(scope, serve) {
+                Err(error) if nth == 0 => return Err(Error::io("thread", error)),
+                // Those that are there do it all.
+                Err(_) => break,
+                Ok(_) => {}
+            }
         }
         drop((job_receiver, result_sender));
         // Both ends on this side close when it returns, so that the threads end.

@@ -15,6 +15,7 @@ use super::map::Map;
 use super::pattern::{Found, is_manifest_name, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, Scanned, scan_map};
+use super::staging::clear_files;
 use super::tar::Links;
 use super::zst::{has_table, is_zstd};
 use crate::{Error, Result};
@@ -59,6 +60,8 @@ pub fn index_shards(
     if let Some(manifest) = manifest {
         check_place(manifest, &found)?;
     }
+    let indexes = found.iter().map(|shard| index_path(&shard.path));
+    clear_files(&indexes.chain(manifest.map(Path::to_owned)).collect::<Vec<_>>())?;
     let (mut reports, mut shards, mut counts) =
         (Vec::new(), Vec::new(), BTreeMap::<u32, u64>::new());
     let (total, mut bytes) = (found.len() as u64, 0);

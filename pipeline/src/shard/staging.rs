@@ -8,6 +8,8 @@
 //! `salvage` keeps what it saves in such a folder, too: `..salvage.PREFIX.XXXXXX.part`,
 //! which no set's is called, as no prefix begins with a dot.
 
+use std::collections::{BTreeSet, HashSet};
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::atomic::{AtomicFile, PART};
@@ -177,6 +179,26 @@ fn clear_up(folder: &Path, prefix: &str, left: &Path) -> Result<()> {
     }
 }
 
+/// Removes what processes that were killed left of `files`: files of temporary names that were to
+/// become one of them.
+pub(crate) fn clear_files(files: &[PathBuf]) -> Result<()> {
+    let folders: BTreeSet<&Path> = files.iter().filter_map(|file| file.parent()).collect();
+    for folder in folders {
+        let of_folder = files.iter().filter(|file| file.parent() == Some(folder));
+        let names: HashSet<&OsStr> = of_folder.filter_map(|file| file.file_name()).collect();
+        let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+        for path in files_in(folder)? {
+            let name = path.file_name().and_then(OsStr::to_str).and_then(temporary_for);
+            if name.is_some_and(|name| names.contains(OsStr::new(name)))
+                && let Owner::Nobody(_held) = owner(&path)
+            {
+                std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// What a set's manifest is called.
 pub(crate) fn manifest_name(prefix: &str) -> String {
     format!("{prefix}.{MANIFEST_SUFFIX}")
@@ -336,6 +358,18 @@ mod tests {
         assert!(!left.exists() && running.path().exists() && others.exists());
         drop((running, next));
         assert_eq!(names(folder), ["..salvage.b.xyz.part"]);
+    }
+
+    #[test]
+    fn what_was_left_of_some_files_is_removed_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let left = [".a.idx.xyz.part", ".a.idx.held.part", ".b.idx.xyz.part", ".a.idx", "a.idx"];
+        left.iter().for_each(|name| drop(File::create(folder.path().join(name)).unwrap()));
+        let held = File::options().write(true).open(folder.path().join(left[1])).unwrap();
+        held.lock().unwrap();
+        let files = ["a.idx", "c.idx"].map(|name| folder.path().join(name));
+        clear_files(&files).unwrap();
+        assert_eq!(names(folder.path()), [".a.idx", left[1], left[2], "a.idx"]);
     }
 
     #[cfg(unix)]
