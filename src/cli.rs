@@ -79,6 +79,9 @@ impl Command {
     /// # Errors
     /// What the command's own `run` says.
     pub fn run(self) -> anyhow::Result<()> {
+        if self.computes() {
+            commands::train::set_threads(0)?;
+        }
         match self {
             Command::Quickstart(args) => commands::quickstart::run(args),
             Command::Train(args) => commands::train::run(args),
@@ -97,5 +100,22 @@ impl Command {
             Command::Completions(args) => commands::completions::run(args),
             Command::Man(args) => commands::man::run(args),
         }
+    }
+
+    /// Whether it computes with as many threads as there are cores; `train` and `bench` have a
+    /// number of their own.
+    fn computes(&self) -> bool {
+        matches!(
+            self,
+            Command::Quickstart(_)
+                | Command::Knn(_)
+                | Command::Probe(_)
+                | Command::Linear(_)
+                | Command::Study(_)
+                | Command::Embed(_)
+                | Command::Export(_)
+                | Command::Import(_)
+                | Command::Report(_)
+        )
     }
 }

@@ -196,15 +196,14 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
 }
 
-/// Sets the number of computing threads of the process.
+/// Makes the computing threads of the process, 0 for one each core. Once, before the first is
+/// wanted: where they cannot be had then, that is a panic.
 ///
 /// # Errors
 /// When threads cannot be made.
 pub fn set_threads(threads: usize) -> Result<()> {
-    if threads > 0 {
-        rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
-    }
-    Ok(())
+    let made = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
+    made.context("the threads that compute (train.threads)")
 }
 
 #[cfg(test)]

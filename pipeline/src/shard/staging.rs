@@ -189,9 +189,12 @@ pub(crate) fn clear_files(files: &[PathBuf]) -> Result<()> {
         let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
         for path in files_in(folder)? {
             let name = path.file_name().and_then(OsStr::to_str).and_then(temporary_for);
-            if name.is_some_and(|name| names.contains(OsStr::new(name)))
-                && let Owner::Nobody(_held) = owner(&path)
-            {
+            if !name.is_some_and(|name| names.contains(OsStr::new(name))) {
+                continue;
+            }
+            // Held until it is gone.
+            let owner = owner(&path);
+            if matches!(owner, Owner::Nobody(_)) {
                 std::fs::remove_file(&path).map_err(|e| Error::io(&path, e))?;
             }
         }
