@@ -79,6 +79,9 @@ fn identity(file: &std::fs::Metadata) -> (u64, u64) {
 /// have (`vm.max_map_count`, 65,530).
 const MANY: usize = 16_384;
 
+/// Bytes that Linux maps around the first access to a page (`fault_around_bytes`).
+pub(super) const FAULT_AROUND: usize = 64 << 10;
+
 /// Maps there are.
 static MAPS: AtomicUsize = AtomicUsize::new(0);
 
@@ -110,6 +113,11 @@ impl Map {
         // had, because the file became shorter nevertheless or its disk failed, read
         // as zeros (`fault`), which `check` turns into an error.
         let map = unsafe { memmap2::Mmap::map(file).map_err(explained)? };
+        // One byte that is read would map two megabytes where the page cache holds such pieces,
+        // and a set that is read at random would soon be mapped whole. No harm where the system
+        // knows no such pieces.
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::NoHugePage);
         #[cfg(unix)]
         let watch = super::fault::Watch::new(map.as_ptr(), map.len());
         MAPS.fetch_add(1, Ordering::Relaxed);
@@ -172,6 +180,17 @@ impl Map {
         // the file's bytes (or as zeros, where it became shorter, see `of`).
         #[cfg(unix)]
         let _ = unsafe { self.0.map.unchecked_advise(memmap2::UncheckedAdvice::DontNeed) };
+    }
+
+    /// As [`Map::release`], of the pages that a range touches.
+    pub fn release_range(&self, range: std::ops::Range<usize>) {
+        debug_assert!(range.end <= self.0.map.len());
+        // SAFETY: as in `release`.
+        #[cfg(unix)]
+        let _ = unsafe {
+            let (dont_need, length) = (memmap2::UncheckedAdvice::DontNeed, range.len());
+            self.0.map.unchecked_advise_range(dont_need, range.start, length)
+        };
     }
 
     /// Asks the system to read a range ahead; a hint, so that its failure

@@ -27,6 +27,7 @@ mod index;
 mod manifest;
 mod map;
 mod pack;
+mod passage;
 mod pattern;
 mod pool;
 mod raw;

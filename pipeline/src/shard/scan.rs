@@ -9,7 +9,8 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, IndexBuilder, ShardIndex, fingerprint};
 use super::map::Map;
-use super::tar::{AnyTar, BLOCK, Links, ReadSource, SliceSource, Source, Tar};
+use super::passage::Passage;
+use super::tar::{AnyTar, BLOCK, Links, ReadSource, Source, Tar};
 use super::zst::is_zstd;
 use super::{Format, Limits, damaged, dimensions_of, sniff};
 use crate::jpeg::SideIndex;
@@ -139,12 +140,12 @@ pub(crate) fn open_tar(map: &Map, path: &Path, limits: &Limits) -> Result<AnyTar
         ));
     }
     let source: Box<dyn Source + Send> = if is_zstd(bytes) {
-        decompressed(std::io::Cursor::new(map.clone()), path, limits)?
+        decompressed(Passage::new(map.clone()), path, limits)?
     } else {
         if (bytes.len() as u64) < BLOCK {
             return Err(damaged(path, 0, format!("{} bytes are not a tar", bytes.len())));
         }
-        Box::new(SliceSource::new(map.clone()))
+        Box::new(Passage::new(map.clone()))
     };
     Ok(Tar::new(source, path, 0, *limits))
 }

@@ -117,8 +117,8 @@ pub struct ShardSet {
     samples: usize,
     classes: Vec<String>,
     pub(super) options: OpenOptions,
-    /// Bytes of the maps that were read so far.
-    bytes_read: AtomicU64,
+    /// Bytes that were mapped so far, of files that are read at random.
+    bytes_mapped: AtomicU64,
 }
 
 impl std::fmt::Debug for ShardSet {
@@ -268,7 +268,6 @@ impl ShardSet {
     /// The archive of a shard, from its front, and the map that it is in, if it is in one.
     pub(super) fn tar(&self, shard: usize) -> Result<(AnyTar, Option<Map>)> {
         let (path, limits) = (&self.infos[shard].path, &self.options.limits);
-        self.shards[shard].mark_always_read();
         if let Some(remote) = self.remote(shard) {
             return remote::open_tar(remote, path, limits);
         }
@@ -353,6 +352,7 @@ impl ShardSet {
             self.remote_index(remote, &info.path)?
         } else if self.options.use_index && path.try_exists().unwrap_or(true) {
             let index = ShardIndex::open(&path, limits)?;
+            self.count_bytes_read(shard, index.bytes());
             index.belongs_to(&info.path, self.data(shard)?.map.as_ref())?;
             index
         } else {
