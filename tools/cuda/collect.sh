@@ -11,6 +11,7 @@ mkdir -p "${1:?folder}"
 out=$(cd "$1" && pwd)
 prefix=${2:+$(cd "$2" && pwd)}
 cd "$(dirname "$0")/../.."
+# A folder of its own in cargo's, where nothing is linked to CUDA's libraries.
 target=x86_64-unknown-linux-gnu
 if [ -n "$prefix" ]; then
     # shellcheck disable=SC1091
@@ -18,7 +19,7 @@ if [ -n "$prefix" ]; then
 else
     # As there: the driver, cuBLAS and cuDNN are opened at run time, so that the program starts, and says what is
     # missing, without them. It wants the toolkit's libcudart where it runs, as PyTorch's wheels have it.
-    export CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS="--cfg feature=\"dynamic-loading\" ${RUSTFLAGS:-}"
+    export INNER_RUSTC_WRAPPER=${RUSTC_WRAPPER:-} RUSTC_WRAPPER=$PWD/tools/cuda/rustc.sh
 fi
 # Executables of a target, wherever cargo puts them.
 executables() {

@@ -12,9 +12,7 @@ target=${CARGO_TARGET_DIR:-$root/target}
 # Whole, for the links and for the program that looks there.
 mkdir -p "$target"
 target=$(cd "$target" && pwd)
-# Without the flags of tools/cuda/setup.sh, so that it shares with other builds what it depends on.
-env -u CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS \
-    cargo build --quiet --release --locked --manifest-path "$root/tools/cuda/stand-in/Cargo.toml" --target-dir "$target"
+cargo build --quiet --release --locked --manifest-path "$root/tools/cuda/stand-in/Cargo.toml" --target-dir "$target"
 libraries=$target/cuda-stand-in
 mkdir -p "$libraries"
 for name in cuda cublas cudnn curand; do

@@ -3,10 +3,9 @@
 //! Everything goes to one stream, so that it is done in order and nothing needs events but the
 //! uploads ([`upload`]), which have a stream of their own.
 //!
-//! CUDA's libraries are linked, as candle asks cudarc for it, or opened at run time, where the
-//! flag `--cfg feature="dynamic-loading"` is given to all crates of the target
-//! (`tools/cuda/setup.sh`): then the program starts where there is no driver, and says so when a
-//! device is asked for.
+//! CUDA's libraries are linked, as candle asks cudarc for it, or opened at run time, where
+//! `--cfg feature="dynamic-loading"` is given to cudarc and to this crate (`tools/cuda/rustc.sh`):
+//! then the program starts where there is no driver, and says so when a device is asked for.
 
 mod blas;
 mod dnn;
