@@ -216,14 +216,21 @@ impl AsRef<[u8]> for Map {
 
 /// The error of a file that cannot be mapped, with what may be behind it.
 fn explained(error: std::io::Error) -> std::io::Error {
-    if error.kind() != std::io::ErrorKind::OutOfMemory {
+    #[cfg(unix)]
+    let no_maps = error.raw_os_error() == Some(libc::ENODEV);
+    #[cfg(not(unix))]
+    let no_maps = false;
+    let text = if no_maps {
+        format!("{error}: its file system maps no files into memory; one that does is wanted")
+    } else if error.kind() == std::io::ErrorKind::OutOfMemory {
+        let maps = MAPS.load(Ordering::Relaxed);
+        format!(
+            "{error}: it cannot be mapped; {maps} files are, and the system may allow no more \
+             (vm.max_map_count). Larger shards are fewer"
+        )
+    } else {
         return error;
-    }
-    let maps = MAPS.load(Ordering::Relaxed);
-    let text = format!(
-        "{error}: it cannot be mapped; {maps} files are, and the system may allow no more \
-         (vm.max_map_count). Larger shards are fewer"
-    );
+    };
     std::io::Error::new(error.kind(), text)
 }
 
@@ -290,10 +297,12 @@ mod tests {
     }
 
     #[test]
-    fn too_many_maps_are_told_as_what_they_are() {
+    fn what_keeps_a_file_from_being_mapped_is_told() {
         let error = |code| explained(std::io::Error::from_raw_os_error(code)).to_string();
         assert!(error(libc::ENOMEM).contains("vm.max_map_count"), "{}", error(libc::ENOMEM));
-        assert!(!error(libc::EACCES).contains("vm.max_map_count"));
+        assert!(error(libc::ENODEV).contains("its file system"), "{}", error(libc::ENODEV));
+        let other = std::io::Error::from_raw_os_error(libc::EACCES).to_string();
+        assert_eq!(error(libc::EACCES), other);
     }
 
     #[test]

@@ -3,6 +3,8 @@
 
 use std::io::{self, BufRead, Read};
 
+use xxhash_rust::xxh3::Xxh3;
+
 use super::map::{FAULT_AROUND, Map};
 use super::tar::Source;
 
@@ -41,6 +43,17 @@ impl Passage {
         self.map.release_range(self.held_from.saturating_sub(FAULT_AROUND)..end);
         self.held_from = end;
     }
+}
+
+/// XXH3-64 of a whole file.
+pub(super) fn checksum(map: &Map) -> u64 {
+    let (mut passage, mut hasher) = (Passage::new(map.clone()), Xxh3::new());
+    while !passage.rest().is_empty() {
+        let length = passage.rest().len().min(BEHIND);
+        hasher.update(&passage.rest()[..length]);
+        passage.move_to(passage.at + length);
+    }
+    hasher.digest()
 }
 
 impl Drop for Passage {
@@ -127,5 +140,8 @@ mod tests {
         }
         assert_eq!(passage.skip(u64::MAX).unwrap(), (LENGTH - 9_900_000) as u64);
         assert!(passage.fill_buf().unwrap().is_empty());
+        drop(passage);
+        assert_eq!(checksum(&map), xxhash_rust::xxh3::xxh3_64(&bytes));
+        assert_eq!(resident(&path), 0);
     }
 }

@@ -4,10 +4,6 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
-
-use super::Limits;
 use super::atomic::AtomicFile;
 use super::index::index_path;
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard, checksum_text};
@@ -18,7 +14,9 @@ use super::scan::{Depth, Scanned, scan_map};
 use super::staging::clear_files;
 use super::tar::Links;
 use super::zst::{has_table, is_zstd};
+use super::{Limits, passage};
 use crate::{Error, Result};
+use serde::Serialize;
 
 /// What [`index_shards`] found in one shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -158,7 +156,11 @@ fn index_one(path: &Path, with_checksum: bool, limits: &Limits) -> Result<One> {
         name: path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
         samples,
         bytes: file.len() as u64,
-        checksum: if with_checksum { checksum_text(xxh3_64(file)) } else { String::new() },
+        checksum: if with_checksum {
+            checksum_text(passage::checksum(&map))
+        } else {
+            String::new()
+        },
         seekable,
     };
     let report = Indexed {

@@ -4,9 +4,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-use xxhash_rust::xxh3::xxh3_64;
-
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, ShardIndex, index_path};
 use super::manifest::{Manifest, checksum_text};
@@ -16,10 +13,11 @@ use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of, open_tar};
 use super::tar::{Links, Source};
 use super::zst::{SeekTable, has_table, is_zstd};
-use super::{Limits, OpenOptions, sniff};
+use super::{Limits, OpenOptions, passage, sniff};
 use crate::decode::Decoder;
 use crate::jpeg::SideIndex;
 use crate::{Error, Image, Result};
+use serde::Serialize;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -185,7 +183,7 @@ fn verify_shard(
     let bytes = map.as_ref();
     examined.report.bytes = bytes.len() as u64;
     if let Some(known) = &found.known {
-        let checksum = checksum_text(xxh3_64(bytes));
+        let checksum = checksum_text(passage::checksum(&map));
         let seekable = !is_zstd(bytes) || has_table(bytes);
         if (known.bytes, &known.checksum) != (bytes.len() as u64, &checksum) {
             let cause = format!(
