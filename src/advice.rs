@@ -5,6 +5,7 @@ use std::time::Duration;
 use bt_pipeline::stats::{Limit, Snapshot};
 
 use crate::config::{AugmentDevice, RunConfig, ShuffleKind};
+use crate::learner::WAIT;
 use crate::units::percent;
 
 /// What is known at the end of a run.
@@ -85,7 +86,9 @@ impl Observed<'_> {
     }
 
     fn of_step(&self, wall: f64) -> String {
-        let longest = self.laps.iter().max_by_key(|(_, time)| *time);
+        // The first batch of all is waited for, whoever is fast.
+        let of_step = self.laps.iter().filter(|(part, _)| *part != WAIT);
+        let longest = of_step.max_by_key(|(_, time)| *time);
         let Some((part, time)) = longest else { return "no step was done".into() };
         let share = percent(time.as_secs_f64() / wall);
         let remedy = match *part {
@@ -132,6 +135,10 @@ mod tests {
             said.contains("evaluation took most, 60.0%") && said.contains("eval.knn_every"),
             "{said}"
         );
+
+        let laps = [("wait for data", ms(900)), ("forward", ms(100))];
+        let said = observed(&calm, &laps).sentence(&config);
+        assert!(said.contains("data was always there; the step's forward took most"), "{said}");
 
         let decode = Snapshot { batch_wait: ms(500), decode: ms(1500), read: ms(100), ..calm };
         let said = observed(&decode, &[]).sentence(&config);

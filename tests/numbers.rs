@@ -110,5 +110,25 @@ fn weights_that_the_last_step_ruins_are_no_checkpoint() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{said}");
     assert!(said.contains("is not finite at step 1."), "{said}");
+    assert!(!said.contains("pass over such"), "no batch is to blame: {said}");
+    assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().is_empty());
+}
+
+#[test]
+fn a_second_moment_that_overflows_is_no_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    let mut command = tiny_run(&shards, &dir);
+    // Loss, gradients and weights stay finite: what is divided by infinity moves nothing.
+    for setting in ["optim.optimizer=adamw", "loss.scale=1e24"] {
+        command.args(["--set", setting]);
+    }
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(
+        said.contains("is not finite at step 4.") && said.contains("optimizer.exp_avg_sq"),
+        "{said}"
+    );
     assert!(bt_stream::checkpoint::list(&dir.join("checkpoints")).unwrap().is_empty());
 }

@@ -50,6 +50,9 @@ pub struct Learner {
     search: Option<not_finite::Search>,
 }
 
+/// The part of a step in which there is no batch.
+pub const WAIT: &str = "wait for data";
+
 /// Who hears of a step on its way.
 #[derive(Default)]
 pub struct StepHooks<'a> {
@@ -69,7 +72,7 @@ impl StepHooks<'_> {
     fn beside(&mut self) {
         if let Some(meanwhile) = self.meanwhile.take() {
             meanwhile();
-            self.over("wait for data");
+            self.over(WAIT);
         }
     }
 }

@@ -98,7 +98,8 @@ impl Learner {
         if let Some(backend) = self.net.engine().shared_backend() {
             return self.bad_gradient_there(&*backend);
         }
-        first_bad(self.params().into_iter().map(|param| (param.name.clone(), param.grad.clone())))
+        let gradients = |param: &mut Param| (param.name.clone(), param.grad.clone());
+        Ok(storage::first_not_finite(self.params().into_iter().map(gradients))?)
     }
 
     /// [`Learner::bad_gradient`] on a device.
@@ -133,7 +134,7 @@ impl Learner {
             all.extend(its.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
         }
         all.extend(self.objective.state());
-        first_bad(all)
+        Ok(storage::first_not_finite(all)?)
     }
 }
 
@@ -164,14 +165,4 @@ fn statistics(norms: Vec<&mut BatchNorm>) -> Vec<(String, Tensor)> {
         ]
     };
     norms.into_iter().flat_map(of).collect()
-}
-
-/// The name of the first tensor that is not finite.
-fn first_bad(tensors: impl IntoIterator<Item = (String, Tensor)>) -> Result<Option<String>> {
-    for (name, tensor) in tensors {
-        if !storage::is_finite(&tensor)? {
-            return Ok(Some(name));
-        }
-    }
-    Ok(None)
 }

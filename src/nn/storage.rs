@@ -280,6 +280,21 @@ pub fn is_finite(tensor: &Tensor) -> Result<bool> {
     Ok(!read(&values)?.par_chunks(CHUNK).any(has_not_finite))
 }
 
+/// The name of the first tensor of which an element is no number.
+///
+/// # Errors
+/// What the device says.
+pub fn first_not_finite(
+    tensors: impl IntoIterator<Item = (String, Tensor)>,
+) -> Result<Option<String>> {
+    for (name, tensor) in tensors {
+        if !is_finite(&tensor)? {
+            return Ok(Some(name));
+        }
+    }
+    Ok(None)
+}
+
 /// Elements that one thread looks at in [`is_finite`].
 const CHUNK: usize = 1 << 16;
 

@@ -33,11 +33,8 @@ impl Run {
     /// Gives up an online probe that the last step has ruined, which the next one would notice.
     pub(super) fn check_probe(&mut self) -> Result<()> {
         let state = self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default();
-        for (name, tensor) in state {
-            if !storage::is_finite(&tensor)? {
-                self.give_up_probe(&format!("{name} is not finite; lower eval.online_lr"));
-                break;
-            }
+        if let Some(name) = storage::first_not_finite(state)? {
+            self.give_up_probe(&format!("{name} is not finite; lower eval.online_lr"));
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
 use crate::intake::Intake;
-use crate::learner::StepOutcome;
+use crate::learner::{StepOutcome, WAIT};
 use crate::signals::Stop;
 
 use clock::Clock;
@@ -78,11 +78,13 @@ pub fn train_with(
     let mut stream = run.loader.start(run.progress.position, config.train.epochs)?;
     let stats = Arc::clone(stream.stats());
     run.board.iter().for_each(|board| board.follow(&stats));
+    let begun_step = run.progress.begun_step;
+    // The process before may have been stopped in it.
+    let unevaluated = begun_step > 0 && !evaluated(&config.train.dir, begun_step);
     // From the first step on there is something to save.
     let _hold = stop.hold();
     let mut clock = Clock::start(outputs.trace.as_ref().map(|trace| trace.lane("training")));
-    if run.progress.begun_step > 0 && !evaluated(&config.train.dir, run.progress.begun_step) {
-        // The process before was stopped in it.
+    if unevaluated {
         run.evaluate(config, stop, &mut clock)?;
     }
     let trained = run.steps(config, &mut stream, stop, &mut clock);
@@ -125,7 +127,7 @@ impl Run {
                 Ok(arriving) => arriving,
             };
             let batch = arriving.batch();
-            clock.lap("wait for data");
+            clock.lap(WAIT);
             let begun = self.gradients(&arriving, clock, |intake| ahead = fetch(intake));
             let StepOutcome { out, trouble } = match begun {
                 Err(_) if stop.overdue() => {
