@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::map::{Map, slice};
-use super::set::ShardSet;
+use super::set::{ShardSet, Touched};
 use super::zst::{SeekTable, is_zstd};
 use super::{Entry, Format, Limits, damaged, remote, sniff};
 use crate::{Error, Result};
@@ -35,6 +35,7 @@ pub struct Sample<'a> {
 pub struct ReadScratch {
     pub(super) frames: Frames,
     pub(super) remote: remote::Scratch,
+    touched: Touched,
 }
 
 impl ReadScratch {
@@ -282,7 +283,12 @@ impl ShardSet {
         if let Some(remote) = self.remote(wanted.shard) {
             return self.remote_bytes(remote, wanted, sample, scratch);
         }
-        self.of_data(self.data(wanted.shard)?, wanted, &mut scratch.frames)
+        let data = self.data(wanted.shard)?;
+        if !data.compressed {
+            let place = wanted.offset..wanted.offset.saturating_add(wanted.length);
+            self.touch(&mut scratch.touched, wanted.shard, place);
+        }
+        self.of_data(data, wanted, &mut scratch.frames)
     }
 
     /// Decompressed bytes of a shard that is mapped as `data`.

@@ -280,11 +280,6 @@ impl ShardIndex {
         }
     }
 
-    /// Bytes of the index.
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes.as_slice().len() as u64
-    }
-
     /// Samples in the shard.
     pub fn len(&self) -> usize {
         self.entries.len() / ENTRY

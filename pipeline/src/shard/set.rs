@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 mod open;
 mod residency;
 
+pub(super) use residency::Touched;
+
 use super::access::Data;
 use super::index::{ShardIndex, index_path};
 use super::map::{Map, MapCheck, open_regular};
@@ -117,8 +119,8 @@ pub struct ShardSet {
     samples: usize,
     classes: Vec<String>,
     pub(super) options: OpenOptions,
-    /// Bytes that were mapped so far, of files that are read at random.
-    bytes_mapped: AtomicU64,
+    /// Bytes of the maps that were read so far.
+    bytes_read: AtomicU64,
 }
 
 impl std::fmt::Debug for ShardSet {
@@ -352,7 +354,8 @@ impl ShardSet {
             self.remote_index(remote, &info.path)?
         } else if self.options.use_index && path.try_exists().unwrap_or(true) {
             let index = ShardIndex::open(&path, limits)?;
-            self.count_bytes_read(shard, index.bytes());
+            // All of it was read.
+            index.release();
             index.belongs_to(&info.path, self.data(shard)?.map.as_ref())?;
             index
         } else {

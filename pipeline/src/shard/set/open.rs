@@ -62,7 +62,7 @@ impl ShardSet {
             samples: 0,
             classes: found.classes,
             options: options.clone(),
-            bytes_mapped: AtomicU64::new(0),
+            bytes_read: AtomicU64::new(0),
         };
         let behind = Self::survey(&found.shards, options)?;
         for (shard, remote) in found.shards.into_iter().zip(behind) {

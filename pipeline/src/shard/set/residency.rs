@@ -1,20 +1,30 @@
 //! Which maps of a set are let go of, and when. Otherwise a process would seem to hold as much of
 //! the data set as the page cache does.
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::{Shard, ShardSet};
 use crate::shard::map::FAULT_AROUND;
 
-/// Bytes mapped after which their pages are let go.
+/// Bytes read from the maps after which their pages are let go.
 const RESIDENT: u64 = 32 << 20;
 
-/// Bytes that are mapped beside those that are read, of the shard and of its index.
-const AROUND: u64 = 2 * FAULT_AROUND as u64;
+/// Bytes that one thread may have mapped of samples that it is done with.
+const OF_A_THREAD: u64 = 512 << 10;
 
 /// Maps are let go of twice after they were read: a reader may still be at its sample when it
 /// happens first.
 const ROUNDS: u8 = 2;
+
+/// What a thread has read of the maps of a set and not let go of.
+#[derive(Default)]
+pub(in crate::shard) struct Touched {
+    set: u64,
+    /// Shard, and what of its map.
+    places: Vec<(usize, Range<usize>)>,
+    bytes: u64,
+}
 
 impl Shard {
     /// Notes that the maps are read. Written only where it is news: other threads read the flag,
@@ -49,12 +59,36 @@ impl ShardSet {
     /// which are few of the thousands that a set may have. Returns how many shards' that were.
     pub(in crate::shard) fn count_bytes_read(&self, shard: usize, bytes: u64) -> usize {
         self.shards[shard].mark_read();
-        let mapped = bytes.saturating_add(AROUND);
-        let before = self.bytes_mapped.fetch_add(mapped, Ordering::Relaxed);
-        if before / RESIDENT == before.wrapping_add(mapped) / RESIDENT {
+        let before = self.bytes_read.fetch_add(bytes, Ordering::Relaxed);
+        if before / RESIDENT == before.wrapping_add(bytes) / RESIDENT {
             return 0;
         }
         self.shards.iter().filter(|shard| shard.release()).count()
+    }
+
+    /// Notes that a thread reads `place` of a shard's map, and now and then lets go of what it read
+    /// before. Of small samples the system maps far more than their bytes, and to let go of whole
+    /// maps as often would take longer than to read the samples.
+    pub(in crate::shard) fn touch(&self, touched: &mut Touched, shard: usize, place: Range<u64>) {
+        if touched.set != self.id {
+            *touched = Touched { set: self.id, ..Touched::default() };
+        }
+        if touched.bytes > OF_A_THREAD {
+            touched.bytes = 0;
+            for (shard, place) in touched.places.drain(..) {
+                if let Some(data) = self.shards[shard].data.get() {
+                    data.map.release_range(place);
+                }
+            }
+        }
+        // A place beyond the end is refused by who reads it.
+        let Some(data) = self.shards[shard].data.get() else { return };
+        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
+        let end = at(place.end).saturating_add(FAULT_AROUND).min(data.map.as_ref().len());
+        let start = at(place.start).saturating_sub(FAULT_AROUND).min(end);
+        let mapped = (end - start) as u64;
+        touched.bytes = touched.bytes.saturating_add(mapped);
+        touched.places.push((shard, start..end));
     }
 }
 
