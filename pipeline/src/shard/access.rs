@@ -286,7 +286,7 @@ impl ShardSet {
         let data = self.data(wanted.shard)?;
         if !data.compressed {
             let place = wanted.offset..wanted.offset.saturating_add(wanted.length);
-            self.touch(&mut scratch.touched, wanted.shard, place);
+            self.touch(&mut scratch.touched, (wanted.shard, &data.map), place);
         }
         self.of_data(data, wanted, &mut scratch.frames)
     }

@@ -4,6 +4,8 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use super::group::{Group, Groups, Keep};
 use super::index::{Entry, ShardIndex, index_path};
 use super::manifest::{Manifest, checksum_text};
@@ -17,7 +19,6 @@ use super::{Limits, OpenOptions, passage, sniff};
 use crate::decode::Decoder;
 use crate::jpeg::SideIndex;
 use crate::{Error, Image, Result};
-use serde::Serialize;
 
 /// One thing that is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

@@ -5,13 +5,13 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::{Shard, ShardSet};
-use crate::shard::map::FAULT_AROUND;
+use crate::shard::map::{FAULT_AROUND, Map};
 
 /// Bytes read from the maps after which their pages are let go.
 const RESIDENT: u64 = 32 << 20;
 
 /// Bytes that one thread may have mapped of samples that it is done with.
-const OF_A_THREAD: u64 = 512 << 10;
+const OF_A_THREAD: usize = 512 << 10;
 
 /// Maps are let go of twice after they were read: a reader may still be at its sample when it
 /// happens first.
@@ -23,7 +23,8 @@ pub(in crate::shard) struct Touched {
     set: u64,
     /// Shard, and what of its map.
     places: Vec<(usize, Range<usize>)>,
-    bytes: u64,
+    /// Of all places together.
+    bytes: usize,
 }
 
 impl Shard {
@@ -66,10 +67,15 @@ impl ShardSet {
         self.shards.iter().filter(|shard| shard.release()).count()
     }
 
-    /// Notes that a thread reads `place` of a shard's map, and now and then lets go of what it read
+    /// Notes that a thread reads `place` of a shard, which is mapped as `map`, and now and then lets go of what it read
     /// before. Of small samples the system maps far more than their bytes, and to let go of whole
     /// maps as often would take longer than to read the samples.
-    pub(in crate::shard) fn touch(&self, touched: &mut Touched, shard: usize, place: Range<u64>) {
+    pub(in crate::shard) fn touch(
+        &self,
+        touched: &mut Touched,
+        (shard, map): (usize, &Map),
+        place: Range<u64>,
+    ) {
         if touched.set != self.id {
             *touched = Touched { set: self.id, ..Touched::default() };
         }
@@ -82,12 +88,10 @@ impl ShardSet {
             }
         }
         // A place beyond the end is refused by who reads it.
-        let Some(data) = self.shards[shard].data.get() else { return };
         let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = at(place.end).saturating_add(FAULT_AROUND).min(data.map.as_ref().len());
+        let end = at(place.end).saturating_add(FAULT_AROUND).min(map.as_ref().len());
         let start = at(place.start).saturating_sub(FAULT_AROUND).min(end);
-        let mapped = (end - start) as u64;
-        touched.bytes = touched.bytes.saturating_add(mapped);
+        touched.bytes += end - start;
         touched.places.push((shard, start..end));
     }
 }
