@@ -67,9 +67,9 @@ impl ShardSet {
         self.shards.iter().filter(|shard| shard.release()).count()
     }
 
-    /// Notes that a thread reads `place` of a shard, which is mapped as `map`, and now and then lets go of what it read
-    /// before. Of small samples the system maps far more than their bytes, and to let go of whole
-    /// maps as often would take longer than to read the samples.
+    /// Notes that a thread reads `place` of a shard, which is mapped as `map`, and now and then lets
+    /// go of what it read before. Of small samples the system maps far more than their bytes, and
+    /// to let go of whole maps as often would take longer than to read the samples.
     pub(in crate::shard) fn touch(
         &self,
         touched: &mut Touched,
