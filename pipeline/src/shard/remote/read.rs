@@ -110,7 +110,7 @@ impl ShardSet {
         scratch: &'a mut ReadScratch,
     ) -> Result<&'a [u8]> {
         let Wanted { shard, offset, length, .. } = wanted;
-        let ReadScratch { frames, remote: Scratch { kept, block, ahead } } = scratch;
+        let ReadScratch { frames, remote: Scratch { kept, block, ahead }, .. } = scratch;
         let awaited = Awaited(ahead.as_deref().zip(sample));
         if let Some(data) = remote.cached_to_read()? {
             return self.of_data(kept.insert(data), wanted, frames);
