@@ -6,7 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::map::{Map, slice};
-use super::set::{ShardSet, Touched};
+use super::set::ShardSet;
+use super::touched::Touched;
 use super::zst::{SeekTable, is_zstd};
 use super::{Entry, Format, Limits, damaged, remote, sniff};
 use crate::{Error, Result};
@@ -33,8 +34,19 @@ pub struct Sample<'a> {
 /// What a thread keeps between reads: the last decompressed frames. One per thread.
 #[derive(Default)]
 pub struct ReadScratch {
-    pub(super) frames: Frames,
+    pub(super) of_file: FileScratch,
     pub(super) remote: remote::Scratch,
+    /// The side index, if it is small.
+    side: Vec<u8>,
+}
+
+/// What a thread keeps of the last reads from files.
+#[derive(Default)]
+pub(super) struct FileScratch {
+    pub frames: Frames,
+    /// A small sample's bytes.
+    small: Vec<u8>,
+    /// What was read of maps.
     touched: Touched,
 }
 
@@ -51,7 +63,7 @@ impl ReadScratch {
 
     /// Gives back what a frame or a sample far larger than others took.
     pub(crate) fn trim(&mut self) {
-        self.frames.trim();
+        self.of_file.frames.trim();
         self.remote.trim();
     }
 }
@@ -177,7 +189,8 @@ impl ShardSet {
         let (shard, entry, key) = sound.inspect_err(|_| scratch.remote.forget(sample))?;
         let (offset, length) = (entry.offset, entry.length.into());
         let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
-        let image = self.bytes(wanted, Some(sample), scratch)?;
+        let ReadScratch { of_file, remote, side } = scratch;
+        let image = self.bytes(wanted, Some(sample), of_file, remote)?;
         let path = &self.infos[shard].path;
         if self.options.verify
             && entry.checksum != 0
@@ -191,6 +204,7 @@ impl ShardSet {
                 cause,
             });
         }
+        let place = sample - self.infos[shard].first_sample;
         Ok(Sample {
             key,
             label: entry.label,
@@ -198,7 +212,7 @@ impl ShardSet {
             image,
             shard: path,
             offset: entry.offset,
-            side_index: self.index(shard)?.side_index(sample - self.infos[shard].first_sample),
+            side_index: self.index(shard)?.read_side_index(place, side)?,
         })
     }
 
@@ -229,7 +243,8 @@ impl ShardSet {
         let (shard, entry, key) = self.sound_entry(sample)?;
         let (offset, length) = (entry.start, entry.span.into());
         let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.sample_bytes };
-        Ok((entry, self.bytes(wanted, None, scratch)?))
+        let ReadScratch { of_file, remote, .. } = scratch;
+        Ok((entry, self.bytes(wanted, None, of_file, remote)?))
     }
 
     /// The entry of a sample that no scan found fault with.
@@ -278,17 +293,13 @@ impl ShardSet {
         &'a self,
         wanted: Wanted<'_>,
         sample: Option<usize>,
-        scratch: &'a mut ReadScratch,
+        of_file: &'a mut FileScratch,
+        remote: &'a mut remote::Scratch,
     ) -> Result<&'a [u8]> {
-        if let Some(remote) = self.remote(wanted.shard) {
-            return self.remote_bytes(remote, wanted, sample, scratch);
+        match self.remote(wanted.shard) {
+            Some(shard) => self.remote_bytes(shard, wanted, sample, of_file, remote),
+            None => self.of_data(self.data(wanted.shard)?, wanted, of_file),
         }
-        let data = self.data(wanted.shard)?;
-        if !data.compressed {
-            let place = wanted.offset..wanted.offset.saturating_add(wanted.length);
-            self.touch(&mut scratch.touched, (wanted.shard, &data.map), place);
-        }
-        self.of_data(data, wanted, &mut scratch.frames)
     }
 
     /// Decompressed bytes of a shard that is mapped as `data`.
@@ -296,12 +307,17 @@ impl ShardSet {
         &'a self,
         data: &'a Data,
         wanted: Wanted<'_>,
-        frames: &'a mut Frames,
+        of_file: &'a mut FileScratch,
     ) -> Result<&'a [u8]> {
         let Wanted { shard, offset, length, .. } = wanted;
         let path = &self.infos[shard].path;
+        let FileScratch { frames, small, touched } = of_file;
         if !data.compressed {
             self.count_bytes_read(shard, length);
+            if let Some(copy) = data.map.small(path, (offset, length), small)? {
+                return Ok(copy);
+            }
+            touched.note(&data.map, (offset, length));
             return slice(data.map.as_ref(), offset, length)
                 .ok_or_else(|| beyond(path, offset, length));
         }
@@ -309,7 +325,9 @@ impl ShardSet {
         let needed = self.needed(table, &wanted)?;
         let key = (self.id, shard);
         if frames.held(key, &needed).is_none() {
-            self.count_bytes_read(shard, table.file_range(&needed).1);
+            let place = table.file_range(&needed);
+            self.count_bytes_read(shard, place.1);
+            touched.note(&data.map, place);
         }
         let (file, check) = ((data.map.as_ref(), 0), || data.map.check(path));
         frames.read(key, table, file, path, (offset, length), check)
@@ -356,10 +374,12 @@ mod tests {
                 bytes: Vec::with_capacity(bytes),
                 context: None,
             };
-            let mut scratch = ReadScratch { frames, ..ReadScratch::default() };
+            let mut scratch = ReadScratch::default();
+            scratch.of_file.frames = frames;
             scratch.trim();
-            let held = scratch.frames.held((1, 2), &(3..4));
-            assert_eq!((scratch.frames.bytes.capacity() > 0, held.is_some()), (kept, kept));
+            let frames = scratch.of_file.frames;
+            let held = frames.held((1, 2), &(3..4));
+            assert_eq!((frames.bytes.capacity() > 0, held.is_some()), (kept, kept));
         }
     }
 }

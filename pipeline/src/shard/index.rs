@@ -338,6 +338,32 @@ impl ShardIndex {
     /// # Panics
     /// When `i >= len()`.
     pub fn side_index(&self, i: usize) -> Option<&[u8]> {
+        Some(&self.bytes.as_slice()[self.side_place(i)?])
+    }
+
+    /// As [`ShardIndex::side_index`], of a sample that is read now: a copy in `buffer`, where that
+    /// takes less than to map it.
+    ///
+    /// # Errors
+    /// [`Error::Shard`](crate::Error::Shard) when it cannot be read any more.
+    ///
+    /// # Panics
+    /// When `i >= len()`.
+    pub(super) fn read_side_index<'a>(
+        &'a self,
+        i: usize,
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Option<&'a [u8]>> {
+        let (Some(place), Bytes::Mapped(map)) = (self.side_place(i), &self.bytes) else {
+            return Ok(self.side_index(i));
+        };
+        let (offset, length) = (place.start as u64, place.len() as u64);
+        let copy = map.small(&self.path, (offset, length), buffer)?;
+        Ok(copy.or_else(|| self.side_index(i)))
+    }
+
+    /// Where the side index of the `i`-th sample lies in the index.
+    fn side_place(&self, i: usize) -> Option<Range<usize>> {
         assert!(i < self.len());
         let bytes = self.bytes.as_slice();
         let ends = &bytes[self.side_ends.clone()];
@@ -346,8 +372,11 @@ impl ShardIndex {
             return None;
         }
         let start = if i == 0 { 0 } else { end(i - 1)? };
-        let side = bytes[self.side.clone()].get(start..end(i)?)?;
-        if side.is_empty() { None } else { Some(side) }
+        let end = end(i)?;
+        if start >= end || end > self.side.len() {
+            return None;
+        }
+        Some(self.side.start + start..self.side.start + end)
     }
 
     fn raw(&self, i: usize) -> (Entry, (u32, u32)) {
@@ -374,10 +403,11 @@ impl Bytes {
     /// have 65,530 maps, and each shard takes one.
     fn open(path: &Path) -> Result<Bytes> {
         if !Map::are_many() {
-            return Map::open(path).map(Bytes::Mapped);
+            return Map::open_for_samples(path).map(Bytes::Mapped);
         }
         let small = read_within(path, SMALL)?;
-        small.map_or_else(|| Map::open(path).map(Bytes::Mapped), |bytes| Ok(Bytes::Owned(bytes)))
+        let mapped = || Map::open_for_samples(path).map(Bytes::Mapped);
+        small.map_or_else(mapped, |bytes| Ok(Bytes::Owned(bytes)))
     }
 
     fn as_slice(&self) -> &[u8] {

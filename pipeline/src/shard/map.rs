@@ -1,5 +1,6 @@
 //! The crate's only memory map. Shards and indexes are read through it, so
-//! that an image goes from the page cache to the decoder without a copy.
+//! that an image goes from the page cache to the decoder without a copy; small
+//! ones are copied, which takes less.
 
 use std::fs::{File, FileType};
 use std::path::Path;
@@ -55,7 +56,10 @@ struct Mapped {
     map: memmap2::Mmap,
     /// Device and number of the file.
     #[cfg(unix)]
-    file: (u64, u64),
+    identity: (u64, u64),
+    /// The file, where samples are read from it and descriptors are not short.
+    #[cfg(unix)]
+    file: Option<super::kept::KeptFile>,
 }
 
 impl Mapped {
@@ -65,7 +69,7 @@ impl Mapped {
     #[cfg(unix)]
     fn shorter(&self, path: &Path) -> Option<u64> {
         let now = std::fs::metadata(path).ok()?;
-        (identity(&now) == self.file && now.len() < self.map.len() as u64).then_some(now.len())
+        (identity(&now) == self.identity && now.len() < self.map.len() as u64).then_some(now.len())
     }
 }
 
@@ -79,11 +83,25 @@ fn identity(file: &std::fs::Metadata) -> (u64, u64) {
 /// have (`vm.max_map_count`, 65,530).
 const MANY: usize = 16_384;
 
+/// Why bytes of a file could not be had.
+#[cfg(unix)]
+const UNREADABLE: &str = "the system could not read the file here: its disk or server failed, or it \
+                          was shorter for a while or is gone";
+
 /// Bytes that Linux maps around the first access to a page (`fault_around_bytes`).
 pub(super) const FAULT_AROUND: usize = 64 << 10;
 
+/// Bytes that it maps at most, of a page in a large piece of the page cache; such a piece is as long
+/// as what was written or read ahead in one go.
+pub(super) const PIECE: usize = 2 << 20;
+
 /// Maps there are.
 static MAPS: AtomicUsize = AtomicUsize::new(0);
+
+/// Bytes that are copied rather than mapped: to map the pages around a kilobyte, and to let go of
+/// them, takes eight times as long as to copy it, a fifth less than to copy a hundred; and each core
+/// that runs the process is interrupted when pages are let go of.
+pub(super) const SMALL: usize = 32 << 10;
 
 impl Drop for Mapped {
     fn drop(&mut self) {
@@ -98,15 +116,32 @@ impl Map {
         Map::of(&file).map_err(|e| Error::io(path, e))
     }
 
+    /// As [`Map::open`], of a file of which small pieces will be read all over ([`Map::small`]).
+    pub fn open_for_samples(path: &Path) -> Result<Map> {
+        let file = open_regular(path)?;
+        let mapped = Map::mapped(&file).map_err(|e| Error::io(path, e))?;
+        #[cfg(unix)]
+        let mapped = {
+            let mut mapped = mapped;
+            mapped.file = super::kept::KeptFile::of(file);
+            mapped
+        };
+        Ok(Map(Arc::new(mapped)))
+    }
+
     /// Maps an open file; the map outlives the descriptor.
     pub fn of(file: &File) -> std::io::Result<Map> {
+        Ok(Map(Arc::new(Map::mapped(file)?)))
+    }
+
+    fn mapped(file: &File) -> std::io::Result<Mapped> {
         #[cfg(unix)]
         let identity = identity(&file.metadata()?);
         // SAFETY: the bytes behind the map must not change while it lives.
         // That is the promise of whoever opens a shard set: shards, indexes
         // and manifests are replaced by renaming a finished file over the old
         // name (as this crate's writer does), never rewritten in place. The
-        // map is private and read-only, so nothing here breaks the promise;
+        // map is read-only, so nothing here breaks the promise;
         // and every length and offset read from it is checked against the
         // map's own length, never believed, so that changed bytes can give
         // wrong pixels or an error, not an access out of bounds. Pages that cannot be
@@ -121,13 +156,48 @@ impl Map {
         #[cfg(unix)]
         let watch = super::fault::Watch::new(map.as_ptr(), map.len());
         MAPS.fetch_add(1, Ordering::Relaxed);
-        Ok(Map(Arc::new(Mapped {
+        Ok(Mapped {
             #[cfg(unix)]
             watch,
             map,
             #[cfg(unix)]
-            file: identity,
-        })))
+            identity,
+            #[cfg(unix)]
+            file: None,
+        })
+    }
+
+    /// A copy of `length` bytes at `offset`, in `buffer`, where that takes less than to map them.
+    /// `None` for longer pieces, such that the map does not hold, and where the file is not open.
+    ///
+    /// # Errors
+    /// [`Error::Shard`] as [`Map::check`] has them; `path` is the file's.
+    pub fn small<'a>(
+        &self,
+        path: &Path,
+        (offset, length): (u64, u64),
+        buffer: &'a mut Vec<u8>,
+    ) -> Result<Option<&'a [u8]>> {
+        let within = slice(self.as_ref(), offset, length).is_some();
+        if !within || length > SMALL as u64 {
+            return Ok(None);
+        }
+        #[cfg(unix)]
+        if let Some(file) = &self.0.file {
+            if buffer.len() < SMALL {
+                buffer.resize(SMALL, 0);
+            }
+            let copy = &mut buffer[..length as usize];
+            return match file.read_at(copy, offset) {
+                Ok(()) => Ok(Some(copy)),
+                Err(_) => {
+                    self.check(path)?;
+                    Err(super::damaged(path, offset, UNREADABLE))
+                }
+            };
+        }
+        let _ = (path, buffer);
+        Ok(None)
     }
 
     /// Whether what was read so far was there.
@@ -147,9 +217,7 @@ impl Map {
                 return Err(super::damaged(path, now, cause));
             }
             if let Some(offset) = self.0.watch.hit() {
-                let cause = "the system could not read the file here: its disk or server \
-                             failed, or it was shorter for a while or is gone";
-                return Err(super::damaged(path, offset as u64, cause));
+                return Err(super::damaged(path, offset as u64, UNREADABLE));
             }
         }
         let _ = path;
@@ -184,12 +252,13 @@ impl Map {
 
     /// As [`Map::release`], of the pages that a range touches.
     pub fn release_range(&self, range: std::ops::Range<usize>) {
-        debug_assert!(range.end <= self.0.map.len());
-        // SAFETY: as in `release`.
+        let end = range.end.min(self.0.map.len());
+        let start = range.start.min(end);
+        // SAFETY: as in `release`; the range lies within the map.
         #[cfg(unix)]
         let _ = unsafe {
-            let (dont_need, length) = (memmap2::UncheckedAdvice::DontNeed, range.len());
-            self.0.map.unchecked_advise_range(dont_need, range.start, length)
+            let dont_need = memmap2::UncheckedAdvice::DontNeed;
+            self.0.map.unchecked_advise_range(dont_need, start, end - start)
         };
     }
 

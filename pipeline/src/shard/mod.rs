@@ -24,6 +24,8 @@ mod fault;
 mod format;
 mod group;
 mod index;
+#[cfg(unix)]
+mod kept;
 mod manifest;
 mod map;
 mod pack;
@@ -49,6 +51,7 @@ mod staging;
 mod stream;
 mod tar;
 mod tar_write;
+mod touched;
 mod union;
 mod unpack;
 mod verify;

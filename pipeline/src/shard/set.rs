@@ -10,8 +10,6 @@ use std::sync::{Arc, OnceLock};
 mod open;
 mod residency;
 
-pub(super) use residency::Touched;
-
 use super::access::Data;
 use super::index::{ShardIndex, index_path};
 use super::map::{Map, MapCheck, open_regular};
@@ -316,7 +314,7 @@ impl ShardSet {
         if let Some(data) = cell.get() {
             return Ok(data);
         }
-        let map = Map::open(&info.path)?;
+        let map = Map::open_for_samples(&info.path)?;
         let length = map.as_ref().len() as u64;
         if length != info.bytes {
             let cause = format!(

@@ -14,6 +14,7 @@ use super::pattern::{Found, Resolved, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of, open_tar};
 use super::tar::{Links, Source};
+use super::touched::Touched;
 use super::zst::{SeekTable, has_table, is_zstd};
 use super::{Limits, OpenOptions, passage, sniff};
 use crate::decode::Decoder;
@@ -347,9 +348,10 @@ const MOST_FRAMES: usize = 1000;
 /// Each frame as the seek table has it, which what reads in order does not look at.
 fn verify_frames(examined: &mut Examined<'_>, map: &Map, table: &SeekTable) -> Result<()> {
     let mut context = zstd::bulk::Decompressor::new().map_err(|e| Error::io(examined.path, e))?;
-    let (mut out, mut bad) = (Vec::new(), 0);
+    let (mut out, mut bad, mut touched) = (Vec::new(), 0, Touched::default());
     for frame in 0..table.len() {
         let one = frame..frame + 1;
+        touched.note(map, table.file_range(&one));
         let read = table.decompress(map.as_ref(), 0, examined.path, one, &mut context, &mut out);
         map.check(examined.path)?;
         if let Err(error) = read {

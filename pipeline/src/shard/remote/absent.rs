@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::access::{ReadScratch, Wanted};
+use super::access::{FileScratch, Wanted};
 use super::index::{Head, ShardIndex};
 use super::map::{Map, MapCheck};
 use super::pattern::{Found, NamesOf};
@@ -155,9 +155,9 @@ impl ShardSet {
         remote: &RemoteShard,
         _: Wanted<'_>,
         _: Option<usize>,
-        scratch: &'a mut ReadScratch,
+        _: &'a mut FileScratch,
+        _: &'a mut Scratch,
     ) -> Result<&'a [u8]> {
-        let Scratch = scratch.remote;
         match *remote {}
     }
 

@@ -20,6 +20,7 @@ use crate::shard::damaged;
 use crate::shard::index::{Head, foreign};
 use crate::shard::manifest::{ManifestShard, checksum_of};
 use crate::shard::map::{Map, MapCheck};
+use crate::shard::passage::Passage;
 use crate::shard::zst::{SeekTable, has_table, is_zstd, table_bytes};
 use crate::sync::unpoisoned;
 use crate::{Error, Result};
@@ -210,7 +211,7 @@ impl RemoteShard {
 
     /// Maps the finished entry at `path` and reads from it from now on.
     pub(super) fn adopt(&self, path: PathBuf) -> Result<Arc<Data>> {
-        let data = Map::open(&path)
+        let data = Map::open_for_samples(&path)
             .and_then(|map| Data::new(map, &self.target.path, &self.remote.limits))
             .map(Arc::new)?;
         Cache::touch(&path);
@@ -306,7 +307,7 @@ impl RemoteShard {
     /// Its file from front to back.
     pub fn bytes(self: &Arc<Self>) -> Result<Box<dyn Read + Send>> {
         Ok(match self.open()? {
-            Opened::Cached(data) => Box::new(std::io::Cursor::new(data.map.clone())),
+            Opened::Cached(data) => Box::new(Passage::new(data.map.clone())),
             Opened::Streamed(reader, _) => Box::new(reader),
         })
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{Ahead, Block, Opened, RemoteShard};
 use crate::Result;
 use crate::scratch::KEPT_BYTES;
-use crate::shard::access::{Data, ReadScratch, Wanted, beyond, in_order_only, window};
+use crate::shard::access::{Data, FileScratch, Wanted, beyond, in_order_only, window};
 use crate::shard::scan::{Scanned, scan_stream, tar_of};
 use crate::shard::tar::AnyTar;
 use crate::shard::{Limits, ShardSet, damaged};
@@ -107,13 +107,14 @@ impl ShardSet {
         remote: &RemoteShard,
         wanted: Wanted<'_>,
         sample: Option<usize>,
-        scratch: &'a mut ReadScratch,
+        of_file: &'a mut FileScratch,
+        scratch: &'a mut Scratch,
     ) -> Result<&'a [u8]> {
         let Wanted { shard, offset, length, .. } = wanted;
-        let ReadScratch { frames, remote: Scratch { kept, block, ahead }, .. } = scratch;
+        let Scratch { kept, block, ahead } = scratch;
         let awaited = Awaited(ahead.as_deref().zip(sample));
         if let Some(data) = remote.cached_to_read()? {
-            return self.of_data(kept.insert(data), wanted, frames);
+            return self.of_data(kept.insert(data), wanted, of_file);
         }
         let path = &self.infos[shard].path;
         let layout = remote.layout()?;
@@ -136,7 +137,7 @@ impl ShardSet {
             }
             Some(table) => {
                 let key = (self.id, shard);
-                frames.read(key, table, (bytes, start), path, (offset, length), || Ok(()))
+                of_file.frames.read(key, table, (bytes, start), path, (offset, length), || Ok(()))
             }
         }
     }

@@ -1,31 +1,16 @@
 //! Which maps of a set are let go of, and when. Otherwise a process would seem to hold as much of
 //! the data set as the page cache does.
 
-use std::ops::Range;
 use std::sync::atomic::Ordering;
 
 use super::{Shard, ShardSet};
-use crate::shard::map::{FAULT_AROUND, Map};
 
 /// Bytes read from the maps after which their pages are let go.
 const RESIDENT: u64 = 32 << 20;
 
-/// Bytes that one thread may have mapped of samples that it is done with.
-const OF_A_THREAD: usize = 512 << 10;
-
 /// Maps are let go of twice after they were read: a reader may still be at its sample when it
 /// happens first.
 const ROUNDS: u8 = 2;
-
-/// What a thread has read of the maps of a set and not let go of.
-#[derive(Default)]
-pub(in crate::shard) struct Touched {
-    set: u64,
-    /// Shard, and what of its map.
-    places: Vec<(usize, Range<usize>)>,
-    /// Of all places together.
-    bytes: usize,
-}
 
 impl Shard {
     /// Notes that the maps are read. Written only where it is news: other threads read the flag,
@@ -65,34 +50,6 @@ impl ShardSet {
             return 0;
         }
         self.shards.iter().filter(|shard| shard.release()).count()
-    }
-
-    /// Notes that a thread reads `place` of a shard, which is mapped as `map`, and now and then lets
-    /// go of what it read before. Of small samples the system maps far more than their bytes, and
-    /// to let go of whole maps as often would take longer than to read the samples.
-    pub(in crate::shard) fn touch(
-        &self,
-        touched: &mut Touched,
-        (shard, map): (usize, &Map),
-        place: Range<u64>,
-    ) {
-        if touched.set != self.id {
-            *touched = Touched { set: self.id, ..Touched::default() };
-        }
-        if touched.bytes > OF_A_THREAD {
-            touched.bytes = 0;
-            for (shard, place) in touched.places.drain(..) {
-                if let Some(data) = self.shards[shard].data.get() {
-                    data.map.release_range(place);
-                }
-            }
-        }
-        // A place beyond the end is refused by who reads it.
-        let at = |offset: u64| usize::try_from(offset).unwrap_or(usize::MAX);
-        let end = at(place.end).saturating_add(FAULT_AROUND).min(map.as_ref().len());
-        let start = at(place.start).saturating_sub(FAULT_AROUND).min(end);
-        touched.bytes += end - start;
-        touched.places.push((shard, start..end));
     }
 }
 
