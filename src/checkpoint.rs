@@ -31,6 +31,7 @@ use state::{FORMAT, FileSum, seal_of, sum_of};
 
 use crate::files::{parent, sync_folder};
 use crate::model::TwinNet;
+use crate::nn::storage;
 
 /// Folder of the checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
@@ -127,6 +128,18 @@ pub struct Tensors {
     pub method: Vec<(String, Tensor)>,
     /// The online probe's.
     pub probe: Vec<(String, Tensor)>,
+}
+
+impl Tensors {
+    /// The name of the first tensor that holds what is no number, the probe's left out: it teaches
+    /// nothing to the network.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn first_not_finite(&self) -> Result<Option<String>> {
+        let all = [&self.weights, &self.method, &self.optimizer];
+        Ok(storage::first_not_finite(all.into_iter().flatten().map(|(name, t)| (name, t)))?)
+    }
 }
 
 /// Saves a checkpoint in `run/checkpoints` and removes all but the newest `keep`.

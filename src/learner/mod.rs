@@ -306,12 +306,12 @@ impl Learner {
     }
 
     /// What a checkpoint needs beside the network and the optimizer: `predictor.*`, `teacher.*` and
-    /// the objective's own tensors. Empty for objectives without any.
+    /// the objective's own tensors, copies on the CPU. Empty for objectives without any.
     ///
     /// # Errors
     /// When the device cannot allocate.
     pub fn state(&mut self) -> Result<Vec<(String, Tensor)>> {
-        let mut all = self.objective.state();
+        let mut all = storage::copies(self.objective.state())?;
         if let Some(predictor) = &mut self.predictor {
             all.extend(predictor.state_dict()?);
         }

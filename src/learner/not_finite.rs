@@ -9,7 +9,6 @@ use anyhow::Result;
 use candle_core::{DType, Tensor};
 
 use super::Learner;
-use super::teacher::PREFIX;
 use crate::nn::cuda::Backend;
 use crate::nn::cuda::kernels::optim as kernels;
 use crate::nn::{BatchNorm, Param, storage};
@@ -114,28 +113,6 @@ impl Learner {
         let number = search.read(backend)?;
         Ok(self.params().get(number).map(|param| param.name.clone()))
     }
-
-    /// The first tensor that is not finite of all that [`Learner::state`] and the network's state
-    /// hold: parameters, running statistics, the teacher's, the objective's. Reads each once, so
-    /// it is for saving, not for each step.
-    ///
-    /// # Errors
-    /// When a value cannot be read.
-    pub fn bad_value(&mut self) -> Result<Option<String>> {
-        let mut all = values(self.net.params());
-        all.extend(statistics(self.net.norms_mut()));
-        if let Some(predictor) = &mut self.predictor {
-            all.extend(values(predictor.params()));
-            all.extend(statistics(predictor.norms_mut()));
-        }
-        if let Some(teacher) = &mut self.teacher {
-            let mut its = values(teacher.net().params());
-            its.extend(statistics(teacher.net().norms_mut()));
-            all.extend(its.into_iter().map(|(name, value)| (format!("{PREFIX}{name}"), value)));
-        }
-        all.extend(self.objective.state());
-        Ok(storage::first_not_finite(all)?)
-    }
 }
 
 impl Statistics {
@@ -148,21 +125,4 @@ impl Statistics {
         };
         Ok(Self { values: all.map(with_copy).transpose()?, counts: Vec::new() })
     }
-}
-
-/// Names and values of parameters.
-fn values(params: Vec<&mut Param>) -> Vec<(String, Tensor)> {
-    params.into_iter().map(|param| (param.name.clone(), param.value.clone())).collect()
-}
-
-/// Names and values of running statistics.
-fn statistics(norms: Vec<&mut BatchNorm>) -> Vec<(String, Tensor)> {
-    let of = |norm: &mut BatchNorm| {
-        let name = |part: &str| format!("{}.{part}", norm.name());
-        [
-            (name("running_mean"), norm.running_mean.clone()),
-            (name("running_var"), norm.running_var.clone()),
-        ]
-    };
-    norms.into_iter().flat_map(of).collect()
 }

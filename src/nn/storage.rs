@@ -5,6 +5,7 @@
 //! backend that runs kernels as addresses ([`span`]), and between either and the host as copies
 //! ([`host`], [`assign`]).
 
+use std::borrow::Borrow;
 use std::cell::{Cell, RefCell};
 use std::ops::Deref;
 
@@ -173,6 +174,19 @@ pub fn host_copy(tensor: &Tensor) -> Result<Tensor> {
     if same(&found, tensor) { found.force_contiguous() } else { Ok(found) }
 }
 
+/// Copies on the CPU of tensors with their names, whatever they hold; `f32` of all that is no
+/// whole number.
+///
+/// # Errors
+/// What the device says.
+pub fn copies(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
+    let copied = |tensor: &Tensor| match tensor.dtype().is_int() {
+        true => tensor.to_device(&Device::Cpu)?.force_contiguous(),
+        false => host_copy(tensor),
+    };
+    tensors.into_iter().map(|(name, tensor)| Ok((name, copied(&tensor)?))).collect()
+}
+
 /// Overwrites an `f32` tensor in place with `values`, wherever it lives.
 ///
 /// # Errors
@@ -284,12 +298,12 @@ pub fn is_finite(tensor: &Tensor) -> Result<bool> {
 ///
 /// # Errors
 /// What the device says.
-pub fn first_not_finite(
-    tensors: impl IntoIterator<Item = (String, Tensor)>,
+pub fn first_not_finite<N: Into<String>, T: Borrow<Tensor>>(
+    tensors: impl IntoIterator<Item = (N, T)>,
 ) -> Result<Option<String>> {
     for (name, tensor) in tensors {
-        if !is_finite(&tensor)? {
-            return Ok(Some(name));
+        if !is_finite(tensor.borrow())? {
+            return Ok(Some(name.into()));
         }
     }
     Ok(None)
@@ -330,6 +344,22 @@ mod tests {
         assert_eq!(read(&clone)?[7], 2.5);
         assert_eq!(read(&t)?.as_ptr() as usize % 64, 0);
         assert_eq!(t.to_vec2::<f32>()?[1][2], 2.5);
+        Ok(())
+    }
+
+    #[test]
+    fn copies_stay_what_they_were() -> Result<()> {
+        let (values, count) =
+            (zeros((2, 3), &Device::Cpu)?, Tensor::new(1i64 << 40, &Device::Cpu)?);
+        let half = Tensor::new(&[0.5f32, -2.0], &Device::Cpu)?.to_dtype(DType::BF16)?;
+        let given = [("part", values.narrow(0, 1, 1)?), ("count", count), ("half", half)];
+        let copied = copies(given.map(|(name, tensor)| (name.to_owned(), tensor)).to_vec())?;
+        with_mut(&values, |v| v.fill(7.0))?;
+        let names: Vec<_> = copied.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["part", "count", "half"]);
+        assert_eq!(copied[0].1.to_vec2::<f32>()?, [[0.0; 3]]);
+        assert_eq!(copied[1].1.to_scalar::<i64>()?, 1 << 40);
+        assert_eq!(copied[2].1.to_vec1::<f32>()?, [0.5, -2.0]);
         Ok(())
     }
 

@@ -11,7 +11,6 @@ use super::run::Run;
 use crate::checkpoint;
 use crate::config::{OnNan, RunConfig};
 use crate::metrics::BAD_BATCHES_FILE;
-use crate::nn::storage;
 
 /// Batches in a row that `train.on_nan = "rewind"` passes over.
 const MOST_REWINDS: u32 = 10;
@@ -90,18 +89,12 @@ impl Run {
         });
         self.metrics.record_batch(&line);
         if config.train.on_nan == OnNan::Stop || self.progress.rewinds == MOST_REWINDS {
-            // A step so large that it left no number behind is not worth a file.
-            let before = match self.bad_value()? {
-                None => match self.save_aside(config) {
-                    Ok(path) => Some(path),
-                    // What ended the run is told, not that the disk is full beside it.
-                    Err(error) => {
-                        self.metrics.say(&format!("warning: {error:#}"));
-                        None
-                    }
-                },
-                Some(_) => None,
-            };
+            self.settle(config);
+            let before = self.save_aside(config).unwrap_or_else(|error| {
+                // What ended the run is told, not that the disk is full beside it.
+                self.metrics.say(&format!("warning: {error:#}"));
+                None
+            });
             bail!(self.diverged(config, cause, step, true, before));
         }
         self.progress.rewinds += 1;
@@ -111,30 +104,7 @@ impl Run {
         self.metrics.step(self.progress.step, batch.bad, rates, stats)
     }
 
-    /// What no loss has seen yet, and what none ever sees: with a second moment that is infinite
-    /// AdamW leaves a weight as it is for good.
-    ///
-    /// # Errors
-    /// [`Diverged`] where the last step has ruined it: it takes no good checkpoint's place.
-    pub(super) fn check_values(&mut self, config: &RunConfig) -> Result<()> {
-        match self.bad_value()? {
-            None => Ok(()),
-            Some(name) => {
-                let cause = format!("{name} is not finite");
-                bail!(self.diverged(config, cause, self.progress.step, false, None));
-            }
-        }
-    }
-
-    /// The first tensor that is not finite of all that a checkpoint holds.
-    fn bad_value(&mut self) -> Result<Option<String>> {
-        match self.learner.bad_value()? {
-            None => Ok(storage::first_not_finite(self.optimizer.state())?),
-            bad => Ok(bad),
-        }
-    }
-
-    fn diverged(
+    pub(super) fn diverged(
         &self,
         config: &RunConfig,
         cause: String,

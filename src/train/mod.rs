@@ -4,8 +4,10 @@ mod clock;
 mod diagnose;
 mod diverged;
 mod prepare;
+mod restore;
 mod run;
 mod save;
+mod saver;
 mod summary;
 mod warnings;
 
@@ -27,7 +29,7 @@ use run::Run;
 
 pub use diverged::Diverged;
 pub(crate) use prepare::start_from;
-pub(crate) use save::fingerprint;
+pub(crate) use restore::fingerprint;
 pub use summary::{SUMMARY_FILE, Summary};
 
 /// Where a run's figures go, beside its folder.

@@ -10,8 +10,9 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::{Error, Loader, ShardSet};
 use candle_core::{Device, Tensor};
 
+use super::restore::{check_unchanged, fingerprint, restore};
 use super::run::{Progress, Run};
-use super::save::{check_unchanged, fingerprint, restore};
+use super::saver::Saver;
 use super::summary::SUMMARY_FILE;
 use super::warnings::warnings;
 use super::{ResumeFrom, RunOutputs, evaluated};
@@ -79,6 +80,8 @@ impl Run {
         if progress.step < steps || !saved_config.exists() {
             write_atomically(&saved_config, config.to_toml()?.as_bytes())?;
         }
+        let lane = outputs.trace.as_ref().map(|trace| trace.lane("checkpoint"));
+        let saver = Saver::start(&config.train.dir, config.checkpoint.keep, lane)?;
         Ok(Run {
             schedule: config.optim.schedule(config.train.batch_size, steps_per_epoch, steps),
             metrics,
@@ -95,6 +98,7 @@ impl Run {
             pictured: None,
             fingerprint,
             unevaluated: false,
+            saver,
             _lock: lock,
         })
     }

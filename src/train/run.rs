@@ -9,6 +9,7 @@ use bt_pipeline::stats::Stats;
 use bt_pipeline::{Batch, Loader, Position};
 
 use super::clock::Clock;
+use super::saver::Saver;
 use crate::checkpoint::{Checkpoint, State};
 use crate::config::RunConfig;
 use crate::eval::OnlineProbe;
@@ -37,10 +38,12 @@ pub(super) struct Run {
     pub(super) _server: Option<Server>,
     /// The epoch whose pictures were drawn last.
     pub(super) pictured: Option<u64>,
-    /// Of the training set; see [`super::save::fingerprint`].
+    /// Of the training set; see [`super::restore::fingerprint`].
     pub(super) fingerprint: String,
     /// A signal ended an evaluation that was due.
     pub(super) unevaluated: bool,
+    /// Before the lock: it writes to the folder until it is gone.
+    pub(super) saver: Saver,
     /// Held for as long as the run writes to its folder.
     pub(super) _lock: File,
 }

@@ -1,25 +1,27 @@
-//! Checkpoints of a run, and back: when they are due, what they hold.
+//! Checkpoints of a run: when they are due, what they hold.
 
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, Result, bail};
-use bt_pipeline::{Loader, Position, ShardSet};
+use anyhow::{Result, bail};
+use bt_pipeline::Position;
 
 use super::clock::Clock;
-use super::diverged::Diverged;
-use super::prepare::start_from;
+use super::restore::cuts;
 use super::run::Run;
-use crate::checkpoint::{self, Checkpoint, State, Tensors};
-use crate::config::{Misconfigured, OnCheckpointError, RunConfig, ShuffleKind};
+use super::saver::Written;
+use crate::checkpoint::{self, State, Tensors};
+use crate::config::{OnCheckpointError, RunConfig};
 use crate::eval::OnlineProbe;
-use crate::learner::Learner;
-use crate::model::ModelConfig;
-use crate::optim::Optimizer;
+use crate::nn::storage;
 use crate::signals::Stop;
 
 impl Run {
-    /// Saves and evaluates when it is time to.
+    /// Begins to save, and evaluates, when it is time to.
+    ///
+    /// # Errors
+    /// What became of the checkpoint before, as `checkpoint.on_error` has it; [`super::Diverged`]; what
+    /// metrics or the device do not allow.
     pub(super) fn after_step(
         &mut self,
         config: &RunConfig,
@@ -31,16 +33,15 @@ impl Run {
         let due_by_epoch = batch == 0 && epoch.is_multiple_of(every.every_epochs);
         let due_by_step =
             every.every_steps > 0 && self.progress.step.is_multiple_of(every.every_steps);
-        if due_by_epoch || due_by_step {
-            match self.save(config, stop) {
-                Err(error)
-                    if config.checkpoint.on_error == OnCheckpointError::Warn
-                        && !error.is::<Diverged>() =>
-                {
-                    self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
-                }
-                saved => saved?,
-            }
+        let due = due_by_epoch || due_by_step;
+        let written = if due { self.saver.wait() } else { self.saver.poll() };
+        self.take_up(config, written)?;
+        // A batch that was passed over adds no step to what is saved.
+        if due && self.progress.saved != Some(self.progress.step) {
+            let (state, tensors) = self.finite_snapshot(config)?;
+            self.saver.begin(state, tensors);
+        }
+        if due {
             clock.lap("checkpoint");
         }
         self.evaluate(config, stop, clock)
@@ -75,20 +76,48 @@ impl Run {
         batch == 0 && epoch > 0 && every > 0 && due
     }
 
+    /// Notes what became of a checkpoint that was written beside the steps.
+    fn take_up(&mut self, config: &RunConfig, written: Option<Written>) -> Result<()> {
+        let Some(Written { step, path }) = written else { return Ok(()) };
+        match path {
+            Ok(path) => {
+                (self.progress.checkpoint, self.progress.saved) = (path, Some(step));
+                Ok(())
+            }
+            Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
+                self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits for the checkpoint that is being written. That it could not be is said: what the run
+    /// does now takes its place.
+    pub(super) fn settle(&mut self, config: &RunConfig) {
+        let written = self.saver.wait();
+        if let Err(error) = self.take_up(config, written) {
+            self.metrics.say(&format!("warning: {error:#}"));
+        }
+    }
+
     /// Saves what is not saved yet.
     ///
     /// # Errors
-    /// When it cannot be written, whatever `checkpoint.on_error` says; values that are not finite.
+    /// When it cannot be written, whatever `checkpoint.on_error` says; [`super::Diverged`].
     pub(super) fn save(&mut self, config: &RunConfig, stop: &Stop) -> Result<()> {
         if self.progress.saved == Some(self.progress.step) {
             return Ok(());
         }
-        self.check_values(config)?;
         if stop.interrupted().is_some() {
             // Of a large network on a slow disk it takes longer than a step may.
             self.metrics.say("saving a checkpoint; a second signal gives it up");
         }
-        let (state, tensors) = self.whole_state(config)?;
+        self.settle(config);
+        if self.progress.saved == Some(self.progress.step) {
+            return Ok(());
+        }
+        let (state, tensors) = self.finite_snapshot(config)?;
         let keep = config.checkpoint.keep;
         self.progress.checkpoint = checkpoint::save(&config.train.dir, state, tensors, keep)?;
         self.progress.saved = Some(self.progress.step);
@@ -105,13 +134,34 @@ impl Run {
         }
     }
 
-    /// Saves the state where no run goes on from by itself.
-    pub(super) fn save_aside(&mut self, config: &RunConfig) -> Result<PathBuf> {
-        let (state, tensors) = self.whole_state(config)?;
-        checkpoint::save_aside(&config.train.dir, state, tensors)
+    /// Saves the state where no run goes on from by itself, unless no number of it is left.
+    pub(super) fn save_aside(&mut self, config: &RunConfig) -> Result<Option<PathBuf>> {
+        let (state, tensors) = self.snapshot(config)?;
+        match tensors.first_not_finite()? {
+            None => checkpoint::save_aside(&config.train.dir, state, tensors).map(Some),
+            Some(_) => Ok(None),
+        }
     }
 
-    fn whole_state(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
+    /// A copy of all that a checkpoint holds, every number of it finite. That is looked for here:
+    /// no loss has seen yet what the last step did, and none ever sees an infinite second moment,
+    /// with which AdamW leaves a weight as it is for good.
+    ///
+    /// # Errors
+    /// [`super::Diverged`] where the last step has ruined it: it takes no good checkpoint's place.
+    fn finite_snapshot(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
+        let (state, tensors) = self.snapshot(config)?;
+        match tensors.first_not_finite()? {
+            None => Ok((state, tensors)),
+            Some(name) => {
+                let cause = format!("{name} is not finite");
+                bail!(self.diverged(config, cause, self.progress.step, false, None))
+            }
+        }
+    }
+
+    /// A copy of all that a checkpoint holds, on the CPU: the next step changes none of it.
+    fn snapshot(&mut self, config: &RunConfig) -> Result<(State, Tensors)> {
         self.check_probe()?;
         let samples = self.loader.set().len() as u64;
         let mut state = State::new(self.progress.step, self.progress.position, samples, config);
@@ -119,230 +169,13 @@ impl Run {
         (state.cuts, state.rewinds) = (cuts(self.loader.set()), self.progress.rewinds);
         state.tally.clone_from(self.metrics.tally());
         state.probe_given_up = self.probe_given_up;
+        let probe = self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default();
         let tensors = Tensors {
             weights: self.learner.net().state_dict()?,
-            optimizer: self.optimizer.state(),
+            optimizer: storage::copies(self.optimizer.state())?,
             method: self.learner.state()?,
-            probe: self.probe.as_ref().map(OnlineProbe::state).unwrap_or_default(),
+            probe: storage::copies(probe)?,
         };
         Ok((state, tensors))
-    }
-}
-
-/// Tells training sets of one size apart: a checksum over keys and labels of samples from all over
-/// `set`. Neither names nor sizes of shards are in it, so that a set may move, or be cut or
-/// compressed otherwise. Empty where a shard's index cannot be had.
-pub(crate) fn fingerprint(set: &ShardSet) -> String {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    let probed = set.len().min(FINGERPRINT_SAMPLES);
-    for i in 0..probed {
-        let Ok(meta) = set.meta(i * (set.len() - 1) / (probed - 1).max(1)) else {
-            return String::new();
-        };
-        hasher.update(&(meta.key.len() as u64).to_le_bytes());
-        hasher.update(meta.key.as_bytes());
-        hasher.update(&meta.label.map_or(u64::MAX, u64::from).to_le_bytes());
-    }
-    format!("{:016x}", hasher.digest())
-}
-
-/// A checksum over the numbers of samples of the shards of `set`.
-fn cuts(set: &ShardSet) -> String {
-    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-    set.shards().iter().for_each(|shard| hasher.update(&(shard.samples as u64).to_le_bytes()));
-    format!("{:016x}", hasher.digest())
-}
-
-/// Samples that [`fingerprint`] looks at: each may cost a request where shards are behind URLs.
-const FINGERPRINT_SAMPLES: usize = 32;
-
-/// Refuses a checkpoint after which the order of samples, the network, or what the optimizer keeps,
-/// would be another.
-pub(super) fn check_unchanged(
-    found: &Checkpoint,
-    config: &RunConfig,
-    loader: &Loader,
-    fingerprint: &str,
-) -> Result<()> {
-    let State { step, samples, fingerprint: was, config: saved, .. } = &found.state;
-    let path = found.path.display();
-    if let Some((was, is)) = other_network(saved, config) {
-        bail!(Misconfigured(format!("{path} was made with {was}, not {is}: resume with that")));
-    }
-    // Before the first step there is no order yet that could differ.
-    if *step == 0 {
-        return Ok(());
-    }
-    let here = loader.set().len() as u64;
-    if *samples != here {
-        bail!(
-            "{path} was made with {samples} training samples, the shards hold {here}: the order of the samples would differ"
-        );
-    }
-    if !was.is_empty() && !fingerprint.is_empty() && was != fingerprint {
-        bail!(
-            "{path} was made with other training samples, or with these in another order: resume with those, or begin another \
-             run with train.init"
-        );
-    }
-    let within_a_window =
-        config.data.shuffle == ShuffleKind::Window && found.state.position.batch > 0;
-    if within_a_window && !found.state.cuts.is_empty() && found.state.cuts != cuts(loader.set()) {
-        bail!(
-            "{path} is in the middle of an epoch of windows over shards of other sizes, in which the order of the samples was \
-             another: resume with those shards, or from a checkpoint at the end of an epoch"
-        );
-    }
-    match other_course(saved, config)? {
-        None => Ok(()),
-        Some((was, is)) => bail!(Misconfigured(format!(
-            "{path} was made with {was}, not {is}: resume with that, or begin another run with train.init"
-        ))),
-    }
-}
-
-/// A setting of the network by which tensors would not fit: as it was, and what it is now.
-fn other_network(saved: &RunConfig, config: &RunConfig) -> Option<(String, String)> {
-    let described = |config: &RunConfig| {
-        // How weights begin changes no shape.
-        let model = ModelConfig { zero_init: false, ..config.model.clone() };
-        let table = toml::Table::try_from(model).unwrap_or_default();
-        table.into_iter().map(|(key, value)| (format!("model.{key}"), value.to_string())).collect()
-    };
-    different(described(saved), described(config))
-}
-
-/// The same of settings by which a run would take other batches or other steps.
-fn other_course(saved: &RunConfig, config: &RunConfig) -> Result<Option<(String, String)>> {
-    let described = |config: &RunConfig| -> Result<Vec<(String, String)>> {
-        let RunConfig { method, optim, train, data, .. } = config;
-        let window = match data.shuffle {
-            ShuffleKind::Window => [data.window_shards, data.window_samples],
-            _ => [0; 2],
-        };
-        let all = [
-            ("method", method.0.clone()),
-            ("optim.optimizer", optim.optimizer.name().to_owned()),
-            ("train.batch_size", train.batch_size.to_string()),
-            ("train.seed", train.seed.to_string()),
-            ("data.shuffle", format!("{:?}", data.shuffle).to_lowercase()),
-            ("data.window_shards", window[0].to_string()),
-            ("data.window_samples", window[1].to_string()),
-        ];
-        let mut all = all.map(|(key, value)| (key.to_owned(), value)).to_vec();
-        all.extend(shapes(config)?);
-        Ok(all)
-    };
-    Ok(different(described(saved)?, described(config)?))
-}
-
-/// The objective's options by which its tensors would not fit.
-fn shapes(config: &RunConfig) -> Result<Vec<(String, String)>> {
-    let (options, idle) = (config.full_loss()?, config.objective()?.idle());
-    let of = |key: &str| match options.get(key) {
-        Some(value) if idle.iter().all(|(idle, _)| *idle != key) => value.to_string(),
-        _ => String::new(),
-    };
-    let keys = ["predictor", "predictor_hidden", "queue"];
-    Ok(keys.map(|key| (format!("loss.{key}"), of(key))).to_vec())
-}
-
-/// The first of the settings that differs.
-fn different(was: Vec<(String, String)>, is: Vec<(String, String)>) -> Option<(String, String)> {
-    let (was, is) = was.into_iter().zip(is).find(|(was, is)| was != is)?;
-    Some((format!("{} = {}", was.0, was.1), is.1))
-}
-
-/// Puts a checkpoint's state into the network and the optimizer. One of no step (`bt-stream
-/// import`) gives what a run begins with: another `train.init`, or another method than it was made
-/// for, is taken up as by a run that begins.
-pub(super) fn restore(
-    found: &Checkpoint,
-    config: &RunConfig,
-    learner: &mut Learner,
-    optimizer: &mut dyn Optimizer,
-    probe: Option<&mut OnlineProbe>,
-) -> Result<()> {
-    let context = || format!("{} does not fit this configuration", found.path.display());
-    learner.net().load_state_dict(&found.weights()?).with_context(context)?;
-    let (saved, begins) = (&found.state.config, found.state.step == 0);
-    if begins && (saved.method.0 != config.method.0 || saved.loss != config.loss) {
-        // Predictor and queue stay new ones, the teacher becomes a copy of the network.
-        let backbone = learner.net().backbone_state_dict()?.into_iter().collect();
-        learner.start_from(&backbone).with_context(context)?;
-    } else {
-        learner.load_state(found.method()?).with_context(context)?;
-    }
-    if begins && saved.train.init != config.train.init {
-        start_from(&config.train.init, |tensors| learner.start_from(tensors))?;
-    }
-    optimizer.load_state(&found.optimizer()?).with_context(context)?;
-    if let Some(probe) = probe {
-        // A run that did without one so far may take one up.
-        probe.load_state(&found.probe()?).with_context(context)?;
-    }
-    Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn config(pairs: &[&str]) -> RunConfig {
-        let pairs: Vec<String> = pairs.iter().map(|pair| (*pair).to_owned()).collect();
-        RunConfig::load(None, &pairs).unwrap()
-    }
-
-    #[test]
-    fn what_would_change_batches_or_steps_is_named_and_the_rest_may_change() {
-        let other = |order: &str, pair: &str| {
-            other_course(&config(&[order]), &config(&[order, pair])).unwrap()
-        };
-        let (global, window) = ("data.shuffle=global", "data.shuffle=window");
-        for (order, pair) in [
-            (global, "method=infonce"),
-            (global, "optim.optimizer=sgd"),
-            (global, "train.batch_size=64"),
-            (global, "train.seed=3"),
-            (global, "data.shuffle=none"),
-            (window, "data.window_shards=3"),
-            (window, "data.window_samples=9"),
-            (global, "loss.predictor=8"),
-        ] {
-            let (key, value) = pair.split_once('=').unwrap();
-            let (was, is) = other(order, pair).expect(pair);
-            assert!(was.starts_with(&format!("{key} = ")) && is == value, "{was} {is}");
-        }
-        for pair in [
-            "train.epochs=7",
-            "optim.lr_weights=0.5",
-            "loss.lambda=0.1",
-            "data.threads=3",
-            "data.on_bad=stop",
-            "data.window_shards=3",
-        ] {
-            assert_eq!(other(global, pair), None, "{pair}");
-        }
-    }
-
-    #[test]
-    fn what_would_change_tensors_is_named_and_how_they_begin_may_change() {
-        let plain = config(&[]);
-        let other = |pair: &str| other_network(&plain, &config(&[pair]));
-        let flipped = |key: &str, value: bool| format!("model.{key}={}", !value);
-        for pair in [
-            "model.arch=resnet18",
-            "model.width=32",
-            "model.stem=cifar",
-            "model.projector='64-64'",
-            &flipped("projector_batch_norm", plain.model.projector_batch_norm),
-            &flipped("projector_output_norm", plain.model.projector_output_norm),
-        ] {
-            let key = pair.split('=').next().unwrap();
-            let (was, _) = other(pair).expect(pair);
-            assert!(was.starts_with(&format!("{key} = ")), "{pair}: {was}");
-        }
-        assert_eq!(other(&flipped("zero_init", plain.model.zero_init)), None);
-        assert_eq!(other("train.epochs=7"), None);
     }
 }

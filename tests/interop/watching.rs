@@ -144,6 +144,17 @@ fn a_trace_has_every_stage_on_its_thread_and_ends_at_its_bound() -> Result<()> {
         assert!(count("training", stage) >= 12, "{stage}");
     }
     assert!(count("feeder", "wait for a buffer") >= 12);
+    assert_eq!(count("checkpoint", "write"), 4);
+    let spans = |thread: &str, stage: &str| -> Vec<[f64; 2]> {
+        let tid = tid(thread);
+        let found = events.iter().filter(|e| e["tid"] == tid && e["name"] == stage);
+        let number = |value: &Value| value.as_f64().unwrap();
+        found.map(|e| [number(&e["ts"]), number(&e["ts"]) + number(&e["dur"])]).collect()
+    };
+    let steps = spans("training", "forward");
+    let beside =
+        |[begin, end]: &[f64; 2]| steps.iter().any(|step| step[0] < *end && *begin < step[1]);
+    assert!(spans("checkpoint", "write").iter().any(beside), "no step beside a checkpoint");
     let cut = traced("cut", "50");
     assert!(cut["traceEvents"].as_array().unwrap().len() < 60);
     assert!(cut["otherData"]["cut"].is_string(), "{}", cut["otherData"]);
