@@ -219,18 +219,21 @@ fn a_cuda_devices_deterministic_run_has_the_same_weights_in_another_process() {
     let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = tiny_shards(dir.path());
-    // What is fastest differs between the processes: by this variable where CUDA is stood in for.
-    let weights = |name: &str, stopwatch: Option<&str>| {
+    // What is fastest differs between the processes, or wants more memory than is there at first: by
+    // a variable where CUDA is stood in for.
+    let weights = |name: &str, variable: Option<(&str, &str)>| {
         let run = dir.path().join(name);
         let mut command = tiny_run(&shards, &run);
         command.args(["--set", &format!("train.device='{device}'")]);
         command.args(["--set", "train.deterministic=true", "--set", "train.epochs=1"]);
-        command.envs(stopwatch.map(|value| ("STAND_IN_STOPWATCH", value)));
+        command.envs(variable);
         let output = command.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         newest_weights(&run)
     };
-    assert!(weights("one", None) == weights("other", Some("1")));
+    let one = weights("one", None);
+    assert!(one == weights("other", Some(("STAND_IN_STOPWATCH", "1"))));
+    assert!(one == weights("larger", Some(("STAND_IN_WORKSPACE", "300000000"))));
 }
 
 #[test]

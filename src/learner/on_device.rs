@@ -107,7 +107,9 @@ impl Learner {
             let z = z.map_err(|error| candle_core::Error::Msg(format!("{error:#}")))?;
             made = Some(z);
             Ok(())
-        })?;
+        });
+        let replay = replay
+            .context("a step could not be recorded; train.cuda_graph = false does without")?;
         let embeddings = made.context("a recorded step has embeddings")?;
         if let Some(replay) = replay {
             replay.run()?;

@@ -10,10 +10,9 @@ use crate::nn::{BatchNorm, Param, storage};
 
 /// A parameter's or gradient's tensor on the CPU in PyTorch's layout, a copy.
 pub(super) fn outside(tensor: &Tensor) -> Result<Tensor> {
-    let tensor = storage::host(tensor)?;
     match tensor.rank() {
-        4 => tensor.permute((0, 3, 1, 2))?.force_contiguous(),
-        _ => tensor.force_contiguous(),
+        4 => storage::host(tensor)?.permute((0, 3, 1, 2))?.force_contiguous(),
+        _ => storage::host_copy(tensor),
     }
 }
 

@@ -11,19 +11,23 @@ mkdir -p "${1:?folder}"
 out=$(cd "$1" && pwd)
 prefix=${2:+$(cd "$2" && pwd)}
 cd "$(dirname "$0")/../.."
-# A folder of its own in cargo's, where nothing is linked to CUDA's libraries.
-target=x86_64-unknown-linux-gnu
+# A folder of its own in cargo's: cargo does not know what the wrapper changes.
+folder=${CARGO_TARGET_DIR:-target}/collected
 if [ -n "$prefix" ]; then
     # shellcheck disable=SC1091
     . "$prefix/env.sh"
 else
     # As there: the driver, cuBLAS and cuDNN are opened at run time, so that the program starts, and says what is
     # missing, without them. It wants the toolkit's libcudart where it runs, as PyTorch's wheels have it.
-    export INNER_RUSTC_WRAPPER=${RUSTC_WRAPPER:-} RUSTC_WRAPPER=$PWD/tools/cuda/rustc.sh
+    case ${RUSTC_WRAPPER:-} in
+    */rustc.sh) ;;
+    *) export INNER_RUSTC_WRAPPER=${RUSTC_WRAPPER:-} ;;
+    esac
+    export RUSTC_WRAPPER=$PWD/tools/cuda/rustc.sh
 fi
 # Executables of a target, wherever cargo puts them.
 executables() {
-    cargo build --release --locked --target "$target" --features cuda --message-format=json-render-diagnostics \
+    cargo build --release --locked --target-dir "$folder" --features cuda --message-format=json-render-diagnostics \
         --bin bt-stream --test golden_resnet --test cuda --bench step |
         python3 -c 'import json, sys
 for line in sys.stdin:

@@ -9,4 +9,7 @@ for argument; do
     esac
     previous=$argument
 done
-exec ${INNER_RUSTC_WRAPPER:+"$INNER_RUSTC_WRAPPER"} "$@"
+# Not for whom this calls: it may be another copy of this script.
+inner=${INNER_RUSTC_WRAPPER:-}
+unset INNER_RUSTC_WRAPPER
+exec ${inner:+"$inner"} "$@"

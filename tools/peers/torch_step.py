@@ -148,6 +148,9 @@ def main():
     for peer in peers.values():
         for _ in range(warmup):
             peer.step()
+    if args.device != "cpu":
+        # What cuDNN took to time its algorithms is not what a step takes.
+        torch.cuda.reset_peak_memory_stats()
     times = {name: [] for name in [*peers, "ours"]}
     for _ in range(args.rounds):
         for name, peer in peers.items():

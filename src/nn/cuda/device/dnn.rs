@@ -17,7 +17,10 @@ use crate::nn::cuda::{ConvCall, ConvPass};
 
 /// Workspace that an algorithm may ask for, in bytes. It is there from the first convolution on,
 /// for the search and for what was found: captured steps hold its address.
-const MOST_WORKSPACE: usize = 256 << 20;
+const WORKSPACE: usize = 256 << 20;
+
+/// The same where no algorithm makes do with less, as those that turn NHWC into another layout.
+const MOST_WORKSPACE: usize = 4 << 30;
 
 /// Most elements of a tensor: cuDNN's kernels count them in 32 bits with a sign, and refuse more.
 pub const MOST_ELEMENTS: usize = i32::MAX as usize;
@@ -39,7 +42,8 @@ pub struct Dnn {
     handle: sys::cudnnHandle_t,
     stream: Arc<CudaStream>,
     plans: HashMap<Key, Plan>,
-    workspace: Option<CudaSlice<u8>>,
+    /// The last one is the largest, and in use; captured steps may hold the others' addresses.
+    workspaces: Vec<CudaSlice<u8>>,
 }
 
 // SAFETY: a handle may be used from any thread, by one at a time: it lives in a mutex.
@@ -86,7 +90,12 @@ impl Dnn {
         let handle = result::create_handle().map_err(failed)?;
         // SAFETY: both are valid; the stream outlives the handle, which is dropped first.
         unsafe { result::set_stream(handle, stream.cu_stream().cast()) }.map_err(failed)?;
-        Ok(Self { handle, stream: Arc::clone(stream), plans: HashMap::new(), workspace: None })
+        Ok(Self {
+            handle,
+            stream: Arc::clone(stream),
+            plans: HashMap::new(),
+            workspaces: Vec::new(),
+        })
     }
 
     pub fn conv(&mut self, call: &ConvCall) -> Result<()> {
@@ -96,7 +105,7 @@ impl Dnn {
             let plan = self.plan(call, half)?;
             self.plans.insert(key, plan);
         }
-        let space = self.workspace()?;
+        let (space, _) = self.workspace()?;
         let plan = &self.plans[&key];
         let bytes = plan.workspace;
         let (one, beta) = (1f32, if call.accumulate { 1f32 } else { 0f32 });
@@ -159,16 +168,21 @@ impl Dnn {
         .map_err(|e| Error::Msg(format!("cuDNN, {:?} of {:?}: {e:?}", call.pass, call.shape)))
     }
 
-    /// The address of the workspace.
-    fn workspace(&mut self) -> Result<*mut c_void> {
-        if self.workspace.is_none() {
-            // SAFETY: cuDNN writes what it reads of it.
-            let space = unsafe { self.stream.alloc::<u8>(MOST_WORKSPACE) }.map_err(Error::wrap)?;
-            self.workspace = Some(space);
+    /// The address of the workspace, and its bytes.
+    fn workspace(&mut self) -> Result<(*mut c_void, usize)> {
+        if self.workspaces.is_empty() {
+            self.add_workspace(WORKSPACE)?;
         }
-        let space = self.workspace.as_ref().expect("just made");
+        let space = self.workspaces.last().expect("just made");
         let (address, _nothing_to_wait_for) = space.device_ptr(&self.stream);
-        Ok(address as *mut c_void)
+        Ok((address as *mut c_void, space.len()))
+    }
+
+    fn add_workspace(&mut self, bytes: usize) -> Result<()> {
+        // SAFETY: cuDNN writes what it reads of it.
+        let space = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap)?;
+        self.workspaces.push(space);
+        Ok(())
     }
 
     fn plan(&mut self, call: &ConvCall, half: bool) -> Result<Plan> {
@@ -181,16 +195,40 @@ impl Dnn {
         Ok(plan)
     }
 
+    /// The algorithm for a pass, in the least workspace that there is one for.
+    fn choose(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
+        loop {
+            let (space_at, bytes) = self.workspace()?;
+            if let Some(found) = self.search(call, plan, (space_at, bytes))? {
+                return Ok(found);
+            }
+            if bytes >= MOST_WORKSPACE {
+                bail!(
+                    "cuDNN has no algorithm for {:?} of {:?} in {:?} within {} MB of memory",
+                    call.pass,
+                    call.shape,
+                    call.x.dtype,
+                    bytes >> 20
+                );
+            }
+            self.add_workspace(2 * bytes)?;
+        }
+    }
+
     /// Times the pass's algorithms and takes the fastest, or the first by [`Timed::order`]. The
     /// result goes where the caller's goes, which is written next; to memory of its own where it
     /// will be added to what the caller's holds.
-    fn choose(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
+    fn search(
+        &mut self,
+        call: &ConvCall,
+        plan: &Plan,
+        (space_at, space_bytes): (*mut c_void, usize),
+    ) -> Result<Option<Timed>> {
         let out = match call.pass {
             ConvPass::Forward => call.y,
             ConvPass::Input => call.x,
             ConvPass::Weight => call.w,
         };
-        let space_at = self.workspace()?;
         // SAFETY: cuDNN writes what it reads of it.
         let memory = |bytes| unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap);
         let result = call.accumulate.then(|| memory(out.bytes())).transpose()?;
@@ -211,7 +249,7 @@ impl Dnn {
                 let status = unsafe {
                     $find(
                         handle, $($given),*, result_at, most, &mut count, entries, space_at,
-                        MOST_WORKSPACE,
+                        space_bytes,
                     )
                 };
                 status.result().map_err(failed)?;
@@ -235,7 +273,7 @@ impl Dnn {
                 }
             }};
         }
-        let chosen = match call.pass {
+        Ok(match call.pass {
             ConvPass::Forward => time!(
                 Way::Forward,
                 sys::cudnnConvolutionFwdAlgoPerf_t,
@@ -269,11 +307,7 @@ impl Dnn {
                 plan.conv,
                 plan.w
             ),
-        };
-        match chosen {
-            Some(found) => Ok(found),
-            None => bail!("cuDNN has no algorithm for {:?} of {:?}", call.pass, call.shape),
-        }
+        })
     }
 }
 

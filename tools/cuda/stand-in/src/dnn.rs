@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_int};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock};
 
 use bt_stream::nn::cpu::conv::ConvShape;
 use bt_stream::nn::cuda::emulate::Emulator;
@@ -15,6 +15,7 @@ use crate::{Given, say};
 const SUCCESS: c_int = 0;
 const BAD_PARAM: c_int = 2000;
 const NOT_SUPPORTED: c_int = 3000;
+const ALLOC_FAILED: c_int = 4003;
 const EXECUTION_FAILED: c_int = 5000;
 
 const NHWC: c_int = 1;
@@ -264,7 +265,8 @@ fn result_of(call: &ConvCall) -> Span {
 
 /// Of the algorithms number 2 is not to be had; number 1 is fast, not deterministic and there in
 /// more ways than cuDNN has algorithms; 0 and 3 are deterministic and differ in the last bit. Which
-/// of these two is the faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3.
+/// of these two is the faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3. With
+/// `STAND_IN_WORKSPACE` each wants that many bytes.
 fn find(
     call: Option<Call>,
     most: c_int,
@@ -292,13 +294,20 @@ fn find(
     }
     let fast = if call.x.dtype == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
     let mut found = vec![(2, NOT_SUPPORTED, -1.0, 0, 0, fast)];
-    found.extend([(1, SUCCESS, 0.5, WORKSPACE, 0, fast); 8]);
-    let (zero, three) = ((0, SUCCESS, 1.0, 0, 1, FMA_MATH), (3, SUCCESS, 1.0, 0, 1, FMA_MATH));
+    found.extend([(1, SUCCESS, 0.5, workspace_of(1), 0, fast); 8]);
+    let slow = |number| (number, SUCCESS, 1.0, workspace_of(number), 1, FMA_MATH);
+    let (zero, three) = (slow(0), slow(3));
     found.extend(match std::env::var_os("STAND_IN_STOPWATCH") {
         None => [zero, three],
         Some(_) => [three, zero],
     });
-    let found = found.into_iter().take(most.max(0) as usize);
+    let found = found.into_iter().map(|found| match found {
+        (number, SUCCESS, _, wanted, determinism, math) if wanted > bytes => {
+            (number, ALLOC_FAILED, -1.0, wanted, determinism, math)
+        }
+        found => found,
+    });
+    let found = found.take(most.max(0) as usize);
     count.write(0, found.len() as c_int);
     for (nth, (algorithm, status, time, memory, determinism, math)) in found.enumerate() {
         let reserved = [0; 3];
@@ -306,6 +315,13 @@ fn find(
         entries.write(nth, timed);
     }
     SUCCESS
+}
+
+/// Bytes that an algorithm wants.
+fn workspace_of(algorithm: c_int) -> usize {
+    static ALL: OnceLock<Option<usize>> = OnceLock::new();
+    let all = ALL.get_or_init(|| std::env::var("STAND_IN_WORKSPACE").ok()?.parse().ok());
+    all.unwrap_or(if algorithm == 1 { WORKSPACE } else { 0 })
 }
 
 /// One of the passes.
@@ -322,8 +338,7 @@ fn convolve(
     };
     let (alpha, beta) = (alpha.read(0), beta.read(0));
     let wanted = match algorithm {
-        0 | 3 => 0,
-        1 => WORKSPACE,
+        0 | 1 | 3 => workspace_of(algorithm),
         _ => return NOT_SUPPORTED,
     };
     let half = call.x.dtype == DType::BF16;
@@ -338,7 +353,8 @@ fn convolve(
             memory.check("convolution", span.addr, span.bytes())?;
         }
         if wanted > 0 {
-            memory.bytes("convolution's workspace", space, wanted)?.fill(0xCD);
+            let space = memory.bytes("convolution's workspace", space, wanted)?;
+            space[..WORKSPACE.min(wanted)].fill(0xCD);
         }
         emulator.conv(&call).map_err(|error| error.to_string())?;
         let out = result_of(&call);
