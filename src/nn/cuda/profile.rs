@@ -1,6 +1,7 @@
 //! Where a step's time goes on a device: every call is waited for and its time added to those of
-//! the same kind (`bench step --profile`). Waiting costs some microseconds a call, and steps are
-//! not recorded, so that the sum is more than a step takes; the shares are what to read.
+//! the same kind (`bench step --profile`). Waiting costs some tens of microseconds a call, as threads
+//! that wait for a device sleep, and steps are not recorded, so that the sum is more than a step
+//! takes; the shares are what to read, and those of small kernels are too large.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
