@@ -7,7 +7,8 @@
 //! - [`data`], [`drawn`]: sets of shards that are named, and the one that the program draws;
 //!   [`units`]: figures as text; [`mod@print`]: what reaches the terminal.
 //! - [`device`], [`intake`]: which device computes, and how batches reach it.
-//! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it.
+//! - [`train`]: the loop; [`checkpoint`], [`metrics`], [`files`], [`signals`]: what surrounds it;
+//!   [`descriptors`]: how many files may be open.
 //! - [`nn`]: layers with explicit forward and backward passes over candle tensors.
 //! - [`model`]: the twin network: backbone (ResNet) and projector.
 //! - [`loss`]: the objectives with their gradients; [`learner`]: the network with the predictor
@@ -35,6 +36,7 @@ pub mod cli;
 pub mod commands;
 pub mod config;
 pub mod data;
+pub mod descriptors;
 pub mod device;
 pub mod drawn;
 pub mod eval;

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
         .init();
+    bt_stream::descriptors::ask_for_more();
     match cli.command.run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -366,6 +366,44 @@ mod tests {
     }
 
     #[test]
+    fn small_pieces_are_copied_from_the_file_that_was_mapped() {
+        const LENGTH: u64 = 40_000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        let bytes: Vec<u8> = (0..LENGTH / 4).flat_map(|word| (word as u32).to_le_bytes()).collect();
+        std::fs::write(&path, &bytes).unwrap();
+        let map = Map::open_for_samples(&path).unwrap();
+        let mut buffer = Vec::new();
+        let mut copied = |place| {
+            let found = map.small(&path, place, &mut buffer);
+            found.map(|copy| copy.map(<[u8]>::to_vec)).map_err(|error| error.to_string())
+        };
+        let small = SMALL as u64;
+        for (place, range) in [((5, 3), 5..8), ((77, small), 77..77 + SMALL), ((LENGTH, 0), 0..0)] {
+            assert_eq!(copied(place).unwrap().unwrap(), bytes[range]);
+        }
+        for place in [(0, small + 1), (LENGTH - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
+            assert_eq!(copied(place).unwrap(), None);
+        }
+        // Another file of that name changes nothing.
+        let other = folder.path().join("other");
+        std::fs::rename(&path, &other).unwrap();
+        std::fs::write(&path, [9; 10]).unwrap();
+        assert_eq!(copied((5, 3)).unwrap().unwrap(), bytes[5..8]);
+        std::fs::rename(&other, &path).unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(100).unwrap();
+        assert_eq!(copied((90, 10)).unwrap().unwrap(), bytes[90..100]);
+        let error = copied((90, 11)).unwrap_err();
+        assert!(error.contains("became shorter") && error.contains("byte 100"), "{error}");
+        std::fs::remove_file(&path).unwrap();
+        let error = copied((90, 11)).unwrap_err();
+        assert!(error.contains("could not read") && error.contains("byte 90"), "{error}");
+        std::fs::write(&path, &bytes).unwrap();
+        let unkept = Map::open(&path).unwrap();
+        assert!(unkept.small(&path, (5, 3), &mut buffer).unwrap().is_none());
+    }
+
+    #[test]
     fn what_keeps_a_file_from_being_mapped_is_told() {
         let error = |code| explained(std::io::Error::from_raw_os_error(code)).to_string();
         assert!(error(libc::ENOMEM).contains("vm.max_map_count"), "{}", error(libc::ENOMEM));
