@@ -36,7 +36,7 @@ pub struct Sample<'a> {
 pub struct ReadScratch {
     pub(super) of_file: FileScratch,
     pub(super) remote: remote::Scratch,
-    /// The side index, if it is small.
+    /// A copy of the side index.
     side: Vec<u8>,
 }
 
@@ -44,8 +44,8 @@ pub struct ReadScratch {
 #[derive(Default)]
 pub(super) struct FileScratch {
     pub frames: Frames,
-    /// A small sample's bytes.
-    small: Vec<u8>,
+    /// What was copied of a file: a sample, or frames as they lie there.
+    copied: Vec<u8>,
     /// What was read of maps.
     touched: Touched,
 }
@@ -311,10 +311,10 @@ impl ShardSet {
     ) -> Result<&'a [u8]> {
         let Wanted { shard, offset, length, .. } = wanted;
         let path = &self.infos[shard].path;
-        let FileScratch { frames, small, touched } = of_file;
+        let FileScratch { frames, copied, touched } = of_file;
         if !data.compressed {
             self.count_bytes_read(shard, length);
-            if let Some(copy) = data.map.small(path, (offset, length), small)? {
+            if let Some(copy) = data.map.copy(path, (offset, length), copied)? {
                 return Ok(copy);
             }
             touched.note(&data.map, (offset, length));
@@ -324,13 +324,16 @@ impl ShardSet {
         let Some(table) = &data.table else { return Err(in_order_only(path)) };
         let needed = self.needed(table, &wanted)?;
         let key = (self.id, shard);
+        let mut file = (data.map.as_ref(), 0);
         if frames.held(key, &needed).is_none() {
             let place = table.file_range(&needed);
             self.count_bytes_read(shard, place.1);
-            touched.note(&data.map, place);
+            match data.map.copy(path, place, copied)? {
+                Some(copy) => file = (copy, place.0),
+                None => touched.note(&data.map, place),
+            }
         }
-        let (file, check) = ((data.map.as_ref(), 0), || data.map.check(path));
-        frames.read(key, table, file, path, (offset, length), check)
+        frames.read(key, table, file, path, (offset, length), || data.map.check(path))
     }
 
     /// The frames to be decompressed.

@@ -342,7 +342,7 @@ impl ShardIndex {
     }
 
     /// As [`ShardIndex::side_index`], of a sample that is read now: a copy in `buffer`, where that
-    /// takes less than to map it.
+    /// is better than to map it.
     ///
     /// # Errors
     /// [`Error::Shard`](crate::Error::Shard) when it cannot be read any more.
@@ -358,7 +358,7 @@ impl ShardIndex {
             return Ok(self.side_index(i));
         };
         let (offset, length) = (place.start as u64, place.len() as u64);
-        let copy = map.small(&self.path, (offset, length), buffer)?;
+        let copy = map.copy(&self.path, (offset, length), buffer)?;
         Ok(copy.or_else(|| self.side_index(i)))
     }
 

@@ -1,6 +1,6 @@
 //! The crate's only memory map. Shards and indexes are read through it, so
-//! that an image goes from the page cache to the decoder without a copy; small
-//! ones are copied, which takes less.
+//! that an image goes from the page cache to the decoder without a copy; where
+//! they are read at random it is copied, unless it is large.
 
 use std::fs::{File, FileType};
 use std::path::Path;
@@ -98,10 +98,11 @@ pub(super) const PIECE: usize = 2 << 20;
 /// Maps there are.
 static MAPS: AtomicUsize = AtomicUsize::new(0);
 
-/// Bytes that are copied rather than mapped: to map the pages around a kilobyte, and to let go of
-/// them, takes eight times as long as to copy it, a fifth less than to copy a hundred; and each core
-/// that runs the process is interrupted when pages are let go of.
-pub(super) const SMALL: usize = 32 << 10;
+/// Bytes that are copied at most, where pieces are read at random. To map the pages around a
+/// kilobyte and to let go of them takes several times as long as to copy it. Of a photograph one
+/// thread does so in less time than it copies it, two do not, as each core that runs the process is
+/// interrupted when pages are let go of; and a copy is decoded faster, from the CPU's cache.
+pub(super) const COPIED: usize = 1 << 20;
 
 impl Drop for Mapped {
     fn drop(&mut self) {
@@ -116,7 +117,7 @@ impl Map {
         Map::of(&file).map_err(|e| Error::io(path, e))
     }
 
-    /// As [`Map::open`], of a file of which small pieces will be read all over ([`Map::small`]).
+    /// As [`Map::open`], of a file of which pieces will be read at random ([`Map::copy`]).
     pub fn open_for_samples(path: &Path) -> Result<Map> {
         let file = open_regular(path)?;
         let mapped = Map::mapped(&file).map_err(|e| Error::io(path, e))?;
@@ -167,27 +168,27 @@ impl Map {
         })
     }
 
-    /// A copy of `length` bytes at `offset`, in `buffer`, where that takes less than to map them.
+    /// A copy of `length` bytes at `offset`, in `buffer`, where that is better than to map them.
     /// `None` for longer pieces, such that the map does not hold, and where the file is not open.
     ///
     /// # Errors
     /// [`Error::Shard`] as [`Map::check`] has them; `path` is the file's.
-    pub fn small<'a>(
+    pub fn copy<'a>(
         &self,
         path: &Path,
         (offset, length): (u64, u64),
         buffer: &'a mut Vec<u8>,
     ) -> Result<Option<&'a [u8]>> {
-        let within = slice(self.as_ref(), offset, length).is_some();
-        if !within || length > SMALL as u64 {
+        let place = slice(self.as_ref(), offset, length);
+        let Some(length) = place.map(<[u8]>::len).filter(|&length| length <= COPIED) else {
             return Ok(None);
-        }
+        };
         #[cfg(unix)]
         if let Some(file) = &self.0.file {
-            if buffer.len() < SMALL {
-                buffer.resize(SMALL, 0);
+            if buffer.len() < length {
+                buffer.resize(length.next_power_of_two(), 0);
             }
-            let copy = &mut buffer[..length as usize];
+            let copy = &mut buffer[..length];
             return match file.read_at(copy, offset) {
                 Ok(()) => Ok(Some(copy)),
                 Err(_) => {
@@ -366,8 +367,8 @@ mod tests {
     }
 
     #[test]
-    fn small_pieces_are_copied_from_the_file_that_was_mapped() {
-        const LENGTH: u64 = 40_000;
+    fn pieces_are_copied_from_the_file_that_was_mapped() {
+        const LENGTH: u64 = COPIED as u64 + 8000;
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("file");
         let bytes: Vec<u8> = (0..LENGTH / 4).flat_map(|word| (word as u32).to_le_bytes()).collect();
@@ -375,14 +376,14 @@ mod tests {
         let map = Map::open_for_samples(&path).unwrap();
         let mut buffer = Vec::new();
         let mut copied = |place| {
-            let found = map.small(&path, place, &mut buffer);
+            let found = map.copy(&path, place, &mut buffer);
             found.map(|copy| copy.map(<[u8]>::to_vec)).map_err(|error| error.to_string())
         };
-        let small = SMALL as u64;
-        for (place, range) in [((5, 3), 5..8), ((77, small), 77..77 + SMALL), ((LENGTH, 0), 0..0)] {
+        let most = COPIED as u64;
+        for (place, range) in [((5, 3), 5..8), ((77, most), 77..77 + COPIED), ((LENGTH, 0), 0..0)] {
             assert_eq!(copied(place).unwrap().unwrap(), bytes[range]);
         }
-        for place in [(0, small + 1), (LENGTH - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
+        for place in [(0, most + 1), (LENGTH - 1, 2), (u64::MAX, 2), (1, u64::MAX)] {
             assert_eq!(copied(place).unwrap(), None);
         }
         // Another file of that name changes nothing.
@@ -400,7 +401,7 @@ mod tests {
         assert!(error.contains("could not read") && error.contains("byte 90"), "{error}");
         std::fs::write(&path, &bytes).unwrap();
         let unkept = Map::open(&path).unwrap();
-        assert!(unkept.small(&path, (5, 3), &mut buffer).unwrap().is_none());
+        assert!(unkept.copy(&path, (5, 3), &mut buffer).unwrap().is_none());
     }
 
     #[test]
