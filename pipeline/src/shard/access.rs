@@ -1,5 +1,5 @@
-//! Random access: one sample's bytes, borrowed from the map or decompressed
-//! into a scratch. The other half of `set`, which knows what there is.
+//! Random access: one sample's bytes, copied or decompressed into a scratch, or
+//! borrowed from the map. The other half of `set`, which knows what there is.
 
 use std::ops::Range;
 use std::path::Path;
@@ -174,9 +174,10 @@ impl Data {
 }
 
 impl ShardSet {
-    /// Reads a sample. From a plain tar the image is borrowed from the map;
-    /// from a `.tar.zst` the frames that hold it are decompressed into
-    /// `scratch`, unless they are there from the last read.
+    /// Reads a sample. From a plain tar the image is copied into `scratch`, or
+    /// borrowed from the map where it is large; from a `.tar.zst` the frames
+    /// that hold it are decompressed into `scratch`, unless they are there from
+    /// the last read.
     ///
     /// # Errors
     /// [`Error::Usage`] when the shard has no seek table; [`Error::Io`],

@@ -7,8 +7,9 @@
 //! # Layout
 //!
 //! - `tar`, `group`: archive members, and the samples they form.
-//! - `map`, `fault`, `zst`: the one memory map; files that shrink under it; frames of a seekable
-//!   `.tar.zst`.
+//! - `map`, `kept`, `fault`, `zst`: the one memory map; files that stay open beside it, to copy from;
+//!   files that shrink under it; frames of a seekable `.tar.zst`.
+//! - `passage`, `touched`: letting go of what was read of a map, in order and at random.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
 //! - `remote` (feature `remote`), `remote_options`, `union`: shards behind URLs.

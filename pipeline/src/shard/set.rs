@@ -109,7 +109,7 @@ impl Shard {
 
 /// A numbered list of samples in tar shards. `Send + Sync`; share it in an `Arc`.
 ///
-/// Files are mapped when they are first needed and stay mapped.
+/// Files are mapped when they are first needed and stay mapped, and open as far as descriptors go.
 pub struct ShardSet {
     pub(super) id: u64,
     pub(super) infos: Vec<ShardInfo>,
