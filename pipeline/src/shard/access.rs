@@ -386,4 +386,47 @@ mod tests {
             assert_eq!((frames.bytes.capacity() > 0, held.is_some()), (kept, kept));
         }
     }
+
+    /// Page faults of this thread so far that the disk had no part in.
+    #[cfg(target_os = "linux")]
+    fn faults() -> i64 {
+        // SAFETY: all zeros are a value of that structure of numbers, which the call fills.
+        unsafe {
+            let mut usage: libc::rusage = std::mem::zeroed();
+            assert_eq!(libc::getrusage(libc::RUSAGE_THREAD, &raw mut usage), 0);
+            usage.ru_minflt
+        }
+    }
+
+    /// Pages that are mapped for a sample are let go of soon after, for which each core that runs the
+    /// process is interrupted: two threads would be as fast as one.
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn small_samples_are_read_at_random_without_a_page_fault_for_each() {
+        const SAMPLES: usize = 1000;
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("set.tar");
+        let mut tar = tar::Builder::new(std::fs::File::create(&path).unwrap());
+        for number in 0..SAMPLES {
+            for (extension, length) in [("png", 800), ("txt", 30_000)] {
+                let mut header = tar::Header::new_ustar();
+                header.set_size(length);
+                let bytes = vec![number as u8; length as usize];
+                tar.append_data(&mut header, format!("{number:04}.{extension}"), &bytes[..])
+                    .unwrap();
+            }
+        }
+        tar.finish().unwrap();
+        let set = ShardSet::open(path.to_str().unwrap(), &Default::default()).unwrap();
+        let mut scratch = ReadScratch::default();
+        set.read(0, &mut scratch).unwrap();
+        let before = faults();
+        for nth in 0..SAMPLES {
+            let sample = nth * 617 % SAMPLES;
+            let read = set.read(sample, &mut scratch).unwrap();
+            assert!(read.image.len() == 800 && read.image[799] == sample as u8);
+        }
+        let faults = faults() - before;
+        assert!(faults < SAMPLES as i64 / 4, "{faults} faults for {SAMPLES} samples");
+    }
 }
