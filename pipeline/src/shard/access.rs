@@ -419,14 +419,17 @@ mod tests {
         tar.finish().unwrap();
         let set = ShardSet::open(path.to_str().unwrap(), &Default::default()).unwrap();
         let mut scratch = ReadScratch::default();
-        set.read(0, &mut scratch).unwrap();
-        let before = faults();
-        for nth in 0..SAMPLES {
-            let sample = nth * 617 % SAMPLES;
-            let read = set.read(sample, &mut scratch).unwrap();
-            assert!(read.image.len() == 800 && read.image[799] == sample as u8);
-        }
-        let faults = faults() - before;
+        let mut epoch = || {
+            let before = faults();
+            for nth in 0..SAMPLES {
+                let sample = nth * 617 % SAMPLES;
+                let read = set.read(sample, &mut scratch).unwrap();
+                assert!(read.image.len() == 800 && read.image[799] == sample as u8);
+            }
+            faults() - before
+        };
+        // Of the first one there are those of code that runs for the first time.
+        let (_, faults) = (epoch(), epoch());
         assert!(faults < SAMPLES as i64 / 4, "{faults} faults for {SAMPLES} samples");
     }
 }
