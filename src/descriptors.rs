@@ -1,12 +1,12 @@
 //! How many files the process may have open.
 
-/// Most that is asked for: a shard and its index stay open for as many shards as a process may map.
+/// Most that is asked for: half of it is the files of 16,384 shards, each with its index.
 #[cfg(unix)]
 const WANTED: libc::rlim_t = 65_536;
 
 /// Asks for as many descriptors as the system lets this process have. Shells give 1,024, half of
-/// which the loader takes to read small samples from; it maps those of other shards, which costs
-/// several times as much. A refusal changes nothing else.
+/// which the loader takes to copy samples from; it maps those of other shards, which costs several
+/// times as much where they are small. A refusal changes nothing else.
 pub fn ask_for_more() {
     #[cfg(unix)]
     {

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::frames::Frames;
 use super::map::{Map, slice};
 use super::set::ShardSet;
 use super::touched::Touched;
@@ -65,64 +66,6 @@ impl ReadScratch {
     pub(crate) fn trim(&mut self) {
         self.of_file.frames.trim();
         self.remote.trim();
-    }
-}
-
-/// The last decompressed frames.
-#[derive(Default)]
-pub(super) struct Frames {
-    /// Which frames `bytes` holds: set, shard, frames.
-    holds: Option<(u64, usize, Range<usize>)>,
-    bytes: Vec<u8>,
-    context: Option<zstd::bulk::Decompressor<'static>>,
-}
-
-impl Frames {
-    /// Bytes of the archive from the frames that hold them; `file` is the file of shard `key` from
-    /// the given byte on, and `check` tells whether it was there when they have been decompressed.
-    pub fn read(
-        &mut self,
-        key: (u64, usize),
-        table: &SeekTable,
-        file: (&[u8], u64),
-        path: &Path,
-        (offset, length): (u64, u64),
-        check: impl FnOnce() -> Result<()>,
-    ) -> Result<&[u8]> {
-        let frames = table.frames(offset, length).ok_or_else(|| beyond(path, offset, length))?;
-        let first = match self.held(key, &frames) {
-            Some(first) => first,
-            None => {
-                self.holds = None;
-                let context = match &mut self.context {
-                    Some(context) => context,
-                    empty => empty
-                        .insert(zstd::bulk::Decompressor::new().map_err(|e| Error::io(path, e))?),
-                };
-                let (file, before) = file;
-                table.decompress(file, before, path, frames.clone(), context, &mut self.bytes)?;
-                check()?;
-                self.holds = Some((key.0, key.1, frames.clone()));
-                frames.start
-            }
-        };
-        window(&self.bytes, table.start(first), offset, length)
-            .ok_or_else(|| beyond(path, offset, length))
-    }
-
-    fn trim(&mut self) {
-        crate::scratch::trim(&mut self.bytes);
-        if self.bytes.capacity() == 0 {
-            self.holds = None;
-        }
-    }
-
-    /// The first of the frames that are there, if `frames` are among them.
-    fn held(&self, key: (u64, usize), frames: &Range<usize>) -> Option<usize> {
-        let (set, shard, range) = self.holds.as_ref()?;
-        let within =
-            (*set, *shard) == key && range.start <= frames.start && frames.end <= range.end;
-        within.then_some(range.start)
     }
 }
 
@@ -365,30 +308,11 @@ impl ShardSet {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::scratch::KEPT_BYTES;
-
-    #[test]
-    fn frames_are_kept_up_to_a_size_and_never_known_where_they_are_not() {
-        for (bytes, kept) in [(KEPT_BYTES, true), (KEPT_BYTES + 1, false)] {
-            let frames = Frames {
-                holds: Some((1, 2, 3..4)),
-                bytes: Vec::with_capacity(bytes),
-                context: None,
-            };
-            let mut scratch = ReadScratch::default();
-            scratch.of_file.frames = frames;
-            scratch.trim();
-            let frames = scratch.of_file.frames;
-            let held = frames.held((1, 2), &(3..4));
-            assert_eq!((frames.bytes.capacity() > 0, held.is_some()), (kept, kept));
-        }
-    }
 
     /// Page faults of this thread so far that the disk had no part in.
-    #[cfg(target_os = "linux")]
     fn faults() -> i64 {
         // SAFETY: all zeros are a value of that structure of numbers, which the call fills.
         unsafe {
@@ -401,7 +325,6 @@ mod tests {
     /// Pages that are mapped for a sample are let go of soon after, for which each core that runs the
     /// process is interrupted: two threads would be as fast as one.
     #[test]
-    #[cfg(target_os = "linux")]
     fn small_samples_are_read_at_random_without_a_page_fault_for_each() {
         const SAMPLES: usize = 1000;
         let folder = tempfile::tempdir().unwrap();

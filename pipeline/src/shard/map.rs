@@ -197,7 +197,7 @@ impl Map {
                 }
             };
         }
-        let _ = (path, buffer);
+        let _ = (path, buffer, length);
         Ok(None)
     }
 

@@ -8,7 +8,7 @@
 //!
 //! - `tar`, `group`: archive members, and the samples they form.
 //! - `map`, `kept`, `fault`, `zst`: the one memory map; files that stay open beside it, to copy from;
-//!   files that shrink under it; frames of a seekable `.tar.zst`.
+//!   files that shrink under it; the seek table of a `.tar.zst`; `frames`: what a thread keeps of one.
 //! - `passage`, `touched`: letting go of what was read of a map, in order and at random.
 //! - `index`, `manifest`, `scan`: what is known of a shard before it is read.
 //! - `pattern`, `set`, `access`, `stream`: finding shards, random access, reading in order.
@@ -23,6 +23,7 @@ mod atomic;
 #[cfg(unix)]
 mod fault;
 mod format;
+mod frames;
 mod group;
 mod index;
 #[cfg(unix)]

@@ -114,6 +114,11 @@ mod tests {
         let bytes: Vec<u8> = (0..LENGTH / 8).flat_map(|word| word.to_le_bytes()).collect();
         std::fs::write(&path, &bytes).unwrap();
         let map = Map::open(&path).unwrap();
+        if std::hint::black_box(map.as_ref())[0] == 0 && resident(&path) == 0 {
+            println!("skipped: the system does not tell what is mapped");
+            return;
+        }
+        map.release();
         let mut passage = Passage::new(map.clone());
         let mut read = vec![0; LENGTH];
         let mut at = 0;
@@ -124,10 +129,7 @@ mod tests {
             assert!(resident(&path) <= BEHIND + 2 * PIECE, "{at}");
         }
         assert!(read == bytes);
-        if resident(&path) == 0 {
-            println!("skipped: the system does not tell what is mapped");
-            return;
-        }
+        assert!(resident(&path) > 0, "the test would see nothing");
         assert_eq!(passage.fill(&mut read[..1]).unwrap(), 0);
         drop(passage);
         assert_eq!(resident(&path), 0);
