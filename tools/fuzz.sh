@@ -5,17 +5,17 @@
 #   tools/fuzz.sh --runs N MINUTES [TARGET...]   or until it has seen N inputs: 10000000 60
 #
 # libFuzzer without cargo-fuzz, on the stable compiler: RUSTC_BOOTSTRAP=1 allows it the sanitizer's
-# flags, `fuzz/rustc.sh` adds coverage (`cargo +nightly fuzz run TARGET` works, too; `config` and
-# `checkpoint` want `--features program`). The corpus grows in fuzz/corpus, what fails lands in
+# flags, `fuzz/rustc.sh` adds coverage (`cargo +nightly fuzz run TARGET` works, too; `config`,
+# `checkpoint` and `weights` want `--features program`). The corpus grows in fuzz/corpus, what fails lands in
 # fuzz/artifacts: make a named test of it.
 set -euo pipefail
 
 # Longest inputs, in bytes: what a target can be reached with, and no more, for speed.
 declare -A max_len=(
     [config]=600 [checkpoint]=4096 [shard_index]=600 [manifest]=1200 [tar]=6144 [zst]=3000
-    [dct]=3000 [side_index]=3000 [jpeg]=3000
+    [dct]=3000 [side_index]=3000 [jpeg]=3000 [weights]=2500
 )
-order=(config dct side_index jpeg shard_index manifest tar zst checkpoint)
+order=(config dct side_index jpeg shard_index manifest tar zst checkpoint weights)
 
 runs=-1
 if [ "${1:-}" = --runs ]; then
@@ -37,7 +37,7 @@ build=(cargo build --release --target "$host")
 for target in "${targets[@]}"; do
     : "${max_len[$target]:?no such target}"
     build+=(--bin "$target")
-    case $target in config | checkpoint) build+=(--features program) ;; esac
+    case $target in config | checkpoint | weights) build+=(--features program) ;; esac
 done
 "${build[@]}"
 # Inputs are chosen evenly (-entropic=0): weighing them takes a tenth of the time.

@@ -2,61 +2,67 @@
 //! network of ours.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::sync::Mutex;
 
 use anyhow::{Context, Result, bail};
-use bt_pipeline::unpoisoned;
 use candle_core::{Device, Tensor};
 
+use super::torch_file;
 use crate::model::{Arch, ModelConfig, Stem};
 
-/// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.
-const WRAPPERS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
-
-/// The tensors of a safetensors file, or of one that `torch.save` wrote (`.pth`, `.pt`, `.bin`,
-/// `.ckpt`, `.tar`): a state dict, or a dict that has one under a usual name.
+/// The tensors of a safetensors file, or of the state dict in one that `torch.save` wrote.
 ///
 /// # Errors
-/// A file that is neither.
+/// A file that is neither, or damaged.
 pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
     let context = || format!("{}: expected the tensors of a state dict", path.display());
-    let extension = path.extension().and_then(|extension| extension.to_str());
-    if !matches!(extension, Some("pth" | "pt" | "bin" | "ckpt" | "tar")) {
-        return candle_core::safetensors::load(path, &Device::Cpu).with_context(context);
+    match torch_file::read(path).with_context(context)? {
+        Some(tensors) => Ok(tensors),
+        None => candle_core::safetensors::load(path, &Device::Cpu).with_context(context),
     }
-    let bare = guarded(|| candle_core::pickle::read_all(path));
-    if let Ok(tensors) = &bare
-        && tensors.iter().any(|(name, _)| name.ends_with(STEM))
-    {
-        return Ok(bare.with_context(context)?.into_iter().collect());
-    }
-    for wrapper in WRAPPERS {
-        match guarded(|| candle_core::pickle::read_all_with_key(path, Some(wrapper))) {
-            Ok(tensors) if !tensors.is_empty() => return Ok(tensors.into_iter().collect()),
-            _ => {}
-        }
-    }
-    Ok(bare.with_context(context)?.into_iter().collect())
-}
-
-/// Runs candle's reader of pickles, which panics on some that `torch.save` never wrote: an error
-/// like any other, without the panic's own words.
-fn guarded<T>(read: impl FnOnce() -> candle_core::Result<T>) -> candle_core::Result<T> {
-    // The hook is the process's. Two who take it at once would each leave what the other put there.
-    static HOOK: Mutex<()> = Mutex::new(());
-    let _one_at_a_time = unpoisoned(HOOK.lock());
-    let usual = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| ()));
-    // What a panic leaves behind is dropped here.
-    let outcome = catch_unwind(AssertUnwindSafe(read));
-    std::panic::set_hook(usual);
-    outcome.unwrap_or_else(|_| candle_core::bail!("not a PyTorch file that this program can read"))
 }
 
 /// The tensor that a backbone begins with.
-const STEM: &str = "conv1.weight";
+pub(super) const STEM: &str = "conv1.weight";
+
+/// What the parts of a backbone are called, and the numbers that they have as the children of an
+/// `nn.Sequential`: of torchvision's ResNet, with ReLU and max pool between them, and of lightly's
+/// for CIFAR, without.
+const PARTS: [&str; 6] = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"];
+const NUMBERED: [[u8; 6]; 2] = [[0, 1, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5]];
+
+/// Gives backbones of which lightly made an `nn.Sequential` the names of torchvision: `0.weight`
+/// becomes `conv1.weight`.
+fn with_parts_named(tensors: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
+    let is_one = |prefix: &str, numbers: &[u8; 6]| {
+        let names = [0, 1, 2, 5].map(|part| match part {
+            0 | 1 => format!("{prefix}{}.weight", numbers[part]),
+            _ => format!("{prefix}{}.0.conv1.weight", numbers[part]),
+        });
+        names.iter().all(|name| tensors.contains_key(name))
+    };
+    let found: Vec<(String, [u8; 6])> = tensors
+        .keys()
+        .filter_map(|name| name.strip_suffix("0.weight"))
+        .filter_map(|prefix| {
+            let numbers = NUMBERED.into_iter().find(|numbers| is_one(prefix, numbers))?;
+            Some((prefix.to_owned(), numbers))
+        })
+        .collect();
+    let renamed = |name: String| {
+        for (prefix, numbers) in &found {
+            let inner = name.strip_prefix(prefix).and_then(|inner| inner.split_once('.'));
+            let Some((number, rest)) = inner else { continue };
+            let part = numbers.iter().position(|n| n.to_string() == number);
+            if let Some(part) = part {
+                let rest = rest.replace("shortcut.", "downsample.");
+                return format!("{prefix}{}.{rest}", PARTS[part]);
+            }
+        }
+        name
+    };
+    tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect()
+}
 
 /// The backbone among `tensors`, under torchvision's names: those behind `prefix`, or, without one,
 /// behind the only prefix that a backbone stands behind (`backbone.`, `module.`, ...).
@@ -67,6 +73,7 @@ pub fn backbone(
     tensors: HashMap<String, Tensor>,
     prefix: Option<&str>,
 ) -> Result<HashMap<String, Tensor>> {
+    let tensors = with_parts_named(tensors);
     let is_one = |prefix: &str| {
         [STEM, "bn1.weight", "layer1.0.conv1.weight"]
             .iter()
@@ -117,9 +124,7 @@ fn quoted(names: &[String]) -> String {
 /// Whether torchvision's backbone has such a tensor: not the projector that some put in the
 /// classifier's place.
 fn is_backbones(name: &str) -> bool {
-    ["conv1.", "bn1.", "layer1.", "layer2.", "layer3.", "layer4."]
-        .iter()
-        .any(|part| name.starts_with(part))
+    name.split_once('.').is_some_and(|(part, _)| PARTS.contains(&part))
 }
 
 /// The backbone that `tensors` belong to, from their names and shapes; all else from `base`.

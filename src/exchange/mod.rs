@@ -20,6 +20,7 @@ use crate::nn::storage;
 pub mod card;
 pub mod import;
 pub mod onnx;
+mod torch_file;
 
 /// What an exported backbone looks like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -197,6 +197,42 @@ fn an_exported_backbone_tells_its_own_shape_and_comes_back_whole() {
 }
 
 #[test]
+fn a_backbone_in_an_nn_sequential_has_torchvisions_names_again() {
+    let whole = |stem, arch| {
+        let mut net = trained(&model(arch, stem, 2));
+        net.backbone_state_dict().unwrap().into_iter().collect::<HashMap<String, Tensor>>()
+    };
+    for (stem, arch, numbers) in [
+        (Stem::Imagenet, Arch::ResNet50, ["0", "1", "4", "5", "6", "7"]),
+        (Stem::Cifar, Arch::ResNet18, ["0", "1", "2", "3", "4", "5"]),
+    ] {
+        let parts = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"];
+        let numbered = |name: &str| {
+            let (part, rest) = name.split_once('.').unwrap();
+            let number = numbers[parts.iter().position(|p| *p == part).unwrap()];
+            let rest = if stem == Stem::Cifar {
+                rest.replace("downsample", "shortcut")
+            } else {
+                rest.into()
+            };
+            format!("backbone.{number}.{rest}")
+        };
+        let want = whole(stem, arch);
+        let mut given: HashMap<String, Tensor> =
+            want.iter().map(|(name, tensor)| (numbered(name), tensor.clone())).collect();
+        given.insert("projection_head.layers.0.weight".into(), want["conv1.weight"].clone());
+        let found = import::backbone(given, None).unwrap();
+        let names = |tensors: &HashMap<String, Tensor>| {
+            tensors.keys().cloned().collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(names(&found), names(&want));
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&found["layer3.0.conv2.weight"]), values(&want["layer3.0.conv2.weight"]));
+        assert_eq!(import::describe(&found, &ModelConfig::default()).unwrap().arch, arch);
+    }
+}
+
+#[test]
 fn what_is_no_resnet_is_refused_with_the_reason() {
     let tensor =
         |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();

@@ -1,0 +1,260 @@
+//! Files that `torch.save` wrote: the zip archives of PyTorch 1.6 and later, and what was before
+//! them. Tensors come out as they are stored, of whatever strides: networks that were trained in
+//! `channels_last` have theirs in that order.
+
+mod pickle;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+use std::rc::Rc;
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
+
+use self::pickle::{Object, Pickle, Storage, View};
+use super::import::STEM;
+
+/// Where a training program's file keeps its state dict: beside epochs, optimizers and the like.
+const WRAPPERS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
+
+const ZIP: &[u8] = b"PK\x03\x04";
+
+/// The first object of a file before PyTorch 1.6: 0x1950a86a20f9469cfc6c, by protocol 2.
+const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+
+/// The tensors of the state dict in the file at `path`; `None` where it is none of `torch.save`'s.
+///
+/// # Errors
+/// A damaged file; one without a state dict.
+pub fn read(path: &Path) -> Result<Option<HashMap<String, Tensor>>> {
+    let mut file = BufReader::new(File::open(path)?);
+    let start = file.fill_buf()?;
+    if start.starts_with(ZIP) {
+        return read_zip(file).map(Some);
+    }
+    if start.starts_with(LEGACY) {
+        return read_legacy(file).map(Some);
+    }
+    Ok(None)
+}
+
+/// `NAME/data.pkl`, `NAME/byteorder`, and each storage as `NAME/data/KEY`.
+fn read_zip(file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
+    // PyTorch puts nothing before an archive. Where the crate looks for its beginning by itself, it
+    // is wrong for names of 21 characters, since PyTorch's last record tells nothing of ZIP64's.
+    let config = Config { archive_offset: ArchiveOffset::Known(0), ..Config::default() };
+    let mut zip = ZipArchive::with_config(config, file)?;
+    let names: Vec<String> =
+        zip.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect();
+    let folder = names.iter().find_map(|name| name.strip_suffix("data.pkl"));
+    let folder = folder.context("an archive without `data.pkl`: nothing of `torch.save`")?;
+    let order = format!("{folder}byteorder");
+    if names.contains(&order) {
+        let mut text = String::new();
+        zip.by_name(&order)?.take(16).read_to_string(&mut text)?;
+        ensure!(text == "little", "numbers in the byte order `{text}`");
+    }
+    let mut reader = BufReader::new(zip.by_name(&format!("{folder}data.pkl"))?);
+    let pickle = Pickle::read(&mut reader)?;
+    to_checksum(reader).context("`data.pkl`")?;
+    let mut tensors = HashMap::new();
+    for (key, views) in by_storage(state_dict(&pickle)?) {
+        let mut entry = zip.by_name(&format!("{folder}data/{key}"))?;
+        let stored = entry.size();
+        convert(&views, &mut entry, stored, &mut tensors)?;
+        to_checksum(entry).with_context(|| format!("storage `{key}`"))?;
+    }
+    Ok(tensors)
+}
+
+/// Reads what is left of an entry: its checksum is compared behind the last byte.
+fn to_checksum(mut entry: impl Read) -> Result<()> {
+    std::io::copy(&mut entry, &mut std::io::sink())
+        .context("damaged, or saved after `torch.serialization.set_crc32_options(False)`")?;
+    Ok(())
+}
+
+/// Pickles of a number, the protocol, the system, the object and the storages' keys; then each
+/// storage as its number of elements (8 bytes) and these.
+fn read_legacy(mut file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
+    let end = file.get_ref().metadata()?.len();
+    file.seek(SeekFrom::Start(LEGACY.len() as u64))?;
+    Pickle::read(&mut file).context("the protocol")?;
+    let system = Pickle::read(&mut file).context("the system")?;
+    let order = system.entry(system.root(), "little_endian");
+    ensure!(order != Some(&Object::Bool(false)), "numbers in the byte order `big`");
+    let pickle = Pickle::read(&mut file)?;
+    let keys = Pickle::read(&mut file).context("the storages' keys")?;
+    let Object::Items(order) = keys.root() else { bail!("the storages' keys are no list") };
+    let named: HashMap<&str, &Storage> =
+        pickle.storages().map(|storage| (&*storage.key, storage)).collect();
+    let mut wanted = by_storage(state_dict(&pickle)?);
+    let mut tensors = HashMap::new();
+    for &key in order {
+        let Object::Text(key) = keys.get(key) else { bail!("a storage's key is no text") };
+        let storage = named.get(&**key).with_context(|| format!("nothing has storage `{key}`"))?;
+        let mut count = [0; 8];
+        file.read_exact(&mut count).context("the file ends before a storage")?;
+        let size = element_size(&storage.class)
+            .with_context(|| format!("storage `{key}` is a `{}`", storage.class))?;
+        let start = file.stream_position()?;
+        let stop = u64::from_le_bytes(count).checked_mul(size).and_then(|n| start.checked_add(n));
+        let stop = stop.filter(|stop| *stop <= end);
+        let stop = stop.with_context(|| format!("the file ends within storage `{key}`"))?;
+        if let Some(views) = wanted.remove(key) {
+            convert(&views, (&mut file).take(stop - start), stop - start, &mut tensors)?;
+        }
+        file.seek(SeekFrom::Start(stop))?;
+    }
+    if let Some(key) = wanted.keys().next() {
+        bail!("the file has no storage `{key}`");
+    }
+    Ok(tensors)
+}
+
+type Named<'a> = (String, &'a View);
+
+/// The tensors of the state dict that a pickle is, or that it has under a usual name; else those
+/// of all its dicts, behind the dicts' names (`teacher.backbone.conv1.weight`).
+fn state_dict(pickle: &Pickle) -> Result<Vec<Named<'_>>> {
+    let bare = tensors_of(pickle, pickle.root(), "");
+    if bare.iter().any(|(name, _)| name.ends_with(STEM)) {
+        return Ok(bare);
+    }
+    for wrapper in WRAPPERS {
+        let inner = pickle.entry(pickle.root(), wrapper);
+        let inner = inner.map(|inner| tensors_of(pickle, inner, "")).unwrap_or_default();
+        if !inner.is_empty() {
+            return Ok(inner);
+        }
+    }
+    let mut all = bare;
+    if let Object::Dict(entries) = pickle.root() {
+        for &(key, inner) in entries {
+            if let Object::Text(key) = pickle.get(key) {
+                all.extend(tensors_of(pickle, pickle.get(inner), &format!("{key}.")));
+            }
+        }
+    }
+    ensure!(
+        !all.is_empty(),
+        "no state dict in it (of a whole module, `torch.save(module.state_dict(), ...)` makes one)"
+    );
+    Ok(all)
+}
+
+fn tensors_of<'a>(pickle: &'a Pickle, dict: &'a Object, prefix: &str) -> Vec<Named<'a>> {
+    let Object::Dict(entries) = dict else { return Vec::new() };
+    let named =
+        entries.iter().filter_map(|&(key, value)| match (pickle.get(key), pickle.get(value)) {
+            (Object::Text(name), Object::Tensor(view)) if dtype(&view.storage.class).is_some() => {
+                Some((format!("{prefix}{name}"), view))
+            }
+            _ => None,
+        });
+    named.collect()
+}
+
+fn by_storage(tensors: Vec<Named<'_>>) -> BTreeMap<Rc<str>, Vec<Named<'_>>> {
+    let mut storages: BTreeMap<Rc<str>, Vec<Named<'_>>> = BTreeMap::new();
+    for (name, view) in tensors {
+        storages.entry(view.storage.key.clone()).or_default().push((name, view));
+    }
+    storages
+}
+
+/// Reads a storage of `stored` bytes, as far as `views` reach, and makes them tensors.
+fn convert(
+    views: &[Named<'_>],
+    reader: impl Read,
+    stored: u64,
+    tensors: &mut HashMap<String, Tensor>,
+) -> Result<()> {
+    let mut needed = 0;
+    for (name, view) in views {
+        let end = end(view).with_context(|| format!("`{name}`: a shape of {:?}", view.shape))?;
+        ensure!(
+            end <= stored,
+            "`{name}` wants {end} bytes of storage `{}`, which has {stored}",
+            view.storage.key
+        );
+        needed = needed.max(end);
+    }
+    let mut bytes = Vec::new();
+    let read = reader.take(needed).read_to_end(&mut bytes)?;
+    ensure!(read as u64 == needed, "storage `{}` ends too early", views[0].1.storage.key);
+    for (name, view) in views {
+        let tensor = tensor(view, &bytes).with_context(|| format!("`{name}`"))?;
+        tensors.insert(name.clone(), tensor);
+    }
+    Ok(())
+}
+
+/// Where in its storage, in bytes, a tensor ends. `None` where that is beyond numbers, or where it
+/// has more elements than lie there: it would take memory that the file does not account for.
+fn end(view: &View) -> Option<u64> {
+    let elements = view.shape.iter().try_fold(1u64, |all, n| all.checked_mul(*n))?;
+    let mut last = view.offset;
+    for (n, stride) in view.shape.iter().zip(&view.strides) {
+        last = last.checked_add(n.saturating_sub(1).checked_mul(*stride)?)?;
+    }
+    let end = if elements == 0 { view.offset } else { last.checked_add(1)? };
+    let size = element_size(&view.storage.class)?;
+    (elements <= end - view.offset).then(|| end.checked_mul(size)).flatten()
+}
+
+/// The elements of `view`, in the order of its dimensions.
+fn tensor(view: &View, bytes: &[u8]) -> Result<Tensor> {
+    let dtype = dtype(&view.storage.class).context("a type that is not read")?;
+    let size = dtype.size_in_bytes();
+    let shape: Vec<usize> = view.shape.iter().map(|n| *n as usize).collect();
+    let strides: Vec<usize> = view.strides.iter().map(|n| *n as usize).collect();
+    let count: usize = shape.iter().product();
+    let mut packed = Vec::with_capacity(count * size);
+    let mut index = vec![0; shape.len()];
+    for _ in 0..count {
+        let at: usize = index.iter().zip(&strides).map(|(i, stride)| i * stride).sum();
+        let at = (view.offset as usize + at) * size;
+        packed.extend_from_slice(&bytes[at..at + size]);
+        for (i, n) in index.iter_mut().zip(&shape).rev() {
+            *i += 1;
+            if *i < *n {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Ok(Tensor::from_raw_buffer(&packed, dtype, &shape, &Device::Cpu)?)
+}
+
+/// The type of a storage's elements, where candle has it.
+fn dtype(class: &str) -> Option<DType> {
+    Some(match class {
+        "torch.FloatStorage" => DType::F32,
+        "torch.DoubleStorage" => DType::F64,
+        "torch.HalfStorage" => DType::F16,
+        "torch.BFloat16Storage" => DType::BF16,
+        "torch.ByteStorage" => DType::U8,
+        "torch.IntStorage" => DType::I32,
+        "torch.LongStorage" => DType::I64,
+        _ => return None,
+    })
+}
+
+/// Bytes of an element.
+fn element_size(class: &str) -> Option<u64> {
+    Some(match class {
+        "torch.ByteStorage" | "torch.CharStorage" | "torch.BoolStorage" => 1,
+        "torch.ShortStorage" | "torch.HalfStorage" | "torch.BFloat16Storage" => 2,
+        "torch.IntStorage" | "torch.FloatStorage" => 4,
+        "torch.LongStorage" | "torch.DoubleStorage" | "torch.ComplexFloatStorage" => 8,
+        "torch.ComplexDoubleStorage" => 16,
+        _ => return None,
+    })
+}
