@@ -75,7 +75,35 @@ pub struct Entry {
     pub format: Format,
 }
 
+/// What is said of an image whose bytes are not those that were indexed.
+pub(super) fn other_checksum(found: u64, indexed: u64) -> String {
+    format!("the image's checksum is {found:016x}, the index says {indexed:016x}")
+}
+
 impl Entry {
+    /// Whether `image` is what was indexed, as far as its checksum is known: a copy of another
+    /// would have a good one of its own.
+    ///
+    /// # Errors
+    /// [`Error::Sample`] where it is not.
+    pub(super) fn check(&self, image: &[u8], shard: &Path, key: &str) -> Result<()> {
+        if self.checksum == 0 {
+            return Ok(());
+        }
+        let found = xxh3_64(image);
+        if found == self.checksum {
+            return Ok(());
+        }
+        let cause = other_checksum(found, self.checksum);
+        let cause = format!("{cause}; `shard verify --repair` saves the others");
+        Err(Error::Sample {
+            path: shard.to_owned(),
+            key: key.to_owned(),
+            offset: self.offset,
+            cause,
+        })
+    }
+
     fn to_bytes(self, key: (u32, u32)) -> [u8; ENTRY] {
         let mut bytes = [0; ENTRY];
         let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);

@@ -80,14 +80,20 @@ pub fn unpack(
         let stem = shard.path.file_name().unwrap_or_default().to_string_lossy();
         let stem = stem.split('.').next().unwrap_or("shard").to_owned();
         let (tar, map) = set.tar(number)?;
+        // What can be read in order only has none.
+        let index = if shard.seekable { Some(set.index(number)?) } else { None };
         let keep = if tree == Tree::Members { Keep::All } else { Keep::Images };
         let mut groups = Groups::new(tar, keep);
         let mut group = Group::default();
         while groups.next_into(&mut group)? {
-            if group.image().is_none() {
-                continue;
-            }
+            let Some(image) = group.image().map(|image| &group.parts()[image]) else { continue };
             group.check(&shard.path)?;
+            let place = writer.done.samples as usize - shard.first_sample;
+            // How many samples there are is compared at the end; labels are the archive's here.
+            let known = index.filter(|index| place < index.len());
+            if let Some(Ok((entry, _))) = known.map(|index| index.get(place)) {
+                entry.check(&image.data, &shard.path, &group.key)?;
+            }
             match &classes {
                 Some(classes) => {
                     writer.image(&group, classes, &stem, &shard.path, &options.limits)?

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::group::{Group, Groups, Keep};
-use super::index::{Entry, ShardIndex, index_path};
+use super::index::{Entry, ShardIndex, index_path, other_checksum};
 use super::manifest::{Manifest, checksum_text};
 use super::map::Map;
 use super::pattern::{Found, Resolved, resolve};
@@ -404,9 +404,7 @@ fn differs(
     ];
     let wrong = fields.into_iter().find(|(_, indexed, found)| indexed != found);
     Ok(wrong.map(|(name, indexed, found)| match name {
-        "checksum" => {
-            format!("the image's checksum is {found:016x}, the index says {indexed:016x}")
-        }
+        "checksum" => other_checksum(found, indexed),
         "label" => {
             let text =
                 |label: u64| if label == NO_LABEL { "none".to_owned() } else { label.to_string() };

@@ -2,7 +2,10 @@
 
 use std::path::Path;
 
-use bt_pipeline::shard::{FolderSource, OpenOptions, PackOptions, Tree, Unpacked, unpack};
+use bt_pipeline::Error;
+use bt_pipeline::shard::{
+    FolderSource, OnBad, OpenOptions, PackOptions, ShardSource, Tree, Unpacked, unpack,
+};
 
 use super::damage::plain;
 use super::memory::{Memory, files, image, open, packed};
@@ -172,4 +175,35 @@ fn a_sample_with_two_members_of_one_name_is_not_unpacked() {
         let done = unpack(&set.to_string_lossy(), &to, tree, &OpenOptions::default(), &mut |_| {});
         assert!(done.unwrap_err().to_string().contains("two members `.cls`"));
     }
+}
+
+#[test]
+fn an_image_that_is_not_what_was_indexed_is_neither_unpacked_nor_packed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let samples = (0..6).map(|i| (format!("{i}"), Some(0), image(200, 200, i))).collect();
+    packed(&Memory { samples, ..Memory::default() }, &path("set"), &PackOptions::default())
+        .unwrap();
+    let (shard, pattern) = (path("set/shard-000000.tar"), path("set"));
+    let meta = open(&pattern).meta(1).unwrap();
+    let mut bytes = std::fs::read(&shard).unwrap();
+    // Not where an index looks whether a shard is still its own: at ends, middle and quarters.
+    bytes[(meta.offset + meta.length / 4) as usize] ^= 1;
+    std::fs::write(&shard, bytes).unwrap();
+    let pattern = pattern.to_string_lossy();
+    let options = OpenOptions::default();
+    let told = |error: Error| match error {
+        Error::Sample { key, cause, .. } => {
+            key == meta.key && cause.contains("checksum") && cause.contains("--repair")
+        }
+        other => panic!("{other}"),
+    };
+    for tree in [Tree::Members, Tree::Folders] {
+        let to = path(&format!("{tree:?}"));
+        assert!(told(unpack(&pattern, &to, tree, &options, &mut |_| {}).unwrap_err()));
+    }
+    let source = ShardSource::open(&pattern, folder.path(), &options).unwrap();
+    assert!(told(packed(&source, &path("again"), &PackOptions::default()).unwrap_err()));
+    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    assert_eq!(packed(&source, &path("skipped"), &skip).unwrap().skipped.len(), 1);
 }

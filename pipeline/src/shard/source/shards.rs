@@ -112,6 +112,7 @@ impl Source for ShardSource {
         let image = image.ok_or_else(|| {
             damaged(path, entry.start, "the index names a sample here, the shard has none")
         })?;
+        entry.check(&group.parts()[image].data, path, &group.key)?;
         into.extension = group.parts()[image].extension.rsplit('.').next().unwrap_or("").to_owned();
         group.swap_data(image, &mut into.image);
         into.label = entry.label;
