@@ -1,6 +1,6 @@
 //! Indexes, and if asked a manifest, for shards that exist already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use super::atomic::AtomicFile;
 use super::index::index_path;
 use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard, checksum_text};
 use super::map::Map;
-use super::pattern::{Found, is_manifest_name, resolve};
+use super::pattern::{Found, files_in, is_manifest_name, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, Scanned, scan_map};
 use super::staging::clear_files;
@@ -40,8 +40,9 @@ pub struct Indexed {
 }
 
 /// Writes the index of every shard of `pattern` beside it, and, when `manifest` is given, a
-/// manifest of that name, with `classes` as the names of the classes, none or one for each. The
-/// shards must lie in the manifest's folder. `threads` threads, 0 for one per core.
+/// manifest of that name, with `classes` as the names of the classes, one for each, or none: then
+/// those of the manifest that is replaced stay. The shards must lie in the manifest's folder, and
+/// in no other manifest there. `threads` threads, 0 for one per core.
 ///
 /// # Errors
 /// [`Error::Shard`] and [`Error::Sample`] for the first damage; [`Error::Io`]; [`Error::Usage`]
@@ -55,8 +56,10 @@ pub fn index_shards(
     progress: &mut dyn FnMut(Progress),
 ) -> Result<Vec<Indexed>> {
     let found = resolve(pattern, false, limits)?.shards;
+    let mut replaced = None;
     if let Some(manifest) = manifest {
         check_place(manifest, &found)?;
+        replaced = manifest_before(manifest, &found, limits)?;
     }
     let indexes = found.iter().map(|shard| index_path(&shard.path));
     clear_files(&indexes.chain(manifest.map(Path::to_owned)).collect::<Vec<_>>())?;
@@ -88,8 +91,20 @@ pub fn index_shards(
     }
     if let Some(path) = manifest {
         let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
-        let made = serde_json::json!({ "tool": tool, "source": pattern, "indexed": true });
-        let manifest = Manifest::new(shards, Manifest::listed(classes, &counts), made);
+        let mut made = serde_json::json!({ "tool": tool, "source": pattern, "indexed": true });
+        let mut names = classes.to_vec();
+        if let Some(replaced) = replaced {
+            if names.is_empty() {
+                names = replaced.class_names();
+            }
+            if names.len() <= largest {
+                names.clear();
+            }
+            // How the shards were packed stays known, however often they are indexed.
+            let packed = &replaced.made;
+            made["packed"] = packed.get("packed").unwrap_or(packed).clone();
+        }
+        let manifest = Manifest::new(shards, Manifest::listed(&names, &counts), made);
         AtomicFile::write_all(path, manifest.to_json().as_bytes())?;
     }
     Ok(reports)
@@ -126,6 +141,44 @@ fn check_place(manifest: &Path, shards: &[Found]) -> Result<()> {
         before = Some(folder);
     }
     Ok(())
+}
+
+/// The manifest that one at `path` is to replace, if it can be read.
+///
+/// # Errors
+/// [`Error::Usage`] for a file of that name that is no manifest, and for another manifest of the
+/// folder that lists one of the shards.
+fn manifest_before(path: &Path, shards: &[Found], limits: &Limits) -> Result<Option<Manifest>> {
+    let replaced = match Manifest::read(path, limits) {
+        Ok(None) => {
+            return Err(Error::Usage(format!(
+                "{}: is there, and no manifest of shards: choose another name",
+                path.display()
+            )));
+        }
+        Ok(replaced) => replaced,
+        // None yet, or one that is to be mended.
+        Err(_) => None,
+    };
+    let names: HashSet<_> = shards.iter().filter_map(|shard| shard.path.file_name()).collect();
+    for file in files_in(&folder_of(path)?)? {
+        let name = file.file_name().unwrap_or_default();
+        if path.file_name() == Some(name) || !is_manifest_name(&name.to_string_lossy()) {
+            continue;
+        }
+        let Ok(Some(other)) = Manifest::read(&file, limits) else { continue };
+        if let Some(shard) =
+            other.shards.iter().find(|shard| names.contains(OsStr::new(&shard.name)))
+        {
+            return Err(Error::Usage(format!(
+                "{} lists {} already, and a shard counts once in its folder: write that manifest anew \
+                 (--manifest {0}), or remove it",
+                file.display(),
+                shard.name
+            )));
+        }
+    }
+    Ok(replaced)
 }
 
 /// The folder of a file by its own name, without links and dots.

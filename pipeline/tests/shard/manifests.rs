@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use bt_pipeline::shard::{Limits, OpenOptions, PackOptions, ShardSet, index_path, index_shards};
+use bt_pipeline::shard::{
+    Limits, Manifest, OpenOptions, PackOptions, ShardSet, index_path, index_shards,
+};
 use bt_pipeline::{Error, Result};
 
 use super::memory::{Memory, files, packed};
@@ -89,13 +91,46 @@ fn a_shard_whose_name_a_manifest_cannot_hold_is_refused_before_the_work() {
 }
 
 #[test]
+fn a_manifest_that_is_made_anew_keeps_the_names_and_how_the_shards_were_packed() {
+    let folder = tempfile::tempdir().unwrap();
+    shards(folder.path());
+    let path = folder.path().join("shard.manifest.json");
+    let read = || Manifest::read(&path, &Limits::default()).unwrap().unwrap();
+    let names = |manifest: &Manifest| manifest.class_names();
+    index(folder.path(), &path, &["ant", "bee", "cat"]).unwrap();
+    let first = read();
+    for _ in 0..2 {
+        index(folder.path(), &path, &[]).unwrap();
+        let again = read();
+        assert_eq!(names(&again), ["ant", "bee", "cat"]);
+        assert_eq!(again.made["packed"], first.made);
+    }
+    index(folder.path(), &path, &["x", "y", "z"]).unwrap();
+    assert_eq!(names(&read()), ["x", "y", "z"]);
+    // One that cannot be read is what is to be mended, one of another kind is somebody's.
+    std::fs::write(&path, "{\"format\": \"bt-st").unwrap();
+    index(folder.path(), &path, &[]).unwrap();
+    assert_eq!(names(&read()), [""; 0]);
+    std::fs::write(&path, "{\"scripts\": []}").unwrap();
+    let text = usage(index(folder.path(), &path, &[]));
+    assert!(text.contains("no manifest of shards"), "{text}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"scripts\": []}");
+}
+
+#[test]
 fn a_shard_of_two_manifests_does_not_count_twice() {
     let folder = tempfile::tempdir().unwrap();
     shards(folder.path());
     let path = |name: &str| folder.path().join(name);
     let pattern = folder.path().to_string_lossy();
-    index(folder.path(), &path("a.manifest.json"), &[]).unwrap();
     index(&path("shard-000001.tar"), &path("b.manifest.json"), &[]).unwrap();
+    let refused = usage(index(folder.path(), &path("a.manifest.json"), &[]));
+    assert!(refused.contains("b.manifest.json lists shard-000001.tar already"), "{refused}");
+    assert!(!path("a.manifest.json").exists());
+    // Nothing but `index` looks there.
+    std::fs::rename(path("b.manifest.json"), path("b.json")).unwrap();
+    index(folder.path(), &path("a.manifest.json"), &[]).unwrap();
+    std::fs::rename(path("b.json"), path("b.manifest.json")).unwrap();
     let text = usage(opened(&pattern));
     assert!(text.contains("shard-000001.tar twice"), "{text}");
     // Either by itself is a set, and so are two that share nothing.
