@@ -171,7 +171,7 @@ impl Filling {
         place: Place,
         mut buffer: Buffer,
         pool: Sender<Buffer>,
-        mut items: Vec<Item>,
+        items: Vec<Item>,
         grain: usize,
     ) -> Vec<Task> {
         let size = items.len();
@@ -188,11 +188,11 @@ impl Filling {
         });
         let results = Arc::new(Results::new(size));
         let mut tasks = Vec::with_capacity(size.div_ceil(grain));
+        let mut items = items.into_iter();
         let mut start = 0;
         while start < size {
             let end = (start + grain).min(size);
-            let rest = items.split_off(end - start);
-            let items = std::mem::replace(&mut items, rest);
+            let items = items.by_ref().take(end - start).collect();
             let (filling, results) = (Arc::clone(&filling), Arc::clone(&results));
             tasks.push(Task { filling, results, slots: start..end, items });
             start = end;

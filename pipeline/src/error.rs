@@ -97,6 +97,16 @@ pub fn is_damage(error: &std::io::Error) -> bool {
     kinds.contains(&error.kind()) || unnamed
 }
 
+/// Whether the system's answer tells that this process, or the system, has no more of something:
+/// memory, maps, descriptors. No shard is bad for that, whatever else counts as a bad one.
+pub(crate) fn is_shortage(error: &std::io::Error) -> bool {
+    #[cfg(unix)]
+    let open_files = matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE));
+    #[cfg(not(unix))]
+    let open_files = false;
+    error.kind() == std::io::ErrorKind::OutOfMemory || open_files
+}
+
 /// A name, or a text with names in it, on one line: what would move a terminal's cursor or change
 /// its colours (a newline, an escape sequence) is written out.
 pub fn printable(name: &str) -> String {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use crate::error::is_shortage;
 use crate::loader::{LoaderConfig, OnBad};
 use crate::shard::{OwnedSample, ShardInfo, ShardSet, ShardStream};
 use crate::stats::Recorder;
@@ -86,7 +87,9 @@ impl Streaming {
         if !self.broken.contains_key(&shard) {
             let (offset, cause) = match self.read_on(shard, sample, recorder) {
                 Err(Error::Shard { offset, cause, .. }) if self.skip => (offset, cause),
-                Err(Error::Io { source, .. }) if self.skip => (0, source.to_string()),
+                Err(Error::Io { source, .. }) if self.skip && !is_shortage(&source) => {
+                    (0, source.to_string())
+                }
                 other => return other,
             };
             self.streams.remove(&shard);

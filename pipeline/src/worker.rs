@@ -8,6 +8,7 @@ use std::time::Instant;
 use crate::augment::{Augmenter, Crop, ViewParams};
 use crate::batch::{Item, Task};
 use crate::decode::Decoder;
+use crate::error::is_shortage;
 use crate::loader::{Finish, LoaderConfig, OnBad};
 use crate::rng::Rng;
 use crate::shard::remote::Ahead;
@@ -123,7 +124,9 @@ impl Worker {
             Error::Shard { path, offset, cause } if self.config.on_bad_shard == OnBad::Skip => {
                 self.of_bad_shard(sample, path, offset, cause)
             }
-            Error::Io { path, source } if self.config.on_bad_shard == OnBad::Skip => {
+            Error::Io { path, source }
+                if self.config.on_bad_shard == OnBad::Skip && !is_shortage(&source) =>
+            {
                 self.of_bad_shard(sample, path, 0, source.to_string())
             }
             other => return Err(other),

@@ -206,7 +206,8 @@ impl ShardSet {
         }
     }
 
-    /// Hints that `sample` will be read soon, so that the system reads ahead.
+    /// Hints that `sample` will be read soon, so that the system reads ahead, once its shard is
+    /// open: those who read open them side by side, who hints would one after the other.
     /// Never fails: what is wrong shows itself when the sample is read.
     ///
     /// # Panics
@@ -217,8 +218,8 @@ impl ShardSet {
         if self.remote(shard).is_some() {
             return;
         }
-        let Ok((shard, entry, _)) = self.entry(sample) else { return };
-        let Ok(data) = self.data(shard) else { return };
+        let Some(data) = self.opened(shard) else { return };
+        let Ok((_, entry, _)) = self.entry(sample) else { return };
         let (offset, length) = (entry.offset, u64::from(entry.length));
         match &data.table {
             None if !data.compressed => data.map.will_need(offset, length),

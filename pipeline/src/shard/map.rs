@@ -83,6 +83,12 @@ fn identity(file: &std::fs::Metadata) -> (u64, u64) {
 /// have (`vm.max_map_count`, 65,530).
 const MANY: usize = 16_384;
 
+/// Maps that a process may have, where that is known.
+pub(super) fn most_maps() -> Option<usize> {
+    let most = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok()?;
+    most.trim().parse().ok()
+}
+
 /// Why bytes of a file could not be had.
 #[cfg(unix)]
 const UNREADABLE: &str = "the system could not read the file here: its disk or server failed, or it \

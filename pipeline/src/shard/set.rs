@@ -115,6 +115,8 @@ pub struct ShardSet {
     pub(super) infos: Vec<ShardInfo>,
     shards: Vec<Shard>,
     samples: usize,
+    /// Shards that can be read in order only: asked for with each sample.
+    in_order_only: usize,
     classes: Vec<String>,
     pub(super) options: OpenOptions,
     /// Bytes of the maps that were read so far.
@@ -193,7 +195,7 @@ impl ShardSet {
 
     /// Whether every shard allows random access.
     pub fn seekable(&self) -> bool {
-        self.infos.iter().all(|info| info.seekable)
+        self.in_order_only == 0
     }
 
     /// The number of the shard that holds `sample`.
@@ -289,7 +291,9 @@ impl ShardSet {
         // What is known of the shard counts decompressed bytes: it stays true.
         self.index(shard)?;
         self.shards[shard].data = OnceLock::from(Data { map, compressed: false, table: None });
-        self.infos[shard].seekable = true;
+        if !std::mem::replace(&mut self.infos[shard].seekable, true) {
+            self.in_order_only -= 1;
+        }
         Ok(())
     }
 
@@ -308,6 +312,12 @@ impl ShardSet {
         index.get().map_or(Ok(()), |index| index.check(check))
     }
 
+    /// A shard's map, if both it and the index are open already.
+    pub(super) fn opened(&self, shard: usize) -> Option<&Data> {
+        let shard = &self.shards[shard];
+        shard.index.get().and(shard.data.get())
+    }
+
     pub(super) fn data(&self, shard: usize) -> Result<&Data> {
         let (cell, info) = (&self.shards[shard].data, &self.infos[shard]);
         self.shards[shard].mark_read();
@@ -318,7 +328,7 @@ impl ShardSet {
         let length = map.as_ref().len() as u64;
         if length != info.bytes {
             let cause = format!(
-                "the shard had {} bytes when the set was opened and has {length} now",
+                "the shard has {length} bytes, and had {} when the set was opened, or by its manifest or index",
                 info.bytes
             );
             return Err(damaged(&info.path, length, cause));

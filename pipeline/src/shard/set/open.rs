@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{OpenOptions, Shard, ShardInfo, ShardSet, warn_of};
+use crate::error::is_shortage;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign, index_path};
-use crate::shard::map::{Map, open_regular};
+use crate::shard::map::{Map, most_maps, open_regular};
 use crate::shard::pattern::{Found, resolve_anywhere};
 use crate::shard::remote::{self, Remote, RemoteShard, Survey};
 use crate::shard::scan::{Depth, scan_map};
@@ -60,6 +61,7 @@ impl ShardSet {
             infos: Vec::with_capacity(found.shards.len()),
             shards: Vec::with_capacity(found.shards.len()),
             samples: 0,
+            in_order_only: 0,
             classes: found.classes,
             options: options.clone(),
             bytes_read: AtomicU64::new(0),
@@ -75,6 +77,14 @@ impl ShardSet {
         }
         if set.samples == 0 {
             return Err(Error::Usage(format!("`{}`: the shards hold no samples", pattern.trim())));
+        }
+        let files = set.shards.iter().filter(|shard| shard.remote.is_none()).count();
+        if let Some(most) = most_maps().filter(|most| 2 * files > *most) {
+            tracing::warn!(
+                "{}: {files} shards and their indexes may want more maps of files than the {most} that \
+                 this system lets a process have: `sysctl vm.max_map_count` raises that",
+                pattern.trim()
+            );
         }
         Ok(set)
     }
@@ -131,7 +141,8 @@ impl ShardSet {
 
     /// Lets a shard that cannot be read be, where the options say so.
     fn keep_bad(&self, error: Error) -> Result<()> {
-        if !self.options.keep_bad_shards {
+        let shortage = matches!(&error, Error::Io { source, .. } if is_shortage(source));
+        if !self.options.keep_bad_shards || shortage {
             return Err(error);
         }
         tracing::warn!("{error}; its samples count as bad ones");
@@ -151,6 +162,7 @@ impl ShardSet {
             .filter(|&samples| self.samples.checked_add(samples).is_some());
         let samples =
             samples.ok_or_else(|| damaged(&path, 0, "more samples than memory can number"))?;
+        self.in_order_only += usize::from(!seekable);
         self.infos.push(ShardInfo { path, samples, first_sample: self.samples, bytes, seekable });
         self.shards.push(shard);
         self.samples += samples;
