@@ -12,10 +12,11 @@ impl Line {
     pub(crate) const ZERO: Line = Line([0; 64]);
 }
 
-/// Bytes of a thread's buffer that it keeps from sample to sample. Photographs of 40 megapixels
+/// Bytes of a thread's buffer that it keeps from sample to sample. Photographs of ten megapixels
 /// stay below, so that their steady state allocates nothing; what a larger image took is given
-/// back after it, and one sample in a million does not cost memory for the rest of the run.
-pub(crate) const KEPT_BYTES: usize = 128 << 20;
+/// back after it, and some such images among others do not cost each of a hundred threads memory for
+/// the rest of the run.
+pub(crate) const KEPT_BYTES: usize = 32 << 20;
 
 /// Gives a buffer back that is larger than [`KEPT_BYTES`]. What it held is gone.
 pub(crate) fn trim<T>(buffer: &mut Vec<T>) {

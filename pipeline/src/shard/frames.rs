@@ -7,6 +7,10 @@ use super::access::{beyond, window};
 use super::zst::SeekTable;
 use crate::{Error, Result};
 
+/// Bytes of decompressed frames that a thread keeps. Those of a larger frame are made anew for each
+/// of its samples.
+const KEPT_FRAMES: usize = 128 << 20;
+
 /// The last decompressed frames.
 #[derive(Default)]
 pub(super) struct Frames {
@@ -51,9 +55,8 @@ impl Frames {
 
     /// Gives back what a frame far larger than others took.
     pub fn trim(&mut self) {
-        crate::scratch::trim(&mut self.bytes);
-        if self.bytes.capacity() == 0 {
-            self.holds = None;
+        if self.bytes.capacity() > KEPT_FRAMES {
+            (self.bytes, self.holds) = (Vec::new(), None);
         }
     }
 
@@ -69,11 +72,10 @@ impl Frames {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scratch::KEPT_BYTES;
 
     #[test]
     fn frames_are_kept_up_to_a_size_and_never_known_where_they_are_not() {
-        for (bytes, kept) in [(KEPT_BYTES, true), (KEPT_BYTES + 1, false)] {
+        for (bytes, kept) in [(KEPT_FRAMES, true), (KEPT_FRAMES + 1, false)] {
             let mut frames = Frames {
                 holds: Some((1, 2, 3..4)),
                 bytes: Vec::with_capacity(bytes),
