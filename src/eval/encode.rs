@@ -141,7 +141,7 @@ fn each_batch(
 }
 
 /// kNN accuracy (0 to 1) of a network in training: references are all of
-/// `data.train`, queries `data.val`, options those of `[eval]`. Ends with an error soon after
+/// `data.train`, open as `train`, queries `data.val`, options those of `[eval]`. Ends with an error soon after
 /// `given_up` is raised, if `net` looks at it, too.
 ///
 /// # Errors
@@ -149,16 +149,14 @@ fn each_batch(
 pub fn knn_during_training(
     net: &mut TwinNet,
     config: &RunConfig,
+    train: &Arc<ShardSet>,
     given_up: &Arc<AtomicBool>,
 ) -> Result<f64> {
     let device = device(&config.train)?;
-    let mut of = |pattern: &str, key: &str| {
-        let set = ShardSet::open_unless(pattern, &config.open_options(), given_up);
-        let set = set.map(Arc::new).with_context(|| key.to_owned())?;
-        features_unless(net, &set, config.eval_loader()?, &device, given_up, |_| ())
-    };
-    let references = of(&config.data.train, "data.train")?;
-    let queries = of(&config.data.val, "data.val")?;
+    let mut of = |set| features_unless(net, set, config.eval_loader()?, &device, given_up, |_| ());
+    let references = of(train)?;
+    let val = ShardSet::open_unless(&config.data.val, &config.open_options(), given_up);
+    let queries = of(&val.map(Arc::new).context("data.val")?)?;
     let options = super::KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
     super::knn::knn_accuracy_unless(references, queries, options, given_up)
 }

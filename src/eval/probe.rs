@@ -3,7 +3,9 @@
 //!
 //! The features do not change, so the objective is convex and smooth, and L-BFGS
 //! finds its minimum without a learning rate to tune. The gradient is summed over
-//! a fixed number of parts in a fixed order: the result does not depend on threads.
+//! a number of parts that depends on the sizes alone, in a fixed order: the result
+//! does not depend on threads. Features are standardised a few rows at a time, as
+//! often as they are looked at: a copy of ImageNet's would take 10 GB.
 
 use anyhow::{Result, bail};
 use bt_pipeline::rng::Rng;
@@ -14,10 +16,18 @@ use super::classify;
 use super::lbfgs;
 use crate::loss::matmul::{Mat, matmul_serial};
 
-/// Parts that a pass over the features is cut into, and rows of a part that are
-/// multiplied at a time.
-const PARTS: usize = 16;
+/// Rows that are multiplied at a time.
 const ROWS: usize = 256;
+
+/// Parts that a pass over `rows` features is cut into, each with a gradient of `weights` values of
+/// its own: as many as keep the cores of a large machine busy, in at most 1 GB.
+fn parts(rows: usize, weights: usize) -> usize {
+    const FEW: usize = 16;
+    match rows {
+        ..100_000 => FEW,
+        _ => ((1 << 28) / weights.max(1)).clamp(FEW, 128),
+    }
+}
 
 /// Options of the probe.
 #[derive(Clone, Debug, PartialEq)]
@@ -78,8 +88,9 @@ impl Probe {
         }
         classify::check_classes(train.classes())?;
         let decay = choose_decay(train, config)?;
-        let mut probe = Probe::untrained(train);
-        probe.descend(train, decay, config.max_iterations);
+        let rows: Vec<usize> = (0..train.len()).collect();
+        let mut probe = Probe::untrained(train, &rows);
+        probe.descend(train, &rows, decay, config.max_iterations);
         Ok(probe)
     }
 
@@ -93,31 +104,37 @@ impl Probe {
         if test.dim() != self.mean.len() {
             bail!("the probe was fitted to {} dimensions, not {}", self.mean.len(), test.dim());
         }
-        let starts: Vec<usize> = (0..test.len()).step_by(ROWS).collect();
-        let ranks = starts.par_iter().flat_map_iter(|start| {
-            let rows = *start..(*start + ROWS).min(test.len());
-            let logits = self.logits(&self.standardised(test, rows.clone()));
-            let of = |(row, i): (&[f32], usize)| classify::rank(row, test.labels()[i]);
-            logits.chunks_exact(self.classes).zip(rows).map(of).collect::<Vec<_>>()
-        });
-        Ok(classify::accuracy(&ranks.collect::<Vec<usize>>()))
+        let rows: Vec<usize> = (0..test.len()).collect();
+        Ok(self.accuracy_of(test, &rows))
     }
 
-    /// Zero weights, standardisation by `train`.
-    fn untrained(train: &Features) -> Probe {
-        let (dim, rows) = (train.dim(), train.len() as f64);
+    /// As [`Probe::accuracy`], about some rows.
+    fn accuracy_of(&self, test: &Features, rows: &[usize]) -> Accuracy {
+        let ranks = rows.par_chunks(ROWS).flat_map_iter(|rows| {
+            let mut block = Vec::new();
+            self.standardised(test, rows, &mut block);
+            let logits = self.logits(&block);
+            let of = |(row, i): (&[f32], &usize)| classify::rank(row, test.labels()[*i]);
+            logits.chunks_exact(self.classes).zip(rows).map(of).collect::<Vec<_>>()
+        });
+        classify::accuracy(&ranks.collect::<Vec<usize>>())
+    }
+
+    /// Zero weights, standardisation by some rows of `train`.
+    fn untrained(train: &Features, rows: &[usize]) -> Probe {
+        let (dim, count) = (train.dim(), rows.len() as f64);
         let mut mean = vec![0.0f64; dim];
         let mut square = vec![0.0f64; dim];
-        for row in train.values().chunks_exact(dim.max(1)) {
-            mean.iter_mut().zip(row).for_each(|(m, v)| *m += f64::from(*v) / rows);
+        for &i in rows {
+            mean.iter_mut().zip(train.row(i)).for_each(|(m, v)| *m += f64::from(*v) / count);
         }
-        for row in train.values().chunks_exact(dim.max(1)) {
-            let off = row.iter().zip(&mean).map(|(v, m)| f64::from(*v) - m);
-            square.iter_mut().zip(off).for_each(|(s, off)| *s += off * off / rows);
+        for &i in rows {
+            let off = train.row(i).iter().zip(&mean).map(|(v, m)| f64::from(*v) - m);
+            square.iter_mut().zip(off).for_each(|(s, off)| *s += off * off / count);
         }
         // A dimension that never changes is left out: its scale becomes 0.
         let scale = |s: &f64| if *s > 1e-20 { (1.0 / s.sqrt()) as f32 } else { 0.0 };
-        let classes = train.classes();
+        let classes = classes(train, rows);
         Probe {
             weights: vec![0.0; classes * (dim + 1)],
             classes,
@@ -127,24 +144,22 @@ impl Probe {
         }
     }
 
-    fn descend(&mut self, train: &Features, decay: f64, max_iterations: usize) {
+    fn descend(&mut self, train: &Features, rows: &[usize], decay: f64, max_iterations: usize) {
         let mut weights = std::mem::take(&mut self.weights);
-        let rows = self.standardised(train, 0..train.len());
-        let problem = Problem { rows: &rows, labels: train.labels(), classes: self.classes, decay };
+        let problem = Problem { probe: self, train, rows, decay };
         lbfgs::minimize(&mut weights, max_iterations, 1e-4, |w, g| problem.value(w, g));
         self.weights = weights;
         self.decay = decay;
     }
 
-    /// Rows of `features` standardised, each with a 1 for the bias behind it.
-    fn standardised(&self, features: &Features, rows: std::ops::Range<usize>) -> Vec<f32> {
-        let mut out = Vec::with_capacity(rows.len() * (self.mean.len() + 1));
-        for i in rows {
+    /// Some rows of `features` standardised into `out`, each with a 1 for the bias behind it.
+    fn standardised(&self, features: &Features, rows: &[usize], out: &mut Vec<f32>) {
+        out.clear();
+        for &i in rows {
             let scaled = features.row(i).iter().zip(&self.mean).zip(&self.inverse_std);
             out.extend(scaled.map(|((v, m), s)| (v - m) * s));
             out.push(1.0);
         }
-        out
     }
 
     fn logits(&self, rows: &[f32]) -> Vec<f32> {
@@ -173,17 +188,17 @@ fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
         bail!("the held-out share must lie between 0 and 1, not {}", config.held_out);
     }
     let mut rng = Rng::keyed(config.seed, 0, 0, HELD_OUT);
-    let out: Vec<bool> = (0..train.len()).map(|_| rng.chance(config.held_out)).collect();
-    let (fit, check) = (train.select(|i| !out[i]), train.select(|i| out[i]));
-    if decays.len() == 1 || fit.classes() < 2 || check.is_empty() {
+    let (check, fit): (Vec<usize>, Vec<usize>) =
+        (0..train.len()).partition(|_| rng.chance(config.held_out));
+    if decays.len() == 1 || classes(train, &fit) < 2 || check.is_empty() {
         return Ok(decays[0]);
     }
     let mut best = (f64::NEG_INFINITY, decays[0]);
     // From strong to weak, each starting where the one before ended.
-    let mut probe = Probe::untrained(&fit);
+    let mut probe = Probe::untrained(train, &fit);
     for decay in decays {
-        probe.descend(&fit, decay, config.max_iterations);
-        let accuracy = probe.accuracy(&check)?.top1;
+        probe.descend(train, &fit, decay, config.max_iterations);
+        let accuracy = probe.accuracy_of(train, &check).top1;
         if accuracy > best.0 {
             best = (accuracy, decay);
         }
@@ -194,32 +209,32 @@ fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
 /// Keeps these draws apart from others of the same seed.
 const HELD_OUT: u64 = 0x9_0BE;
 
-/// Mean cross-entropy with weight decay as a function of the weights.
+/// The largest label of some rows + 1.
+fn classes(features: &Features, rows: &[usize]) -> usize {
+    rows.iter().map(|&i| features.labels()[i] as usize + 1).max().unwrap_or(0)
+}
+
+/// Mean cross-entropy with weight decay as a function of the weights, over some rows of `train`.
 struct Problem<'a> {
-    /// `[rows, dim + 1]`
-    rows: &'a [f32],
-    labels: &'a [u32],
-    classes: usize,
+    probe: &'a Probe,
+    train: &'a Features,
+    rows: &'a [usize],
     decay: f64,
 }
 
 impl Problem<'_> {
     fn value(&self, weights: &[f32], gradient: &mut [f32]) -> f64 {
-        let share = self.labels.len().div_ceil(PARTS);
-        let parts: Vec<(f64, Vec<f32>)> = (0..PARTS)
-            .into_par_iter()
-            .map(|p| {
-                let end = ((p + 1) * share).min(self.labels.len());
-                self.part(weights, (p * share).min(end)..end)
-            })
-            .collect();
-        let wide = weights.len() / self.classes;
+        let count = self.rows.len();
+        let share = count.div_ceil(parts(count, weights.len())).max(1);
+        let parts: Vec<(f64, Vec<f32>)> =
+            self.rows.par_chunks(share).map(|rows| self.part(weights, rows)).collect();
+        let wide = weights.len() / self.probe.classes;
         let mut value: f64 = parts.iter().map(|(loss, _)| loss).sum();
-        value /= self.labels.len() as f64;
+        value /= count as f64;
         let mut norm = 0.0f64;
         for (i, (g, w)) in gradient.iter_mut().zip(weights).enumerate() {
             let sum: f64 = parts.iter().map(|(_, part)| f64::from(part[i])).sum();
-            *g = (sum / self.labels.len() as f64) as f32;
+            *g = (sum / count as f64) as f32;
             // The bias, last in its row, is not decayed.
             if i % wide != wide - 1 {
                 norm += f64::from(*w) * f64::from(*w);
@@ -230,22 +245,21 @@ impl Problem<'_> {
     }
 
     /// The sums of loss and gradient over some rows.
-    fn part(&self, weights: &[f32], rows: std::ops::Range<usize>) -> (f64, Vec<f32>) {
-        let wide = weights.len() / self.classes;
+    fn part(&self, weights: &[f32], rows: &[usize]) -> (f64, Vec<f32>) {
+        let classes = self.probe.classes;
+        let wide = weights.len() / classes;
         let mut gradient = vec![0.0f32; weights.len()];
         let mut loss = 0.0;
-        let mut scores = vec![0.0f32; ROWS * self.classes];
-        for start in rows.clone().step_by(ROWS) {
-            let end = (start + ROWS).min(rows.end);
-            let block = &self.rows[start * wide..end * wide];
-            let scores = &mut scores[..(end - start) * self.classes];
-            logits_into(block, weights, wide, self.classes, scores);
-            for (row, label) in scores.chunks_exact_mut(self.classes).zip(&self.labels[start..end])
-            {
-                loss += classify::softmax_minus_target(row, *label as usize);
+        let (mut block, mut scores) = (Vec::new(), vec![0.0f32; ROWS * classes]);
+        for rows in rows.chunks(ROWS) {
+            self.probe.standardised(self.train, rows, &mut block);
+            let scores = &mut scores[..rows.len() * classes];
+            logits_into(&block, weights, wide, classes, scores);
+            for (row, &i) in scores.chunks_exact_mut(classes).zip(rows) {
+                loss += classify::softmax_minus_target(row, self.train.labels()[i] as usize);
             }
             let (scores, block) =
-                (Mat::new(scores, end - start, self.classes), Mat::new(block, end - start, wide));
+                (Mat::new(scores, rows.len(), classes), Mat::new(&block, rows.len(), wide));
             matmul_serial(scores.t(), block, &mut gradient, wide, true);
         }
         (loss, gradient)
@@ -312,12 +326,19 @@ mod tests {
     }
 
     #[test]
+    fn gradients_of_all_parts_take_at_most_a_gigabyte_where_there_are_many() {
+        assert_eq!(parts(99_999, 10 * 513), 16);
+        assert_eq!(parts(1_281_167, 1000 * 2049), 128);
+        assert_eq!(parts(14_000_000, 21_841 * 2049), 16);
+        assert_eq!(parts(200_000, 2_900_000), 92);
+    }
+
+    #[test]
     fn the_gradient_is_the_slope_of_the_value() {
         let features = blobs(37, 5, 0.5, 3);
-        let probe = Probe::untrained(&features);
-        let rows = probe.standardised(&features, 0..features.len());
-        let problem =
-            Problem { rows: &rows, labels: features.labels(), classes: probe.classes, decay: 0.3 };
+        let rows: Vec<usize> = (0..features.len()).filter(|i| i % 7 != 3).collect();
+        let probe = Probe::untrained(&features, &rows);
+        let problem = Problem { probe: &probe, train: &features, rows: &rows, decay: 0.3 };
         let mut rng = Rng::keyed(9, 0, 0, 0);
         let w: Vec<f32> = probe.weights.iter().map(|_| rng.uniform(-0.5, 0.5) as f32).collect();
         let mut gradient = vec![0.0; w.len()];

@@ -14,6 +14,7 @@ use crate::checkpoint::{self, State, Tensors};
 use crate::config::{OnCheckpointError, RunConfig};
 use crate::eval::OnlineProbe;
 use crate::nn::storage;
+use crate::print::one_line;
 use crate::signals::Stop;
 
 impl Run {
@@ -59,9 +60,16 @@ impl Run {
             return Ok(());
         }
         let (given_up, begun) = (stop.overdue_flag(), Instant::now());
-        match crate::eval::knn_during_training(self.learner.net(), config, given_up) {
+        match crate::eval::knn_during_training(
+            self.learner.net(),
+            config,
+            self.loader.set(),
+            given_up,
+        ) {
             Err(_) if stop.overdue() => self.unevaluated = true,
-            Err(error) => self.metrics.say(&format!("warning: no kNN accuracy: {error:#}")),
+            Err(error) => {
+                self.metrics.say(&format!("warning: no kNN accuracy: {}", one_line(&error)))
+            }
             Ok(accuracy) => self.metrics.knn(self.progress.step, accuracy, begun.elapsed())?,
         }
         clock.lap("evaluation");
@@ -85,7 +93,8 @@ impl Run {
                 Ok(())
             }
             Err(error) if config.checkpoint.on_error == OnCheckpointError::Warn => {
-                self.metrics.say(&format!("warning: {error:#}; going on to the next one"));
+                self.metrics
+                    .say(&format!("warning: {}; going on to the next one", one_line(&error)));
                 Ok(())
             }
             Err(error) => Err(error),
@@ -97,7 +106,7 @@ impl Run {
     pub(super) fn settle(&mut self, config: &RunConfig) {
         let written = self.saver.wait();
         if let Err(error) = self.take_up(config, written) {
-            self.metrics.say(&format!("warning: {error:#}"));
+            self.metrics.say(&format!("warning: {}", one_line(&error)));
         }
     }
 
