@@ -59,6 +59,12 @@ pub fn entries(now: &RunConfig) -> Result<Vec<Entry>> {
     Ok(out)
 }
 
+/// The objectives that have an option `key`, as `loss.temperature`.
+pub fn methods_with(key: &str) -> Vec<&'static str> {
+    let has = |method: &&Registration| options(method, None).iter().any(|entry| entry.key == key);
+    OBJECTIVES.iter().filter(has).map(|method| method.name).collect()
+}
+
 /// The options of an objective, as keys of `[loss]`.
 fn options(method: &Registration, now: Option<&Value>) -> Vec<Entry> {
     let Described { schema, defaults } = (method.described)();
@@ -92,7 +98,7 @@ pub fn markdown() -> String {
     };
     let mut out = String::from(
         "# Configuration\n\nEvery key, from `bt-stream config --reference`. A file in TOML, `--set KEY=VALUE` on top; \
-         `bt-stream config` prints\nwhat is in effect, `bt-stream config --explain KEY` one of these.\n",
+         `bt-stream config` prints\nwhat is in effect, `bt-stream config --explain KEY` one of these; of another method's options with `--set method=...`.\n",
     );
     let all = entries(&RunConfig::default()).unwrap_or_default();
     let table = |entry: &Entry| entry.key.rsplit_once('.').map(|(table, _)| table.to_owned());

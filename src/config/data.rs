@@ -55,8 +55,22 @@ pub struct DataConfig {
     pub network_retries: u32,
     /// Seconds that a server may take for the next 64 KiB before the request counts as failed.
     pub network_timeout_s: u64,
+    /// Requests to servers that are under way at a time; 0 for four for each loader thread, and at
+    /// least 32. In `data.shuffle = "global"` nearly each sample is one.
+    pub network_requests: usize,
     /// What shards, indexes and manifests may claim.
     pub limits: Limits,
+}
+
+/// Most requests at a time.
+const MOST_REQUESTS: usize = 100_000;
+
+/// The number of `threads`, of which 0 are one for each core.
+fn cores_for(threads: usize) -> usize {
+    match threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
+        some => some,
+    }
 }
 
 impl DataConfig {
@@ -68,6 +82,10 @@ impl DataConfig {
             cache_bytes: parse_bytes(&self.cache_size).unwrap_or(usual.cache_bytes),
             retries: self.network_retries,
             timeout: Duration::from_secs(self.network_timeout_s),
+            parallel: match self.network_requests {
+                0 => (4 * cores_for(self.threads)).max(usual.parallel),
+                some => some,
+            },
             ..usual
         }
     }
@@ -85,6 +103,7 @@ impl DataConfig {
             at_least("`data.window_samples`", self.window_samples, 1)?;
         }
         at_least("`data.network_timeout_s`", self.network_timeout_s, 1)?;
+        at_most("`data.network_requests`", self.network_requests, MOST_REQUESTS)?;
         let log = self.limits.zstd_window_log;
         if !(10..=31).contains(&log) {
             bail!("`data.limits.zstd_window_log` must lie between 10 and 31, got {log}");
@@ -129,6 +148,7 @@ impl Default for DataConfig {
             cache_size: "100GB".into(),
             network_retries: 5,
             network_timeout_s: 30,
+            network_requests: 0,
             limits: Limits::default(),
         }
     }

@@ -28,7 +28,7 @@ pub use checkpoint::{CheckpointConfig, OnCheckpointError};
 pub use data::{DataConfig, ShuffleKind};
 pub use eval::EvalConfig;
 use set::set;
-pub(crate) use set::{leaves, put, with_line};
+pub(crate) use set::{flattened, leaves, put, with_line};
 pub(crate) use train::check_batch;
 pub use train::{Named, OnNan, TrainConfig};
 pub use views::ViewsConfig;

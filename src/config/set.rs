@@ -1,5 +1,7 @@
 //! `--set key=value`, and what is said of keys and values that do not exist.
 
+use std::collections::BTreeMap;
+
 use anyhow::{Context, Result, bail};
 
 use crate::print::unbroken;
@@ -63,6 +65,21 @@ pub(crate) fn put(table: &mut toml::Table, key: &str, value: toml::Value) -> Res
     Ok(())
 }
 
+/// The values of a table, by their whole keys (`a.b.c`), as TOML writes them.
+pub(crate) fn flattened(table: &toml::Table) -> BTreeMap<String, String> {
+    fn put(front: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
+        for (key, value) in table {
+            match value {
+                toml::Value::Table(inner) => put(&format!("{front}{key}."), inner, into),
+                other => drop(into.insert(format!("{front}{key}"), other.to_string())),
+            }
+        }
+    }
+    let mut all = BTreeMap::new();
+    put("", table, &mut all);
+    all
+}
+
 /// serde's message in one line, with the nearest known key for an unknown one.
 pub(super) fn explain(path: &str, message: &str) -> String {
     let message = message.lines().next().unwrap_or_default();
@@ -78,11 +95,34 @@ pub(super) fn explain(path: &str, message: &str) -> String {
     });
     match near {
         Some(near) if message.starts_with("unknown field") => {
-            format!("the key `{path}` does not exist; the nearest one is `{near}`")
+            let elsewhere = elsewhere(unknown);
+            let (are, near) = match &elsewhere[..] {
+                [] => ("nearest one is", (*near).to_owned()),
+                [one] => ("nearest one is", one.clone()),
+                more => ("nearest ones are", more.join("`, `")),
+            };
+            format!("the key `{path}` does not exist; the {are} `{near}`")
         }
         Some(near) => format!("{place}`{unknown}` is not known; the nearest value is `{near}`"),
         None => format!("{place}{message}"),
     }
+}
+
+/// Keys of other sections that have this name, at most three: the section is what is forgotten most.
+fn elsewhere(name: &str) -> Vec<String> {
+    let all = crate::reference::entries(&super::RunConfig::default()).unwrap_or_default();
+    let mut found: Vec<String> = Vec::new();
+    for entry in all {
+        let mut parts = entry.key.split('.');
+        if let Some(depth) = parts.position(|part| part == name) {
+            let key = entry.key.split('.').take(depth + 1).collect::<Vec<_>>().join(".");
+            if !found.contains(&key) {
+                found.push(key);
+            }
+        }
+    }
+    found.truncate(3);
+    found
 }
 
 /// What is wrong with a `text` that is TOML, in one line that names its line, where that is known.

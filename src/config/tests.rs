@@ -214,12 +214,18 @@ fn what_the_data_section_says_of_servers_reaches_the_shards() {
         "data.cache_size=3GB".into(),
         "data.network_retries=7".into(),
         "data.network_timeout_s=45".into(),
+        "data.network_requests=200".into(),
     ];
     let remote = RunConfig::load(None, &overrides).unwrap().open_options().remote;
     assert_eq!(remote.cache, Some("/srv/shards".into()));
     assert_eq!(remote.cache_bytes, 3_000_000_000);
-    assert_eq!((remote.retries, remote.timeout.as_secs()), (7, 45));
-    assert_eq!(RunConfig::load(None, &[]).unwrap().open_options().remote, Default::default());
+    assert_eq!((remote.retries, remote.timeout.as_secs(), remote.parallel), (7, 45, 200));
+    let of_threads = |threads: usize| {
+        let threads = format!("data.threads={threads}");
+        RunConfig::load(None, &[threads]).unwrap().open_options().remote
+    };
+    assert_eq!(of_threads(2), Default::default());
+    assert_eq!(of_threads(64).parallel, 256);
 }
 
 #[test]
@@ -241,6 +247,8 @@ fn a_value_out_of_range_is_refused_by_its_key() {
         "data.max_megapixels=0",
         "data.max_bad=1.5",
         "data.network_timeout_s=0",
+        "data.network_requests=100001",
+        "train.dir=''",
         "data.limits.zstd_window_log=9",
         "data.limits.zstd_window_log=32",
         "data.cache_size='much'",

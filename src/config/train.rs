@@ -116,6 +116,9 @@ impl TrainConfig {
         self.check_micro_batches(self.batch_size)?;
         at_least("`train.log_every`", self.log_every, 1)?;
         at_most("`train.threads`", self.threads, super::MOST_THREADS)?;
+        if self.dir.as_os_str().is_empty() {
+            bail!("`train.dir` names no folder");
+        }
         self.named_device().map(|_| ())
     }
 
