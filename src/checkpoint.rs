@@ -32,6 +32,7 @@ use state::{FORMAT, FileSum, seal_of, sum_of};
 use crate::files::{parent, sync_folder};
 use crate::model::TwinNet;
 use crate::nn::storage;
+use crate::print::one_line;
 
 /// Folder of the checkpoints in a run's folder.
 pub const FOLDER: &str = "checkpoints";
@@ -151,7 +152,7 @@ pub fn save(run: &Path, state: State, tensors: Tensors, keep: usize) -> Result<P
     let target = write(folder.join(name(PREFIX, state.step)), state, tensors)?;
     // It is written: what stays beside it is no reason to end a run.
     if let Err(error) = prune(&folder, &target, keep) {
-        tracing::warn!("an older checkpoint was not removed: {error:#}");
+        tracing::warn!("an older checkpoint was not removed: {}", one_line(&error));
     }
     Ok(target)
 }

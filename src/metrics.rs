@@ -18,6 +18,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::files::LineLog;
 use crate::loss::LossOutput;
 use crate::loss::diagnostics::{Diagnostics, Health};
+use crate::print::one_line;
 use crate::prometheus::Board;
 use crate::tensorboard::EventWriter;
 
@@ -160,7 +161,7 @@ impl Metrics {
             && let Err(error) = write(events)
         {
             self.events = None;
-            self.say(&format!("warning: no more events for TensorBoard: {error:#}"));
+            self.say(&format!("warning: no more events for TensorBoard: {}", one_line(&error)));
         }
     }
 
@@ -275,7 +276,7 @@ impl Metrics {
             Ok(()) => self.failing = false,
             Err(error) if !self.failing => {
                 self.failing = true;
-                self.say(&format!("warning: {error:#}; what is to be written is kept"));
+                self.say(&format!("warning: {}; what is to be written is kept", one_line(&error)));
             }
             Err(_) => {}
         }

@@ -127,7 +127,7 @@ untrained = false
     std::fs::write(&study, text.replace("untrained = false", "untrained = true")).unwrap();
     let output = command(&study, &dir).output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.contains("# untrained = true"), "{said}");
+    assert!(!output.status.success() && said.contains("`untrained = true`"), "{said}");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use clap::Args;
 
 use super::ConfigSource;
 use crate::config::Misconfigured;
-use crate::reference::{Entry, entries, markdown, nearest};
+use crate::reference::{Entry, entries, markdown, methods_with, nearest};
 
 /// Arguments of `bt-stream config`.
 #[derive(Args, Debug)]
@@ -47,7 +47,16 @@ pub fn run(args: ConfigArgs) -> Result<()> {
     let all = entries(&config)?;
     let found: Vec<&Entry> = all.iter().filter(|entry| entry.is_under(&asked)).collect();
     if found.is_empty() {
-        let near = nearest(&all, &asked).map(|near| format!("; did you mean `{near}`?"));
+        let near = match methods_with(&asked) {
+            methods if methods.is_empty() => {
+                nearest(&all, &asked).map(|near| format!("; did you mean `{near}`?"))
+            }
+            methods => Some(format!(
+                " of method = \"{}\"; with `--set method=...` there is: {}",
+                config.method.0,
+                methods.join(", ")
+            )),
+        };
         let near = near.unwrap_or_default();
         bail!(Misconfigured(format!("there is no key `{asked}`{near}")));
     }

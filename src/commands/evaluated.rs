@@ -9,6 +9,7 @@ use crate::checkpoint;
 use crate::config::EvalConfig;
 use crate::eval::compare::{EvaluatedRun, FeaturePair, table};
 use crate::eval::{Score, scores};
+use crate::print::one_line;
 
 /// A checkpoint and the sets it is evaluated on.
 #[derive(Args, Debug)]
@@ -42,7 +43,7 @@ impl Evaluated {
             return;
         }
         if let Err(error) = scores::record(&self.checkpoint, step, scores) {
-            tracing::warn!("{error:#}; reports and cards will not show this evaluation");
+            tracing::warn!("{}; reports and cards will not show this evaluation", one_line(&error));
         }
     }
 }

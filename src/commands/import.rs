@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::ConfigSource;
 use crate::checkpoint::{self, State, Tensors};
-use crate::config::CONFIG_FILE;
+use crate::config::{CONFIG_FILE, Misconfigured};
 use crate::device::device;
 use crate::exchange::import;
 use crate::files::write_atomically;
@@ -49,6 +49,14 @@ pub fn run(args: ImportArgs) -> Result<()> {
     if checkpoint::any(&args.dir)? || args.dir.join(METRICS_FILE).exists() {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
+    const FROM_FILE: [&str; 3] = ["model.arch", "model.width", "model.stem"];
+    let is_from_file = |pair: &&String| {
+        let key = pair.split('=').next().unwrap_or_default().trim();
+        FROM_FILE.contains(&key)
+    };
+    if let Some(pair) = args.source.set.iter().find(is_from_file) {
+        bail!(Misconfigured(format!("--set {pair}: the file's network has its own")));
+    }
     let tensors = import::read(&args.file)?;
     let tensors = import::backbone(tensors, args.prefix.as_deref()).with_context(context)?;
     let mut config = args.source.load(&[])?;
@@ -79,8 +87,10 @@ pub fn run(args: ImportArgs) -> Result<()> {
     let state = State::new(0, Position::default(), 0, &config);
     let path = checkpoint::save(&args.dir, state, tensors, config.checkpoint.keep)?;
     let model = &config.model;
-    let card = args.file.with_extension("json");
-    if args.source.config.is_none() && card.exists() {
+    // timm's names of its files are fixed.
+    let cards = [args.file.with_extension("json"), args.file.with_file_name("card.json")];
+    let card = cards.iter().find(|card| card.exists());
+    if let Some(card) = card.filter(|_| args.source.config.is_none()) {
         eprintln!(
             "note: {} tells the images it was trained on; `--config` takes the configuration of that run, for views and \
              normalisation",

@@ -17,6 +17,7 @@ use crate::eval::linear::{Classifier, LinearConfig, evaluate, few_labels};
 use crate::eval::progress::Progress;
 use crate::exchange::export_classifier;
 use crate::model::TwinNet;
+use crate::print::one_line;
 use crate::train::fingerprint;
 
 /// Arguments of `bt-stream linear`.
@@ -203,7 +204,7 @@ pub fn run(args: LinearArgs) -> Result<()> {
         None => Ok(()),
     };
     if let Err(error) = &written {
-        eprintln!("warning: {error:#}; the evaluation goes on");
+        eprintln!("warning: {}; the evaluation goes on", one_line(error));
     }
     let mut scores = vec![score(trained, &found)];
     if !args.no_untrained {

@@ -25,6 +25,7 @@ use crate::intake::images_of;
 use crate::model::{BACKBONE, TwinNet};
 use crate::nn::storage;
 use crate::optim::{Optimizer, Sgd, SgdConfig};
+use crate::print::one_line;
 
 /// Options of the protocols; the defaults are the authors' linear one.
 #[derive(Clone, Debug, PartialEq)]
@@ -148,7 +149,7 @@ pub fn evaluate(
         if let Some(progress) = progress
             && let Err(error) = progress.write(epoch + 1, training.state()?)
         {
-            tracing::warn!("{error:#}");
+            tracing::warn!("{}", one_line(&error));
         }
     }
     let Training { net, mut head, .. } = training;

@@ -1,4 +1,4 @@
-//! `evaluation.json`: what was measured of a run's newest checkpoint.
+//! `evaluation.json`: what was measured of a run's checkpoints.
 
 use std::path::Path;
 
@@ -33,23 +33,39 @@ struct Recorded {
 }
 
 /// Puts scores of the checkpoint after `step` into the run's [`SCORES_FILE`]: what was measured of
-/// the same features before is replaced, other scores of that checkpoint stay, those of others
-/// leave. A file that is torn is replaced, which is warned of.
+/// the same features before is replaced, all else stays. A file that is torn is replaced, which is
+/// warned of.
 ///
 /// # Errors
 /// A file that cannot be written.
 pub fn record(dir: &Path, step: u64, fresh: &[Score]) -> Result<()> {
     let path = dir.join(SCORES_FILE);
     let mut scores: Vec<Recorded> = optional_json(&path).unwrap_or_default();
-    scores.retain(|known| known.step == step);
     for score in fresh {
-        match scores.iter_mut().find(|known| known.score.name == score.name) {
+        let same = |known: &&mut Recorded| known.step == step && known.score.name == score.name;
+        match scores.iter_mut().find(same) {
             Some(Recorded { score: known, .. }) => {
                 known.knn = score.knn.or(known.knn);
                 known.linear = score.linear.or(known.linear);
             }
             None => scores.push(Recorded { step, score: score.clone() }),
         }
+    }
+    write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
+}
+
+/// Takes out what was measured after `step`, before a run goes on from there: those weights are no
+/// more.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn forget_after(dir: &Path, step: u64) -> Result<()> {
+    let path = dir.join(SCORES_FILE);
+    let Some(mut scores) = optional_json::<Vec<Recorded>>(&path) else { return Ok(()) };
+    let before = scores.len();
+    scores.retain(|known| known.step <= step);
+    if scores.len() == before {
+        return Ok(());
     }
     write_atomically(&path, &serde_json::to_vec_pretty(&scores)?)
 }
@@ -67,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_score_that_is_measured_again_replaces_the_old_one_and_those_of_another_checkpoint_leave() {
+    fn a_score_that_is_measured_again_replaces_the_old_one_and_those_of_other_checkpoints_stay() {
         let dir = tempfile::tempdir().unwrap();
         let knn = |name: &str, knn: f64| Score { name: name.into(), knn: Some(knn), linear: None };
         record(dir.path(), 6, &[knn("trained", 0.5), knn("untrained", 0.1)]).unwrap();
@@ -75,12 +91,17 @@ mod tests {
         record(dir.path(), 6, &[Score { name: "trained".into(), knn: None, linear }]).unwrap();
         record(dir.path(), 6, &[knn("untrained", 0.2)]).unwrap();
         let trained = Score { name: "trained".into(), knn: Some(0.5), linear };
-        assert_eq!(of_step(dir.path(), 6), [trained, knn("untrained", 0.2)]);
+        let six = [trained, knn("untrained", 0.2)];
+        assert_eq!(of_step(dir.path(), 6), six);
         assert_eq!(of_step(dir.path(), 12), []);
 
         record(dir.path(), 12, &[knn("trained", 0.6)]).unwrap();
-        assert_eq!(of_step(dir.path(), 6), []);
+        assert_eq!(of_step(dir.path(), 6), six);
         assert_eq!(of_step(dir.path(), 12), [knn("trained", 0.6)]);
+        forget_after(dir.path(), 12).unwrap();
+        assert_eq!(of_step(dir.path(), 12), [knn("trained", 0.6)]);
+        forget_after(dir.path(), 11).unwrap();
+        assert_eq!((of_step(dir.path(), 6), of_step(dir.path(), 12)), (six.into(), vec![]));
 
         std::fs::write(dir.path().join(SCORES_FILE), "[{\"name\": ").unwrap();
         record(dir.path(), 12, &[knn("trained", 0.7)]).unwrap();

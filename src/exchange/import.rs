@@ -16,6 +16,19 @@ use crate::model::{Arch, ModelConfig, Stem};
 /// A file that is neither, or damaged.
 pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
     let context = || format!("{}: expected the tensors of a state dict", path.display());
+    if path.is_dir() {
+        bail!(
+            "{}: a folder; of a run take checkpoints/step-N/weights.safetensors, of an export for timm \
+             model.safetensors",
+            path.display()
+        );
+    }
+    if path.extension().is_some_and(|extension| extension == "onnx") {
+        bail!(
+            "{}: ONNX is written, not read; the run's checkpoint or another export is",
+            path.display()
+        );
+    }
     match torch_file::read(path).with_context(context)? {
         Some(tensors) => Ok(tensors),
         None => candle_core::safetensors::load(path, &Device::Cpu).with_context(context),

@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::Report;
 use super::chart::{Chart, Series, escape};
 use super::page::{charts, correlations, foot, head, scores};
+use crate::config::flattened;
 use crate::metrics::Line;
 use crate::picture::Correlation;
 use crate::units::percent;
@@ -108,27 +109,12 @@ fn figures(out: &mut String, runs: &[(String, Report)]) {
 fn differences(out: &mut String, runs: &[(String, Report)]) {
     let rows: Vec<BTreeMap<String, String>> = runs
         .iter()
-        .map(|(_, report)| {
-            let mut flat = BTreeMap::new();
-            if let Ok(table) = report.config.parse::<toml::Table>() {
-                flatten("", &table, &mut flat);
-            }
-            flat
-        })
+        .map(|(_, report)| report.config.parse().map(|table| flattened(&table)).unwrap_or_default())
         .collect();
     let note = "Keys of the configuration that are not the same in all runs.";
     table(out, "config", "What differs", note, runs, &rows, |key| {
         rows.iter().any(|row| row.get(key) != rows[0].get(key))
     });
-}
-
-fn flatten(front: &str, table: &toml::Table, into: &mut BTreeMap<String, String>) {
-    for (key, value) in table {
-        match value {
-            toml::Value::Table(inner) => flatten(&format!("{front}{key}."), inner, into),
-            other => drop(into.insert(format!("{front}{key}"), other.to_string())),
-        }
-    }
 }
 
 /// A table with a column for each run and a row for each key that `shown` lets through.

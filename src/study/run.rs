@@ -1,6 +1,7 @@
 //! Running a study's cells: those that are not finished, one after another or several at a time,
 //! in this process, so that whatever ends the process ends all of them.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -13,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::plan::{Cell, DRAWN_SHARDS, Drawn, Measure, Study};
 use super::{page, table};
 use crate::checkpoint;
-use crate::config::{CONFIG_FILE, RunConfig};
+use crate::config::{CONFIG_FILE, RunConfig, flattened};
 use crate::data::open_set;
 use crate::device::device;
 use crate::drawn::draw_shards;
@@ -288,13 +289,23 @@ fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
     if found == wanted {
         return Ok(());
     }
-    // One of them may end before the other.
-    let mut lines = found.lines().chain([""]).zip(wanted.lines().chain([""]));
-    let differs = lines.find(|(was, is)| was != is);
-    let (was, is) = differs.unwrap_or(("its length", "its length"));
+    let values = |text: &str| -> BTreeMap<String, String> {
+        let mut values = text.parse().map(|table| flattened(&table)).unwrap_or_default();
+        values.extend(text.ends_with(UNTRAINED).then(|| ("untrained".into(), "true".into())));
+        values
+    };
+    let (found, wanted) = (values(&found), values(&wanted));
+    let mut keys = found.keys().chain(wanted.keys());
+    let differs = keys.find(|key| found.get(*key) != wanted.get(*key));
+    let differs = differs.map_or("its text", String::as_str);
+    let told = |values: &BTreeMap<String, String>| match values.get(differs) {
+        Some(value) => format!("{differs} = {value}"),
+        None => format!("the default of {differs}"),
+    };
     bail!(
-        "cell `{name}` was begun with `{was}`, the study now has `{is}`: use another --dir, or \
-         remove {}",
+        "cell `{name}` was begun with `{}`, the study now has `{}`: use another --dir, or remove {}",
+        told(&found),
+        told(&wanted),
         cell.config.train.dir.display()
     )
 }

@@ -11,6 +11,7 @@ use super::run::Run;
 use crate::checkpoint;
 use crate::config::{OnNan, RunConfig};
 use crate::metrics::BAD_BATCHES_FILE;
+use crate::print::one_line;
 
 /// Batches in a row that `train.on_nan = "rewind"` passes over.
 const MOST_REWINDS: u32 = 10;
@@ -92,7 +93,7 @@ impl Run {
             self.settle(config);
             let before = self.save_aside(config).unwrap_or_else(|error| {
                 // What ended the run is told, not that the disk is full beside it.
-                self.metrics.say(&format!("warning: {error:#}"));
+                self.metrics.say(&format!("warning: {}", one_line(&error)));
                 None
             });
             bail!(self.diverged(config, cause, step, true, before));

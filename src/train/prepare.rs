@@ -22,13 +22,14 @@ use crate::data::{NOT_FOUND, open_set};
 use crate::device::device;
 use crate::eval::OnlineProbe;
 use crate::eval::encode::same_classes;
-use crate::eval::scores::SCORES_FILE;
+use crate::eval::scores;
 use crate::exchange::import;
 use crate::files::{self, parent, write_atomically};
 use crate::intake::Intake;
 use crate::learner::Learner;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics, RunLength};
 use crate::optim::Optimizer;
+use crate::print::one_line;
 use crate::prometheus::{Board, Server};
 use crate::tensorboard::EventWriter;
 
@@ -254,7 +255,8 @@ fn begin(
         aside = metrics::set_aside_after(dir, step)?;
     }
     if step < length.steps || earlier {
-        forget_the_end(dir);
+        let _ = std::fs::remove_file(dir.join(SUMMARY_FILE));
+        scores::forget_after(dir, step)?;
     }
     // A run that has all its steps has nothing to tell but an evaluation that is still due.
     let more = step < length.steps || config.eval.knn_every > 0 && !evaluated(dir, step);
@@ -339,13 +341,6 @@ fn lock(dir: &Path) -> Result<File> {
     Ok(lock)
 }
 
-/// Removes what tells of the end of an earlier part.
-fn forget_the_end(dir: &Path) {
-    for stale in [SUMMARY_FILE, SCORES_FILE] {
-        let _ = std::fs::remove_file(dir.join(stale));
-    }
-}
-
 /// The classifier that learns beside the training, if `config` asks for it.
 fn online_probe(
     config: &RunConfig,
@@ -409,12 +404,20 @@ fn unlabelled(set: &ShardSet) -> usize {
 fn check_evaluation(config: &RunConfig, train: &ShardSet) -> Result<()> {
     if config.eval.knn_every == 0 {
         // It is for the evaluations after the run.
-        if !config.data.val.is_empty()
-            && let Err(error) = open_set(&config.data.val, "data.val", &config.open_options())
-        {
-            tracing::warn!(
-                "data.val, which `knn`, `probe` and `linear` will want, cannot be opened: {error:#}"
-            );
+        if config.data.val.is_empty() {
+            return Ok(());
+        }
+        match open_set(&config.data.val, "data.val", &config.open_options()) {
+            Ok(val) if unlabelled(&val) == val.len() => {
+                tracing::warn!(
+                    "data.val has no labels, which `knn`, `probe` and `linear` will want"
+                );
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(
+                "data.val, which `knn`, `probe` and `linear` will want, cannot be opened: {}",
+                one_line(&error)
+            ),
         }
         return Ok(());
     }

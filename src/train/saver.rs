@@ -9,6 +9,7 @@ use anyhow::{Context, Result, anyhow};
 use bt_pipeline::trace::Lane;
 
 use crate::checkpoint::{self, State, Tensors};
+use crate::print::one_line;
 
 /// Writes one checkpoint at a time, on a thread of its own.
 pub(super) struct Saver {
@@ -84,7 +85,7 @@ impl Drop for Saver {
     /// Waits for what is being written.
     fn drop(&mut self) {
         if let Some(Written { path: Err(error), .. }) = self.wait() {
-            tracing::warn!("{error:#}");
+            tracing::warn!("{}", one_line(&error));
         }
         self.states = None;
         self.thread.take().map(JoinHandle::join);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use crate::checkpoint::State;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, flattened};
 
 /// Values that an optimizer step keeps for each parameter: value, gradient, and one or two moments.
 const PER_PARAMETER: u64 = 4;
@@ -102,9 +102,7 @@ fn other_settings(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
 /// Keys that decide a run's result and that are not what they were, each with both values.
 fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
     let flat = |config: &RunConfig| -> Result<BTreeMap<String, String>> {
-        let mut all = BTreeMap::new();
-        flatten("", &toml::Value::try_from(config)?, &mut all);
-        Ok(all)
+        Ok(flattened(&toml::Table::try_from(config)?))
     };
     let (was, is) = (flat(saved)?, flat(now)?);
     let keys: BTreeSet<&String> = was.keys().chain(is.keys()).collect();
@@ -116,18 +114,6 @@ fn changed(saved: &RunConfig, now: &RunConfig) -> Result<Vec<String>> {
     };
     let differs = keys.iter().filter(decides).filter(|key| was.get(**key) != is.get(**key));
     Ok(differs.map(|key| format!("{key} {} -> {}", shown(&was, key), shown(&is, key))).collect())
-}
-
-fn flatten(name: &str, value: &toml::Value, to: &mut BTreeMap<String, String>) {
-    match value {
-        toml::Value::Table(table) => {
-            for (key, value) in table {
-                let name = if name.is_empty() { key.clone() } else { format!("{name}.{key}") };
-                flatten(&name, value, to);
-            }
-        }
-        value => drop(to.insert(name.to_owned(), value.to_string())),
-    }
 }
 
 /// Said where a step on the CPU will not fit the memory that is free; `parameters` are the

@@ -48,7 +48,7 @@ pub fn read(path: &Path) -> Result<Option<HashMap<String, Tensor>>> {
 fn read_zip(file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
     // PyTorch puts nothing before an archive. Where the crate looks for its beginning by itself, it
     // is wrong for names of 21 characters, since PyTorch's last record tells nothing of ZIP64's.
-    let config = Config { archive_offset: ArchiveOffset::Known(0), ..Config::default() };
+    let config = Config { archive_offset: ArchiveOffset::Known(0) };
     let mut zip = ZipArchive::with_config(config, file)?;
     let names: Vec<String> =
         zip.file_names().filter_map(|name| Some(name.ok()?.into_owned())).collect();

@@ -115,7 +115,9 @@ pub(crate) fn foreign(index: &Path, shard: &Path, head: &Head, bytes: u64) -> Er
         "make it anew with `shard index` where the shard is a file, and put it beside this one"
             .to_owned()
     } else {
-        format!("make it anew with `shard index {name}`")
+        format!(
+            "make it anew with `shard index {name}`, or, where the shard was cut off, save what is left with `shard verify --repair`"
+        )
     };
     damaged(index, 16, format!("the index was made for a shard {was}; {advice}"))
 }

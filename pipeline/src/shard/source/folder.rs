@@ -31,6 +31,8 @@ pub struct FolderSource {
     empty: Vec<String>,
     /// Links to folders whose images their class has already.
     repeated: Vec<PathBuf>,
+    /// Folders beside those of classes whose names begin with a dot.
+    hidden: Vec<String>,
 }
 
 /// A class whose folders are walked.
@@ -50,7 +52,7 @@ impl FolderSource {
     /// [`Error::Io`]; [`Error::Usage`] when there is no image.
     pub fn open(root: &Path) -> Result<FolderSource> {
         let (folders, files) = entries(root)?;
-        let mut source = FolderSource::default();
+        let mut source = FolderSource { hidden: hidden_folders(root)?, ..Self::default() };
         let mut keys = Keys::default();
         for file in files {
             match folders.is_empty() {
@@ -114,9 +116,29 @@ impl FolderSource {
     }
 }
 
+/// The folders in `root` whose names begin with a dot.
+fn hidden_folders(root: &Path) -> Result<Vec<String>> {
+    let mut hidden = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(|e| Error::io(root, e))? {
+        let entry = entry.map_err(|e| Error::io(root, e))?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && entry.path().is_dir() {
+            hidden.push(name);
+        }
+    }
+    hidden.sort();
+    Ok(hidden)
+}
+
 /// The name of a folder without links. Where there is none, reading the folder fails as well.
 fn own_name(folder: &Path) -> Option<PathBuf> {
     folder.canonicalize().ok()
+}
+
+/// The first five of `names`.
+fn few(names: &[String]) -> String {
+    let more = if names.len() > 5 { ", ..." } else { "" };
+    names.iter().take(5).cloned().collect::<Vec<_>>().join(", ") + more
 }
 
 impl Source for FolderSource {
@@ -165,9 +187,14 @@ impl Source for FolderSource {
             notes.push(format!("{} images that lie in no class's folder", self.unclassed));
         }
         if !self.empty.is_empty() {
-            let few = self.empty.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-            let more = if self.empty.len() > 5 { ", ..." } else { "" };
-            notes.push(format!("classes without an image, which have a number: {few}{more}"));
+            let few = few(&self.empty);
+            notes.push(format!("classes without an image, which have a number: {few}"));
+        }
+        if !self.hidden.is_empty() {
+            let few = few(&self.hidden);
+            notes.push(format!(
+                "folders whose names begin with a dot (torchvision would take them for classes): {few}"
+            ));
         }
         if let Some(first) = self.repeated.first() {
             let (links, first) = (self.repeated.len(), first.display());
@@ -202,13 +229,20 @@ mod tests {
         };
         ["a/1.jpg", "b/2.PNG"].into_iter().for_each(file);
         assert!(FolderSource::open(root.path()).unwrap().passed_over().is_empty());
-        ["a/3.gif", "a/4.gif", "b/README", "5.jpg", ".hidden"].into_iter().for_each(file);
+        ["a/3.gif", "a/4.gif", "b/README", "5.jpg", ".hidden", ".a/6.jpg", "a/.b/7.jpg"]
+            .into_iter()
+            .for_each(file);
         std::fs::create_dir(root.path().join("c")).unwrap();
         let source = FolderSource::open(root.path()).unwrap();
         assert_eq!((source.len(), source.classes().len()), (2, 3));
         let notes = source.passed_over();
-        let expected = ["1 without an extension, 2 .gif", "1 images that lie in no", "number: c"];
-        assert_eq!(notes.len(), 3, "{notes:?}");
+        let expected = [
+            "1 without an extension, 2 .gif",
+            "1 images that lie in no",
+            "number: c",
+            "classes): .a",
+        ];
+        assert_eq!(notes.len(), 4, "{notes:?}");
         assert!(notes.iter().zip(expected).all(|(note, part)| note.contains(part)), "{notes:?}");
     }
 }
