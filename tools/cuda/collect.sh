@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds with the feature `cuda` and gathers what tools/cuda/check.sh wants, stripped, in one folder.
+# Builds with the feature `cuda` and gathers what tools/cuda/check.sh wants, stripped, in one folder, and
+# compressed in one archive, OUT.tar.xz: what may be carried to a machine with a GPU can be less than the folder.
 #
 #   tools/cuda/collect.sh OUT [PREFIX]
 #
@@ -37,3 +38,10 @@ for line in sys.stdin:
 }
 executables | while read -r name path; do strip -o "$out/$name" "$path"; done
 ls -l "$out"
+python3 -c 'import os, sys, tarfile
+folder, archive = sys.argv[1], sys.argv[1] + ".tar.xz"
+with tarfile.open(archive, "w:xz") as tar:
+    for name in ("bt-stream", "golden_resnet", "cuda", "step"):
+        tar.add(os.path.join(folder, name), name)
+size = os.path.getsize(archive) / 1e6
+print(f"tools/cuda/check.sh takes {folder}, or {archive} ({size:.1f} MB), as BIN")' "$out"
