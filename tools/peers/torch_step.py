@@ -9,8 +9,12 @@ in its default layout (NCHW) and in channels_last, and the ratio is given agains
     tools/peers/torch_step.py --ours "cargo bench -q --bench step --" \
         --arch resnet18 --width 64 --stem cifar --size 32 --batch 64 --projector 512-512
 
-On a GPU (--device cuda) it times wall seconds under autocast to bfloat16 with channels_last and
+On a GPU (--device cuda) it times wall time under autocast to bfloat16 with channels_last and
 cudnn.benchmark, eager and, with --compile, torch.compile.
+
+What was measured is printed as it comes, so that it is there whatever fails or takes too long
+after it: a run of ours (--limit), torch.compile, or the end of the whole. The last line has all
+times as JSON.
 """
 import argparse
 import json
@@ -109,10 +113,34 @@ def ours(args, steps, warmup):
         command += ["--device", name, "--precision", args.precision]
     env = {**os.environ, "RAYON_NUM_THREADS": str(args.threads)}
     # What went wrong there is said on standard error, which goes where ours does.
-    out = subprocess.run(command, env=env, check=True, stdout=subprocess.PIPE, text=True).stdout
-    timings = json.loads(out.strip().splitlines()[-1])
+    done = subprocess.run(
+        command, env=env, check=True, stdout=subprocess.PIPE, text=True, timeout=args.limit
+    )
+    timings = json.loads(done.stdout.strip().splitlines()[-1])
     parts = timings["cpu" if args.device == "cpu" else "wall"]
     return [sum(step.values()) for step in parts], parts, timings["peak_mb"]
+
+
+def warmed_up(args, steps, channels_last, compiled):
+    """A network that has done `steps` steps, and the MB of device memory that others hold."""
+    others = torch.cuda.memory_allocated() if args.device != "cpu" else 0
+    peer = Torch(args, channels_last, compiled)
+    for _ in range(steps):
+        peer.step()
+    return peer, 1e-6 * others
+
+
+def print_profile(peer):
+    """Where the time of a step goes, kernel by kernel, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
+        peer.step()
+    kernels = [(1e-3 * k.self_device_time_total, k.count, k.key) for k in found.key_averages()]
+    kernels = sorted((k for k in kernels if k[0] > 0), reverse=True)
+    total = sum(ms for ms, _, _ in kernels)
+    print(f"PyTorch: {total:.2f} ms in kernels")
+    print(f"{'ms':>8} {'share':>6} {'calls':>6}")
+    for ms, calls, name in kernels:
+        print(f"{ms:8.3f} {100 * ms / total:5.1f}% {calls:6}  {name[:140]}")
 
 
 def main():
@@ -128,6 +156,7 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="steps of a round that count")
+    parser.add_argument("--limit", type=float, help="seconds that a run of ours may take; no limit by default")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--precision", default="bf16", choices=["f32", "bf16"], help="of ours, on a GPU")
     parser.add_argument("--compile", action="store_true")
@@ -138,45 +167,65 @@ def main():
     torch.manual_seed(0)
     # Times cuDNN's algorithms and takes the fastest, as our engine and the authors' main.py do.
     torch.backends.cudnn.benchmark = args.device != "cpu"
-    peers = {"channels_last": Torch(args, True)}
+    kinds = {"channels_last": (True, False)}
     if args.device == "cpu":
-        peers["nchw"] = Torch(args, False)
+        kinds["nchw"] = (False, False)
+    order = [*kinds, *(["ours"] if args.ours else [])]
     if args.compile:
-        peers["compiled"] = Torch(args, True, compiled=True)
+        # Compiling takes longest, and may fail.
+        kinds["compiled"] = (True, True)
+        order.append("compiled")
     # On a GPU the first steps choose algorithms; our fourth is captured.
     warmup = 1 if args.device == "cpu" else 6
-    for peer in peers.values():
-        for _ in range(warmup):
-            peer.step()
-    if args.device != "cpu":
-        # What cuDNN took to time its algorithms is not what a step takes.
-        torch.cuda.reset_peak_memory_stats()
-    times = {name: [] for name in [*peers, "ours"]}
-    for _ in range(args.rounds):
-        for name, peer in peers.items():
-            times[name] += [peer.step() for _ in range(args.steps)]
-        if args.ours:
-            seconds, parts, peak = ours(args, args.steps, warmup)
-            times["ours"] += seconds
-
-    unit = "CPU s" if args.device == "cpu" else "s"
+    unit = "CPU ms" if args.device == "cpu" else "ms"
     print(f"{args.arch} width {args.width} {args.size}x{args.size} batch {args.batch} x 2, "
           f"projector {args.projector}, {args.threads} thread(s), torch {torch.__version__}")
+
+    peers, times, peaks, failed = {}, {name: [] for name in order}, {}, set()
+
+    def measure(name):
+        """Takes a round's times of one of them."""
+        if name == "ours":
+            seconds, parts, peaks[name] = ours(args, args.steps, warmup)
+            last.update(parts[-1])
+        else:
+            if name not in peers:
+                peers[name] = warmed_up(args, warmup, *kinds[name])
+            peer, others = peers[name]
+            if args.device != "cpu":
+                # What cuDNN took to time its algorithms is not what a step takes.
+                torch.cuda.reset_peak_memory_stats()
+            seconds = [peer.step() for _ in range(args.steps)]
+            if args.device != "cpu" and name not in peaks:
+                peaks[name] = 1e-6 * torch.cuda.max_memory_allocated() - others
+        times[name] += [1e3 * s for s in seconds]
+
+    last = {}
+    for nth in range(1, args.rounds + 1):
+        for name in order:
+            if name in failed:
+                continue
+            try:
+                measure(name)
+                print(f"round {nth}: {name} {statistics.median(times[name]):.2f} {unit} until now", flush=True)
+            except Exception as error:  # whatever it is, the others' figures are worth having
+                failed.add(name)
+                reason = f"{type(error).__name__}: ...{str(error)[-150:]}"
+                print(f"round {nth}: {name} FAILED, left out from here on: {reason}", flush=True)
+
     medians = {name: statistics.median(t) for name, t in times.items() if t}
     for name, median in medians.items():
-        spread = f"{min(times[name]):.3f}..{max(times[name]):.3f}"
-        ratio = f"  ours/{name} = {medians['ours'] / median:.2f}" if args.ours and name != "ours" else ""
-        print(f"{name:14} {median:8.3f} {unit} a step ({spread}){ratio}")
-    if args.ours:
-        print("ours, last step:", " ".join(f"{k} {v:.3f}" for k, v in parts[-1].items()))
-        print(f"ours: {args.batch / medians['ours']:.1f} source images/s, {peak:.0f} MB at most")
-    if args.device != "cpu":
-        peak = torch.cuda.max_memory_allocated() / 1e6
-        print(f"torch: {args.batch / medians['channels_last']:.1f} source images/s, {peak:.0f} MB at most")
-    if args.profile:
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as found:
-            peers["channels_last"].step()
-        print(found.key_averages().table(sort_by="self_cuda_time_total", row_limit=40, max_name_column_width=110))
+        spread = f"{min(times[name]):.2f}..{max(times[name]):.2f}"
+        ratio = f"  ours/{name} = {medians['ours'] / median:.2f}" if "ours" in medians and name != "ours" else ""
+        memory = f", {peaks[name]:.0f} MB at most" if name in peaks else ""
+        print(f"{name:14} {median:8.2f} {unit} a step ({spread}), {1e3 * args.batch / median:.1f} source images/s"
+              f"{memory}{ratio}")
+    if last:
+        print("ours, last step:", " ".join(f"{k} {1e3 * v:.2f}" for k, v in last.items()))
+    print(json.dumps({"unit": unit, **{name: [round(t, 3) for t in of] for name, of in times.items()}}))
+    if args.profile and "channels_last" in peers:
+        print_profile(peers["channels_last"][0])
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
