@@ -2,7 +2,7 @@
 //!
 //! Everything the objectives compute starts from two row-major `[batch, dim]` f32 slices.
 
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::nn::storage;
@@ -42,7 +42,7 @@ pub(crate) fn with_pair<R>(
 
 /// Lends one tensor's elements in row-major order as f32.
 pub(crate) fn with_slice<R>(z: &Tensor, f: impl FnOnce(&[f32]) -> Result<R>) -> Result<R> {
-    let z = z.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let z = storage::host(z)?;
     f(&storage::read(&z)?)
 }
 

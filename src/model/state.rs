@@ -30,7 +30,7 @@ fn set_inside(target: &Tensor, name: &str, given: &Tensor) -> Result<()> {
     if given.dims() != want {
         bail!("tensor '{name}': expected shape {want:?}, got {:?}", given.dims());
     }
-    let given = given.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+    let given = storage::host(given)?;
     let given = if given.rank() == 4 { given.permute((0, 2, 3, 1))? } else { given };
     let given = given.contiguous()?;
     storage::assign(target, &storage::read(&given)?)

@@ -162,7 +162,21 @@ pub fn host(tensor: &Tensor) -> Result<Tensor> {
     // A copy from a device is of all memory that the tensor is a part of.
     let part = tensor.storage_and_layout().1.start_offset() > 0;
     let tensor = if part { tensor.force_contiguous()? } else { tensor.contiguous()? };
-    tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)
+    arrived(&tensor)?.to_dtype(DType::F32)
+}
+
+/// The tensor on the CPU, of its own type: itself, or a copy that is there.
+///
+/// Whether a copy from a device to memory that is not pinned is done when the call returns is the
+/// driver's to choose, and candle does not wait for it. Each is waited for by itself, as most are
+/// read at once: converted, or turned into another layout. Where the driver has waited already this
+/// takes microseconds.
+fn arrived(tensor: &Tensor) -> Result<Tensor> {
+    let there = tensor.to_device(&Device::Cpu)?;
+    if !tensor.device().is_cpu() {
+        Engine::of(tensor.device())?.wait()?;
+    }
+    Ok(there)
 }
 
 /// [`host`], always a copy.
@@ -181,7 +195,7 @@ pub fn host_copy(tensor: &Tensor) -> Result<Tensor> {
 /// What the device says.
 pub fn copies(tensors: Vec<(String, Tensor)>) -> Result<Vec<(String, Tensor)>> {
     let copied = |tensor: &Tensor| match tensor.dtype().is_int() {
-        true => tensor.to_device(&Device::Cpu)?.force_contiguous(),
+        true => arrived(tensor)?.force_contiguous(),
         false => host_copy(tensor),
     };
     tensors.into_iter().map(|(name, tensor)| Ok((name, copied(&tensor)?))).collect()
