@@ -105,7 +105,7 @@ impl Dnn {
             let plan = self.plan(call, half)?;
             self.plans.insert(key, plan);
         }
-        let (space, _) = self.workspace()?;
+        let (space, _) = self.workspace(WORKSPACE)?;
         let plan = &self.plans[&key];
         let bytes = plan.workspace;
         let (one, beta) = (1f32, if call.accumulate { 1f32 } else { 0f32 });
@@ -168,21 +168,16 @@ impl Dnn {
         .map_err(|e| Error::Msg(format!("cuDNN, {:?} of {:?}: {e:?}", call.pass, call.shape)))
     }
 
-    /// The address of the workspace, and its bytes.
-    fn workspace(&mut self) -> Result<(*mut c_void, usize)> {
-        if self.workspaces.is_empty() {
-            self.add_workspace(WORKSPACE)?;
+    /// The address of a workspace of at least `bytes`, and how many it has.
+    fn workspace(&mut self, bytes: usize) -> Result<(*mut c_void, usize)> {
+        if self.workspaces.last().is_none_or(|space| space.len() < bytes) {
+            // SAFETY: cuDNN writes what it reads of it.
+            let space = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap)?;
+            self.workspaces.push(space);
         }
         let space = self.workspaces.last().expect("just made");
         let (address, _nothing_to_wait_for) = space.device_ptr(&self.stream);
         Ok((address as *mut c_void, space.len()))
-    }
-
-    fn add_workspace(&mut self, bytes: usize) -> Result<()> {
-        // SAFETY: cuDNN writes what it reads of it.
-        let space = unsafe { self.stream.alloc::<u8>(bytes) }.map_err(Error::wrap)?;
-        self.workspaces.push(space);
-        Ok(())
     }
 
     fn plan(&mut self, call: &ConvCall, half: bool) -> Result<Plan> {
@@ -195,10 +190,14 @@ impl Dnn {
         Ok(plan)
     }
 
-    /// The algorithm for a pass, in the least workspace that there is one for.
+    /// The algorithm for a pass, in the least workspace that there is one for. What there is for
+    /// others before it is allowed as well, but not where results have to repeat: a run that is
+    /// resumed comes to its convolutions in another order.
     fn choose(&mut self, call: &ConvCall, plan: &Plan) -> Result<Timed> {
+        let mut least = WORKSPACE;
         loop {
-            let (space_at, bytes) = self.workspace()?;
+            let (space_at, all) = self.workspace(least)?;
+            let bytes = if call.deterministic { least } else { all };
             if let Some(found) = self.search(call, plan, (space_at, bytes))? {
                 return Ok(found);
             }
@@ -211,7 +210,7 @@ impl Dnn {
                     bytes >> 20
                 );
             }
-            self.add_workspace(2 * bytes)?;
+            least = 2 * bytes;
         }
     }
 

@@ -266,7 +266,8 @@ fn result_of(call: &ConvCall) -> Span {
 /// Of the algorithms number 2 is not to be had; number 1 is fast, not deterministic and there in
 /// more ways than cuDNN has algorithms; 0 and 3 are deterministic and differ in the last bit. Which
 /// of these two is the faster hangs on the day: with `STAND_IN_STOPWATCH` it is 3. With
-/// `STAND_IN_WORKSPACE` each wants that many bytes.
+/// `STAND_IN_WORKSPACE` each wants that many bytes; with `STAND_IN_FRUGAL` too 3 wants them for
+/// gradients of weights alone.
 fn find(
     call: Option<Call>,
     most: c_int,
@@ -294,8 +295,9 @@ fn find(
     }
     let fast = if call.x.dtype == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
     let mut found = vec![(2, NOT_SUPPORTED, -1.0, 0, 0, fast)];
-    found.extend([(1, SUCCESS, 0.5, workspace_of(1), 0, fast); 8]);
-    let slow = |number| (number, SUCCESS, 1.0, workspace_of(number), 1, FMA_MATH);
+    let wanted = |number| workspace_of(number, call.pass);
+    found.extend([(1, SUCCESS, 0.5, wanted(1), 0, fast); 8]);
+    let slow = |number| (number, SUCCESS, 1.0, wanted(number), 1, FMA_MATH);
     let (zero, three) = (slow(0), slow(3));
     found.extend(match std::env::var_os("STAND_IN_STOPWATCH") {
         None => [zero, three],
@@ -318,10 +320,17 @@ fn find(
 }
 
 /// Bytes that an algorithm wants.
-fn workspace_of(algorithm: c_int) -> usize {
+fn workspace_of(algorithm: c_int, pass: ConvPass) -> usize {
     static ALL: OnceLock<Option<usize>> = OnceLock::new();
+    static FRUGAL: OnceLock<bool> = OnceLock::new();
     let all = ALL.get_or_init(|| std::env::var("STAND_IN_WORKSPACE").ok()?.parse().ok());
-    all.unwrap_or(if algorithm == 1 { WORKSPACE } else { 0 })
+    let frugal = FRUGAL.get_or_init(|| std::env::var_os("STAND_IN_FRUGAL").is_some());
+    match all {
+        Some(_) if *frugal && algorithm == 3 && pass != ConvPass::Weight => 0,
+        Some(all) => *all,
+        None if algorithm == 1 => WORKSPACE,
+        None => 0,
+    }
 }
 
 /// One of the passes.
@@ -338,7 +347,7 @@ fn convolve(
     };
     let (alpha, beta) = (alpha.read(0), beta.read(0));
     let wanted = match algorithm {
-        0 | 1 | 3 => workspace_of(algorithm),
+        0 | 1 | 3 => workspace_of(algorithm, call.pass),
         _ => return NOT_SUPPORTED,
     };
     let half = call.x.dtype == DType::BF16;
