@@ -68,7 +68,7 @@ pub struct StepTimings {
     pub flops: f64,
     /// The last step's loss: finite, or the times mean nothing.
     pub final_loss: f64,
-    /// Most memory at a time, in MB: of the device, or of the process.
+    /// Most memory at a time in the steps that count, in MB: of the device, or of the process.
     pub peak_mb: f64,
 }
 
@@ -120,6 +120,10 @@ impl StepBench {
         let all = self.warmup + self.steps;
         let (mut wall, mut cpu, mut final_loss) = (Vec::new(), Vec::new(), f64::NAN);
         for step in 0..all {
+            if step == self.warmup {
+                // What it took to choose algorithms is not what a step takes.
+                engine.forget_peak();
+            }
             let mut clock = Clock::start();
             let mut lap = |part| clock.lap(part);
             let hooks = StepHooks { lap: Some(&mut lap), meanwhile: None };

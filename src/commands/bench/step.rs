@@ -158,8 +158,6 @@ pub(super) fn measure(
     steps: usize,
 ) -> Result<StepTimings> {
     let device = device(&config.train)?;
-    // Of several methods each has its own.
-    Engine::of(&device)?.forget_peak();
     let learner = Learner::new(config, &device)?;
     let optimizer = config.optim.for_run(batch)?;
     StepBench { learner, optimizer, batch, size: view_size(config)?, warmup, steps }.run()

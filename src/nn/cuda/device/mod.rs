@@ -177,21 +177,25 @@ fn keep_freed_memory(number: usize) -> Result<()> {
 /// The most that was allocated at a time: the driver's pool, where all tensors come from. With
 /// `anew` it is counted from now on.
 fn memory_peak(number: usize, anew: bool) -> Option<u64> {
-    let mut peak = 0u64;
+    use sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT as NOW;
+    use sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH as HIGH;
+    let (mut peak, mut now) = (0u64, 0u64);
     // SAFETY: as in `keep_freed_memory`.
     unsafe {
         let mut device = 0;
         sys::cuDeviceGet(&mut device, number as i32).result().ok()?;
         let pool = driver::result::device::get_default_mem_pool(device).ok()?;
-        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
-        let value = (&raw mut peak).cast();
-        match anew {
+        if anew {
             // To nothing else than 0.
-            true => sys::cuMemPoolSetAttribute(pool, attribute, value).result().ok()?,
-            false => sys::cuMemPoolGetAttribute(pool, attribute, value).result().ok()?,
+            sys::cuMemPoolSetAttribute(pool, HIGH, (&raw mut peak).cast()).result().ok()?;
+        } else {
+            sys::cuMemPoolGetAttribute(pool, HIGH, (&raw mut peak).cast()).result().ok()?;
+            // Recorded steps allocate nothing, and whether the driver's mark is above what was
+            // there when it was set to 0 is not documented.
+            sys::cuMemPoolGetAttribute(pool, NOW, (&raw mut now).cast()).result().ok()?;
         }
     }
-    Some(peak)
+    Some(peak.max(now))
 }
 
 /// The device address of element `start`.

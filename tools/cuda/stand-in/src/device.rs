@@ -93,6 +93,10 @@ impl Memory {
         Ok(unsafe { std::slice::from_raw_parts_mut(address as *mut u8, bytes) })
     }
 
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
     pub fn peak(&self) -> usize {
         self.peak
     }

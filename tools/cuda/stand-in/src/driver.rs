@@ -129,10 +129,11 @@ exported! {
     }
 
     fn cuMemPoolGetAttribute(_pool: usize, attribute: c_int, to: Given<u64>) -> c_int {
-        if attribute != 8 {
-            return INVALID_VALUE;
+        match attribute {
+            7 => give(to, device().memory.used() as u64),
+            8 => give(to, device().memory.peak() as u64),
+            _ => INVALID_VALUE,
         }
-        give(to, device().memory.peak() as u64)
     }
 
     fn cuStreamCreate(to: Given<usize>, _flags: c_uint) -> c_int {
