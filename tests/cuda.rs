@@ -7,6 +7,7 @@ mod common;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use anyhow::{Context, Result, ensure};
 use bt_pipeline::augment::Preset;
 use bt_pipeline::shard::{OpenOptions, PackOptions, SynthSource, pack};
 use bt_pipeline::synth::Spec;
@@ -82,8 +83,8 @@ fn a_cuda_device_gets_the_cpus_views_and_finishes_them_the_same() {
 }
 
 /// Losses of the steps of a run of 24, in three epochs of which the last is resumed.
-fn losses(shards: &str, device: &str, settings: &[&str]) -> Vec<f64> {
-    let dir = tempfile::tempdir().unwrap();
+fn losses(shards: &str, device: &str, settings: &[&str]) -> Result<Vec<f64>> {
+    let dir = tempfile::tempdir()?;
     let own = [
         "views.preset='barlow-cifar'",
         "views.both.random_resized_crop.size=24",
@@ -98,29 +99,38 @@ fn losses(shards: &str, device: &str, settings: &[&str]) -> Vec<f64> {
         "train.log_every=1",
         "eval.knn_every=0",
     ];
-    let run = |epochs: u64, resume: bool| {
+    let run = |epochs: u64, resume: bool| -> Result<()> {
         let mut all: Vec<String> = own.iter().chain(settings).map(|&text| text.into()).collect();
         all.push(format!("data.train='{shards}'"));
         all.push(format!("data.val='{shards}'"));
         all.push(format!("train.dir='{}'", dir.path().join("run").display()));
         all.push(format!("train.device='{device}'"));
         all.push(format!("train.epochs={epochs}"));
-        let config = RunConfig::parse("", "", &all).unwrap();
-        train(&config, resume, &Stop::default()).unwrap();
+        let config = RunConfig::parse("", "", &all)?;
+        train(&config, resume, &Stop::default()).map(drop)?;
+        Ok(())
     };
-    run(2, false);
-    run(3, true);
-    let lines = std::fs::read_to_string(dir.path().join("run").join(METRICS_FILE)).unwrap();
-    let lines = lines.lines().map(|line| serde_json::from_str::<Line>(line).unwrap());
-    lines.filter_map(|line| line.loss).collect()
+    run(2, false)?;
+    run(3, true)?;
+    let lines = std::fs::read_to_string(dir.path().join("run").join(METRICS_FILE))?;
+    let lines = lines.lines().map(serde_json::from_str::<Line>);
+    Ok(lines.collect::<Result<Vec<_>, _>>()?.iter().filter_map(|line| line.loss).collect())
 }
 
 /// Losses that differ by less than this in relation, or by it where they are small, are the same.
 const TOLERANCE: f64 = 1e-3;
 
-fn largest_difference(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!((a.len(), b.len()), (24, 24));
-    a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs().max(1.0)).fold(0.0, f64::max)
+fn largest_difference(a: &[f64], b: &[f64]) -> Result<f64> {
+    ensure!((a.len(), b.len()) == (24, 24), "{} and {} losses", a.len(), b.len());
+    let off = a.iter().zip(b).map(|(a, b)| (a - b).abs() / b.abs().max(1.0));
+    Ok(off.fold(0.0, f64::max))
+}
+
+/// Checks every method, so that one failure hides none of those after it.
+fn of_each_method(check: impl Fn(&[&str]) -> Result<()>) {
+    let failed = |method: &&[&str]| check(method).err().map(|e| format!("{method:?}: {e:#}"));
+    let failed: Vec<String> = METHODS.iter().filter_map(failed).collect();
+    assert!(failed.is_empty(), "{} of {}:\n{}", failed.len(), METHODS.len(), failed.join("\n"));
 }
 
 const METHODS: [&[&str]; 7] = [
@@ -141,14 +151,15 @@ fn a_cuda_run_follows_a_cpu_run() {
     let Some((device, _, _alone)) = cuda() else { return };
     let dir = tempfile::tempdir().unwrap();
     let shards = shards(dir.path(), 128, 40);
-    for method in METHODS {
-        let here = losses(&shards, "cpu", method);
+    of_each_method(|method| {
+        let here = losses(&shards, "cpu", method).context("here")?;
         let on_device = [method, &["augment.device='cuda'"]].concat();
-        let there = losses(&shards, &device, &on_device);
-        let off = largest_difference(&there, &here);
+        let there = losses(&shards, &device, &on_device).context("there")?;
+        let off = largest_difference(&there, &here)?;
         println!("{method:?}: {off:.1e} at most, after 24 steps {} and {}", here[23], there[23]);
-        assert!(off < TOLERANCE, "{method:?}: {here:?} here, {there:?} there");
-    }
+        ensure!(off < TOLERANCE, "{here:?} here, {there:?} there");
+        Ok(())
+    });
 }
 
 #[test]
@@ -282,14 +293,15 @@ fn runs_that_are_compared_are_not_chaotic_and_learn() {
     let shards = shards(dir.path(), 128, 40);
     // The mean is 0.4914 for others.
     let near = "views.both.normalize={mean=[0.491401,0.4822,0.4465],std=[0.2470,0.2435,0.2616]}";
-    for method in METHODS {
+    of_each_method(|method| {
         let with = |more: &[&str]| losses(&shards, "cpu", &[method, more].concat());
-        let here = with(&[]);
-        let off = largest_difference(&with(&[near]), &here);
+        let here = with(&[])?;
+        let off = largest_difference(&with(&[near])?, &here)?;
         println!("{method:?}: darker images: {off:.1e}");
-        assert!(off > 0.0 && off < TOLERANCE / 2.0, "{method:?}: darker images: {off:.1e}");
-        let off =
-            largest_difference(&with(&["optim.lr_weights=1e-9", "optim.lr_biases=1e-9"]), &here);
-        assert!(off > 10.0 * TOLERANCE, "{method:?}: weights that stay: {off:.1e}");
-    }
+        ensure!(off > 0.0 && off < TOLERANCE / 2.0, "darker images: {off:.1e}");
+        let still = with(&["optim.lr_weights=1e-9", "optim.lr_biases=1e-9"])?;
+        let off = largest_difference(&still, &here)?;
+        ensure!(off > 10.0 * TOLERANCE, "weights that stay: {off:.1e}");
+        Ok(())
+    });
 }
