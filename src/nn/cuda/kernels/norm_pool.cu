@@ -66,7 +66,8 @@ DEVICE void apply_pool(
             unpack(packs[tap], v);
             for (int i = 0; i < V; i++) {
                 v[i] = stored<T>(relu(__fmaf_rn(v[i], scale[i], shift[i])));
-                bool larger = inside[tap] && (v[i] > best[i] || v[i] != v[i]);
+                // Of && and || the compiler makes branches, in a loop that waits for nothing else.
+                bool larger = inside[tap] & ((v[i] > best[i]) | (v[i] != v[i]));
                 best[i] = larger ? v[i] : best[i];
                 won[i] = larger ? tap : won[i];
             }
