@@ -3,11 +3,12 @@
 
 use std::sync::Arc;
 
-use crate::augment::{DType, Layout, ViewConfig};
+use crate::augment::{DType, Layout, ViewConfig, ViewParams};
 use crate::batch::BatchSpec;
 use crate::decode::DecodeOptions;
 use crate::memory::BatchMemory;
 use crate::order::Shuffle;
+use crate::rng::Rng;
 use crate::run::BatchStream;
 use crate::shard::ShardSet;
 use crate::shard::remote::Ahead;
@@ -115,6 +116,21 @@ impl LoaderConfig {
     /// The same in 8 bits, finished by the consumer ([`Finish::Consumer`]).
     pub fn unfinished(self) -> Self {
         LoaderConfig { dtype: DType::U8, finish: Finish::Consumer, ..self }
+    }
+
+    /// What is drawn in `epoch` for each view of the sample at place `sample` of the set, whose
+    /// image has this size in pixels.
+    pub fn draw(
+        &self,
+        epoch: u64,
+        sample: u64,
+        width: usize,
+        height: usize,
+    ) -> impl Iterator<Item = ViewParams> {
+        self.views.iter().enumerate().map(move |(view, transforms)| {
+            let mut rng = Rng::keyed(self.seed, epoch, sample, view as u64);
+            transforms.draw(&mut rng, width, height)
+        })
     }
 }
 

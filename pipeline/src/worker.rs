@@ -258,10 +258,7 @@ impl ViewMaker {
         let (params, decoder, image) = (&mut self.params, &mut self.decoder, &mut self.image);
         let draw = |params: &mut Vec<ViewParams>, (width, height): (usize, usize)| {
             params.clear();
-            params.extend(config.views.iter().enumerate().map(|(view, transforms)| {
-                let mut rng = Rng::keyed(config.seed, epoch, sample, view as u64);
-                transforms.draw(&mut rng, width, height)
-            }));
+            params.extend(config.draw(epoch, sample, width, height));
         };
         if matches!(read.format, Format::Jpeg | Format::Dct) {
             // The views are drawn before the image is decoded, so that no more is

@@ -3,7 +3,6 @@
 
 use bt_pipeline::augment::{Augmenter, DType, Layout, ViewConfig, ViewOut};
 use bt_pipeline::decode::Decoder;
-use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{OwnedSample, ReadScratch, Sample as Encoded, ShardSet};
 use bt_pipeline::{Batch, Image, LoaderConfig, Result};
 
@@ -115,9 +114,8 @@ impl Artist<'_> {
         let mut original = Image::default();
         self.decoder.decode_into(encoded.format, encoded.image, &mut original)?;
         let mut views = Vec::with_capacity(self.config.views.len());
-        for (number, view) in self.config.views.iter().enumerate() {
-            let mut rng = Rng::keyed(self.config.seed, self.epoch, place, number as u64);
-            let params = view.draw(&mut rng, original.width, original.height);
+        let drawn = self.config.draw(self.epoch, place, original.width, original.height);
+        for (view, params) in self.config.views.iter().zip(drawn) {
             let (height, width) = view.out_size();
             let mut image = Image::new(width, height);
             let out = ViewOut::U8(&mut image.pixels_hwc);
@@ -135,7 +133,57 @@ impl Artist<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use bt_pipeline::augment::Preset;
+    use bt_pipeline::synth::{self, Spec};
+    use bt_pipeline::{Loader, Position};
+
     use super::*;
+
+    #[test]
+    fn what_people_are_shown_are_the_views_that_the_loader_gives() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut tar =
+            tar::Builder::new(std::fs::File::create(folder.path().join("a.tar")).unwrap());
+        let spec = Spec { images: 12, side: 40, ..Spec::default() };
+        for sample in 0..12 {
+            let drawn = synth::draw(&spec, sample).0;
+            let (mut bytes, mut ending) = (synth::encode_png(&drawn).unwrap(), "png");
+            if sample % 2 == 1 {
+                // Of a JPEG the loader decodes no more than its views need.
+                let picture = image::RgbImage::from_raw(40, 40, drawn.pixels_hwc).unwrap();
+                bytes.clear();
+                picture
+                    .write_with_encoder(image::codecs::jpeg::JpegEncoder::new(&mut bytes))
+                    .unwrap();
+                ending = "jpg";
+            }
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, format!("{sample}.{ending}"), &bytes[..]).unwrap();
+        }
+        tar.into_inner().unwrap();
+        let pattern = folder.path().to_string_lossy();
+        let set = Arc::new(ShardSet::open(&pattern, &Default::default()).unwrap());
+        let config = LoaderConfig::training(Preset::BarlowCifar.views(), 4, 5);
+        let config = LoaderConfig { dtype: DType::U8, ..config };
+        let loader = Loader::new(Arc::clone(&set), config.clone()).unwrap();
+        for epoch in [0, 1] {
+            let wanted: Vec<u64> = (0..12).collect();
+            let (drawn, failed) = draw(&set, &wanted, &config, epoch).unwrap();
+            assert!(failed.is_empty(), "{failed:?}");
+            for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1).unwrap() {
+                let batch = batch.unwrap();
+                for (view, images) in of_batch(&batch, &config.views, 4).iter().enumerate() {
+                    for (image, &sample) in images.iter().zip(&batch.samples) {
+                        let shown = &drawn[sample as usize].views[view];
+                        assert!(image == shown, "view {view} of {sample} in epoch {epoch}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn places_are_spread_over_the_whole_set() {
