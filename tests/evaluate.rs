@@ -18,9 +18,9 @@ fn printed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn scores(command: &str, run: &Path, shards: &Path) -> Vec<Score> {
+fn scores(command: &[&str], run: &Path, shards: &Path) -> Vec<Score> {
     let mut program = bt_stream();
-    program.arg(command).arg(run).arg("--test").arg(shards).args(["--pixels", "--json"]);
+    program.args(command).arg(run).arg("--test").arg(shards).args(["--pixels", "--json"]);
     serde_json::from_str(&printed(&mut program)).unwrap()
 }
 
@@ -31,11 +31,11 @@ fn a_run_is_evaluated_beside_the_floor_and_its_features_are_written() {
     printed(tiny_run(&shards, &run).args(["--set", "train.epochs=1"]));
 
     // The queries are the references: each one's nearest neighbour is itself.
-    let knn = scores("knn", &run, &shards);
+    let knn = scores(&["knn", "--k", "1"], &run, &shards);
     let names: Vec<&str> = knn.iter().map(|score| score.name.as_str()).collect();
     assert_eq!(names, ["trained network", "untrained network", "raw pixels", "colour histogram"]);
-    assert!(knn.iter().all(|score| score.knn.is_some_and(|share| share > 0.25)), "{knn:?}");
-    let probe = scores("probe", &run, &shards);
+    assert!(knn.iter().all(|score| score.knn == Some(1.0)), "{knn:?}");
+    let probe = scores(&["probe"], &run, &shards);
     // Four classes: chance is a quarter, and all are among the best five.
     let above = |score: &Score| score.linear.is_some_and(|a| a.top1 > 0.25 && a.top5 == 1.0);
     assert!(probe.iter().all(above), "{probe:?}");
@@ -47,6 +47,31 @@ fn a_run_is_evaluated_beside_the_floor_and_its_features_are_written() {
     assert_eq!(tensors["labels"].to_vec1::<i64>().unwrap()[..5], [0, 1, 2, 3, 0]);
     let keys = std::fs::read_to_string(dir.path().join("features.keys.txt")).unwrap();
     assert_eq!(keys.lines().nth(95), Some("000095"));
+}
+
+#[test]
+fn the_accuracy_in_training_is_what_the_command_measures_afterwards() {
+    let dir = tempfile::tempdir().unwrap();
+    let (shards, run) = (tiny_shards(dir.path()), dir.path().join("run"));
+    // Other images than those that are learnt from, and as many neighbours and such a temperature
+    // that one neighbour, all of them and the default temperature give other accuracies.
+    let spec = Spec { images: 160, side: 16, classes: 4, split: 1, ..Spec::default() };
+    let queries = write_tar(&dir.path().join("queries"), 160, |sample, label| {
+        (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), label.to_string())
+    });
+    let mut command = tiny_run(&shards, &run);
+    command.arg("--val").arg(&queries);
+    for setting in ["train.epochs=2", "eval.knn_every=1", "eval.k=30", "eval.temperature=0.5"] {
+        command.args(["--set", setting]);
+    }
+    printed(&mut command);
+    let mut command = bt_stream();
+    command.arg("knn").arg(&run).args(["--json", "--no-untrained"]);
+    let scores: Vec<Score> = serde_json::from_str(&printed(&mut command)).unwrap();
+    let lines = bt_stream::metrics::read(&run).unwrap();
+    assert_eq!(lines.iter().filter(|line| line.knn.is_some()).count(), 2);
+    assert!(scores[0].knn.is_some());
+    assert_eq!(lines.last().unwrap().knn, scores[0].knn);
 }
 
 #[test]
