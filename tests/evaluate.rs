@@ -2,13 +2,15 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use bt_pipeline::shard::{FolderSource, PackOptions, pack};
 use bt_pipeline::synth::{self, Spec};
+use bt_stream::checkpoint;
 use bt_stream::eval::Score;
-use candle_core::Device;
+use candle_core::{DType, Device, Tensor};
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
 /// What the command prints; it must succeed.
@@ -215,24 +217,34 @@ fn linear_protocol_few_labels_and_fine_tuning_run_on_a_checkpoint() {
         ]);
         serde_json::from_str(&printed(program.args(more))).unwrap()
     };
+    let file = |name: &str| dir.path().join(name).with_extension("safetensors");
+    let [frozen, tuned, faster] = ["frozen", "tuned", "faster"].map(file);
     // Trained on the images that it is tested on: better than chance, which is 25%.
-    let all = score(&["--epochs", "20"]);
+    let all = score(&["--epochs", "20", "--out", frozen.to_str().unwrap()]);
     assert_eq!(all.len(), 2);
     assert!(all[0].linear.is_some_and(|a| a.top1 > 0.35 && a.top5 == 1.0), "{all:?}");
-    let file = dir.path().join("tuned.safetensors");
-    let tuned = score(&[
-        "--epochs",
-        "8",
-        "--finetune",
-        "--lr-backbone",
-        "0.05",
-        "--no-untrained",
-        "--out",
-        file.to_str().unwrap(),
-    ]);
-    let top1 = tuned[0].linear.unwrap().top1;
-    assert!(top1 > 0.35, "{tuned:?}");
-    assert_eq!(share_right(&file, &run, &shards), top1);
+    let fine_tuned = |rate: &str, to: &Path| {
+        let more = ["--epochs", "8", "--finetune", "--no-untrained", "--lr-backbone", rate];
+        score(&[&more[..], &["--out", to.to_str().unwrap()]].concat())[0].linear.unwrap().top1
+    };
+    let top1 = fine_tuned("0.05", &tuned);
+    assert!(top1 > 0.35, "{top1}");
+    assert_eq!(share_right(&tuned, &run, &shards), top1);
+    fine_tuned("0.1", &faster);
+
+    // A frozen backbone is the run's, running statistics and all; one that is tuned moves, by the
+    // rate that was asked for.
+    let weights = checkpoint::find(&run).unwrap().weights().unwrap();
+    let [frozen, tuned, faster] = [&frozen, &tuned, &faster].map(|file| backbone(file));
+    assert!(frozen.len() > 100 && frozen.keys().any(|name| name.ends_with("running_var")));
+    for (name, tensor) in &frozen {
+        let before = values(&weights[&format!("backbone.{name}")]);
+        assert!(values(tensor) == before, "{name} has changed");
+        if name.contains("conv") {
+            let [now, fast] = [&tuned[name], &faster[name]].map(values);
+            assert!(now != before && fast != before && now != fast, "{name}");
+        }
+    }
     let few = score(&["--epochs", "2", "--labels", "0.1", "--no-untrained"]);
     assert_eq!(few.len(), 1);
 
@@ -282,6 +294,19 @@ fn an_evaluation_that_was_killed_goes_on_to_the_same_classifier() {
             std::fs::remove_file(file).unwrap();
         }
     }
+}
+
+/// What is in `file` but for its classifier, in torchvision's names.
+fn backbone(file: &Path) -> HashMap<String, Tensor> {
+    let mut tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+    tensors.retain(|name, _| !name.starts_with("fc."));
+    tensors
+}
+
+/// A tensor's numbers, bit for bit.
+fn values(tensor: &Tensor) -> Vec<u64> {
+    let tensor = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    tensor.to_vec1::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
 }
 
 /// How often the network in `file`, of a run's shape and with its classifier, is right.
