@@ -126,11 +126,9 @@ impl LinearArgs {
         self.state.iter().try_for_each(|state| check_folder("--state", state))
     }
 
-    /// The samples that the classifier learns from; where they are few, packed into `folder`.
-    fn learnt_from(&self, run: &EvaluatedRun, folder: &Path) -> Result<Arc<ShardSet>> {
-        if self.labels == 1.0 {
-            return Ok(Arc::clone(&run.train));
-        }
+    /// The samples that the classifier learns from; with a `folder` few, which are packed there.
+    fn learnt_from(&self, run: &EvaluatedRun, folder: Option<&Path>) -> Result<Arc<ShardSet>> {
+        let Some(folder) = folder else { return Ok(Arc::clone(&run.train)) };
         let pattern = self.what.train.as_deref().unwrap_or(&run.config().data.train);
         few_labels(pattern, self.labels, self.seed, folder, &run.config().open_options())
     }
@@ -172,10 +170,11 @@ pub fn run(args: LinearArgs) -> Result<()> {
     let (config, options) = (run.config(), args.options());
     let device = evaluation_device(&config.train)?;
     // The selected samples are packed into a folder of their own, gone at the end, a signal's too.
-    let folder = tempfile::tempdir()?;
+    let temporary = (args.labels != 1.0).then(tempfile::tempdir).transpose()?;
+    let folder = temporary.as_ref().map(|temporary| temporary.path());
     let stop = crate::signals::Stop::on_signals()?;
-    stop.remove_at_exit(folder.path());
-    let train = args.learnt_from(&run, folder.path())?;
+    folder.iter().for_each(|folder| stop.remove_at_exit(folder));
+    let train = args.learnt_from(&run, folder)?;
     let of = format!(
         "weights {} on {} samples {}; {options}",
         run.checkpoint.state.weights_sum(),
