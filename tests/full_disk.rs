@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use bt_stream::checkpoint;
+use common::skip::skip;
 use common::{bt_stream, tiny_run, tiny_shards, tiny_study};
 
 /// Runs `script` with a small file system at `disk`, which ends with the script; what is to be
@@ -27,7 +28,7 @@ fn on_small_disk(folder: &Path, kib: u32, script: &str, command: &Command) -> Op
             Some(output)
         }
         _ => {
-            println!("skipped: no file system can be mounted here");
+            skip("mount", "no file system can be mounted here");
             None
         }
     }

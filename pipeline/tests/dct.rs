@@ -3,6 +3,8 @@
 
 #[path = "common/region.rs"]
 mod region;
+#[path = "../../tests/common/skip.rs"]
+mod skip;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +14,7 @@ use bt_pipeline::dct::{DctDecoder, DctError, DctImage, encode, to_jpeg};
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region};
 use bt_pipeline::rng::Rng;
 use region::{crop, random_region};
+use skip::skip;
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Names and bytes of JPEGs of many samplings and sizes, gray and RGB ones, with
@@ -301,7 +304,7 @@ fn real_photographs_keep_their_pixels_and_grow_by_an_eighth_at_most() {
         assert!(encode(&to_jpeg(&packed).unwrap()).unwrap() == packed, "{}", path.display());
     }
     if count == 0 {
-        println!("skipped: no photographs in {}", folder.display());
+        skip("data", &format!("no photographs in {}", folder.display()));
         return;
     }
     println!("{count} images: {before} bytes, re-coded {after}");

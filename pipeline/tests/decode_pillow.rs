@@ -1,6 +1,9 @@
 //! `decode` against Pillow itself, on files that Pillow writes. Skips, saying so,
 //! where there is no Python with Pillow (`BT_PYTHON` or `python3`).
 
+#[path = "../../tests/common/skip.rs"]
+mod skip;
+
 use std::path::Path;
 use std::process::Command;
 
@@ -85,7 +88,7 @@ fn expected(path: &Path) -> Image {
 #[test]
 fn decoded_files_are_those_of_pillow() {
     let Some(python) = python() else {
-        println!("skipped: no Python with Pillow (set BT_PYTHON)");
+        skip::skip("pillow", "no Python with Pillow (set BT_PYTHON)");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

@@ -2,6 +2,9 @@
 //! `../shared/data` (or `BT_DATA_DIR`) is there and `BT_PYTHON` or `python3` has
 //! Pillow; says why where it does not.
 
+#[path = "../../tests/common/skip.rs"]
+mod skip;
+
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -10,6 +13,7 @@ use bt_pipeline::Image;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use bt_pipeline::rng::Rng;
 use bt_pipeline::shard::{Format, OpenOptions, OwnedSample, ShardSet};
+use skip::skip;
 
 /// Reads lengths and JPEGs, writes widths, heights and pixels.
 const SERVER: &str = "
@@ -29,7 +33,7 @@ impl Pillow {
         let python = std::env::var("BT_PYTHON").unwrap_or_else(|_| "python3".into());
         let probe = Command::new(&python).args(["-c", "import PIL"]).output();
         if !probe.is_ok_and(|output| output.status.success()) {
-            println!("skipped: {python} has no Pillow");
+            skip("pillow", &format!("{python} has no Pillow"));
             return None;
         }
         let mut command = Command::new(python);
@@ -68,7 +72,7 @@ fn data_folder() -> Option<PathBuf> {
         PathBuf::from,
     );
     if !folder.is_dir() {
-        println!("skipped: no {}", folder.display());
+        skip("data", &format!("no {}", folder.display()));
         return None;
     }
     Some(folder)
@@ -117,11 +121,11 @@ fn imagenet_samples_decode_to_pillows_pixels() {
     for path in glob::glob(pattern.to_str().unwrap()).unwrap() {
         let path = path.unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        if compare(&path.display().to_string(), &bytes, &mut pillow, &mut decoder) {
-            count += 1;
-        }
+        let name = path.display().to_string();
+        count += usize::from(compare(&name, &bytes, &mut pillow, &mut decoder));
     }
     println!("{count} JPEGs equal");
+    assert!(count > 0, "no JPEG was compared");
 }
 
 #[test]
@@ -129,7 +133,7 @@ fn cifar_shards_decode_to_pillows_pixels() {
     let (Some(folder), Some(mut pillow)) = (data_folder(), Pillow::start()) else { return };
     let pattern = folder.join("cifar10/*.tar.zst");
     let Ok(set) = ShardSet::open(pattern.to_str().unwrap(), &OpenOptions::default()) else {
-        println!("skipped: no {}", pattern.display());
+        skip("data", &format!("no {}", pattern.display()));
         return;
     };
     let mut decoder = JpegDecoder::new();
@@ -139,10 +143,11 @@ fn cifar_shards_decode_to_pillows_pixels() {
         let mut sample = OwnedSample::default();
         while stream.next_into(&mut sample).unwrap() {
             if sample.format == Format::Jpeg {
-                compare(&sample.key, &sample.image, &mut pillow, &mut decoder);
-                count += 1;
+                let same = compare(&sample.key, &sample.image, &mut pillow, &mut decoder);
+                count += usize::from(same);
             }
         }
     }
     println!("{count} JPEGs equal");
+    assert!(count > 0, "no JPEG was compared");
 }

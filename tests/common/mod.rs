@@ -6,6 +6,8 @@ use std::process::Command;
 
 use bt_pipeline::synth::{self, Spec};
 
+pub mod skip;
+
 /// A tar of 96 images of 16 x 16 in four classes.
 pub fn tiny_shards(folder: &Path) -> PathBuf {
     write_tar(&folder.join("shards"), 96, |sample, label| {

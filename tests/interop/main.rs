@@ -23,7 +23,7 @@ fn python(modules: &str) -> Option<String> {
     if works.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    println!("skipped: `{python}` has not all of {modules} (set BT_PYTHON)");
+    common::skip::skip("python", &format!("`{python}` has not all of {modules} (set BT_PYTHON)"));
     None
 }
 
@@ -61,6 +61,6 @@ fn browser() -> Option<String> {
     if Command::new(&browser).arg("--version").output().is_ok_and(|o| o.status.success()) {
         return Some(browser);
     }
-    println!("skipped: there is no browser `{browser}` (set BT_BROWSER)");
+    common::skip::skip("browser", &format!("there is no browser `{browser}` (set BT_BROWSER)"));
     None
 }

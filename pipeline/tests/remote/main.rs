@@ -12,6 +12,8 @@ mod faults;
 mod hostile;
 mod plain;
 mod real;
+#[path = "../../../tests/common/skip.rs"]
+mod skip;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -12,6 +12,7 @@ use bt_pipeline::Shuffle;
 
 use crate::cache::{expected, seen, start};
 use crate::server::{Fault, Origin, Request, Server};
+use crate::skip::skip;
 use crate::{Data, ORDERS, cached, impatient, open, packed, run};
 
 /// A server that ends with the test.
@@ -40,7 +41,7 @@ fn wait_for(address: SocketAddr) {
 fn nginx(folder: &Path) -> Option<(Running, SocketAddr)> {
     let program = std::env::var("BT_NGINX").unwrap_or_else(|_| "nginx".to_owned());
     if Command::new(&program).arg("-v").output().is_err() {
-        println!("skipped: no `{program}` (set BT_NGINX)");
+        skip("nginx", &format!("no `{program}` (set BT_NGINX)"));
         return None;
     }
     let address = free_address();
@@ -133,7 +134,7 @@ fn an_s3_server_serves_the_same_bytes_by_brace_list_folder_glob_and_manifest() {
     let python = std::env::var("BT_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let has_moto = Command::new(&python).args(["-c", "import moto.server"]).output();
     if !has_moto.is_ok_and(|output| output.status.success()) {
-        println!("skipped: `{python}` has no moto[server] (set BT_PYTHON)");
+        skip("moto", &format!("`{python}` has no moto[server] (set BT_PYTHON)"));
         return;
     }
     let address = free_address();

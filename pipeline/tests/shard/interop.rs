@@ -10,6 +10,8 @@ use bt_pipeline::shard::{
     index_shards, pack,
 };
 
+use super::skip::skip;
+
 /// Runs a program; false, with a line of explanation, when it is not there.
 fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str], folder: &Path) -> bool {
     match Command::new(program.as_ref()).args(args).current_dir(folder).output() {
@@ -18,7 +20,8 @@ fn run(program: impl AsRef<std::ffi::OsStr>, args: &[&str], folder: &Path) -> bo
             panic!("{}: {}", program.as_ref().display(), String::from_utf8_lossy(&output.stderr))
         }
         Err(_) => {
-            println!("skipped: no {}", program.as_ref().display());
+            let name = program.as_ref().to_string_lossy();
+            skip(&name, &format!("no {name}"));
             false
         }
     }
@@ -32,7 +35,7 @@ fn python() -> Option<PathBuf> {
     if there.is_ok_and(|output| output.status.success()) {
         return Some(python);
     }
-    println!("skipped: no Python with webdataset (BT_PYTHON names one)");
+    skip("webdataset", "no Python with webdataset (BT_PYTHON names one)");
     None
 }
 
@@ -90,7 +93,7 @@ fn tars_of_gnu_tar_and_files_of_zstd_are_read() {
         .output()
         .is_ok_and(|o| o.stdout.starts_with(b"tar (GNU tar)"));
     if !is_gnu {
-        println!("skipped: no GNU tar");
+        skip("tar", "no GNU tar");
         return;
     }
     for format in ["gnu", "pax", "oldgnu"] {

@@ -12,6 +12,8 @@ mod read;
 mod readable;
 mod salvage;
 mod salvage_known;
+#[path = "../../../tests/common/skip.rs"]
+mod skip;
 mod sources;
 mod unpack;
 mod verify;

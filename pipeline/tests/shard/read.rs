@@ -378,7 +378,7 @@ fn patterns_name_folders_globs_lists_and_unions() {
 fn the_real_cifar_shards_read_well() {
     let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/data/cifar10");
     if !data.is_dir() {
-        println!("skipped: {} is missing", data.display());
+        super::skip::skip("data", &format!("{} is missing", data.display()));
         return;
     }
     let set = open(data.join("cifar10-test-{000000..000001}.tar.zst")).unwrap();

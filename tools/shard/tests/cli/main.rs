@@ -6,7 +6,11 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 mod options;
+#[path = "../../../../tests/common/skip.rs"]
+mod skip;
 mod told;
+
+use skip::skip;
 
 fn shard(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_shard")).args(args).output().unwrap()
@@ -220,7 +224,7 @@ fn a_shard_that_cannot_be_opened_for_want_of_descriptors_is_not_taken_for_lost()
         command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_shard")]);
         command.args(["verify", shards, "--repair", to, "--threads", "1"]);
         let Ok(output) = command.output() else {
-            println!("skipped: no bash");
+            skip("bash", "no bash");
             return;
         };
         let text = out(&output) + &err(&output);
@@ -361,7 +365,7 @@ fn with_small_files(kib: u32, args: &[&str]) -> Option<Output> {
     command.args(["-c", &script, "bash", env!("CARGO_BIN_EXE_shard")]).args(args);
     let output = command.output().ok().filter(|output| output.status.code() != Some(9));
     if output.is_none() {
-        println!("skipped: no bash, or no `ulimit -f`");
+        skip("bash", "no bash, or no `ulimit -f`");
     }
     output
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::{err, ok, out, shard, tree};
+use super::{err, ok, out, shard, skip, tree};
 
 #[test]
 fn sets_that_name_their_classes_differently_are_merged_with_a_warning() {
@@ -37,7 +37,7 @@ fn hard_links_in_an_archive_are_told_of() {
     let members = ["-cf", "l.tar", "a.png", "a.cls", "b.png", "b.cls"];
     let made = Command::new("tar").current_dir(root).args(members).status();
     if !made.is_ok_and(|status| status.success()) {
-        println!("skipped: no tar");
+        skip("tar", "no tar");
         return;
     }
     let shards = root.join("l.tar");
