@@ -39,42 +39,51 @@ pub fn read(path: &Path) -> Result<HashMap<String, Tensor>> {
 pub(super) const STEM: &str = "conv1.weight";
 
 /// What the parts of a backbone are called, and the numbers that they have as the children of an
-/// `nn.Sequential`: of torchvision's ResNet, with ReLU and max pool between them, and of lightly's
-/// for CIFAR, without.
+/// `nn.Sequential` of torchvision's ResNet, with ReLU and max pool between them.
 const PARTS: [&str; 6] = ["conv1", "bn1", "layer1", "layer2", "layer3", "layer4"];
-const NUMBERED: [[u8; 6]; 2] = [[0, 1, 4, 5, 6, 7], [0, 1, 2, 3, 4, 5]];
+const NUMBERED: [u8; 6] = [0, 1, 4, 5, 6, 7];
 
-/// Gives backbones of which lightly made an `nn.Sequential` the names of torchvision: `0.weight`
-/// becomes `conv1.weight`.
-fn with_parts_named(tensors: HashMap<String, Tensor>) -> HashMap<String, Tensor> {
-    let is_one = |prefix: &str, numbers: &[u8; 6]| {
-        let names = [0, 1, 2, 5].map(|part| match part {
-            0 | 1 => format!("{prefix}{}.weight", numbers[part]),
-            _ => format!("{prefix}{}.0.conv1.weight", numbers[part]),
-        });
-        names.iter().all(|name| tensors.contains_key(name))
+/// The same of lightly's ResNet for CIFAR, whose ReLU behind the stem is no child: as an
+/// `nn.Sequential` it is another network.
+const WITHOUT_RELU: [u8; 6] = [0, 1, 2, 3, 4, 5];
+
+/// Gives backbones of which an `nn.Sequential` was made, as in lightly's examples, the names of
+/// torchvision: `0.weight` becomes `conv1.weight`.
+///
+/// # Errors
+/// One without the ReLU behind its stem.
+fn with_parts_named(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+    let is_one = |prefix: &str, [conv1, bn1, layer1, .., layer4]: [u8; 6]| {
+        [
+            format!("{prefix}{conv1}.weight"),
+            format!("{prefix}{bn1}.weight"),
+            format!("{prefix}{layer1}.0.conv1.weight"),
+            format!("{prefix}{layer4}.0.conv1.weight"),
+        ]
+        .iter()
+        .all(|name| tensors.contains_key(name))
     };
-    let found: Vec<(String, [u8; 6])> = tensors
-        .keys()
-        .filter_map(|name| name.strip_suffix("0.weight"))
-        .filter_map(|prefix| {
-            let numbers = NUMBERED.into_iter().find(|numbers| is_one(prefix, numbers))?;
-            Some((prefix.to_owned(), numbers))
-        })
-        .collect();
+    let prefixes = || tensors.keys().filter_map(|name| name.strip_suffix("0.weight"));
+    if let Some(prefix) = prefixes().find(|prefix| is_one(prefix, WITHOUT_RELU)) {
+        bail!(
+            "the backbone behind `{prefix}` is lightly's ResNet within an nn.Sequential, which has no ReLU behind its \
+             first BatchNorm: no ResNet of ours computes the same"
+        );
+    }
+    let found: Vec<String> =
+        prefixes().filter(|prefix| is_one(prefix, NUMBERED)).map(str::to_owned).collect();
     let renamed = |name: String| {
-        for (prefix, numbers) in &found {
+        for prefix in &found {
             let inner = name.strip_prefix(prefix).and_then(|inner| inner.split_once('.'));
             let Some((number, rest)) = inner else { continue };
-            let part = numbers.iter().position(|n| n.to_string() == number);
+            let part = NUMBERED.iter().position(|n| n.to_string() == number);
             if let Some(part) = part {
-                let rest = rest.replace("shortcut.", "downsample.");
                 return format!("{prefix}{}.{rest}", PARTS[part]);
             }
         }
         name
     };
-    tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect()
+    Ok(tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect())
 }
 
 /// The backbone among `tensors`, under torchvision's names: those behind `prefix`, or, without one,
@@ -86,7 +95,7 @@ pub fn backbone(
     tensors: HashMap<String, Tensor>,
     prefix: Option<&str>,
 ) -> Result<HashMap<String, Tensor>> {
-    let tensors = with_parts_named(tensors);
+    let tensors = with_parts_named(tensors)?;
     let is_one = |prefix: &str| {
         [STEM, "bn1.weight", "layer1.0.conv1.weight"]
             .iter()
