@@ -5,7 +5,7 @@ use std::time::Duration;
 use bt_pipeline::stats::{Limit, Snapshot};
 
 use crate::config::{AugmentDevice, RunConfig, ShuffleKind};
-use crate::learner::WAIT;
+use crate::learner::StepPart;
 use crate::units::percent;
 
 /// What is known at the end of a run.
@@ -13,7 +13,7 @@ pub struct Observed<'a> {
     /// The loader's counters.
     pub loader: &'a Snapshot,
     /// The training thread's time by part.
-    pub laps: &'a [(&'static str, Duration)],
+    pub laps: &'a [(StepPart, Duration)],
     /// Wall time.
     pub wall: Duration,
     /// The loader's worker threads.
@@ -52,7 +52,7 @@ impl Observed<'_> {
             )
         });
         // Only a device's steps have this part.
-        let on_device = self.laps.iter().any(|(part, _)| *part == "device");
+        let on_device = self.laps.iter().any(|(part, _)| *part == StepPart::Device);
         let remedy = match limit {
             Limit::Read if config.data.shuffle == ShuffleKind::Global => {
                 "put the shards on a faster disk, or read them in order with data.shuffle = \"window\"".into()
@@ -87,29 +87,39 @@ impl Observed<'_> {
 
     fn of_step(&self, wall: f64) -> String {
         // The first batch of all is waited for, whoever is fast.
-        let of_step = self.laps.iter().filter(|(part, _)| *part != WAIT);
+        let of_step = self.laps.iter().filter(|(part, _)| *part != StepPart::WaitForData);
         let longest = of_step.max_by_key(|(_, time)| *time);
         let Some((part, time)) = longest else { return "no step was done".into() };
         let share = percent(time.as_secs_f64() / wall);
-        let remedy = match *part {
-            "evaluation" => "evaluate less often (eval.knn_every)",
-            "checkpoint" => "save less often (checkpoint.every_steps, checkpoint.every_epochs)",
-            "measure" => "diagnose less often (train.diagnose_every)",
-            "optimizer" => {
+        let remedy = match part {
+            StepPart::Evaluation => "evaluate less often (eval.knn_every)",
+            StepPart::Checkpoint => {
+                "save less often (checkpoint.every_steps, checkpoint.every_epochs)"
+            }
+            StepPart::Measure => "diagnose less often (train.diagnose_every)",
+            StepPart::Optimizer => {
                 "make the network smaller (model.projector) or the batch larger (train.batch_size)"
             }
-            "loss" => "make the projector's last layer narrower (model.projector)",
-            "device" => {
+            StepPart::Loss => "make the projector's last layer narrower (model.projector)",
+            StepPart::Device => {
                 "the device is busy, nothing waits for it; bf16 (train.precision), a smaller network (model.width, \
                  model.projector) or smaller views (views.both.random_resized_crop.size) would help, \
                  more loader threads or cores would not"
             }
-            _ => {
+            StepPart::WaitForData
+            | StepPart::CopyIn
+            | StepPart::Launch
+            | StepPart::Forward
+            | StepPart::Backward
+            | StepPart::Follow => {
                 "more cores, a smaller network (model.width, model.projector) or smaller views \
                  (views.both.random_resized_crop.size) would help, more loader threads would not"
             }
         };
-        format!("data was always there; the step's {part} took most, {share} of the time: {remedy}")
+        format!(
+            "data was always there; the step's {} took most, {share} of the time: {remedy}",
+            part.name()
+        )
     }
 }
 
@@ -121,7 +131,7 @@ mod tests {
         Duration::from_millis(millis)
     }
 
-    fn observed<'a>(loader: &'a Snapshot, laps: &'a [(&'static str, Duration)]) -> Observed<'a> {
+    fn observed<'a>(loader: &'a Snapshot, laps: &'a [(StepPart, Duration)]) -> Observed<'a> {
         Observed { loader, laps, wall: ms(1000), threads: 2, cores: 4, seekable: true }
     }
 
@@ -129,14 +139,14 @@ mod tests {
     fn the_setting_that_is_named_is_that_of_what_limits() {
         let config = RunConfig::default();
         let calm = Snapshot::default();
-        let laps = [("forward", ms(300)), ("evaluation", ms(600))];
+        let laps = [(StepPart::Forward, ms(300)), (StepPart::Evaluation, ms(600))];
         let said = observed(&calm, &laps).sentence(&config);
         assert!(
             said.contains("evaluation took most, 60.0%") && said.contains("eval.knn_every"),
             "{said}"
         );
 
-        let laps = [("wait for data", ms(900)), ("forward", ms(100))];
+        let laps = [(StepPart::WaitForData, ms(900)), (StepPart::Forward, ms(100))];
         let said = observed(&calm, &laps).sentence(&config);
         assert!(said.contains("data was always there; the step's forward took most"), "{said}");
 
@@ -153,7 +163,7 @@ mod tests {
         let augment = Snapshot { batch_wait: ms(500), augment: ms(1900), ..calm };
         let threads = observed(&augment, &laps).sentence(&config);
         assert!(threads.contains("raise data.threads"), "{threads}");
-        let laps = [("launch", ms(100)), ("device", ms(300))];
+        let laps = [(StepPart::Launch, ms(100)), (StepPart::Device, ms(300))];
         let said = observed(&augment, &laps).sentence(&config);
         assert!(said.contains("augment.device = \"cuda\""), "{said}");
         let said = observed(&calm, &laps).sentence(&config);

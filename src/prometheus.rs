@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use bt_pipeline::stats::Stats;
 use bt_pipeline::unpoisoned;
 
+use crate::learner::StepPart;
 use crate::metrics::Line;
 
 /// What the answering thread shows.
@@ -33,7 +34,7 @@ struct Shown {
     line: Line,
     knn: Option<f64>,
     /// Seconds by part of the step.
-    laps: Vec<(&'static str, Duration)>,
+    laps: Vec<(StepPart, Duration)>,
     stats: Option<Arc<Stats>>,
 }
 
@@ -49,7 +50,7 @@ impl Board {
     }
 
     /// A step is done, of so many source images; `laps` is the time of each part so far.
-    pub fn step(&self, step: u64, images: usize, laps: &[(&'static str, Duration)]) {
+    pub fn step(&self, step: u64, images: usize, laps: &[(StepPart, Duration)]) {
         let mut shown = self.lock();
         shown.step = step;
         shown.images += images as u64;
@@ -114,7 +115,7 @@ impl Board {
         const STEP: &str = "bt_stream_step_seconds_total";
         out.family(STEP, "counter", "Seconds of the training thread by part of the step.");
         for (part, time) in &shown.laps {
-            out.value(STEP, &format!("{{part=\"{part}\"}}"), time.as_secs_f64());
+            out.value(STEP, &format!("{{part=\"{}\"}}", part.name()), time.as_secs_f64());
         }
         if let Some(stats) = &shown.stats {
             loader(&mut out, stats);
@@ -328,8 +329,8 @@ mod tests {
         let server = Server::start("127.0.0.1:0".parse().unwrap(), Arc::clone(&board)).unwrap();
         let answer = ask(server.address(), "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
         assert!(answer.contains("bt_stream_step 2\n"), "those before a resume: {answer}");
-        board.step(3, 64, &[("forward", Duration::from_millis(1500))]);
-        board.step(4, 64, &[("forward", Duration::from_millis(2500))]);
+        board.step(3, 64, &[(StepPart::Forward, Duration::from_millis(1500))]);
+        board.step(4, 64, &[(StepPart::Forward, Duration::from_millis(2500))]);
         board.line(&Line { loss: Some(7.5), epoch: 0.5, ..Line::default() });
         board.line(&Line { knn: Some(0.25), ..Line::default() });
         board.follow(&Arc::new(Stats::default()));

@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::config::Misconfigured;
 use crate::intake::images_to;
-use crate::learner::{Learner, StepHooks};
+use crate::learner::{Learner, StepHooks, StepPart};
 use crate::nn::Engine;
 use crate::optim::Optimizer;
 
@@ -32,7 +32,7 @@ pub struct StepBench {
 
 /// Seconds of each part of one step, in order; a map in JSON.
 #[derive(Clone, Debug, Default)]
-pub struct StepTime(Vec<(&'static str, f64)>);
+pub struct StepTime(Vec<(StepPart, f64)>);
 
 impl StepTime {
     /// All of it.
@@ -41,14 +41,14 @@ impl StepTime {
     }
 
     /// One part.
-    pub fn of(&self, part: &str) -> Option<f64> {
-        self.0.iter().find(|(name, _)| *name == part).map(|(_, seconds)| *seconds)
+    pub fn of(&self, part: StepPart) -> Option<f64> {
+        self.0.iter().find(|(of, _)| *of == part).map(|(_, seconds)| *seconds)
     }
 }
 
 impl Serialize for StepTime {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().copied())
+        serializer.collect_map(self.0.iter().map(|(part, seconds)| (part.name(), seconds)))
     }
 }
 
@@ -88,7 +88,7 @@ impl StepTimings {
         let Some(first) = self.wall.first() else { return Vec::new() };
         let of = |steps: &[StepTime], part| median(steps.iter().filter_map(|step| step.of(part)));
         let parts = first.0.iter().map(|(part, _)| *part);
-        parts.map(|part| (part, of(&self.wall, part), of(&self.cpu, part))).collect()
+        parts.map(|part| (part.name(), of(&self.wall, part), of(&self.cpu, part))).collect()
     }
 
     /// Source images per second.
@@ -130,10 +130,10 @@ impl StepBench {
             let out = self.learner.gradients(&images, hooks)?.out;
             self.optimizer.step(&mut self.learner.params(), 1e-3, 1e-3)?;
             engine.wait()?;
-            clock.lap("optimizer");
+            clock.lap(StepPart::Optimizer);
             self.learner.follow(step as u64, all as u64)?;
             engine.wait()?;
-            clock.lap("follow");
+            clock.lap(StepPart::Follow);
             if step >= self.warmup {
                 wall.push(clock.wall);
                 cpu.push(clock.cpu);
@@ -193,7 +193,7 @@ impl Clock {
         Self { last, wall: StepTime::default(), cpu: StepTime::default() }
     }
 
-    fn lap(&mut self, part: &'static str) {
+    fn lap(&mut self, part: StepPart) {
         let now = (Instant::now(), cpu_seconds());
         self.wall.0.push((part, (now.0 - self.last.0).as_secs_f64()));
         self.cpu.0.push((part, now.1 - self.last.1));

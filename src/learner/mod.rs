@@ -29,12 +29,14 @@ mod emulated;
 mod micro_batches;
 mod not_finite;
 mod on_device;
+mod step_part;
 mod teacher;
 #[cfg(test)]
 mod tests;
 
 use micro_batches::MicroBatches;
 pub use on_device::warm_up;
+pub use step_part::StepPart;
 pub use teacher::Teacher;
 
 /// The network in training.
@@ -50,20 +52,17 @@ pub struct Learner {
     search: Option<not_finite::Search>,
 }
 
-/// The part of a step in which there is no batch.
-pub const WAIT: &str = "wait for data";
-
 /// Who hears of a step on its way.
 #[derive(Default)]
 pub struct StepHooks<'a> {
     /// Told of each part that is over.
-    pub lap: Option<&'a mut dyn FnMut(&'static str)>,
+    pub lap: Option<&'a mut dyn FnMut(StepPart)>,
     /// Called once where a device computes beside it, when that has something to do.
     pub meanwhile: Option<&'a mut dyn FnMut()>,
 }
 
 impl StepHooks<'_> {
-    fn over(&mut self, part: &'static str) {
+    fn over(&mut self, part: StepPart) {
         if let Some(lap) = &mut self.lap {
             lap(part);
         }
@@ -72,7 +71,7 @@ impl StepHooks<'_> {
     fn beside(&mut self) {
         if let Some(meanwhile) = self.meanwhile.take() {
             meanwhile();
-            self.over(WAIT);
+            self.over(StepPart::WaitForData);
         }
     }
 }
@@ -237,25 +236,25 @@ impl Learner {
     /// When `images` is of another form; what the device says.
     pub fn gradients(&mut self, images: &Tensor, mut hooks: StepHooks<'_>) -> Result<StepOutcome> {
         if self.begin(images)? {
-            hooks.over("launch");
+            hooks.over(StepPart::Launch);
             hooks.beside();
             let found = self.finish()?;
-            hooks.over("device");
+            hooks.over(StepPart::Device);
             return Ok(found);
         }
         self.forward(images)?;
-        hooks.over("forward");
+        hooks.over(StepPart::Forward);
         if self.net.engine().backend().is_some() {
             hooks.beside();
         }
         let mut out = self.loss()?;
-        hooks.over("loss");
+        hooks.over(StepPart::Loss);
         if !out.loss.is_finite() {
             return Ok(StepOutcome::of(out, None));
         }
         self.backward(&mut out)?;
         let bad = self.bad_gradient()?;
-        hooks.over("backward");
+        hooks.over(StepPart::Backward);
         Ok(StepOutcome::of(out, bad))
     }
 

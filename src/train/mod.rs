@@ -21,7 +21,7 @@ use bt_pipeline::trace::Trace;
 
 use crate::config::RunConfig;
 use crate::intake::Intake;
-use crate::learner::{StepOutcome, WAIT};
+use crate::learner::{StepOutcome, StepPart};
 use crate::signals::Stop;
 
 use clock::Clock;
@@ -129,7 +129,7 @@ impl Run {
                 Ok(arriving) => arriving,
             };
             let batch = arriving.batch();
-            clock.lap(WAIT);
+            clock.lap(StepPart::WaitForData);
             let begun = self.gradients(&arriving, clock, |intake| ahead = fetch(intake));
             let StepOutcome { out, trouble } = match begun {
                 Err(_) if stop.overdue() => {

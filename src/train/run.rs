@@ -14,7 +14,7 @@ use crate::checkpoint::{Checkpoint, State};
 use crate::config::RunConfig;
 use crate::eval::OnlineProbe;
 use crate::intake::{Arriving, Intake};
-use crate::learner::{Learner, StepHooks, StepOutcome};
+use crate::learner::{Learner, StepHooks, StepOutcome, StepPart};
 use crate::loss::LossOutput;
 use crate::metrics::Metrics;
 use crate::optim::{Optimizer, Schedule};
@@ -94,7 +94,7 @@ impl Run {
         mut fetch: impl FnMut(&mut Intake),
     ) -> Result<StepOutcome> {
         let images = self.intake.images(arriving)?;
-        clock.lap("copy in");
+        clock.lap(StepPart::CopyIn);
         self.learner.remember()?;
         let (learner, intake) = (&mut self.learner, &mut self.intake);
         let (mut lap, mut meanwhile) = (|part| clock.lap(part), || fetch(intake));
@@ -114,7 +114,7 @@ impl Run {
         let rates = self.schedule.rates(self.progress.step);
         self.optimizer.step(&mut self.learner.params(), rates.0, rates.1)?;
         self.learner.follow(self.progress.step, self.schedule.steps)?;
-        clock.lap("optimizer");
+        clock.lap(StepPart::Optimizer);
         self.progress.rewinds = 0;
         self.progress.images += batch.size as u64;
         self.advance(batch);
@@ -122,7 +122,7 @@ impl Run {
         self.diagnose(config, batch)?;
         self.metrics.count(batch.size, out);
         self.metrics.step(self.progress.step, batch.bad, rates, stats)?;
-        clock.lap("measure");
+        clock.lap(StepPart::Measure);
         self.board.iter().for_each(|board| board.step(self.progress.step, batch.size, &clock.laps));
         Ok(())
     }

@@ -13,6 +13,7 @@ use super::saver::Written;
 use crate::checkpoint::{self, State, Tensors};
 use crate::config::{OnCheckpointError, RunConfig};
 use crate::eval::OnlineProbe;
+use crate::learner::StepPart;
 use crate::nn::storage;
 use crate::print::one_line;
 use crate::signals::Stop;
@@ -43,7 +44,7 @@ impl Run {
             self.saver.begin(state, tensors);
         }
         if due {
-            clock.lap("checkpoint");
+            clock.lap(StepPart::Checkpoint);
         }
         self.evaluate(config, stop, clock)
     }
@@ -72,7 +73,7 @@ impl Run {
             }
             Ok(accuracy) => self.metrics.knn(self.progress.step, accuracy, begun.elapsed())?,
         }
-        clock.lap("evaluation");
+        clock.lap(StepPart::Evaluation);
         Ok(())
     }
 

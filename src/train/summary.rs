@@ -11,6 +11,7 @@ use super::clock::Clock;
 use super::run::Run;
 use crate::advice::Observed;
 use crate::config::RunConfig;
+use crate::learner::StepPart;
 use crate::signals::Stop;
 
 /// File in the run's folder that tells where the time went.
@@ -68,7 +69,7 @@ impl Run {
         stop: &Stop,
     ) -> Result<Summary> {
         self.save(config, stop)?;
-        clock.lap("checkpoint");
+        clock.lap(StepPart::Checkpoint);
         self.metrics.finish()?;
         let summary = match self.already_done(config, interrupted) {
             Some(earlier) => earlier,
@@ -106,7 +107,11 @@ impl Run {
             bad: loader.bad,
             interrupted,
             seconds: seconds(wall),
-            step_seconds: clock.laps.iter().map(|(n, t)| ((*n).to_owned(), seconds(*t))).collect(),
+            step_seconds: clock
+                .laps
+                .iter()
+                .map(|(part, time)| (part.name().to_owned(), seconds(*time)))
+                .collect(),
             loader_seconds: [
                 ("read", loader.read),
                 ("wait for the network", loader.network),
