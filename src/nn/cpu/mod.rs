@@ -18,6 +18,8 @@ pub mod product;
 pub mod weight_grad;
 pub mod winograd;
 
+use bytemuck::{Pod, Zeroable};
+
 /// A growable, line-aligned scratch of floats. Growing loses the content; it never shrinks.
 #[derive(Default)]
 pub struct Buffer {
@@ -25,9 +27,9 @@ pub struct Buffer {
 }
 
 /// One cache line; what gives [`Buffer`] its alignment.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line(#[allow(dead_code)] [f32; 16]);
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
 
 impl Buffer {
     /// `len` floats of unspecified content, allocated only when more than ever before are asked
@@ -40,9 +42,7 @@ impl Buffer {
             crate::nn::storage::ask_for_huge_pages(self.data.as_ptr(), lines);
             self.data.resize(lines, Line([0.0; 16]));
         }
-        // SAFETY: `Line` is 16 floats without padding, and `data` holds at least `len / 16` of
-        // them.
-        unsafe { std::slice::from_raw_parts_mut(self.data.as_mut_ptr().cast(), len) }
+        &mut bytemuck::cast_slice_mut(&mut self.data)[..len]
     }
 
     /// The first `len` floats, as `get` left them.
@@ -51,23 +51,22 @@ impl Buffer {
     /// When `get` was never called with `len` or more.
     pub fn filled(&self, len: usize) -> &[f32] {
         assert!(len <= self.data.len() * 16, "scratch was never filled to {len}");
-        // SAFETY: as in `get`; the length was checked just now.
-        unsafe { std::slice::from_raw_parts(self.data.as_ptr().cast(), len) }
+        &bytemuck::cast_slice(&self.data)[..len]
     }
 }
 
 /// A pointer that tasks of one parallel region share, each writing elements of its own.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(pub *mut f32);
+pub(crate) struct Shared<T = f32>(pub *mut T);
 
 // SAFETY: the pointer is only an address; each use states why its elements are nobody else's.
-unsafe impl Send for Shared {}
+unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T: Send> Sync for Shared<T> {}
 
-impl Shared {
+impl<T> Shared<T> {
     /// The address `offset` elements in; a method, so that closures capture the whole wrapper.
-    pub(crate) fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) fn at(self, offset: usize) -> *mut T {
         self.0.wrapping_add(offset)
     }
 }

@@ -59,7 +59,7 @@ pub fn max_forward(isa: Isa, s: &PoolShape, x: &[f32], y: &mut [f32], winner: &m
     let (oh, ow) = s.out();
     let row = ow * s.c;
     assert!(y.len() == s.n * oh * row && winner.len() == y.len());
-    let (y, winner) = (Shared(y.as_mut_ptr()), SharedBytes(winner.as_mut_ptr()));
+    let (y, winner) = (Shared(y.as_mut_ptr()), Shared(winner.as_mut_ptr()));
     each(s.n * oh, |task| {
         let (n, oy) = (task / oh, task % oh);
         // SAFETY: output row `task` of both, written by this task alone; lengths were checked.
@@ -139,20 +139,5 @@ pub fn mean_backward(dy: &[f32], area: usize, c: usize, dx: &mut [f32]) {
         let (first, rest) = dx.split_at_mut(c);
         first.iter_mut().zip(dy).for_each(|(x, y)| *x = y / area as f32);
         rest.chunks_exact_mut(c).for_each(|row| row.copy_from_slice(first));
-    }
-}
-
-/// As [`Shared`], for bytes.
-#[derive(Clone, Copy)]
-struct SharedBytes(*mut u8);
-
-// SAFETY: the pointer is only an address; its one use states why its elements are nobody else's.
-unsafe impl Send for SharedBytes {}
-// SAFETY: as above.
-unsafe impl Sync for SharedBytes {}
-
-impl SharedBytes {
-    fn at(self, offset: usize) -> *mut u8 {
-        self.0.wrapping_add(offset)
     }
 }
