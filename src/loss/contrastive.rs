@@ -3,6 +3,7 @@
 use rayon::prelude::*;
 
 use super::exp::shifted_exps;
+use crate::nn::cpu::micro::Isa;
 
 /// The two parts of a contrastive loss, each the mean over the rows.
 pub(crate) struct ContrastiveTerms {
@@ -22,7 +23,7 @@ pub(crate) fn softmax_rows(
     positive_and_skip: impl Fn(usize) -> (usize, usize) + Sync,
 ) -> ContrastiveTerms {
     let count = (s.len() / columns) as f64;
-    let inverse_t = 1.0 / temperature;
+    let (isa, inverse_t) = (Isa::best(), 1.0 / temperature);
     let rows: Vec<(f64, f64)> = s
         .par_chunks_mut(columns)
         .enumerate()
@@ -38,7 +39,7 @@ pub(crate) fn softmax_rows(
                 false => (similarity - f64::from(max) * inverse_t).exp(),
             };
             row[positive] = f32::NEG_INFINITY;
-            let others = shifted_exps(row, max, inverse_t as f32);
+            let others = shifted_exps(isa, row, max, inverse_t as f32);
             let sum = own + others;
             let to_grad = (inverse_t / (sum * count)) as f32;
             row.iter_mut().for_each(|e| *e *= to_grad);

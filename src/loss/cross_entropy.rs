@@ -15,6 +15,7 @@ use super::embeddings::column_fold;
 use super::exp::{exp, positive_exps};
 use super::matmul::{Mat, matmul_serial};
 use super::twins::{BarlowTerms, Twins};
+use crate::nn::cpu::micro::Isa;
 
 /// Rows of a tile of C (dimensions of view a).
 const TILE_ROWS: usize = 256;
@@ -134,12 +135,12 @@ impl<'a> Tiles<'a> {
     /// Writes b E^T and a E; returns the sum of exp((max(C, 0) - shift) / t) off the diagonal.
     fn run(mut self, to_a: &mut [f32], to_b: &mut [f32]) -> f64 {
         let (twins, dim) = (self.twins, self.twins.a.dim);
-        let (to_exponent, shift) = (self.to_exponent, self.shift);
+        let (isa, to_exponent, shift) = (Isa::best(), self.to_exponent, self.shift);
         for from in (0..dim).step_by(TILE_ROWS) {
             let rows = TILE_ROWS.min(dim - from);
             self.columns.par_iter_mut().for_each(|band| {
                 band.product(twins, from, rows);
-                band.exponentiate(from, rows, to_exponent, shift);
+                band.exponentiate(isa, from, rows, to_exponent, shift);
                 band.accumulate(twins, from, rows);
             });
             let bands = &self.columns;
@@ -169,14 +170,14 @@ impl ColumnBand {
     }
 
     /// tile = E; adds to the sum.
-    fn exponentiate(&mut self, from: usize, rows: usize, to_exponent: f32, shift: f32) {
+    fn exponentiate(&mut self, isa: Isa, from: usize, rows: usize, to_exponent: f32, shift: f32) {
         for (i, row) in self.tile[..rows * self.count].chunks_exact_mut(self.count).enumerate() {
             if let Some(c_ii) = (from + i).checked_sub(self.from).and_then(|j| row.get_mut(j)) {
                 // Counts as exp(0 - shift) in the loop; taken away here.
                 *c_ii = 0.0;
                 self.sum -= f64::from(exp(-shift));
             }
-            self.sum += positive_exps(row, to_exponent, shift);
+            self.sum += positive_exps(isa, row, to_exponent, shift);
         }
     }
 

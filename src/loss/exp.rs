@@ -4,6 +4,8 @@
 //! kernel is one plain loop, its specification, compiled for several instruction sets; as the
 //! compiler neither reorders nor fuses floating-point operations, all give the same bits.
 
+use crate::nn::cpu::micro::vectorised;
+
 /// exp(x) for |x| below about 87, within 2 units in the last place; clamped beyond.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
@@ -31,99 +33,61 @@ const LANES: usize = 16;
 /// Elements that are summed in f32 before their sum goes on in f64.
 const BLOCK: usize = 1024;
 
-/// Compiles `$body` for each instruction set and picks the best one that the CPU has.
-macro_rules! dispatched {
-    ($(#[$doc:meta])* $name:ident, $body:ident) => {
-        $(#[$doc])*
-        pub(crate) fn $name(row: &mut [f32], a: f32, b: f32) -> f64 {
-            #[cfg(target_arch = "x86_64")]
-            {
-                #[target_feature(enable = "avx512f")]
-                fn avx512(row: &mut [f32], a: f32, b: f32) -> f64 {
-                    $body(row, a, b)
-                }
-                #[target_feature(enable = "avx2")]
-                fn avx2(row: &mut [f32], a: f32, b: f32) -> f64 {
-                    $body(row, a, b)
-                }
-                if is_x86_feature_detected!("avx512f") {
-                    // SAFETY: the CPU has AVX-512F, as was just asked.
-                    return unsafe { avx512(row, a, b) };
-                }
-                if is_x86_feature_detected!("avx2") {
-                    // SAFETY: the CPU has AVX2, as was just asked.
-                    return unsafe { avx2(row, a, b) };
+vectorised! {
+    /// Replaces each x by e = exp((x - max) scale) and returns their sum: a soft-max's inside.
+    pub(crate) fn shifted_exps(row: &mut [f32], max: f32, scale: f32) -> f64 {
+        let mut total = 0.0;
+        for block in row.chunks_mut(BLOCK) {
+            let mut sums = [0f32; LANES];
+            let mut whole = block.chunks_exact_mut(LANES);
+            for lanes in &mut whole {
+                for (x, sum) in lanes.iter_mut().zip(&mut sums) {
+                    *x = exp((*x - max) * scale);
+                    *sum += *x;
                 }
             }
-            $body(row, a, b)
-        }
-    };
-}
-
-dispatched!(
-    /// Replaces each x by e = exp((x - max) scale) and returns their sum: a soft-max's inside.
-    shifted_exps,
-    shifted_exps_plain
-);
-
-dispatched!(
-    /// With c = x scale: replaces x by e = exp(max(c, 0) - shift) where c > 0, else by 0, and
-    /// returns the sum of all e, those of c <= 0 too: the cross-entropy's redundancy term.
-    positive_exps,
-    positive_exps_plain
-);
-
-#[inline(always)]
-fn shifted_exps_plain(row: &mut [f32], max: f32, scale: f32) -> f64 {
-    let mut total = 0.0;
-    for block in row.chunks_mut(BLOCK) {
-        let mut sums = [0f32; LANES];
-        let mut whole = block.chunks_exact_mut(LANES);
-        for lanes in &mut whole {
-            for (x, sum) in lanes.iter_mut().zip(&mut sums) {
+            for (x, sum) in whole.into_remainder().iter_mut().zip(&mut sums) {
                 *x = exp((*x - max) * scale);
                 *sum += *x;
             }
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
         }
-        for (x, sum) in whole.into_remainder().iter_mut().zip(&mut sums) {
-            *x = exp((*x - max) * scale);
-            *sum += *x;
-        }
-        total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        total
     }
-    total
-}
 
-#[inline(always)]
-fn positive_exps_plain(row: &mut [f32], scale: f32, shift: f32) -> f64 {
-    let mut total = 0.0;
-    for block in row.chunks_mut(BLOCK) {
-        let mut sums = [0f32; LANES];
-        let mut whole = block.chunks_exact_mut(LANES);
-        for lanes in &mut whole {
-            for (x, sum) in lanes.iter_mut().zip(&mut sums) {
+    /// With c = x scale: replaces x by e = exp(max(c, 0) - shift) where c > 0, else by 0, and
+    /// returns the sum of all e, those of c <= 0 too: the cross-entropy's redundancy term.
+    pub(crate) fn positive_exps(row: &mut [f32], scale: f32, shift: f32) -> f64 {
+        let mut total = 0.0;
+        for block in row.chunks_mut(BLOCK) {
+            let mut sums = [0f32; LANES];
+            let mut whole = block.chunks_exact_mut(LANES);
+            for lanes in &mut whole {
+                for (x, sum) in lanes.iter_mut().zip(&mut sums) {
+                    let c = *x * scale;
+                    let e = exp(c.max(0.0) - shift);
+                    *sum += e;
+                    *x = if c > 0.0 { e } else { 0.0 };
+                }
+            }
+            for (x, sum) in whole.into_remainder().iter_mut().zip(&mut sums) {
                 let c = *x * scale;
                 let e = exp(c.max(0.0) - shift);
                 *sum += e;
                 *x = if c > 0.0 { e } else { 0.0 };
             }
+            total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
         }
-        for (x, sum) in whole.into_remainder().iter_mut().zip(&mut sums) {
-            let c = *x * scale;
-            let e = exp(c.max(0.0) - shift);
-            *sum += e;
-            *x = if c > 0.0 { e } else { 0.0 };
-        }
-        total += sums.iter().map(|sum| f64::from(*sum)).sum::<f64>();
+        total
     }
-    total
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::cpu::micro::Isa;
 
-    type Kernel = fn(&mut [f32], f32, f32) -> f64;
+    type Kernel = fn(Isa, &mut [f32], f32, f32) -> f64;
 
     #[test]
     fn agrees_with_the_library_to_a_few_ulps() {
@@ -136,17 +100,21 @@ mod tests {
 
     #[test]
     fn vector_kernels_have_the_plain_loops_bits_at_any_length() {
+        let kernels: [Kernel; 2] = [shifted_exps, positive_exps];
+        let plain = Isa::all()[0];
         let mut rng = bt_pipeline::rng::Rng::keyed(5, 0, 0, 0);
         for len in (0..70).chain([255, 1023, 1024, 1025, 3000]) {
             let row: Vec<f32> = (0..len).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
             for (a, b) in [(0.9, 10.0), (7.5, 0.25)] {
-                let kernels: [(Kernel, Kernel); 2] =
-                    [(shifted_exps, shifted_exps_plain), (positive_exps, positive_exps_plain)];
-                for (fast, plain) in kernels {
-                    let (mut x, mut y) = (row.clone(), row.clone());
-                    let (fast, plain) = (fast(&mut x, a, b), plain(&mut y, a, b));
-                    assert_eq!(fast.to_bits(), plain.to_bits(), "{len}");
-                    assert!(x.iter().zip(&y).all(|(x, y)| x.to_bits() == y.to_bits()), "{len}");
+                for kernel in kernels {
+                    let mut want = row.clone();
+                    let sum = kernel(plain, &mut want, a, b).to_bits();
+                    for isa in Isa::all() {
+                        let mut got = row.clone();
+                        assert_eq!(kernel(isa, &mut got, a, b).to_bits(), sum, "{isa:?}, {len}");
+                        let same = |(x, y): (&f32, &f32)| x.to_bits() == y.to_bits();
+                        assert!(got.iter().zip(&want).all(same), "{isa:?}, {len}");
+                    }
                 }
             }
         }
@@ -156,10 +124,10 @@ mod tests {
     fn sums_follow_the_definition() {
         let row = [0.5f32, -0.25, 0.125];
         let (mut x, mut y) = (row, row);
-        let shifted = shifted_exps(&mut x, 0.5, 2.0);
+        let shifted = shifted_exps(Isa::best(), &mut x, 0.5, 2.0);
         let want: f64 = row.iter().map(|x| ((f64::from(*x) - 0.5) * 2.0).exp()).sum();
         assert!((shifted - want).abs() < 1e-6);
-        let positive = positive_exps(&mut y, 2.0, 0.1);
+        let positive = positive_exps(Isa::best(), &mut y, 2.0, 0.1);
         let want: f64 = row.iter().map(|x| ((f64::from(*x) * 2.0).max(0.0) - 0.1).exp()).sum();
         assert!((positive - want).abs() < 1e-6 && y[1] == 0.0 && y[0] > 2.0);
     }

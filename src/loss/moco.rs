@@ -28,6 +28,7 @@ use super::{
     Embeddings, LossOutput, Momentum, Needs, Objective, Registration, at_least, at_most, described,
     parse, positive, share,
 };
+use crate::nn::cpu::micro::Isa;
 use crate::nn::storage;
 
 /// `method = "moco"`.
@@ -240,7 +241,7 @@ fn contrast(q: &Normalized, k: &Normalized, negatives: &[f32], t: f64) -> Contra
     let queue = Mat::new(negatives, negatives.len() / dim, dim);
     let mut s = matmul(Mat::new(&q.hat, n, dim), queue.t());
     let (count, inverse_t) = (queue.rows, 1.0 / t);
-    let to_mean = 1.0 / n as f64;
+    let (isa, to_mean) = (Isa::best(), 1.0 / n as f64);
     // Similarities become the gradient with respect to them; of the positive it is returned.
     let rows: Vec<(f64, f64, f32)> = s
         .par_chunks_mut(count)
@@ -248,7 +249,7 @@ fn contrast(q: &Normalized, k: &Normalized, negatives: &[f32], t: f64) -> Contra
         .map(|(i, row)| {
             let own = dot(&q.hat[i * dim..][..dim], &k.hat[i * dim..][..dim]);
             let max = row.iter().copied().fold(own as f32, f32::max);
-            let others = shifted_exps(row, max, inverse_t as f32);
+            let others = shifted_exps(isa, row, max, inverse_t as f32);
             let positive = ((own - f64::from(max)) * inverse_t).exp();
             let sum = positive + others;
             let to_grad = (to_mean * inverse_t / sum) as f32;

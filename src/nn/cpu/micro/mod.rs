@@ -25,6 +25,10 @@ pub const BLOCK: usize = 16;
 pub const BLOCKS: usize = 3;
 
 /// The instruction set that the kernels use; can be had only where the CPU has it.
+///
+/// Not `bt_pipeline::Level`, which proves other features: with AVX2 no fused multiply-adds, which the
+/// kernels use, and with AVX-512 VNNI, which CPUs lack that run them well. A run's weights depend on
+/// the set, and so it does not follow what the loader asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Isa(Kind);
 
@@ -51,19 +55,19 @@ pub(crate) enum Lanes {
 }
 
 /// Defines functions whose plain loops are compiled once per instruction set and chosen by a
-/// leading `Isa` argument. No fused multiply-adds: all versions give the same bits.
+/// leading [`Isa`] argument. No fused multiply-adds: all versions give the same bits.
 macro_rules! vectorised {
-    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $body:block)*) => {$(
+    ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
-        $vis fn $name(isa: $crate::nn::cpu::micro::Isa, $($arg: $ty),*) {
+        $vis fn $name(isa: $crate::nn::cpu::micro::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[inline(always)]
-            fn body($($arg: $ty),*) $body
+            fn body($($arg: $ty),*) $(-> $ret)? $body
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx2")]
-            fn avx2($($arg: $ty),*) { body($($arg),*) }
+            fn avx2($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             #[cfg(target_arch = "x86_64")]
             #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($arg: $ty),*) { body($($arg),*) }
+            fn avx512($($arg: $ty),*) $(-> $ret)? { body($($arg),*) }
             use $crate::nn::cpu::micro::Lanes;
             match isa.lanes() {
                 Lanes::Baseline => body($($arg),*),
