@@ -21,7 +21,7 @@ pub(crate) const NOT_NEGATIVE: Range =
 pub(crate) const SHARE: Range =
     Range { holds: |value| (0.0..=1.0).contains(&value), words: "must lie between 0 and 1" };
 /// A share of a whole that is not nothing.
-pub(crate) const SOME: Range = Range {
+pub(crate) const SHARE_ABOVE_0: Range = Range {
     holds: |value| value > 0.0 && value <= 1.0,
     words: "must be greater than 0 and at most 1",
 };
@@ -96,9 +96,9 @@ mod tests {
         assert_eq!(held(&POSITIVE), [false, false, true, true, true]);
         assert_eq!(held(&NOT_NEGATIVE), [false, true, true, true, true]);
         assert_eq!(held(&SHARE), [false, true, true, true, false]);
-        assert_eq!(held(&SOME), [false, false, true, true, false]);
+        assert_eq!(held(&SHARE_ABOVE_0), [false, false, true, true, false]);
         assert_eq!(held(&PART), [false, true, true, false, false]);
-        for range in [&POSITIVE, &NOT_NEGATIVE, &SHARE, &SOME, &PART] {
+        for range in [&POSITIVE, &NOT_NEGATIVE, &SHARE, &SHARE_ABOVE_0, &PART] {
             for value in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY] {
                 assert!(
                     range.check("k", value).is_err() && range.parse(&value.to_string()).is_err()

@@ -8,7 +8,7 @@ use bt_pipeline::ShardSet;
 use clap::Args;
 
 use super::evaluated::Evaluated;
-use super::{count, not_negative, positive, share};
+use super::{count, not_negative, positive, share_above_0};
 use crate::config::Misconfigured;
 use crate::device::evaluation_device;
 use crate::eval::Score;
@@ -26,7 +26,7 @@ pub struct LinearArgs {
     #[command(flatten)]
     what: Evaluated,
     /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share_above_0)]
     labels: f64,
     /// Train the backbone too, with a rate of its own
     #[arg(long)]

@@ -126,8 +126,8 @@ impl TraceArgs {
 }
 
 /// A share of a whole, above 0 and at most 1.
-pub(crate) fn share(text: &str) -> Result<f64, String> {
-    checks::SOME.parse(text)
+pub(crate) fn share_above_0(text: &str) -> Result<f64, String> {
+    checks::SHARE_ABOVE_0.parse(text)
 }
 
 /// A part of a whole, at least 0 and below 1.

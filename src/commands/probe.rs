@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use super::evaluated::Compared;
-use super::{count, not_negative, part, share};
+use super::{count, not_negative, part, share_above_0};
 use crate::eval::ProbeConfig;
 use crate::eval::compare::FeaturePair;
 
@@ -23,7 +23,7 @@ pub struct ProbeArgs {
     #[arg(long, default_value_t = 150, value_parser = count)]
     iterations: usize,
     /// Learn from this share of each class only, at least one sample of each, as in `--labels 0.01`
-    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share)]
+    #[arg(long, value_name = "SHARE", default_value_t = 1.0, value_parser = share_above_0)]
     labels: f64,
     /// Decides what is held out, and which labels are used
     #[arg(long, default_value_t = 0)]

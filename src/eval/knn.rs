@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 
 use super::Features;
+use crate::checks::positive;
 use crate::loss::matmul::{Mat, matmul_serial};
 
 /// Queries that one task classifies, and references it compares at a time: the
@@ -74,10 +75,8 @@ fn predict(
     given_up: &AtomicBool,
 ) -> Result<Vec<u32>> {
     references.check_labelled("the reference set")?;
+    positive("the temperature", config.temperature)?;
     let neighbours = nearest_unless(&mut references, queries, config.k, given_up)?;
-    if config.temperature.is_nan() || config.temperature <= 0.0 {
-        bail!("the temperature must be positive, not {}", config.temperature);
-    }
     let vote = |near: &Vec<Neighbour>| {
         // Of the classes that are near alone: labels may be any numbers.
         let mut votes = BTreeMap::<u32, f64>::new();
@@ -298,7 +297,9 @@ mod tests {
         assert!(knn_predict(references.clone(), queries, KnnConfig::default()).is_err());
         let zero = KnnConfig { k: 0, temperature: 0.1 };
         assert!(knn_predict(references.clone(), references.clone(), zero).is_err());
-        let cold = KnnConfig { k: 1, temperature: 0.0 };
-        assert!(knn_predict(references.clone(), references, cold).is_err());
+        for temperature in [0.0, -0.1, f64::NAN, f64::INFINITY] {
+            let config = KnnConfig { k: 1, temperature };
+            assert!(knn_predict(references.clone(), references.clone(), config).is_err());
+        }
     }
 }

@@ -14,6 +14,7 @@ use rayon::prelude::*;
 use super::Features;
 use super::classify;
 use super::lbfgs;
+use crate::checks::PART;
 use crate::loss::matmul::{Mat, matmul_serial};
 
 /// Rows that are multiplied at a time.
@@ -184,9 +185,7 @@ fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
     if decays.is_empty() || decays.iter().any(|d| !d.is_finite() || *d < 0.0) {
         bail!("weight decays must be given and not be negative: {:?}", config.decays);
     }
-    if !(0.0..1.0).contains(&config.held_out) {
-        bail!("the held-out share must lie between 0 and 1, not {}", config.held_out);
-    }
+    PART.check("the held-out share", config.held_out)?;
     let mut rng = Rng::keyed(config.seed, 0, 0, HELD_OUT);
     let (check, fit): (Vec<usize>, Vec<usize>) =
         (0..train.len()).partition(|_| rng.chance(config.held_out));
