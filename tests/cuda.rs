@@ -17,10 +17,10 @@ use bt_stream::intake::Intake;
 use bt_stream::metrics::{Line, METRICS_FILE};
 use bt_stream::nn::storage;
 use bt_stream::signals::Stop;
-use bt_stream::train::train;
+use bt_stream::train::ResumeFrom;
 use candle_core::{Device, DeviceLocation};
 
-use common::{bt_stream, newest_weights, tiny_run, tiny_shards, tiny_study};
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards, tiny_study, train};
 
 /// Writes shards of `images` images and returns what names them.
 fn shards(dir: &Path, images: u64, side: usize) -> String {
@@ -99,7 +99,7 @@ fn losses(shards: &str, device: &str, settings: &[&str]) -> Result<Vec<f64>> {
         "train.log_every=1",
         "eval.knn_every=0",
     ];
-    let run = |epochs: u64, resume: bool| -> Result<()> {
+    let run = |epochs: u64, from: ResumeFrom| -> Result<()> {
         let mut all: Vec<String> = own.iter().chain(settings).map(|&text| text.into()).collect();
         all.push(format!("data.train='{shards}'"));
         all.push(format!("data.val='{shards}'"));
@@ -107,11 +107,11 @@ fn losses(shards: &str, device: &str, settings: &[&str]) -> Result<Vec<f64>> {
         all.push(format!("train.device='{device}'"));
         all.push(format!("train.epochs={epochs}"));
         let config = RunConfig::parse("", "", &all)?;
-        train(&config, resume, &Stop::default()).map(drop)?;
+        train(&config, &from, &Stop::default()).map(drop)?;
         Ok(())
     };
-    run(2, false)?;
-    run(3, true)?;
+    run(2, ResumeFrom::Scratch)?;
+    run(3, ResumeFrom::Latest)?;
     let lines = std::fs::read_to_string(dir.path().join("run").join(METRICS_FILE))?;
     let lines = lines.lines().map(serde_json::from_str::<Line>);
     Ok(lines.collect::<Result<Vec<_>, _>>()?.iter().filter_map(|line| line.loss).collect())

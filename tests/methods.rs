@@ -8,8 +8,8 @@ use std::path::Path;
 use bt_stream::config::RunConfig;
 use bt_stream::loss::OBJECTIVES;
 use bt_stream::signals::Stop;
-use bt_stream::train::train;
-use common::tiny_shards;
+use bt_stream::train::ResumeFrom;
+use common::{tiny_shards, train};
 
 fn config(method: &str, shards: &Path, dir: &Path) -> RunConfig {
     let text = r#"
@@ -90,13 +90,15 @@ fn interrupt(method: &str, parts: usize, shards: &Path, folder: &Path) {
         config
     };
     let (calm, broken) = (folder.join(method), folder.join(format!("{method}-2")));
-    train(&config(&calm), false, &Stop::default()).unwrap();
+    train(&config(&calm), &ResumeFrom::Scratch, &Stop::default()).unwrap();
     let config = config(&broken);
     let mut runs = 0;
     // Raised before, it ends each run after one step.
     let stop = Stop::default();
     stop.raise();
-    while train(&config, runs > 0, &stop).unwrap().interrupted {
+    let mut from = ResumeFrom::Scratch;
+    while train(&config, &from, &stop).unwrap().interrupted {
+        from = ResumeFrom::Latest;
         runs += 1;
         assert!(runs < 10);
     }
@@ -119,7 +121,7 @@ fn an_online_probe_is_logged_and_changes_no_weight() {
         let mut config = config("barlow", &shards, &dir);
         config.eval.online_probe = probe;
         config.train.epochs = 8;
-        train(&config, false, &Stop::default()).unwrap();
+        train(&config, &ResumeFrom::Scratch, &Stop::default()).unwrap();
         let files = newest(&dir);
         files.into_iter().find(|(name, _)| name == "weights.safetensors").unwrap()
     };
@@ -138,9 +140,9 @@ fn an_online_probe_is_logged_and_changes_no_weight() {
     let dir = folder.path().join("ruined");
     let mut config = config("barlow", &shards, &dir);
     config.eval.online_lr = 1e38;
-    for epochs in [1, 2] {
+    for (epochs, from) in [(1, ResumeFrom::Scratch), (2, ResumeFrom::Latest)] {
         config.train.epochs = epochs;
-        train(&config, epochs > 1, &Stop::default()).unwrap();
+        train(&config, &from, &Stop::default()).unwrap();
         assert!(newest(&dir).iter().all(|(name, _)| name != "probe.safetensors"));
     }
     let lines = bt_stream::metrics::read(&dir).unwrap();

@@ -12,8 +12,8 @@ use bt_stream::checkpoint;
 use bt_stream::config::RunConfig;
 use bt_stream::metrics::LEDGER_FILE;
 use bt_stream::signals::Stop;
-use bt_stream::train::train;
-use common::{bt_stream, newest_weights, tiny_run, tiny_shards, write_tar};
+use bt_stream::train::ResumeFrom;
+use common::{bt_stream, newest_weights, tiny_run, tiny_shards, train, write_tar};
 
 fn start(shards: &Path, dir: &Path, resume: bool) -> Child {
     let mut command = tiny_run(shards, dir);
@@ -161,8 +161,9 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
             // Each process ends after one step.
             stop.raise();
         }
-        let mut resumed = 0;
-        while train(&config, resumed > 0, &stop).unwrap().interrupted {
+        let (mut resumed, mut from) = (0, ResumeFrom::Scratch);
+        while train(&config, &from, &stop).unwrap().interrupted {
+            from = ResumeFrom::Latest;
             resumed += 1;
         }
         assert_eq!(resumed, if interrupted { 9 } else { 0 });

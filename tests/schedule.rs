@@ -12,9 +12,9 @@ use bt_stream::data::open_set;
 use bt_stream::intake::images_of;
 use bt_stream::learner::{Learner, StepHooks};
 use bt_stream::signals::Stop;
-use bt_stream::train::train;
+use bt_stream::train::ResumeFrom;
 use candle_core::{Device, Tensor};
-use common::tiny_shards;
+use common::{tiny_shards, train};
 
 /// 96 images in batches of 24: two epochs of four steps, the first of them all warm-up.
 const BATCH: usize = 24;
@@ -77,7 +77,7 @@ fn a_run_takes_each_step_at_the_rates_of_the_authors_schedule() {
     let dir = folder.path().join("run");
     let named = [("data.train", &shards), ("train.dir", &dir)].map(|(k, v)| format!("{k}={v:?}"));
     let config = RunConfig::parse(&text, "", &named).unwrap();
-    assert_eq!(train(&config, false, &Stop::default()).unwrap().steps, STEPS);
+    assert_eq!(train(&config, &ResumeFrom::Scratch, &Stop::default()).unwrap().steps, STEPS);
 
     // The epochs' diagnostics have lines of their own.
     let mut lines = bt_stream::metrics::read(&dir).unwrap();

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, bail};
 use bt_pipeline::shard::ShardSet;
 use clap::Args;
 
+use crate::checkpoint;
 use crate::commands::path_flag;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig};
 use crate::data::open_set;
@@ -24,8 +25,8 @@ use crate::model::TwinNet;
 use crate::picture::{Correlation, Sample, views};
 use crate::report::collect::{self, correlation};
 use crate::report::{Neighbours, Report, TimeTable, render};
+use crate::train::{self, ResumeFrom, RunOutputs};
 use crate::units::{duration, percent};
-use crate::{checkpoint, train};
 
 /// Arguments of `bt-stream quickstart`.
 #[derive(Args, Debug)]
@@ -85,7 +86,7 @@ pub fn run(args: QuickstartArgs) -> Result<()> {
         data.train.len()
     );
     let stop = crate::signals::Stop::on_signals()?;
-    let summary = train::train(&config, false, &stop)?;
+    let summary = train::train(&config, &ResumeFrom::Scratch, &stop, &RunOutputs::default())?;
     if let (true, Some(interrupted)) = (summary.interrupted, stop.interrupted()) {
         return Err(interrupted).context("`bt-stream quickstart` starts anew");
     }

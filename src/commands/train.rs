@@ -11,7 +11,7 @@ use crate::checkpoint;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig, leaves};
 use crate::metrics::LEDGER_FILE;
 use crate::optim::OptimizerKind;
-use crate::train::{ResumeFrom, RunOutputs, Summary, train_with};
+use crate::train::{ResumeFrom, RunOutputs, Summary};
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -178,7 +178,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let trace = args.trace.begin()?;
     let outputs =
         RunOutputs { prometheus: args.metrics, trace: trace.clone(), ..Default::default() };
-    let outcome = train_with(&config, &args.resume_from(), &stop, &outputs);
+    let outcome = crate::train::train(&config, &args.resume_from(), &stop, &outputs);
     // A trace may be large. One that cannot be written takes no summary away.
     let _hold = stop.hold();
     let traced = args.trace.write(trace.as_ref());

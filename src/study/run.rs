@@ -340,7 +340,7 @@ fn run_cell(
             true => ResumeFrom::Latest,
             false => ResumeFrom::Scratch,
         };
-        match train::train_with(&config, &from, stop, &outputs) {
+        match train::train(&config, &from, stop, &outputs) {
             Ok(summary) if summary.interrupted => return Ok(None),
             Ok(_) => Some(checkpoint::find(dir)?.network(&device)?),
             Err(error) => match error.downcast::<Diverged>() {

@@ -55,21 +55,12 @@ pub enum ResumeFrom {
     Checkpoint(PathBuf),
 }
 
-/// As [`train_with`], with no outputs beside the run's folder.
-///
-/// # Errors
-/// As [`train_with`].
-pub fn train(config: &RunConfig, resume: bool, stop: &Stop) -> Result<Summary> {
-    let from = if resume { ResumeFrom::Latest } else { ResumeFrom::Scratch };
-    train_with(config, &from, stop, &RunOutputs::default())
-}
-
 /// Trains as `config` says, beginning at `from`. `stop` ends the run after the step in progress,
 /// or, when that takes too long, before it, with a checkpoint of the steps that were done.
 ///
 /// # Errors
 /// What the configuration, the data, the disk or the numbers do not allow.
-pub fn train_with(
+pub fn train(
     config: &RunConfig,
     from: &ResumeFrom,
     stop: &Stop,

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use bt_pipeline::synth::{self, Spec};
+use bt_stream::config::RunConfig;
+use bt_stream::signals::Stop;
+use bt_stream::train::{ResumeFrom, RunOutputs, Summary};
 
 pub mod skip;
 
@@ -75,6 +78,11 @@ pub fn tiny_run(shards: &Path, dir: &Path) -> Command {
         command.arg("--set").arg(setting);
     }
     command
+}
+
+/// Trains in this process, with no outputs beside the run's folder.
+pub fn train(config: &RunConfig, from: &ResumeFrom, stop: &Stop) -> anyhow::Result<Summary> {
+    bt_stream::train::train(config, from, stop, &RunOutputs::default())
 }
 
 /// The bytes of the newest checkpoint's weights and optimizer state.
