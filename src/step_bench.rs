@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 use bt_pipeline::measure::cpu_seconds;
+use bt_pipeline::rng::Rng;
 use candle_core::{Device, Tensor};
 use serde::{Serialize, Serializer};
 
@@ -116,7 +117,7 @@ impl StepBench {
     /// When a step fails.
     pub fn run(mut self) -> Result<StepTimings> {
         let engine = self.learner.net().engine().clone();
-        let images = random_images(&engine, self.batch, self.size)?;
+        let images = random_images(&engine, self.batch, self.size, 0)?;
         let all = self.warmup + self.steps;
         let (mut wall, mut cpu, mut final_loss) = (Vec::new(), Vec::new(), f64::NAN);
         for step in 0..all {
@@ -152,8 +153,8 @@ impl StepBench {
     }
 }
 
-/// A batch's views of unit variance, `[2 * batch, height, width, channels]`, as the engine takes
-/// them.
+/// A batch's views, `[2 * batch, height, width, channels]`, as the engine takes them: uniform in
+/// [-1, 1), the same for the same seed.
 ///
 /// # Errors
 /// More than the memory holds; what the device says.
@@ -161,15 +162,19 @@ pub fn random_images(
     engine: &Engine,
     batch: usize,
     (height, width): (usize, usize),
+    seed: u64,
 ) -> Result<Tensor> {
     check_room(batch, (height, width))?;
-    let host = Tensor::randn(0f32, 1.0, (2 * batch, height, width, 3), &Device::Cpu)?;
+    let mut rng = Rng::keyed(seed, 0, 0, 0);
+    let count = 2 * batch * height * width * 3;
+    let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
+    let host = Tensor::from_vec(values, (2 * batch, height, width, 3), &Device::Cpu)?;
     Ok(images_to(&host, engine)?)
 }
 
 /// Refuses a batch whose views no memory holds: who asks for it all the same is ended without a
 /// word.
-pub(crate) fn check_room(batch: usize, (height, width): (usize, usize)) -> Result<()> {
+fn check_room(batch: usize, (height, width): (usize, usize)) -> Result<()> {
     let values = [2, height, width, 3].into_iter().fold(batch, usize::saturating_mul);
     if Vec::<f32>::new().try_reserve_exact(values).is_err() {
         let gb = 4e-9 * values as f64;

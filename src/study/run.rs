@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 use bt_pipeline::unpoisoned;
-use candle_core::{Device, Tensor};
+use candle_core::Device;
 use serde::{Deserialize, Serialize};
 
 use super::plan::{Cell, DRAWN_SHARDS, Drawn, Measure, Study};
@@ -22,7 +22,6 @@ use crate::eval::compare::encode;
 use crate::eval::features::NotFinite;
 use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
 use crate::files::write_atomically;
-use crate::intake::images_to;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Health;
 use crate::model::TwinNet;
@@ -30,7 +29,7 @@ use crate::nn::Engine;
 use crate::print::one_line;
 use crate::report::chart::Chart;
 use crate::signals::Stop;
-use crate::step_bench::check_room;
+use crate::step_bench::random_images;
 use crate::train::{self, Diverged, ResumeFrom, RunOutputs};
 
 /// File in a cell's folder; it is there when the cell is finished.
@@ -419,13 +418,7 @@ fn write_results(study: &Study, dir: &Path) -> Result<()> {
 pub fn first_step(config: &RunConfig, batch: usize) -> Result<f64> {
     let device = device(&config.train)?;
     let view = config.views.views()?.swap_remove(0);
-    let (height, width) = view.out_size();
-    check_room(batch, (height, width))?;
-    let mut rng = bt_pipeline::rng::Rng::keyed(config.train.seed, 0, 0, 0);
-    let count = 2 * batch * height * width * 3;
-    let values: Vec<f32> = (0..count).map(|_| rng.uniform(-1.0, 1.0) as f32).collect();
-    let images = Tensor::from_vec(values, (2 * batch, height, width, 3), &Device::Cpu)?;
-    let images = images_to(&images, &Engine::of(&device)?)?;
+    let images = random_images(&Engine::of(&device)?, batch, view.out_size(), config.train.seed)?;
     let mut learner = Learner::new(config, &device)?;
     let mut optimizer = config.optim.for_run(config.train.batch_size)?;
     learner.forward(&images)?;

@@ -125,7 +125,7 @@ fn print_line(method: &str, found: &StepTimings) {
 /// Prints where the time of one step goes.
 fn profile(config: &RunConfig, batch: usize, device: &Device, profiler: &Profiler) -> Result<()> {
     let engine = Engine::of(device)?;
-    let images = random_images(&engine, batch, view_size(config)?)?;
+    let images = random_images(&engine, batch, view_size(config)?, config.train.seed)?;
     let mut learner = Learner::new(config, device)?;
     let mut optimizer = config.optim.for_run(batch)?;
     // Algorithms are chosen and buffers made in the first.
