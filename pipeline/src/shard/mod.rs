@@ -69,7 +69,7 @@ pub(crate) use format::dimensions_of;
 pub use format::{Format, sniff};
 pub use index::{Entry, ShardIndex, index_path};
 pub use manifest::{ClassCount, MANIFEST_SUFFIX, Manifest, ManifestShard, checksum_text};
-pub use pack::{OnBad, PackOptions, Packed, pack};
+pub use pack::{OnBadImage, PackOptions, Packed, pack};
 pub use pool::Progress;
 pub(crate) use pool::thread_count;
 pub use raw::{raw_header, raw_parse};

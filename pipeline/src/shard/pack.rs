@@ -27,7 +27,7 @@ const DEFAULT_SHARD_BYTES: u64 = 256 << 20;
 /// What to do with an image that cannot be used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum OnBad {
+pub enum OnBadImage {
     /// End with the error.
     #[default]
     Stop,
@@ -52,7 +52,7 @@ pub struct PackOptions {
     /// What is done to each image.
     pub recode: Recode,
     /// What to do with an image that cannot be used.
-    pub on_bad: OnBad,
+    pub on_bad: OnBadImage,
     /// Whether a set of the same prefix may be replaced.
     #[serde(skip)]
     pub overwrite: bool,
@@ -70,7 +70,7 @@ impl Default for PackOptions {
             zstd: None,
             selection: Selection::default(),
             recode: Recode::KEEP,
-            on_bad: OnBad::Stop,
+            on_bad: OnBadImage::Stop,
             overwrite: false,
             threads: 0,
         }
@@ -96,7 +96,7 @@ pub struct Packed {
 /// # Errors
 /// [`Error::Usage`] for options that cannot be met; [`Error::Io`] when a file cannot be
 /// read or written (a full disk, say); [`Error::Sample`], [`Error::Decode`] or [`Error::Io`] for an
-/// image that cannot be used, with [`OnBad::Stop`]; [`Error::TooManyBad`] when none can.
+/// image that cannot be used, with [`OnBadImage::Stop`]; [`Error::TooManyBad`] when none can.
 pub fn pack(
     source: &dyn Source,
     folder: &Path,
@@ -195,14 +195,14 @@ fn divide(
     source: &dyn Source,
     order: &[usize],
     per_shard: u64,
-    on_bad: OnBad,
+    on_bad: OnBadImage,
 ) -> Result<Vec<std::ops::Range<usize>>> {
     let mut jobs = Vec::new();
     let (mut start, mut bytes) = (0, 0u64);
     for (at, &sample) in order.iter().enumerate() {
         let image_bytes = match source.bytes(sample) {
             // Loading it meets the same, and lists it.
-            Err(error) if on_bad == OnBad::Skip && is_of_one_image(&error) => 0,
+            Err(error) if on_bad == OnBadImage::Skip && is_of_one_image(&error) => 0,
             known => known.map_err(|error| named(error, source, sample))?,
         };
         bytes = bytes.saturating_add(image_bytes);
@@ -249,7 +249,7 @@ impl Worker {
             match prepared {
                 Ok(kind) => builder.push(sample, kind)?,
                 Err(error) => {
-                    let skip = options.on_bad == OnBad::Skip && is_of_one_image(&error);
+                    let skip = options.on_bad == OnBadImage::Skip && is_of_one_image(&error);
                     let error = named(error, source, i);
                     if !skip {
                         return Err(error);

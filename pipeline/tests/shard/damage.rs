@@ -175,7 +175,7 @@ fn every_truncation_and_any_flipped_byte_is_survived() {
     let source = ShardSource::open(&tar.to_string_lossy(), folder.path(), &OpenOptions::default());
     let options = bt_pipeline::shard::PackOptions {
         zstd: Some(1),
-        on_bad: bt_pipeline::shard::OnBad::Skip,
+        on_bad: bt_pipeline::shard::OnBadImage::Skip,
         ..Default::default()
     };
     // The images are no images, so that this packs nothing ...

@@ -1,7 +1,7 @@
 //! What cannot be packed stops packing, or is left out by name.
 
 use bt_pipeline::shard::{
-    FolderSource, Loaded, OnBad, PackOptions, ReadScratch, Source, open_source,
+    FolderSource, Loaded, OnBadImage, PackOptions, ReadScratch, Source, open_source,
 };
 use bt_pipeline::{Error, Result};
 
@@ -15,7 +15,7 @@ fn an_image_that_is_none_stops_packing_or_is_left_out_by_name() {
     let error = packed(&source, folder.path(), &PackOptions::default()).unwrap_err().to_string();
     assert!(error.contains("d/00003"), "{error}");
     assert_eq!(files(folder.path()).len(), 0, "nothing half-done stays");
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let skip = PackOptions { on_bad: OnBadImage::Skip, ..PackOptions::default() };
     let done = packed(&source, folder.path(), &skip).unwrap();
     assert_eq!((open(folder.path()).len(), done.skipped.len()), (9, 1));
 }
@@ -34,7 +34,7 @@ fn a_file_that_is_missing_stops_packing_or_is_left_out_by_name() {
     let list = root.join("list.csv");
     std::fs::write(&list, "tree/ant/1.ppm,0\n\ngone.jpg,1\ntree/bee,1\ntree/bee/1.ppm,1\n")
         .unwrap();
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let skip = PackOptions { on_bad: OnBadImage::Skip, ..PackOptions::default() };
     let missing =
         ["2.png: No such file", "gone.jpg: No such file or directory (os error 2); line 3 of"];
     for (from, missing) in [&tree, &list].into_iter().zip(missing) {
@@ -89,7 +89,7 @@ impl Source for Refused {
 #[test]
 fn what_would_befall_any_image_leaves_none_out() {
     let folder = tempfile::tempdir().unwrap();
-    let skip = PackOptions { on_bad: OnBad::Skip, overwrite: true, ..PackOptions::default() };
+    let skip = PackOptions { on_bad: OnBadImage::Skip, overwrite: true, ..PackOptions::default() };
     for (number, left_out) in [(libc::EACCES, true), (libc::EIO, true), (libc::EMFILE, false)] {
         let done = packed(&Refused(Memory::some(5), number), folder.path(), &skip);
         assert_eq!(done.ok().map(|done| done.skipped.len()), left_out.then_some(1), "{number}");

@@ -4,9 +4,9 @@ use std::path::Path;
 
 use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    FolderSource, MANIFEST_SUFFIX, Manifest, OnBad, OpenOptions, PackOptions, Recode, Selection,
-    ShardSet, ShardSource, Source, Tree, index_path, index_shards, open_source, salvage, unpack,
-    verify,
+    FolderSource, MANIFEST_SUFFIX, Manifest, OnBadImage, OpenOptions, PackOptions, Recode,
+    Selection, ShardSet, ShardSource, Source, Tree, index_path, index_shards, open_source, salvage,
+    unpack, verify,
 };
 use proptest::prelude::*;
 
@@ -186,7 +186,7 @@ fn a_pack_that_fails_leaves_the_set_that_it_was_to_replace() {
     let other = PackOptions {
         samples_per_shard: Some(30),
         zstd: Some(1),
-        on_bad: OnBad::Skip,
+        on_bad: OnBadImage::Skip,
         threads: 2,
         ..again
     };

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use bt_pipeline::shard::{
-    Limits, Loaded, OnBad, OpenOptions, PackOptions, ReadScratch, Recode, ShardSet, ShardSource,
-    Source, Tree, index_shards, raw_header, unpack, verify,
+    Limits, Loaded, OnBadImage, OpenOptions, PackOptions, ReadScratch, Recode, ShardSet,
+    ShardSource, Source, Tree, index_shards, raw_header, unpack, verify,
 };
 use bt_pipeline::{Error, Result};
 
@@ -54,7 +54,7 @@ fn neighbours_of_one_key_stay_samples_of_their_own() {
                 samples_per_shard,
                 bytes_per_shard,
                 threads,
-                on_bad: OnBad::Skip,
+                on_bad: OnBadImage::Skip,
                 ..PackOptions::default()
             };
             packed(&source, folder.path(), &options).unwrap();
@@ -176,7 +176,7 @@ fn an_image_larger_than_readers_take_is_refused_or_left_out_by_name() {
         let options = PackOptions { zstd, threads: 1, ..PackOptions::default() };
         let error = packed(&Large, folder.path(), &options).unwrap_err().to_string();
         assert!(error.contains("scan 1") && error.contains("--max-side"), "{error}");
-        let skip = PackOptions { on_bad: OnBad::Skip, ..options };
+        let skip = PackOptions { on_bad: OnBadImage::Skip, ..options };
         let done = packed(&Large, folder.path(), &skip).unwrap();
         assert!(done.skipped.len() == 1 && done.skipped[0].contains("scan 1"));
         assert_sound(folder.path(), 2, "large");

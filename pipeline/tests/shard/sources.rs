@@ -4,7 +4,7 @@
 use std::path::Path;
 
 use bt_pipeline::shard::{
-    Limits, OnBad, OpenOptions, PackOptions, ReadScratch, ShardSet, Source, open_source,
+    Limits, OnBadImage, OpenOptions, PackOptions, ReadScratch, ShardSet, Source, open_source,
 };
 use bt_pipeline::{Error, Result};
 
@@ -149,7 +149,7 @@ fn what_is_no_file_is_refused_and_not_waited_for() {
     let out = tempfile::tempdir().unwrap();
     let error = packed(source.as_ref(), out.path(), &PackOptions::default()).unwrap_err();
     assert!(error.to_string().contains("fifo.ppm: a FIFO, not a file; line 2 of"), "{error}");
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let skip = PackOptions { on_bad: OnBadImage::Skip, ..PackOptions::default() };
     let done = packed(source.as_ref(), out.path(), &skip).unwrap();
     assert_eq!((done.manifest.samples, done.skipped.len()), (1, 1));
     assert!(refusal(&fifo).contains("a FIFO, neither a file nor a folder"));

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    FolderSource, OnBad, OpenOptions, PackOptions, ShardSource, Tree, Unpacked, unpack,
+    FolderSource, OnBadImage, OpenOptions, PackOptions, ShardSource, Tree, Unpacked, unpack,
 };
 
 use super::damage::plain;
@@ -204,6 +204,6 @@ fn an_image_that_is_not_what_was_indexed_is_neither_unpacked_nor_packed_again() 
     }
     let source = ShardSource::open(&pattern, folder.path(), &options).unwrap();
     assert!(told(packed(&source, &path("again"), &PackOptions::default()).unwrap_err()));
-    let skip = PackOptions { on_bad: OnBad::Skip, ..PackOptions::default() };
+    let skip = PackOptions { on_bad: OnBadImage::Skip, ..PackOptions::default() };
     assert_eq!(packed(&source, &path("skipped"), &skip).unwrap().skipped.len(), 1);
 }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::anyhow;
 use bt_pipeline::Error;
 use bt_pipeline::shard::{
-    Limits, OnBad, PackOptions, Packed, Recode, Selection, Shrink, Source, finish_killed,
+    Limits, OnBadImage, PackOptions, Packed, Recode, Selection, Shrink, Source, finish_killed,
     open_source, pack,
 };
 
@@ -30,7 +30,7 @@ pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
             raw: args.raw,
             dct: args.recode,
         },
-        on_bad: if args.skip_bad { OnBad::Skip } else { OnBad::Stop },
+        on_bad: if args.skip_bad { OnBadImage::Skip } else { OnBadImage::Stop },
         ..divided(&args.prefix, &args.division)
     };
     run_pack(source.as_ref(), out, &origin, &options, args.division.json)
