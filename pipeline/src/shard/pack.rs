@@ -262,26 +262,13 @@ impl Worker {
     }
 }
 
-/// Whether an error tells of an image that cannot be used: one that is damaged, or whose file is
-/// missing, may not be read or lies where the disk cannot read it. What would befall any image (too
-/// many open files, a server that is gone) is none: the set would lack images at random.
+/// Whether an error tells of an image that cannot be used: damage, or a file that may not be read.
+/// That is no damage where all of a shard would be passed over; here the image alone is, and it is
+/// listed with the reason. What would befall any image (too many open files, a server that is gone)
+/// is none: the set would lack images at random.
 fn is_of_one_image(error: &Error) -> bool {
-    use std::io::ErrorKind;
-    let Error::Io { source, .. } = error else { return true };
-    let kinds = [
-        ErrorKind::NotFound,
-        ErrorKind::PermissionDenied,
-        ErrorKind::IsADirectory,
-        ErrorKind::NotADirectory,
-        ErrorKind::InvalidInput,
-        ErrorKind::InvalidFilename,
-    ];
-    // A link that leads back to itself, and a place that the disk cannot read, have no kind.
-    #[cfg(unix)]
-    let unnamed = matches!(source.raw_os_error(), Some(libc::ELOOP | libc::EIO));
-    #[cfg(not(unix))]
-    let unnamed = false;
-    kinds.contains(&source.kind()) || unnamed
+    let refused = |source: &std::io::Error| source.kind() == std::io::ErrorKind::PermissionDenied;
+    error.is_damage() || matches!(error, Error::Io { source, .. } if refused(source))
 }
 
 /// An error of decoding does not know whose bytes they were, one of reading which list named the
