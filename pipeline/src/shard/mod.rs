@@ -16,10 +16,12 @@
 //! - `source`, `select`, `recode`: what is packed, which of it, and in which form.
 //! - `pack`, `pool`, `segment`, `writer`, `staging`, `atomic`: packing in parallel, written in
 //!   order.
-//! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets.
+//! - `reindex`, `verify`, `salvage`, `unpack`: what else is done with whole sets; `damage`: what is
+//!   found wrong with them.
 
 mod access;
 mod atomic;
+mod damage;
 #[cfg(unix)]
 mod fault;
 mod format;
@@ -65,6 +67,7 @@ use std::path::Path;
 use crate::Error;
 
 pub use access::{ReadScratch, Sample};
+pub use damage::Damage;
 pub(crate) use format::dimensions_of;
 pub use format::{Format, sniff};
 pub use index::{Entry, ShardIndex, index_path};
@@ -85,7 +88,7 @@ pub use staging::finish_killed;
 pub use stream::{OwnedSample, ShardStream};
 pub use tar::Links;
 pub use unpack::{Tree, Unpacked, unpack};
-pub use verify::{Damage, VerifyReport, verify};
+pub use verify::{VerifyReport, verify};
 
 /// The largest label that is written.
 const MAX_LABEL: u32 = (1 << 24) - 1;

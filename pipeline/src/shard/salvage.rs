@@ -227,20 +227,12 @@ impl Clean<'_> {
 
 impl Saved {
     fn note(&mut self, shard: &Path, error: &Error) {
-        let (key, offset, cause) = match error {
-            Error::Shard { offset, cause, .. } => (None, *offset, cause.clone()),
-            Error::Sample { key, offset, cause, .. } => (Some(key.clone()), *offset, cause.clone()),
-            other => (None, 0, other.to_string()),
-        };
-        self.lost.push(Damage { shard: shard.to_owned(), key, offset, cause });
+        self.lost.push(Damage::of(shard, error));
     }
 
     /// As `note`, of something that is known to be the fault of one sample.
     fn note_of(&mut self, group: &Group, shard: &Path, error: &Error) {
-        self.note(shard, error);
-        if let Some(damage) = self.lost.last_mut() {
-            damage.key = Some(group.key.clone());
-        }
+        self.lost.push(Damage { key: Some(group.key.clone()), ..Damage::of(shard, error) });
     }
 
     /// Notes the samples of the index whose keys were not met.
@@ -250,12 +242,9 @@ impl Saved {
             .flat_map(|(key, all)| all.iter().map(move |entry| (entry.start, key)))
             .collect();
         missing.sort();
-        self.lost.extend(missing.into_iter().map(|(offset, key)| Damage {
-            shard: shard.to_owned(),
-            key: Some(key.clone()),
-            offset,
-            cause: "it is in the index, and was not found".to_owned(),
-        }));
+        let cause = "it is in the index, and was not found";
+        let missing = missing.into_iter();
+        self.lost.extend(missing.map(|(offset, key)| Damage::of_sample(shard, key, offset, cause)));
     }
 }
 

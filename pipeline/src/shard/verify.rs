@@ -2,7 +2,7 @@
 //! stopping at the first fault.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -16,24 +16,10 @@ use super::scan::{Depth, entry_of, open_tar};
 use super::tar::{Links, Source};
 use super::touched::Touched;
 use super::zst::{SeekTable, has_table, is_zstd};
-use super::{Limits, OpenOptions, passage, sniff};
+use super::{Damage, Limits, OpenOptions, damaged, passage, sniff};
 use crate::decode::Decoder;
 use crate::jpeg::SideIndex;
 use crate::{Error, Image, Result};
-
-/// One thing that is wrong.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Damage {
-    /// The shard.
-    #[serde(serialize_with = "crate::error::path_as_text")]
-    pub shard: PathBuf,
-    /// The sample, where it is one sample's fault.
-    pub key: Option<String>,
-    /// Where in the (decompressed) shard.
-    pub offset: u64,
-    /// What was expected and what was found.
-    pub cause: String,
-}
 
 /// What [`verify`] saw.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -93,12 +79,8 @@ pub fn verify(
     )?;
     for (path, manifest) in &manifests {
         let cause = miscounted(path, manifest, &counts);
-        report.damage.extend(cause.map(|cause| Damage {
-            shard: path.clone(),
-            key: None,
-            offset: 0,
-            cause: format!("manifest: {cause}"),
-        }));
+        let error = cause.map(|cause| damaged(path, 0, format!("manifest: {cause}")));
+        report.damage.extend(error.map(|error| Damage::of(path, &error)));
     }
     Ok(report)
 }
@@ -148,18 +130,12 @@ struct Examined<'a> {
 
 impl Examined<'_> {
     fn note(&mut self, error: Error) {
-        let (key, offset, cause) = match error {
-            Error::Shard { path, offset, cause } if path == self.path => (None, offset, cause),
-            Error::Sample { key, offset, cause, .. } => (Some(key), offset, cause),
-            other => (None, 0, other.to_string()),
-        };
-        self.report.damage.push(Damage { shard: self.path.to_owned(), key, offset, cause });
+        self.report.damage.push(Damage::of(self.path, &error));
     }
 
     fn sample(&mut self, group: &Group, cause: String) {
         let offset = group.image().map_or(group.start, |image| group.parts()[image].offset);
-        let (shard, key) = (self.path.to_owned(), Some(group.key.clone()));
-        self.report.damage.push(Damage { shard, key, offset, cause });
+        self.report.damage.push(Damage::of_sample(self.path, &group.key, offset, cause));
     }
 }
 
@@ -194,12 +170,12 @@ fn verify_shard(
                 known.bytes,
                 known.checksum
             );
-            examined.note(super::damaged(&found.path, 0, cause));
+            examined.note(damaged(&found.path, 0, cause));
         } else if known.seekable != seekable {
             let can = |seekable| if seekable { "can" } else { "cannot" };
             let (can, said) = (can(seekable), can(known.seekable));
             let cause = format!("it {can} be read in any order, the manifest says it {said}");
-            examined.note(super::damaged(&found.path, 0, cause));
+            examined.note(damaged(&found.path, 0, cause));
         }
     }
     let index = open_index(&mut examined, bytes, limits);
@@ -212,7 +188,7 @@ fn verify_shard(
     {
         let cause =
             format!("{} samples, the manifest says {}", examined.report.samples, known.samples);
-        examined.note(super::damaged(&found.path, 0, cause));
+        examined.note(damaged(&found.path, 0, cause));
     }
     (examined.report, examined.counted.then_some(examined.labels))
 }
@@ -287,7 +263,7 @@ fn verify_samples(
     }
     if let Some(index) = index.filter(|index| index.len() != number) {
         let cause = format!("{number} samples, the index says {}", index.len());
-        examined.note(super::damaged(examined.path, groups.tar().position(), cause));
+        examined.note(damaged(examined.path, groups.tar().position(), cause));
     }
     verify_end(examined, groups, map, limits)
 }
@@ -305,7 +281,7 @@ fn verify_head(examined: &mut Examined<'_>, index: &ShardIndex, end: u64) {
     for (what, found, said) in fields {
         if examined.counted && found != said {
             let cause = format!("{found} {what}, the index says {said}");
-            examined.note(super::damaged(examined.path, end, cause));
+            examined.note(damaged(examined.path, end, cause));
         }
     }
 }
@@ -319,13 +295,13 @@ fn verify_end(
 ) -> Result<()> {
     if !groups.tar().ended {
         let cause = "no end-of-archive marker: the shard may have been cut short";
-        examined.note(super::damaged(examined.path, groups.tar().position(), cause));
+        examined.note(damaged(examined.path, groups.tar().position(), cause));
     }
     let mut tar = groups.into_tar();
     examined.report.links = std::mem::take(&mut tar.links);
     if let Some(at) = tar.drain()? {
         let cause = "more follows the end of the archive, which no reader sees";
-        examined.note(super::damaged(examined.path, at, cause));
+        examined.note(damaged(examined.path, at, cause));
     }
     let length = tar.position();
     map.check(examined.path)?;
@@ -335,7 +311,7 @@ fn verify_end(
         if table.length() != length {
             let cause =
                 format!("the seek table says {} bytes, its frames hold {length}", table.length());
-            examined.note(super::damaged(examined.path, length, cause));
+            examined.note(damaged(examined.path, length, cause));
         }
         verify_frames(examined, map, &table)?;
     }
@@ -363,7 +339,7 @@ fn verify_frames(examined: &mut Examined<'_>, map: &Map, table: &SeekTable) -> R
     }
     if bad > MOST_FRAMES {
         let cause = format!("{} more frames are not as the seek table says", bad - MOST_FRAMES);
-        examined.note(super::damaged(examined.path, table.length(), cause));
+        examined.note(damaged(examined.path, table.length(), cause));
     }
     Ok(())
 }

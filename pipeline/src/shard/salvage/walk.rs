@@ -111,10 +111,12 @@ pub(super) fn walk(shard: &Path, tar: &[u8], limits: &Limits) -> Walked {
 struct Next {
     at: u64,
     /// Where the damage began that it comes from.
-    damage: Option<Damage>,
+    damage: Option<Gap>,
 }
 
-struct Damage {
+/// Damage that the walk goes over.
+struct Gap {
+    /// Where it begins.
     at: u64,
     /// Whether a sample ends there.
     behind_sample: bool,
@@ -163,7 +165,7 @@ impl Walk<'_> {
                     }
                     let at = rest?;
                     self.fault(at, "more follows where the archive seems to end");
-                    let damage = Some(Damage { at, behind_sample: found });
+                    let damage = Some(Gap { at, behind_sample: found });
                     return Some(Next { at, damage });
                 }
                 Err(error) => return Some(self.over(from, &group, before, error)),
@@ -191,7 +193,7 @@ impl Walk<'_> {
         let understood = self.block(at).is_some_and(is_header);
         let behind = if understood { at.saturating_add(512) } else { at };
         let on = hidden.unwrap_or(behind).max(from.saturating_add(512));
-        Next { at: on, damage: Some(Damage { at, behind_sample: last.is_some() }) }
+        Next { at: on, damage: Some(Gap { at, behind_sample: last.is_some() }) }
     }
 
     fn fault(&mut self, at: u64, cause: &str) {
