@@ -90,9 +90,14 @@ impl Group {
         &self.parts[..self.used]
     }
 
-    /// Where in [`Group::parts`] the image is: the first member with a plain image
-    /// extension, or else the first with one like `left.png`.
-    pub fn image(&self) -> Option<usize> {
+    /// The image: the first member with a plain image extension, or else the first with one like
+    /// `left.png`.
+    pub fn image(&self) -> Option<&Part> {
+        self.image_place().map(|place| &self.parts[place])
+    }
+
+    /// Where in [`Group::parts`] the image is.
+    pub fn image_place(&self) -> Option<usize> {
         let parts = self.parts();
         parts
             .iter()
@@ -148,7 +153,7 @@ impl Group {
     /// Whether a member that comes next would be the image; the one that it takes the place of is
     /// let go.
     fn chooses(&mut self, extension: &str) -> bool {
-        match self.image() {
+        match self.image_place() {
             None => is_image(extension),
             Some(old) => {
                 let better =

@@ -312,7 +312,7 @@ fn examine(
         let cause = "not an image of a known format, or its header is damaged".to_owned();
         return Err(bad(entry.offset, cause));
     }
-    let image = group.image().map_or(&[][..], |image| &group.parts()[image].data);
+    let image = group.image().map_or(&[][..], |image| &image.data);
     decoder
         .decode_into(sniff(image), image, pixels)
         .map_err(|error| bad(entry.offset, error.to_string()))

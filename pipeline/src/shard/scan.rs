@@ -100,9 +100,8 @@ fn scan_tar(
             Some(entry) => {
                 builder.push(&group.key, &entry)?;
                 let image = group.image().filter(|_| depth == Depth::Full);
-                if let Some(image) = image {
-                    side_index_of(&group.parts()[image].data)
-                        .inspect(|side| builder.attach_side_index(side));
+                if let Some(side) = image.and_then(|image| side_index_of(&image.data)) {
+                    builder.attach_side_index(&side);
                 }
             }
             None => builder.skip(),
@@ -184,10 +183,9 @@ pub(crate) fn entry_of(
     path: &Path,
     limits: &Limits,
 ) -> Result<Option<Entry>> {
-    let Some(image) = group.image() else { return Ok(None) };
+    let Some(part) = group.image() else { return Ok(None) };
     group.check(path)?;
     let label = group.label(path, limits)?;
-    let part = &group.parts()[image];
     let narrow = |value: u64, what: &str| {
         u32::try_from(value).map_err(|_| Error::Sample {
             path: path.to_owned(),

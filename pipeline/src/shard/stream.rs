@@ -82,7 +82,7 @@ impl ShardStream {
 
     fn read_into(&mut self, out: &mut OwnedSample) -> Result<bool> {
         while self.groups.next_into(&mut self.group)? {
-            let Some(image) = self.group.image() else { continue };
+            let Some(image) = self.group.image_place() else { continue };
             out.sample = self.next;
             self.next += 1;
             out.key.clone_from(&self.group.key);

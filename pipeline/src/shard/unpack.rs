@@ -86,7 +86,7 @@ pub fn unpack(
         let mut groups = Groups::new(tar, keep);
         let mut group = Group::default();
         while groups.next_into(&mut group)? {
-            let Some(image) = group.image().map(|image| &group.parts()[image]) else { continue };
+            let Some(image) = group.image() else { continue };
             group.check(&shard.path)?;
             let place = writer.done.samples as usize - shard.first_sample;
             // How many samples there are is compared at the end; labels are the archive's here.
@@ -150,7 +150,7 @@ impl Writer<'_> {
         shard: &Path,
         limits: &Limits,
     ) -> Result<()> {
-        let Some(part) = group.image().map(|image| &group.parts()[image]) else { return Ok(()) };
+        let Some(part) = group.image() else { return Ok(()) };
         let label = group.label(shard, limits)?;
         let class = classes.folder(label).ok_or_else(|| {
             let (label, count) = (label.unwrap_or_default(), classes.count());

@@ -134,7 +134,7 @@ impl Examined<'_> {
     }
 
     fn sample(&mut self, group: &Group, cause: String) {
-        let offset = group.image().map_or(group.start, |image| group.parts()[image].offset);
+        let offset = group.image().map_or(group.start, |image| image.offset);
         self.report.damage.push(Damage::of_sample(self.path, &group.key, offset, cause));
     }
 }
@@ -236,7 +236,7 @@ fn verify_samples(
                 continue;
             }
         };
-        let image = group.image().map(|image| group.parts()[image].data.as_slice()).unwrap_or(&[]);
+        let image = group.image().map_or(&[][..], |image| &image.data);
         if let Some(index) = index
             && let Some(cause) = differs(index, number, &group.key, &entry, image)?
         {

@@ -107,7 +107,7 @@ impl Source for ShardSource {
         let mut group = Group::default();
         let found = Groups::new(tar, Keep::All).next_into(&mut group)?;
         group.check(path)?;
-        let image = found.then(|| group.image()).flatten();
+        let image = found.then(|| group.image_place()).flatten();
         let image = image.filter(|&image| group.parts()[image].offset == entry.offset);
         let image = image.ok_or_else(|| {
             damaged(path, entry.start, "the index names a sample here, the shard has none")
