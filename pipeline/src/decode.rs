@@ -208,6 +208,9 @@ pub(crate) fn exif_number(bytes: &[u8]) -> u8 {
     guarded(|| exif_orientation(sniff(bytes), bytes)).unwrap_or_default() as u8
 }
 
+/// What is said of bytes in which no image was found.
+pub(crate) const NO_IMAGE: &str = "not an image of a known format, or its header is damaged";
+
 /// Width and height from an image's header, EXIF orientation not applied; a TIFF's own is.
 ///
 /// # Errors
@@ -219,7 +222,7 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
     })?;
     match size {
         Some((width, height)) if width > 0 && height > 0 => Ok((width, height)),
-        _ => fail("not an image of a known format, or its header is damaged"),
+        _ => fail(NO_IMAGE),
     }
 }
 

@@ -15,6 +15,8 @@ mod json;
 
 /// How a manifest's file name ends: `train.manifest.json`, `manifest.json`.
 pub const MANIFEST_SUFFIX: &str = "manifest.json";
+/// What made a set, as its manifest has it.
+pub(super) const TOOL: &str = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
 const FORMAT: &str = "bt-stream shard set";
 const VERSION: u32 = 1;
 /// So many classes are listed without a gap, about 6 MB of them.
@@ -114,12 +116,10 @@ impl Manifest {
         let failed = |e| Error::io(path, e);
         let mut file = open_regular(path)?;
         let bytes = file.metadata().map_err(failed)?.len();
-        if bytes > limits.index_bytes {
-            return Err(super::damaged(
-                path,
-                0,
-                format!("a manifest of {bytes} bytes is over the limit"),
-            ));
+        let limit = limits.index_bytes;
+        if bytes > limit {
+            let cause = format!("a manifest of {bytes} bytes is over the limit of {limit}");
+            return Err(super::damaged(path, 0, cause));
         }
         let mut text = Vec::new();
         file.read_to_end(&mut text).map_err(failed)?;

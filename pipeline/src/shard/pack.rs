@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::manifest::Manifest;
+use super::manifest::{Manifest, TOOL};
 use super::pool::{Progress, in_order};
 use super::recode::Recode;
 use super::segment::{Segment, SegmentBuilder};
@@ -145,8 +145,7 @@ pub fn pack(
             writer.renamed()
         );
     }
-    let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
-    let made = serde_json::json!({ "tool": tool, "source": origin, "options": options, "left_out": skipped.len() });
+    let made = serde_json::json!({ "tool": TOOL, "source": origin, "options": options, "left_out": skipped.len() });
     let (manifest_path, manifest) = writer.finish(source.classes(), made)?;
     Ok(Packed { manifest_path, manifest, skipped })
 }

@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 use super::atomic::AtomicFile;
 use super::index::index_path;
-use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard, checksum_text};
+use super::manifest::{MANIFEST_SUFFIX, Manifest, ManifestShard, TOOL, checksum_text};
 use super::map::Map;
 use super::pattern::{Found, files_in, is_manifest_name, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, Scanned, scan_map};
 use super::staging::clear_files;
 use super::tar::Links;
-use super::zst::{has_table, is_zstd};
+use super::zst::is_seekable;
 use super::{Limits, passage};
 use crate::{Error, Result};
 use serde::Serialize;
@@ -90,8 +90,7 @@ pub fn index_shards(
         )));
     }
     if let Some(path) = manifest {
-        let tool = concat!("bt-pipeline ", env!("CARGO_PKG_VERSION"));
-        let mut made = serde_json::json!({ "tool": tool, "source": pattern, "indexed": true });
+        let mut made = serde_json::json!({ "tool": TOOL, "source": pattern, "indexed": true });
         let mut names = classes.to_vec();
         if let Some(replaced) = replaced {
             if names.is_empty() {
@@ -202,7 +201,7 @@ fn index_one(path: &Path, with_checksum: bool, limits: &Limits) -> Result<One> {
         }
     }
     let file = map.as_ref();
-    let seekable = !is_zstd(file) || has_table(file);
+    let seekable = is_seekable(file, file);
     let samples = index.len() as u64;
     let without_image = without_image.into();
     let shard = ManifestShard {

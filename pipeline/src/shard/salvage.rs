@@ -25,7 +25,7 @@ use super::tar::{SliceSource, Tar};
 use super::tar_write::append_member;
 use super::zst::{SeekTable, is_zstd};
 use super::{Damage, Limits, OpenOptions, damaged, sniff};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, NO_IMAGE};
 use crate::{Error, Image, Result};
 use known::Known;
 use walk::{Step, Stretch, walk};
@@ -309,8 +309,7 @@ fn examine(
         return Err(bad(entry.offset, cause));
     }
     if entry.width == 0 {
-        let cause = "not an image of a known format, or its header is damaged".to_owned();
-        return Err(bad(entry.offset, cause));
+        return Err(bad(entry.offset, NO_IMAGE.to_owned()));
     }
     let image = group.image().map_or(&[][..], |image| &image.data);
     decoder

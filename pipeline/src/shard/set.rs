@@ -16,7 +16,7 @@ use super::map::{Map, MapCheck, open_regular};
 use super::remote::{self, RemoteShard};
 use super::scan::{Depth, Scanned, open_tar, scan_map};
 use super::stream::ShardStream;
-use super::tar::AnyTar;
+use super::tar::{AnyTar, NO_END};
 use super::{Entry, Format, Limits, RemoteOptions, damaged};
 use crate::Result;
 
@@ -389,7 +389,7 @@ impl ShardSet {
 fn warn_of(scanned: &Scanned, path: &Path) {
     let path = path.display();
     if !scanned.ended {
-        tracing::warn!("{path}: no end-of-archive marker; the shard may have been cut short");
+        tracing::warn!("{path}: {NO_END}");
     }
     if let Some(at) = scanned.trailing {
         tracing::warn!("{path}: more follows the end of the archive, at byte {at}; it is not read");

@@ -22,6 +22,9 @@ pub(crate) use source::{ReadSource, SliceSource, Source};
 /// Bytes of a header, and the unit that data is padded to.
 pub(crate) const BLOCK: u64 = 512;
 
+/// What is said of an archive that is not [`Tar::ended`].
+pub(crate) const NO_END: &str = "no end-of-archive marker: the shard may have been cut short";
+
 /// A tar wherever its bytes come from.
 pub(crate) type AnyTar = Tar<Box<dyn Source + Send>>;
 

@@ -13,11 +13,11 @@ use super::map::Map;
 use super::pattern::{Found, Resolved, resolve};
 use super::pool::{Progress, in_order};
 use super::scan::{Depth, entry_of, open_tar};
-use super::tar::{Links, Source};
+use super::tar::{Links, NO_END, Source};
 use super::touched::Touched;
-use super::zst::{SeekTable, has_table, is_zstd};
+use super::zst::{SeekTable, is_seekable, is_zstd};
 use super::{Damage, Limits, OpenOptions, damaged, passage, sniff};
-use crate::decode::Decoder;
+use crate::decode::{Decoder, NO_IMAGE};
 use crate::jpeg::SideIndex;
 use crate::{Error, Image, Result};
 
@@ -162,7 +162,7 @@ fn verify_shard(
     examined.report.bytes = bytes.len() as u64;
     if let Some(known) = &found.known {
         let checksum = checksum_text(passage::checksum(&map));
-        let seekable = !is_zstd(bytes) || has_table(bytes);
+        let seekable = is_seekable(bytes, bytes);
         if (known.bytes, &known.checksum) != (bytes.len() as u64, &checksum) {
             let cause = format!(
                 "{} bytes with checksum {checksum}, the manifest says {} and {}",
@@ -249,10 +249,7 @@ fn verify_samples(
         if let Err(error) = readable {
             examined.sample(&group, error.to_string());
         } else if entry.width == 0 {
-            examined.sample(
-                &group,
-                "not an image of a known format, or its header is damaged".to_owned(),
-            );
+            examined.sample(&group, NO_IMAGE.to_owned());
         }
         number += 1;
         examined.report.samples += 1;
@@ -294,8 +291,7 @@ fn verify_end(
     limits: &Limits,
 ) -> Result<()> {
     if !groups.tar().ended {
-        let cause = "no end-of-archive marker: the shard may have been cut short";
-        examined.note(damaged(examined.path, groups.tar().position(), cause));
+        examined.note(damaged(examined.path, groups.tar().position(), NO_END));
     }
     let mut tar = groups.into_tar();
     examined.report.links = std::mem::take(&mut tar.links);

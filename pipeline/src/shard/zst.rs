@@ -32,6 +32,11 @@ pub(crate) fn has_table(tail: &[u8]) -> bool {
     tail.len() >= FOOTER && word(tail, tail.len() - 4) == Some(SEEK_MAGIC)
 }
 
+/// Whether a shard that begins with `head` and ends with `tail` can be read in any order.
+pub(crate) fn is_seekable(head: &[u8], tail: &[u8]) -> bool {
+    !is_zstd(head) || has_table(tail)
+}
+
 /// Bytes of the seek table at the end of a file, by its footer in `tail`, with the header of its
 /// frame.
 #[cfg(feature = "remote")]

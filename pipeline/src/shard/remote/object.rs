@@ -155,8 +155,9 @@ impl RemoteShard {
         let mut table = None;
         if compressed && has_table(&tail) {
             let needed = table_bytes(&tail).unwrap_or(0).min(size);
-            if needed > self.remote.limits.index_bytes {
-                let cause = format!("a seek table of {needed} bytes is over the limit");
+            let limit = self.remote.limits.index_bytes;
+            if needed > limit {
+                let cause = format!("a seek table of {needed} bytes is over the limit of {limit}");
                 return Err(damaged(&self.target.path, size, cause));
             }
             if needed > tail.len() as u64 {

@@ -94,8 +94,10 @@ impl ShardSet {
         };
         let end = start.checked_add(bytes).filter(|&end| end <= size);
         let end = end.ok_or_else(|| beyond(path, offset, length))?;
-        if bytes > wanted.limit + self.options.limits.frame_bytes {
-            let cause = format!("a sample in {bytes} compressed bytes is over the limit");
+        let limit = wanted.limit + self.options.limits.frame_bytes;
+        if bytes > limit {
+            let cause =
+                format!("a sample in {bytes} compressed bytes is over the limit of {limit}");
             return Err(damaged(path, offset, cause));
         }
         Ok(start..end)

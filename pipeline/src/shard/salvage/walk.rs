@@ -12,7 +12,7 @@ use std::path::Path;
 use crate::Error;
 use crate::shard::group::{Group, Groups, Keep};
 use crate::shard::map::slice;
-use crate::shard::tar::{SliceSource, Tar, is_header, is_zero, span};
+use crate::shard::tar::{NO_END, SliceSource, Tar, is_header, is_zero, span};
 use crate::shard::{Limits, damaged};
 
 /// So many kinds of samples are told apart; in a shard of more nothing is concluded from them.
@@ -160,8 +160,7 @@ impl Walk<'_> {
                         self.walked.sample(&group, before, behind);
                     }
                     if rest.is_none() && !groups.tar().ended {
-                        let cause = "no end-of-archive marker: the shard may have been cut short";
-                        self.fault(groups.tar().position(), cause);
+                        self.fault(groups.tar().position(), NO_END);
                     }
                     let at = rest?;
                     self.fault(at, "more follows where the archive seems to end");

@@ -14,7 +14,7 @@ use crate::shard::pattern::{Found, resolve_anywhere};
 use crate::shard::remote::{self, Remote, RemoteShard, Survey};
 use crate::shard::scan::{Depth, scan_map};
 use crate::shard::union::is_url;
-use crate::shard::zst::{FOOTER, has_table, is_zstd};
+use crate::shard::zst::{self, FOOTER, is_zstd};
 use crate::{Error, Result};
 
 impl ShardSet {
@@ -193,12 +193,10 @@ fn is_seekable(path: &Path) -> Result<bool> {
     let mut file = open_regular(path)?;
     let mut head = Vec::with_capacity(4);
     (&mut file).take(4).read_to_end(&mut head).map_err(failed)?;
-    if !is_zstd(&head) {
-        return Ok(true);
-    }
     let mut tail = Vec::with_capacity(FOOTER);
-    if file.seek(SeekFrom::End(-(FOOTER as i64))).is_ok() {
+    // Of a plain tar nothing depends on it.
+    if is_zstd(&head) && file.seek(SeekFrom::End(-(FOOTER as i64))).is_ok() {
         file.read_to_end(&mut tail).map_err(failed)?;
     }
-    Ok(has_table(&tail))
+    Ok(zst::is_seekable(&head, &tail))
 }
