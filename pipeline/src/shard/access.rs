@@ -89,7 +89,7 @@ pub(super) fn in_order_only(path: &Path) -> Error {
 
 /// What is read of the archive of a shard: a sample's image, or all of the sample.
 #[derive(Clone, Copy)]
-pub(super) struct Wanted<'a> {
+pub(super) struct Extent<'a> {
     pub shard: usize,
     /// The sample's.
     pub key: &'a str,
@@ -100,19 +100,19 @@ pub(super) struct Wanted<'a> {
 }
 
 /// A mapped shard.
-pub(crate) struct Data {
+pub(crate) struct MappedShard {
     pub map: Map,
     /// Whether `map` is a zstd file, and its seek table.
     pub compressed: bool,
     pub table: Option<SeekTable>,
 }
 
-impl Data {
+impl MappedShard {
     /// Of a mapped shard; `path` is for messages.
-    pub fn new(map: Map, path: &Path, limits: &Limits) -> Result<Data> {
+    pub fn new(map: Map, path: &Path, limits: &Limits) -> Result<MappedShard> {
         let compressed = is_zstd(map.as_ref());
         let table = if compressed { SeekTable::parse(map.as_ref(), path, limits)? } else { None };
-        Ok(Data { map, compressed, table })
+        Ok(MappedShard { map, compressed, table })
     }
 }
 
@@ -132,7 +132,7 @@ impl ShardSet {
         let sound = self.sound_entry(sample);
         let (shard, entry, key) = sound.inspect_err(|_| scratch.remote.forget(sample))?;
         let (offset, length) = (entry.offset, entry.length.into());
-        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
+        let wanted = Extent { shard, key, offset, length, limit: self.options.limits.member_bytes };
         let ReadScratch { of_file, remote, side } = scratch;
         let image = self.bytes(wanted, Some(sample), of_file, remote)?;
         let path = &self.infos[shard].path;
@@ -186,7 +186,7 @@ impl ShardSet {
     ) -> Result<(Entry, &'a [u8])> {
         let (shard, entry, key) = self.sound_entry(sample)?;
         let (offset, length) = (entry.start, entry.span.into());
-        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.sample_bytes };
+        let wanted = Extent { shard, key, offset, length, limit: self.options.limits.sample_bytes };
         let ReadScratch { of_file, remote, .. } = scratch;
         Ok((entry, self.bytes(wanted, None, of_file, remote)?))
     }
@@ -236,7 +236,7 @@ impl ShardSet {
     /// Decompressed bytes of a shard; `sample` is whose image they are.
     fn bytes<'a>(
         &'a self,
-        wanted: Wanted<'_>,
+        wanted: Extent<'_>,
         sample: Option<usize>,
         of_file: &'a mut FileScratch,
         remote: &'a mut remote::Scratch,
@@ -250,11 +250,11 @@ impl ShardSet {
     /// Decompressed bytes of a shard that is mapped as `data`.
     pub(super) fn of_data<'a>(
         &'a self,
-        data: &'a Data,
-        wanted: Wanted<'_>,
+        data: &'a MappedShard,
+        wanted: Extent<'_>,
         of_file: &'a mut FileScratch,
     ) -> Result<&'a [u8]> {
-        let Wanted { shard, offset, length, .. } = wanted;
+        let Extent { shard, offset, length, .. } = wanted;
         let path = &self.infos[shard].path;
         let FileScratch { frames, copied, touched } = of_file;
         if !data.compressed {
@@ -285,17 +285,17 @@ impl ShardSet {
     ///
     /// # Errors
     /// [`Error::Sample`] where they, or what is wanted of them, is too large to be held.
-    pub(super) fn needed(&self, table: &SeekTable, wanted: &Wanted<'_>) -> Result<Range<usize>> {
+    pub(super) fn needed(&self, table: &SeekTable, wanted: &Extent<'_>) -> Result<Range<usize>> {
         self.within_limit(wanted)?;
-        let Wanted { shard, offset, length, .. } = *wanted;
+        let Extent { shard, offset, length, .. } = *wanted;
         let frames = table.frames(offset, length);
         let frames = frames.ok_or_else(|| beyond(&self.infos[shard].path, offset, length))?;
         table.too_large(&frames).map_or(Ok(frames), |cause| Err(self.refused(wanted, cause)))
     }
 
     /// Whether what is wanted may be held in memory.
-    pub(super) fn within_limit(&self, wanted: &Wanted<'_>) -> Result<()> {
-        let Wanted { length, limit, .. } = *wanted;
+    pub(super) fn within_limit(&self, wanted: &Extent<'_>) -> Result<()> {
+        let Extent { length, limit, .. } = *wanted;
         if length <= limit {
             return Ok(());
         }
@@ -303,7 +303,7 @@ impl ShardSet {
     }
 
     /// The error of one sample that limits keep from being read; others of its shard can be.
-    fn refused(&self, wanted: &Wanted<'_>, cause: String) -> Error {
+    fn refused(&self, wanted: &Extent<'_>, cause: String) -> Error {
         let (path, key) = (self.infos[wanted.shard].path.clone(), wanted.key.to_owned());
         Error::Sample { path, key, offset: wanted.offset, cause }
     }

@@ -12,7 +12,7 @@ use super::recode::Recode;
 use super::segment::{Segment, SegmentBuilder};
 use super::select::{Selection, select};
 use super::source::{Loaded, Source};
-use super::writer::{Layout, SetWriter};
+use super::writer::{SetPlan, SetWriter};
 use super::{MAX_LABEL, ReadScratch};
 use crate::decode::Decoder;
 use crate::{Error, Result};
@@ -115,9 +115,9 @@ pub fn pack(
     if order.is_empty() {
         return Err(Error::Usage(format!("{origin}: the selection leaves no samples")));
     }
-    let layout = layout(folder, options);
-    let jobs = divide(source, &order, layout.samples_per_shard, options.on_bad)?;
-    let mut writer = SetWriter::new(layout, options.overwrite)?;
+    let plan = plan(folder, options);
+    let jobs = divide(source, &order, plan.samples_per_shard, options.on_bad)?;
+    let mut writer = SetWriter::new(plan, options.overwrite)?;
     let mut skipped = Vec::new();
     let (mut done, total) = (0, order.len() as u64);
     progress(Progress { unit: "samples", done, total, bytes: 0 });
@@ -179,8 +179,8 @@ fn bytes_per_shard(options: &PackOptions) -> u64 {
     options.bytes_per_shard.unwrap_or(unlimited)
 }
 
-fn layout(folder: &Path, options: &PackOptions) -> Layout {
-    Layout {
+fn plan(folder: &Path, options: &PackOptions) -> SetPlan {
+    SetPlan {
         folder: folder.to_owned(),
         prefix: options.prefix.clone(),
         samples_per_shard: options.samples_per_shard.unwrap_or(u64::MAX),

@@ -32,7 +32,7 @@ fn frame_room(bytes_per_shard: u64) -> u64 {
 
 /// What the index will say of a sample.
 #[derive(Clone, Debug)]
-pub(crate) struct Indexed {
+pub(crate) struct IndexRow {
     pub key: String,
     pub entry: Entry,
     /// The side index of a JPEG; empty where there is none.
@@ -47,7 +47,7 @@ pub(crate) struct Segment {
     /// Bytes of the tar blocks.
     pub tar_bytes: u64,
     /// Its samples; offsets count from the segment's beginning.
-    pub samples: Vec<Indexed>,
+    pub samples: Vec<IndexRow>,
 }
 
 /// Builds segments from samples.
@@ -152,7 +152,7 @@ impl SegmentBuilder {
             format: kind.format,
         };
         let side_index = side_index_of(image).unwrap_or_default();
-        self.open.samples.push(Indexed { key: key.clone(), entry, side_index });
+        self.open.samples.push(IndexRow { key: key.clone(), entry, side_index });
         if self.compressor.is_none() || self.open.bytes.len() >= FRAME_BYTES {
             self.cut()?;
         }

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 mod open;
 mod residency;
 
-use super::access::Data;
+use super::access::MappedShard;
 use super::index::{ShardIndex, index_path};
 use super::map::{Map, MapCheck, open_regular};
 use super::remote::{self, RemoteShard};
@@ -93,7 +93,7 @@ pub struct SampleMeta {
 
 struct Shard {
     index: OnceLock<ShardIndex>,
-    data: OnceLock<Data>,
+    data: OnceLock<MappedShard>,
     /// Where it is behind a URL; unused once `data` is there.
     remote: Option<Arc<RemoteShard>>,
     /// How many more times its maps are let go of; see `residency`.
@@ -290,7 +290,8 @@ impl ShardSet {
     pub(crate) fn replace_data(&mut self, shard: usize, map: Map) -> Result<()> {
         // What is known of the shard counts decompressed bytes: it stays true.
         self.index(shard)?;
-        self.shards[shard].data = OnceLock::from(Data { map, compressed: false, table: None });
+        self.shards[shard].data =
+            OnceLock::from(MappedShard { map, compressed: false, table: None });
         if !std::mem::replace(&mut self.infos[shard].seekable, true) {
             self.in_order_only -= 1;
         }
@@ -313,12 +314,12 @@ impl ShardSet {
     }
 
     /// A shard's map, if both it and the index are open already.
-    pub(super) fn opened(&self, shard: usize) -> Option<&Data> {
+    pub(super) fn opened(&self, shard: usize) -> Option<&MappedShard> {
         let shard = &self.shards[shard];
         shard.index.get().and(shard.data.get())
     }
 
-    pub(super) fn data(&self, shard: usize) -> Result<&Data> {
+    pub(super) fn data(&self, shard: usize) -> Result<&MappedShard> {
         let (cell, info) = (&self.shards[shard].data, &self.infos[shard]);
         self.shards[shard].mark_read();
         if let Some(data) = cell.get() {
@@ -340,7 +341,7 @@ impl ShardSet {
             let cause = "the shard has other content than when the set was opened";
             return Err(damaged(&info.path, 0, cause));
         }
-        let data = Data::new(map, &info.path, &self.options.limits)?;
+        let data = MappedShard::new(map, &info.path, &self.options.limits)?;
         // Two threads may map it at once; one map is dropped.
         Ok(cell.get_or_init(|| data))
     }

@@ -16,7 +16,7 @@ use crate::{Error, Result};
 
 /// How samples are divided over shards, and what these are called.
 #[derive(Clone, Debug)]
-pub(crate) struct Layout {
+pub(crate) struct SetPlan {
     pub folder: PathBuf,
     pub prefix: String,
     /// A shard ends before the sample that would exceed either.
@@ -25,7 +25,7 @@ pub(crate) struct Layout {
     pub zstd: Option<i32>,
 }
 
-impl Layout {
+impl SetPlan {
     fn shard_name(&self, number: usize) -> String {
         let kind = if self.zstd.is_some() { "tar.zst" } else { "tar" };
         format!("{}-{number:06}.{kind}", self.prefix)
@@ -81,7 +81,7 @@ impl LastKey {
 
 /// Writes one set of shards.
 pub(crate) struct SetWriter {
-    layout: Layout,
+    plan: SetPlan,
     end: Segment,
     open: Option<OpenShard>,
     /// Behind the open file, which lies in it.
@@ -96,17 +96,17 @@ pub(crate) struct SetWriter {
 }
 
 impl SetWriter {
-    /// Begins a set in `layout.folder`, which is made if need be. A set that it replaces stays
+    /// Begins a set in `plan.folder`, which is made if need be. A set that it replaces stays
     /// until `finish`.
     ///
     /// # Errors
     /// Those of [`Staging::begin`].
-    pub fn new(layout: Layout, overwrite: bool) -> Result<Self> {
-        std::fs::create_dir_all(&layout.folder).map_err(|e| Error::io(&layout.folder, e))?;
-        let staging = Staging::begin(&layout.folder, &layout.prefix, overwrite)?;
-        let end = SegmentBuilder::end(layout.zstd)?;
+    pub fn new(plan: SetPlan, overwrite: bool) -> Result<Self> {
+        std::fs::create_dir_all(&plan.folder).map_err(|e| Error::io(&plan.folder, e))?;
+        let staging = Staging::begin(&plan.folder, &plan.prefix, overwrite)?;
+        let end = SegmentBuilder::end(plan.zstd)?;
         Ok(SetWriter {
-            layout,
+            plan,
             end,
             open: None,
             staging,
@@ -122,24 +122,24 @@ impl SetWriter {
     pub fn push(&mut self, segment: &Segment) -> Result<()> {
         if let Some(open) = &self.open {
             let mut last = open.last.clone();
-            let apart = last.apart(segment, self.layout.zstd)?;
+            let apart = last.apart(segment, self.plan.zstd)?;
             let samples = (open.index.len() + apart.samples.len()) as u64;
             let bytes = open.file.written() + apart.bytes.len() as u64 + self.end_bytes(open);
-            if samples <= self.layout.samples_per_shard && bytes <= self.layout.bytes_per_shard {
+            if samples <= self.plan.samples_per_shard && bytes <= self.plan.bytes_per_shard {
                 return self.append(segment, &apart, last);
             }
             self.finish_shard()?;
         }
         self.open = Some(self.create()?);
         let mut last = LastKey::default();
-        let apart = last.apart(segment, self.layout.zstd)?;
+        let apart = last.apart(segment, self.plan.zstd)?;
         self.append(segment, &apart, last)
     }
 
     /// What follows one more segment at the end of the open shard.
     fn end_bytes(&self, open: &OpenShard) -> u64 {
         // The table has that segment's frame and the frame of the archive's end, too.
-        let table = self.layout.zstd.map_or(0, |_| seek_table_bytes(open.frames.len() + 2));
+        let table = self.plan.zstd.map_or(0, |_| seek_table_bytes(open.frames.len() + 2));
         self.end.bytes.len() as u64 + table
     }
 
@@ -167,7 +167,7 @@ impl SetWriter {
         if number > 999_999 {
             return Err(Error::Usage("more than 1,000,000 shards: let them be larger".to_owned()));
         }
-        let name = self.layout.shard_name(number);
+        let name = self.plan.shard_name(number);
         let file = self.staging.create(&name)?;
         Ok(OpenShard {
             name,
@@ -183,10 +183,10 @@ impl SetWriter {
     pub fn finish_shard(&mut self) -> Result<()> {
         let Some(mut open) = self.open.take() else { return Ok(()) };
         open.append(&self.end)?;
-        if self.layout.zstd.is_some() {
+        if self.plan.zstd.is_some() {
             open.file.write(&seek_table(&open.frames))?;
         }
-        let path = self.layout.folder.join(&open.name);
+        let path = self.plan.folder.join(&open.name);
         let index_name = index_path(Path::new(&open.name)).to_string_lossy().into_owned();
         let map = Map::of(open.file.flushed()?).map_err(|e| Error::io(&path, e))?;
         let index = open.index.finish(open.file.written(), fingerprint(map.as_ref()));
@@ -222,7 +222,7 @@ impl SetWriter {
         self.finish_shard()?;
         let classes = Manifest::listed(classes, &self.counts);
         let manifest = Manifest::new(self.shards, classes, made);
-        let name = manifest_name(&self.layout.prefix);
+        let name = manifest_name(&self.plan.prefix);
         self.staging.write_all(&name, manifest.to_json().as_bytes())?;
         let path = self.staging.publish()?;
         Ok((path, manifest))

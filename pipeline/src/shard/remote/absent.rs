@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use super::access::{FileScratch, Wanted};
+use super::access::{Extent, FileScratch};
 use super::index::{Head, ShardIndex};
 use super::map::{Map, MapCheck};
 use super::pattern::{Found, NamesOf};
@@ -153,7 +153,7 @@ impl ShardSet {
     pub(in crate::shard) fn remote_bytes<'a>(
         &'a self,
         remote: &RemoteShard,
-        _: Wanted<'_>,
+        _: Extent<'_>,
         _: Option<usize>,
         _: &'a mut FileScratch,
         _: &'a mut Scratch,

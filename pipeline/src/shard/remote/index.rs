@@ -62,14 +62,14 @@ impl RemoteShard {
         if let Some(data) = self.cached()? {
             return Ok(crate::shard::index::fingerprint(data.map.as_ref()));
         }
-        let (layout, identity) = (self.layout()?, self.identity()?);
+        let (form, identity) = (self.form()?, self.identity()?);
         let [first, quarters @ .., last] = fingerprint_ranges(identity.size);
-        let mut pieces = vec![layout.head.slice(..(first.end - first.start) as usize)];
+        let mut pieces = vec![form.head.slice(..(first.end - first.start) as usize)];
         let quarters = quarters.map(|range| fetch::range(&self.target, range, Some(identity)));
         for read in self.now(async { Ok(futures_util::future::join_all(quarters).await) })? {
             pieces.push(read?.0);
         }
-        pieces.push(layout.tail.slice(layout.tail.len() - (last.end - last.start) as usize..));
+        pieces.push(form.tail.slice(form.tail.len() - (last.end - last.start) as usize..));
         Ok(fingerprint_of(identity.size, pieces.iter().map(Bytes::as_ref)))
     }
 

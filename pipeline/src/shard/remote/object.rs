@@ -15,7 +15,7 @@ use super::net::{given_up, is_given_up, wait, waited_since};
 use super::reader::Reader;
 use super::store::Target;
 use super::{Remote, download};
-use crate::shard::access::Data;
+use crate::shard::access::MappedShard;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign};
 use crate::shard::manifest::{ManifestShard, checksum_of};
@@ -38,7 +38,7 @@ pub(crate) struct RemoteShard {
     known: Option<ManifestShard>,
     identity: OnceLock<(Identity, Option<Bytes>)>,
     pub(super) head: OnceLock<Option<Head>>,
-    layout: OnceLock<Layout>,
+    form: OnceLock<Form>,
     slot: Mutex<Slot>,
     changed: Condvar,
     /// Read from, since the cache was last told.
@@ -46,7 +46,7 @@ pub(crate) struct RemoteShard {
 }
 
 /// The form of a shard, as its first and last bytes show it.
-pub(crate) struct Layout {
+pub(crate) struct Form {
     pub compressed: bool,
     pub table: Option<SeekTable>,
     pub(super) head: Bytes,
@@ -56,7 +56,7 @@ pub(crate) struct Layout {
 /// The shard in the cache.
 #[derive(Default)]
 pub(super) struct Slot {
-    pub data: Option<Arc<Data>>,
+    pub data: Option<Arc<MappedShard>>,
     pub path: PathBuf,
     /// Whether the folder was looked into.
     looked: bool,
@@ -93,7 +93,7 @@ impl RemoteShard {
             known,
             identity: listed.map_or_else(OnceLock::new, |listed| OnceLock::from((listed, None))),
             head: OnceLock::new(),
-            layout: OnceLock::new(),
+            form: OnceLock::new(),
             slot: Mutex::default(),
             changed: Condvar::new(),
             used: AtomicBool::new(false),
@@ -126,7 +126,7 @@ impl RemoteShard {
         let bytes = self.identity()?.size;
         let seekable = match self.cached()? {
             Some(data) => !data.compressed || data.table.is_some(),
-            None => self.layout()?.seekable(),
+            None => self.form()?.seekable(),
         };
         let head = if use_index { self.index_head()? } else { None };
         if let Some(head) = head.filter(|head| head.shard_bytes != bytes) {
@@ -136,9 +136,9 @@ impl RemoteShard {
     }
 
     /// First and last bytes, and the seek table.
-    pub fn layout(&self) -> Result<&Layout> {
-        if let Some(layout) = self.layout.get() {
-            return Ok(layout);
+    pub fn form(&self) -> Result<&Form> {
+        if let Some(form) = self.form.get() {
+            return Ok(form);
         }
         let identity = self.identity()?.clone();
         let size = identity.size;
@@ -167,11 +167,11 @@ impl RemoteShard {
             table = SeekTable::parse_end(&tail, size, &self.target.path, limits)?;
         }
         let tail = tail.slice(tail.len().saturating_sub(ENDS as usize)..);
-        Ok(self.layout.get_or_init(|| Layout { compressed, table, head, tail }))
+        Ok(self.form.get_or_init(|| Form { compressed, table, head, tail }))
     }
 
     /// As `cached`, to be read from.
-    pub fn cached_to_read(&self) -> Result<Option<Arc<Data>>> {
+    pub fn cached_to_read(&self) -> Result<Option<Arc<MappedShard>>> {
         let data = self.cached()?;
         if data.is_some() && !self.used.swap(true, Ordering::Relaxed) {
             self.slot().unread = false;
@@ -180,7 +180,7 @@ impl RemoteShard {
     }
 
     /// The shard in the cache, mapped; `None` while it is not there.
-    pub fn cached(&self) -> Result<Option<Arc<Data>>> {
+    pub fn cached(&self) -> Result<Option<Arc<MappedShard>>> {
         let Some(cache) = &self.remote.cache else { return Ok(None) };
         let mut slot = self.slot();
         if let Some(data) = &slot.data {
@@ -211,9 +211,9 @@ impl RemoteShard {
     }
 
     /// Maps the finished entry at `path` and reads from it from now on.
-    pub(super) fn adopt(&self, path: PathBuf) -> Result<Arc<Data>> {
+    pub(super) fn adopt(&self, path: PathBuf) -> Result<Arc<MappedShard>> {
         let data = Map::open_for_samples(&path)
-            .and_then(|map| Data::new(map, &self.target.path, &self.remote.limits))
+            .and_then(|map| MappedShard::new(map, &self.target.path, &self.remote.limits))
             .map(Arc::new)?;
         Cache::touch(&path);
         let mut slot = self.slot();
@@ -301,7 +301,7 @@ impl RemoteShard {
         {
             return Ok(Opened::Cached(data));
         }
-        let compressed = self.layout()?.compressed;
+        let compressed = self.form()?.compressed;
         Ok(Opened::Streamed(Reader::open(&self.target, self.identity()?)?, compressed))
     }
 
@@ -369,12 +369,12 @@ fn agree(known: &ManifestShard, is: &Identity, target: &Target) -> Result<()> {
 
 /// A shard opened to be read in order.
 pub(crate) enum Opened {
-    Cached(Arc<Data>),
+    Cached(Arc<MappedShard>),
     /// With whether its bytes are compressed with zstd.
     Streamed(Reader, bool),
 }
 
-impl Layout {
+impl Form {
     /// Whether samples can be read in any order.
     pub fn seekable(&self) -> bool {
         !self.compressed || self.table.is_some()

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use super::{Ahead, Block, Opened, RemoteShard};
 use crate::Result;
 use crate::scratch::KEPT_BYTES;
-use crate::shard::access::{Data, FileScratch, Wanted, beyond, in_order_only, window};
+use crate::shard::access::{Extent, FileScratch, MappedShard, beyond, in_order_only, window};
 use crate::shard::scan::{Scanned, scan_stream, tar_of};
 use crate::shard::tar::AnyTar;
 use crate::shard::{Limits, ShardSet, damaged};
@@ -17,7 +17,7 @@ use crate::shard::{Limits, ShardSet, damaged};
 #[derive(Default)]
 pub(in crate::shard) struct Scratch {
     /// Its file in the cache, or a piece.
-    kept: Option<Arc<Data>>,
+    kept: Option<Arc<MappedShard>>,
     block: Option<Block>,
     /// Where a loader's samples were fetched ahead.
     ahead: Option<Arc<Ahead>>,
@@ -79,16 +79,16 @@ impl ShardSet {
             return Ok(None);
         }
         let (offset, length) = (entry.offset, entry.length.into());
-        let wanted = Wanted { shard, key, offset, length, limit: self.options.limits.member_bytes };
+        let wanted = Extent { shard, key, offset, length, limit: self.options.limits.member_bytes };
         Ok(self.place(remote, &wanted).ok())
     }
 
     /// The bytes of the object that hold what is wanted of the archive.
-    fn place(&self, remote: &RemoteShard, wanted: &Wanted<'_>) -> Result<Range<u64>> {
-        let (path, &Wanted { offset, length, .. }) = (&remote.target.path, wanted);
+    fn place(&self, remote: &RemoteShard, wanted: &Extent<'_>) -> Result<Range<u64>> {
+        let (path, &Extent { offset, length, .. }) = (&remote.target.path, wanted);
         self.within_limit(wanted)?;
         let size = remote.identity()?.size;
-        let (start, bytes) = match &remote.layout()?.table {
+        let (start, bytes) = match &remote.form()?.table {
             None => (offset, length),
             Some(table) => table.file_range(&self.needed(table, wanted)?),
         };
@@ -107,20 +107,20 @@ impl ShardSet {
     pub(in crate::shard) fn remote_bytes<'a>(
         &'a self,
         remote: &RemoteShard,
-        wanted: Wanted<'_>,
+        wanted: Extent<'_>,
         sample: Option<usize>,
         of_file: &'a mut FileScratch,
         scratch: &'a mut Scratch,
     ) -> Result<&'a [u8]> {
-        let Wanted { shard, offset, length, .. } = wanted;
+        let Extent { shard, offset, length, .. } = wanted;
         let Scratch { kept, block, ahead } = scratch;
         let awaited = Awaited(ahead.as_deref().zip(sample));
         if let Some(data) = remote.cached_to_read()? {
             return self.of_data(kept.insert(data), wanted, of_file);
         }
         let path = &self.infos[shard].path;
-        let layout = remote.layout()?;
-        if !layout.seekable() {
+        let form = remote.form()?;
+        if !form.seekable() {
             return Err(in_order_only(path));
         }
         let range = self.place(remote, &wanted)?;
@@ -133,7 +133,7 @@ impl ShardSet {
             None => (remote.fetch(range.clone())?, range.start),
         };
         let bytes = block.insert(bytes);
-        match &layout.table {
+        match &form.table {
             None => {
                 window(bytes, start, offset, length).ok_or_else(|| beyond(path, offset, length))
             }
