@@ -5,14 +5,13 @@
 //! `Filling` is cut into `Task`s over disjoint slots, and whoever finishes
 //! the last one turns it into a [`Batch`].
 
-use std::cell::UnsafeCell;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::augment::{Crop, DType, Layout, ViewOut, ViewParams};
 use crate::memory::Buffer;
-use crate::sync::{AtomicUsize, Sender};
+use crate::sync::{AtomicUsize, Sender, unpoisoned};
 
 /// Shape and element type of a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -145,23 +144,27 @@ pub(crate) struct Filling {
     pool: Sender<Buffer>,
     /// Slots not yet finished.
     remaining: AtomicUsize,
-    shared: UnsafeCell<Shared>,
-    /// First element of the buffer; workers write through it, each to its slots.
-    data: *mut u8,
+    /// Each slot's label and sample as the workers found them (a bad sample is replaced).
+    labels: Vec<AtomicU32>,
+    samples: Vec<AtomicU64>,
+    bad: AtomicU32,
+    /// Empty until the first is left.
+    unfinished: Mutex<Vec<ViewParams>>,
+    /// Until the last slot is finished.
+    buffer: Mutex<Option<Buffer>>,
+    /// Into `buffer`.
+    slots: Slots,
 }
 
-/// What is put together when the last slot is finished.
-struct Shared {
-    buffer: Option<Buffer>,
-}
+/// The first element of a batch's buffer; workers write through it, each to its slots.
+struct Slots(*mut u8);
 
-// SAFETY: `data` points into the buffer that `shared` owns. Tasks write through
-// it at disjoint slots (`split` hands out each slot once), and `shared` is only
-// touched by the one task that takes `remaining` to zero, after all others have
-// finished writing (release on each decrement, acquire on the last).
-unsafe impl Send for Filling {}
+// SAFETY: each slot is written by the one task that has it (`split` hands out each once), and read
+// when all are finished: what was written is there for whoever takes `remaining` to zero (release on
+// each decrement, acquire on the last).
+unsafe impl Send for Slots {}
 // SAFETY: as above.
-unsafe impl Sync for Filling {}
+unsafe impl Sync for Slots {}
 
 impl Filling {
     /// Starts a batch with one item a slot, and cuts it into tasks of at most
@@ -176,55 +179,36 @@ impl Filling {
     ) -> Vec<Task> {
         let size = items.len();
         assert!(size <= spec.size && spec.bytes() <= buffer.bytes().len());
-        let data = buffer.as_mut_ptr();
+        let slots = Slots(buffer.as_mut_ptr());
         let filling = Arc::new(Filling {
             spec,
             size,
             place,
             pool,
             remaining: AtomicUsize::new(size),
-            shared: UnsafeCell::new(Shared { buffer: Some(buffer) }),
-            data,
+            labels: (0..size).map(|_| Batch::NO_LABEL.into()).collect(),
+            samples: (0..size).map(|_| 0.into()).collect(),
+            bad: 0.into(),
+            unfinished: Mutex::default(),
+            buffer: Mutex::new(Some(buffer)),
+            slots,
         });
-        let results = Arc::new(Results::new(size));
         let mut tasks = Vec::with_capacity(size.div_ceil(grain));
         let mut items = items.into_iter();
         let mut start = 0;
         while start < size {
             let end = (start + grain).min(size);
             let items = items.by_ref().take(end - start).collect();
-            let (filling, results) = (Arc::clone(&filling), Arc::clone(&results));
-            tasks.push(Task { filling, results, slots: start..end, items });
+            tasks.push(Task { filling: Arc::clone(&filling), slots: start..end, items });
             start = end;
         }
         tasks
     }
 }
 
-/// Labels and samples as the workers found them (a bad sample is replaced).
-struct Results {
-    labels: Vec<std::sync::atomic::AtomicU32>,
-    samples: Vec<std::sync::atomic::AtomicU64>,
-    bad: std::sync::atomic::AtomicU32,
-    /// Empty until the first is left.
-    unfinished: Mutex<Vec<ViewParams>>,
-}
-
-impl Results {
-    fn new(size: usize) -> Self {
-        Results {
-            labels: (0..size).map(|_| Batch::NO_LABEL.into()).collect(),
-            samples: (0..size).map(|_| 0.into()).collect(),
-            bad: 0.into(),
-            unfinished: Mutex::default(),
-        }
-    }
-}
-
 /// The exclusive right to fill some slots of a batch.
 pub(crate) struct Task {
     filling: Arc<Filling>,
-    results: Arc<Results>,
     slots: Range<usize>,
     items: Vec<Item>,
 }
@@ -256,7 +240,7 @@ impl Task {
         // lets one view live at a time, and the buffer is not taken before this
         // task is finished, which consumes it.
         let target = unsafe {
-            let start = self.filling.data.add((view * size + slot) * bytes);
+            let start = self.filling.slots.0.add((view * size + slot) * bytes);
             std::slice::from_raw_parts_mut(start, bytes)
         };
         match spec.dtype {
@@ -270,20 +254,20 @@ impl Task {
     pub(crate) fn note(&mut self, nth: usize, sample: u64, label: Option<u32>) {
         let slot = self.slots.start + nth;
         let label = label.unwrap_or(Batch::NO_LABEL);
-        self.results.labels[slot].store(label, Ordering::Relaxed);
-        self.results.samples[slot].store(sample, Ordering::Relaxed);
+        self.filling.labels[slot].store(label, Ordering::Relaxed);
+        self.filling.samples[slot].store(sample, Ordering::Relaxed);
     }
 
     /// Notes that a sample was left out.
     pub(crate) fn note_bad(&self) {
-        self.results.bad.fetch_add(1, Ordering::Relaxed);
+        self.filling.bad.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Leaves it to the consumer to finish item `nth`'s views, of which `params` were drawn.
     pub(crate) fn leave(&mut self, nth: usize, params: &[ViewParams]) {
         let Filling { spec, size, .. } = *self.filling;
         let slot = self.slots.start + nth;
-        let mut all = self.results.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = unpoisoned(self.filling.unfinished.lock());
         if all.is_empty() {
             all.resize(spec.views * size, ViewParams::plain(Crop::whole(0, 0)));
         }
@@ -299,21 +283,19 @@ impl Task {
         if filling.remaining.fetch_sub(mine, Ordering::AcqRel) != mine {
             return None;
         }
-        // SAFETY: all slots are finished, so every other task has been consumed
-        // and nobody but this call, which happens once, reaches `shared`.
-        let shared = unsafe { &mut *filling.shared.get() };
-        let load = |v: &std::sync::atomic::AtomicU64| v.load(Ordering::Relaxed);
-        let mut unfinished = self.results.unfinished.lock().unwrap_or_else(PoisonError::into_inner);
+        // Every other task has been consumed.
+        let unfinished = std::mem::take(&mut *unpoisoned(filling.unfinished.lock()));
+        let buffer = unpoisoned(filling.buffer.lock()).take();
         Some(Batch {
             epoch: filling.place.epoch,
             index: filling.place.index,
             size: filling.size,
-            labels: self.results.labels.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
-            samples: self.results.samples.iter().map(load).collect(),
-            unfinished: std::mem::take(&mut unfinished),
-            bad: self.results.bad.load(Ordering::Relaxed),
+            labels: filling.labels.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
+            samples: filling.samples.iter().map(|v| v.load(Ordering::Relaxed)).collect(),
+            unfinished,
+            bad: filling.bad.load(Ordering::Relaxed),
             spec: filling.spec,
-            buffer: shared.buffer.take(),
+            buffer,
             pool: filling.pool.clone(),
         })
     }
