@@ -30,7 +30,7 @@ use crate::memory::Buffer;
 use crate::shard::remote::Ahead;
 use crate::stats::{Queue, Recorder, Stage, Stats};
 use crate::sync::{AtomicBool, Builder, JoinHandle, Receiver, Sender, bounded, unbounded};
-use crate::worker::Worker;
+use crate::worker::{Filled, Worker};
 use crate::{Error, Result};
 
 /// A batch or an error, with its number in the stream.
@@ -264,9 +264,13 @@ fn work(
             if stop.load(Ordering::Relaxed) {
                 return;
             }
-            if let Err(error) = worker.fill(&mut task, nth, item) {
-                let _ = outlet.send((number, Err(error)));
-                return;
+            match worker.fill(&mut task, nth, item) {
+                Ok(Filled::Done) => {}
+                Ok(Filled::Stopped) => return,
+                Err(error) => {
+                    let _ = outlet.send((number, Err(error)));
+                    return;
+                }
             }
         }
         if let Some(batch) = task.finish() {

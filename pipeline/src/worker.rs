@@ -24,6 +24,13 @@ const REPLACEMENT_KEY: u64 = 1 << 32;
 /// Replacements that are tried for one position before the run is given up.
 const MAX_REPLACEMENTS: u64 = 64;
 
+/// What became of a slot that was to be filled.
+pub(crate) enum Filled {
+    Done,
+    /// The stream was dropped: nobody waits for it.
+    Stopped,
+}
+
 /// The reusable state of one worker thread.
 pub(crate) struct Worker {
     set: Arc<ShardSet>,
@@ -68,11 +75,11 @@ impl Worker {
     }
 
     /// Fills item `nth` of the task, with another sample if its own is bad and
-    /// the configuration says so.
+    /// the configuration says so. Replacements may take long to find: it stops between them.
     ///
     /// # Errors
     /// The sample's own error, or that of a shard.
-    pub(crate) fn fill(&mut self, task: &mut Task, nth: usize, item: Item) -> Result<()> {
+    pub(crate) fn fill(&mut self, task: &mut Task, nth: usize, item: Item) -> Result<Filled> {
         let position = item.position;
         let mut sample = item.sample;
         let mut outcome = match item.owned {
@@ -94,25 +101,27 @@ impl Worker {
             if let Some(error) = last {
                 return Err(error);
             }
-            self.check_stop()?;
+            if self.is_stopped() {
+                return Ok(Filled::Stopped);
+            }
             let key = REPLACEMENT_KEY + attempt;
             let mut rng = Rng::keyed(self.config.seed, task.epoch(), position, key);
             sample = rng.below(self.set.len() as u64);
             outcome = if self.set.seekable() {
                 self.read_and_fill(task, nth, sample)
             } else {
-                self.find(sample).and_then(|owned| self.fill_owned(task, nth, sample, &owned))
+                match self.find(sample) {
+                    Ok(Some(owned)) => self.fill_owned(task, nth, sample, &owned),
+                    Ok(None) => return Ok(Filled::Stopped),
+                    Err(error) => Err(error),
+                }
             };
         }
-        Ok(())
+        Ok(Filled::Done)
     }
 
-    /// An error for nobody when the stream was dropped: replacements may take long to find.
-    fn check_stop(&self) -> Result<()> {
-        if self.stop.load(Ordering::Relaxed) {
-            return Err(Error::Usage("the stream was dropped".to_owned()));
-        }
-        Ok(())
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Relaxed)
     }
 
     /// Puts a bad sample on record, or gives its error back.
@@ -174,14 +183,16 @@ impl Worker {
     }
 
     /// Reads a sample of a shard that can only be streamed, from its front: as
-    /// slow as it is rare.
-    fn find(&self, sample: u64) -> Result<OwnedSample> {
+    /// slow as it is rare. `None` when the stream was dropped on the way.
+    fn find(&self, sample: u64) -> Result<Option<OwnedSample>> {
         let shard = self.set.shard_of(sample as usize);
         let info = &self.set.shards()[shard];
         let mut stream = self.set.stream(shard)?;
         let mut owned = OwnedSample::default();
         for place in info.first_sample as u64..=sample {
-            self.check_stop()?;
+            if self.is_stopped() {
+                return Ok(None);
+            }
             match stream.next_into(&mut owned) {
                 Ok(true) => {}
                 Ok(false) => return Err(short_shard(info)),
@@ -189,7 +200,7 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
-        Ok(owned)
+        Ok(Some(owned))
     }
 }
 
