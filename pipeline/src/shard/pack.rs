@@ -287,6 +287,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn one_image_is_at_fault_for_damage_and_for_what_may_not_be_read() {
+        use std::io::ErrorKind;
+        let of_one = |error: std::io::Error| is_of_one_image(&Error::io("a.jpg", error));
+        for kind in [ErrorKind::PermissionDenied, ErrorKind::NotFound, ErrorKind::UnexpectedEof] {
+            assert!(of_one(kind.into()), "{kind:?}");
+        }
+        assert!(!of_one(ErrorKind::OutOfMemory.into()) && !of_one(ErrorKind::TimedOut.into()));
+        assert!(is_of_one_image(&Error::Decode(String::new())));
+    }
+
+    #[test]
     fn shards_are_bounded_by_bytes_unless_samples_alone_are_asked_for() {
         let most = |samples_per_shard, asked| {
             let usual = PackOptions::default();
