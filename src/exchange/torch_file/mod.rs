@@ -46,6 +46,7 @@ pub fn read(path: &Path) -> Result<Option<HashMap<String, Tensor>>> {
 
 /// `NAME/data.pkl`, `NAME/byteorder`, and each storage as `NAME/data/KEY`.
 fn read_zip(file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
+    let length = file.get_ref().metadata()?.len();
     // PyTorch puts nothing before an archive. Where the crate looks for its beginning by itself, it
     // is wrong for names of 21 characters, since PyTorch's last record tells nothing of ZIP64's.
     let config = Config { archive_offset: ArchiveOffset::Known(0) };
@@ -64,7 +65,7 @@ fn read_zip(file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
     let pickle = Pickle::read(&mut reader)?;
     to_checksum(reader).context("`data.pkl`")?;
     let mut tensors = HashMap::new();
-    for (key, views) in by_storage(state_dict(&pickle)?) {
+    for (key, views) in by_storage(state_dict(&pickle)?, length)? {
         let mut entry = zip.by_name(&format!("{folder}data/{key}"))?;
         let stored = entry.size();
         convert(&views, &mut entry, stored, &mut tensors)?;
@@ -94,7 +95,7 @@ fn read_legacy(mut file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
     let Object::Items(order) = keys.root() else { bail!("the storages' keys are no list") };
     let named: HashMap<&str, &Storage> =
         pickle.storages().map(|storage| (&*storage.key, storage)).collect();
-    let mut wanted = by_storage(state_dict(&pickle)?);
+    let mut wanted = by_storage(state_dict(&pickle)?, end)?;
     let mut tensors = HashMap::new();
     for &key in order {
         let Object::Text(key) = keys.get(key) else { bail!("a storage's key is no text") };
@@ -161,12 +162,22 @@ fn tensors_of<'a>(pickle: &'a Pickle, dict: &'a Object, prefix: &str) -> Vec<Nam
     named.collect()
 }
 
-fn by_storage(tensors: Vec<Named<'_>>) -> BTreeMap<Rc<str>, Vec<Named<'_>>> {
+/// # Errors
+/// Tensors that take far more memory together than the file of `length` bytes accounts for: one
+/// storage may be named often.
+fn by_storage(tensors: Vec<Named<'_>>, length: u64) -> Result<BTreeMap<Rc<str>, Vec<Named<'_>>>> {
+    const TIMES: u64 = 16;
+    let bytes = |view: &View| {
+        let elements = view.shape.iter().fold(1u64, |all, n| all.saturating_mul(*n));
+        elements.saturating_mul(element_size(&view.storage.class).unwrap_or(0))
+    };
+    let all = tensors.iter().fold(0u64, |all, (_, view)| all.saturating_add(bytes(view)));
+    ensure!(all <= length.saturating_mul(TIMES), "tensors of {all} bytes in a file of {length}");
     let mut storages: BTreeMap<Rc<str>, Vec<Named<'_>>> = BTreeMap::new();
     for (name, view) in tensors {
         storages.entry(view.storage.key.clone()).or_default().push((name, view));
     }
-    storages
+    Ok(storages)
 }
 
 /// Reads a storage of `stored` bytes, as far as `views` reach, and makes them tensors.

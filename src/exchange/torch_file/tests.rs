@@ -93,9 +93,11 @@ fn a_tensor_that_is_larger_than_its_storage() {
         ("I0\n(I2\nt(I1\nt", "wants 8 bytes of storage `0`, which has 4"),
         ("I1\n(I1\nt(I1\nt", "wants 8 bytes of storage `0`, which has 4"),
         // Elements that lie upon each other, so that all of them lie within the storage.
-        ("I0\n(I4294967296\nt(I0\nt", "a shape of [4294967296]"),
-        ("I0\n(I4294967296\nI4294967296\nt(I1\nI1\nt", "a shape of"),
-        ("I9223372036854775807\n(I9223372036854775807\nt(I4\nt", "a shape of"),
+        ("I0\n(I2\nt(I0\nt", "a shape of [2]"),
+        ("I9223372036854775807\n(I2\nt(I4\nt", "a shape of"),
+        ("I0\n(I2\nI2\nt(I9223372036854775807\nI9223372036854775807\nt", "a shape of"),
+        ("I0\n(I4294967296\nt(I0\nt", "tensors of 17179869184 bytes in a file of"),
+        ("I0\n(I4294967296\nI4294967296\nt(I1\nI1\nt", "tensors of 18446744073709551615 bytes"),
         // Not of numbers, or of too many: no tensor.
         ("I-1\n(I1\nt(I1\nt", "no state dict"),
         ("I0\n(I1\nt(I1\nI1\nt", "no state dict"),
