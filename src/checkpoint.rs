@@ -221,7 +221,7 @@ pub fn latest(run: &Path, warn: impl Fn(&str)) -> Result<Option<Checkpoint>> {
                 newest = paths.last().and_then(|path| step_of(path));
             }
             Err(error) => {
-                warn(&format!("{error:#}; trying the checkpoint before it"));
+                warn(&format!("{}; trying the checkpoint before it", one_line(&error)));
                 last_error = Some(error);
             }
         }

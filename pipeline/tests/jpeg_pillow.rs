@@ -125,7 +125,10 @@ fn imagenet_samples_decode_to_pillows_pixels() {
         count += usize::from(compare(&name, &bytes, &mut pillow, &mut decoder));
     }
     println!("{count} JPEGs equal");
-    assert!(count > 0, "no JPEG was compared");
+    match glob::glob(pattern.to_str().unwrap()).unwrap().next() {
+        Some(_) => assert!(count > 0, "no JPEG was compared"),
+        None => skip("data", &format!("no {}", pattern.display())),
+    }
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub struct DataConfig {
 const MOST_REQUESTS: usize = 100_000;
 
 /// The number of `threads`, of which 0 are one for each core.
-fn cores_for(threads: usize) -> usize {
+fn threads_or_cores(threads: usize) -> usize {
     match threads {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get()),
         some => some,
@@ -83,7 +83,7 @@ impl DataConfig {
             retries: self.network_retries,
             timeout: Duration::from_secs(self.network_timeout_s),
             parallel: match self.network_requests {
-                0 => (4 * cores_for(self.threads)).max(usual.parallel),
+                0 => (4 * threads_or_cores(self.threads)).max(usual.parallel),
                 some => some,
             },
             ..usual

@@ -21,7 +21,7 @@ use crate::loss::matmul::{Mat, matmul_serial};
 const ROWS: usize = 256;
 
 /// Parts that a pass over `rows` features is cut into, each with a gradient of `weights` values of
-/// its own: as many as keep the cores of a large machine busy, in at most 1 GB.
+/// its own: as many as keep the cores of a large machine busy, beyond 16 in at most 1 GB.
 fn parts(rows: usize, weights: usize) -> usize {
     const FEW: usize = 16;
     match rows {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn gradients_of_all_parts_take_at_most_a_gigabyte_where_there_are_many() {
+    fn more_than_sixteen_parts_take_at_most_a_gigabyte() {
         assert_eq!(parts(99_999, 10 * 513), 16);
         assert_eq!(parts(1_281_167, 1000 * 2049), 128);
         assert_eq!(parts(14_000_000, 21_841 * 2049), 16);

@@ -52,7 +52,10 @@ const WITHOUT_RELU: [u8; 6] = [0, 1, 2, 3, 4, 5];
 ///
 /// # Errors
 /// One without the ReLU behind its stem.
-fn with_parts_named(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, Tensor>> {
+fn with_parts_named(
+    tensors: HashMap<String, Tensor>,
+    asked: Option<&str>,
+) -> Result<HashMap<String, Tensor>> {
     let is_one = |prefix: &str, [conv1, bn1, layer1, .., layer4]: [u8; 6]| {
         [
             format!("{prefix}{conv1}.weight"),
@@ -64,9 +67,10 @@ fn with_parts_named(tensors: HashMap<String, Tensor>) -> Result<HashMap<String, 
         .all(|name| tensors.contains_key(name))
     };
     let prefixes = || tensors.keys().filter_map(|name| name.strip_suffix("0.weight"));
-    if let Some(prefix) = prefixes().find(|prefix| is_one(prefix, WITHOUT_RELU)) {
+    let is_asked = |prefix: &&str| asked.is_none_or(|asked| asked == *prefix);
+    if let Some(prefix) = prefixes().filter(is_asked).find(|prefix| is_one(prefix, WITHOUT_RELU)) {
         bail!(
-            "the backbone behind `{prefix}` is lightly's ResNet within an nn.Sequential, which has no ReLU behind its \
+            "the backbone of `{prefix}0.weight` is lightly's ResNet within an nn.Sequential, which has no ReLU behind its \
              first BatchNorm: no ResNet of ours computes the same"
         );
     }
@@ -95,7 +99,7 @@ pub fn backbone(
     tensors: HashMap<String, Tensor>,
     prefix: Option<&str>,
 ) -> Result<HashMap<String, Tensor>> {
-    let tensors = with_parts_named(tensors)?;
+    let tensors = with_parts_named(tensors, prefix)?;
     let is_one = |prefix: &str| {
         [STEM, "bn1.weight", "layer1.0.conv1.weight"]
             .iter()

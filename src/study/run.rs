@@ -254,7 +254,7 @@ fn draw(dir: &Path, drawn: &Drawn) -> Result<()> {
 /// The text of [`CELL_FILE`].
 fn exact(cell: &Cell) -> Result<String> {
     let mut config = cell.config.clone();
-    (config.train.threads, config.data.threads) = (0, 0);
+    (config.train.threads, config.data.threads, config.data.network_requests) = (0, 0, 0);
     let mark = if cell.untrained { UNTRAINED } else { "" };
     Ok(config.to_toml()? + mark)
 }
@@ -267,6 +267,10 @@ fn decisive(text: &str) -> Result<String> {
     let cell = train.and_then(|train| train.remove("dir")).unwrap_or("".into());
     let cell = Path::new(cell.as_str().unwrap_or_default());
     let dir = cell.parent().and_then(Path::parent).unwrap_or(Path::new(""));
+    // Cells of before it was a setting have none.
+    if let Some(data) = table.get_mut("data").and_then(toml::Value::as_table_mut) {
+        data.remove("network_requests");
+    }
     for (key, within) in DRAWN_SHARDS {
         let data = table.get_mut("data").and_then(toml::Value::as_table_mut);
         if let Some(toml::Value::String(shards)) = data.and_then(|data| data.get_mut(key))
@@ -295,8 +299,8 @@ fn check_unchanged(cell: &Cell, name: &str) -> Result<()> {
     };
     let (found, wanted) = (values(&found), values(&wanted));
     let mut keys = found.keys().chain(wanted.keys());
-    let differs = keys.find(|key| found.get(*key) != wanted.get(*key));
-    let differs = differs.map_or("its text", String::as_str);
+    // Tables without a setting are none.
+    let Some(differs) = keys.find(|key| found.get(*key) != wanted.get(*key)) else { return Ok(()) };
     let told = |values: &BTreeMap<String, String>| match values.get(differs) {
         Some(value) => format!("{differs} = {value}"),
         None => format!("the default of {differs}"),

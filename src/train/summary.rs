@@ -31,7 +31,7 @@ pub struct Summary {
     pub interrupted: bool,
     /// Wall seconds of this process, from the first batch asked for.
     pub seconds: f64,
-    /// Seconds by stage of the training thread.
+    /// Seconds by part of the step.
     pub step_seconds: Vec<(String, f64)>,
     /// Seconds by stage of the loader, summed over its threads.
     pub loader_seconds: Vec<(String, f64)>,

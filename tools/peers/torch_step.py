@@ -2,7 +2,7 @@
 """Times the training step of `bench step` in PyTorch, alternating with ours, and prints the ratio.
 
 The step: both views through ResNet and projector one after the other (as the authors write it),
-Barlow Twins loss, backward, optimizer. Synthetic images of unit variance. On the CPU times are CPU
+Barlow Twins loss, backward, optimizer. Synthetic images. On the CPU times are CPU
 seconds of the whole process (all threads), medians over all steps of all rounds; PyTorch is timed
 in its default layout (NCHW) and in channels_last, and the ratio is given against either.
 

@@ -96,7 +96,12 @@ pub fn index_shards(
             if names.is_empty() {
                 names = replaced.class_names();
             }
-            if names.len() <= largest {
+            if !names.is_empty() && names.len() <= largest {
+                tracing::warn!(
+                    "{}: labels go up to {largest}, and it named {} classes: the classes have no names now",
+                    path.display(),
+                    names.len()
+                );
                 names.clear();
             }
             // How the shards were packed stays known, however often they are indexed.
@@ -156,8 +161,13 @@ fn manifest_before(path: &Path, shards: &[Found], limits: &Limits) -> Result<Opt
             )));
         }
         Ok(replaced) => replaced,
-        // None yet, or one that is to be mended.
-        Err(_) => None,
+        Err(Error::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => None,
+        // One that is to be mended.
+        Err(error @ Error::Shard { .. }) => {
+            tracing::warn!("{error}; it is replaced, and names of classes in it are lost");
+            None
+        }
+        Err(error) => return Err(error),
     };
     let names: HashSet<_> = shards.iter().filter_map(|shard| shard.path.file_name()).collect();
     for file in files_in(&folder_of(path)?)? {

@@ -25,8 +25,9 @@ const WRAPPERS: [&str; 3] = ["state_dict", "model", "model_state_dict"];
 
 const ZIP: &[u8] = b"PK\x03\x04";
 
-/// The first object of a file before PyTorch 1.6: 0x1950a86a20f9469cfc6c, by protocol 2.
-const LEGACY: &[u8] = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.";
+/// The first object of a file before PyTorch 1.6: 0x1950a86a20f9469cfc6c, by protocol 2 or 3.
+const LEGACY: [&[u8]; 2] =
+    [b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.", b"\x80\x03\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."];
 
 /// The tensors of the state dict in the file at `path`; `None` where it is none of `torch.save`'s.
 ///
@@ -38,7 +39,7 @@ pub fn read(path: &Path) -> Result<Option<HashMap<String, Tensor>>> {
     if start.starts_with(ZIP) {
         return read_zip(file).map(Some);
     }
-    if start.starts_with(LEGACY) {
+    if LEGACY.iter().any(|magic| start.starts_with(magic)) {
         return read_legacy(file).map(Some);
     }
     Ok(None)
@@ -62,14 +63,15 @@ fn read_zip(file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
         ensure!(text == "little", "numbers in the byte order `{text}`");
     }
     let mut reader = BufReader::new(zip.by_name(&format!("{folder}data.pkl"))?);
-    let pickle = Pickle::read(&mut reader)?;
+    let pickle = Pickle::read(&mut reader).context("`data.pkl`")?;
     to_checksum(reader).context("`data.pkl`")?;
     let mut tensors = HashMap::new();
     for (key, views) in by_storage(state_dict(&pickle)?, length)? {
-        let mut entry = zip.by_name(&format!("{folder}data/{key}"))?;
+        let context = || format!("storage `{key}`, of `{}`", views[0].0);
+        let mut entry = zip.by_name(&format!("{folder}data/{key}")).with_context(context)?;
         let stored = entry.size();
         convert(&views, &mut entry, stored, &mut tensors)?;
-        to_checksum(entry).with_context(|| format!("storage `{key}`"))?;
+        to_checksum(entry).with_context(context)?;
     }
     Ok(tensors)
 }
@@ -85,7 +87,7 @@ fn to_checksum(mut entry: impl Read) -> Result<()> {
 /// storage as its number of elements (8 bytes) and these.
 fn read_legacy(mut file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
     let end = file.get_ref().metadata()?.len();
-    file.seek(SeekFrom::Start(LEGACY.len() as u64))?;
+    file.seek(SeekFrom::Start(LEGACY[0].len() as u64))?;
     Pickle::read(&mut file).context("the protocol")?;
     let system = Pickle::read(&mut file).context("the system")?;
     let order = system.entry(system.root(), "little_endian");
@@ -119,61 +121,93 @@ fn read_legacy(mut file: BufReader<File>) -> Result<HashMap<String, Tensor>> {
     Ok(tensors)
 }
 
-type Named<'a> = (String, &'a View);
+/// Tensors by name.
+type Named<'a> = BTreeMap<String, &'a View>;
+
+/// Dicts within dicts that are looked into: `{"model": {"teacher": {...}}}`.
+const DEPTH: usize = 3;
+
+/// Entries of dicts that are looked at, and bytes of the names of tensors: a pickle of a few
+/// megabytes can name billions.
+const MAX_ENTRIES: usize = 1 << 20;
+const MAX_NAMES: usize = 1 << 24;
 
 /// The tensors of the state dict that a pickle is, or that it has under a usual name; else those
 /// of all its dicts, behind the dicts' names (`teacher.backbone.conv1.weight`).
-fn state_dict(pickle: &Pickle) -> Result<Vec<Named<'_>>> {
-    let bare = tensors_of(pickle, pickle.root(), "");
-    if bare.iter().any(|(name, _)| name.ends_with(STEM)) {
-        return Ok(bare);
+fn state_dict(pickle: &Pickle) -> Result<Named<'_>> {
+    let mut search = Search { pickle, entries: 0, names: 0, found: Named::new() };
+    search.dict(pickle.root(), "", 1)?;
+    if search.found.keys().any(|name| name.ends_with(STEM)) {
+        return Ok(search.found);
     }
+    let bare = std::mem::take(&mut search.found);
     for wrapper in WRAPPERS {
-        let inner = pickle.entry(pickle.root(), wrapper);
-        let inner = inner.map(|inner| tensors_of(pickle, inner, "")).unwrap_or_default();
-        if !inner.is_empty() {
-            return Ok(inner);
+        if let Some(inner) = pickle.entry(pickle.root(), wrapper) {
+            search.dict(inner, "", 1)?;
+        }
+        if !search.found.is_empty() {
+            return Ok(search.found);
         }
     }
-    let mut all = bare;
-    if let Object::Dict(entries) = pickle.root() {
-        for &(key, inner) in entries {
-            if let Object::Text(key) = pickle.get(key) {
-                all.extend(tensors_of(pickle, pickle.get(inner), &format!("{key}.")));
-            }
-        }
-    }
+    search.found = bare;
+    search.dict(pickle.root(), "", DEPTH)?;
     ensure!(
-        !all.is_empty(),
+        !search.found.is_empty(),
         "no state dict in it (of a whole module, `torch.save(module.state_dict(), ...)` makes one)"
     );
-    Ok(all)
+    Ok(search.found)
 }
 
-fn tensors_of<'a>(pickle: &'a Pickle, dict: &'a Object, prefix: &str) -> Vec<Named<'a>> {
-    let Object::Dict(entries) = dict else { return Vec::new() };
-    let named =
-        entries.iter().filter_map(|&(key, value)| match (pickle.get(key), pickle.get(value)) {
-            (Object::Text(name), Object::Tensor(view)) if dtype(&view.storage.class).is_some() => {
-                Some((format!("{prefix}{name}"), view))
-            }
-            _ => None,
-        });
-    named.collect()
+struct Search<'a> {
+    pickle: &'a Pickle,
+    entries: usize,
+    names: usize,
+    found: Named<'a>,
 }
+
+impl<'a> Search<'a> {
+    /// Adds the tensors of a dict, behind `prefix`, and of the dicts in it, `depth` in all. As in
+    /// Python, the last of equal keys is the one that stays.
+    fn dict(&mut self, dict: &'a Object, prefix: &str, depth: usize) -> Result<()> {
+        let Object::Dict(entries) = dict else { return Ok(()) };
+        for &(key, value) in entries {
+            self.entries += 1;
+            ensure!(self.entries <= MAX_ENTRIES, "more than {MAX_ENTRIES} entries of dicts");
+            let Object::Text(key) = self.pickle.get(key) else { continue };
+            let value = self.pickle.get(value);
+            let inner = matches!(value, Object::Dict(_)) && depth > 1;
+            let tensor = match value {
+                Object::Tensor(view) if dtype(&view.storage.class).is_some() => Some(view),
+                _ => None,
+            };
+            if !inner && tensor.is_none() {
+                continue;
+            }
+            self.names += prefix.len() + key.len() + 1;
+            ensure!(self.names <= MAX_NAMES, "names of more than {MAX_NAMES} bytes");
+            match tensor {
+                Some(view) => drop(self.found.insert(format!("{prefix}{key}"), view)),
+                None => self.dict(value, &format!("{prefix}{key}."), depth - 1)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+type Storages<'a> = BTreeMap<Rc<str>, Vec<(String, &'a View)>>;
 
 /// # Errors
 /// Tensors that take far more memory together than the file of `length` bytes accounts for: one
 /// storage may be named often.
-fn by_storage(tensors: Vec<Named<'_>>, length: u64) -> Result<BTreeMap<Rc<str>, Vec<Named<'_>>>> {
+fn by_storage(tensors: Named<'_>, length: u64) -> Result<Storages<'_>> {
     const TIMES: u64 = 16;
     let bytes = |view: &View| {
         let elements = view.shape.iter().fold(1u64, |all, n| all.saturating_mul(*n));
         elements.saturating_mul(element_size(&view.storage.class).unwrap_or(0))
     };
-    let all = tensors.iter().fold(0u64, |all, (_, view)| all.saturating_add(bytes(view)));
+    let all = tensors.values().fold(0u64, |all, view| all.saturating_add(bytes(view)));
     ensure!(all <= length.saturating_mul(TIMES), "tensors of {all} bytes in a file of {length}");
-    let mut storages: BTreeMap<Rc<str>, Vec<Named<'_>>> = BTreeMap::new();
+    let mut storages = Storages::new();
     for (name, view) in tensors {
         storages.entry(view.storage.key.clone()).or_default().push((name, view));
     }
@@ -182,7 +216,7 @@ fn by_storage(tensors: Vec<Named<'_>>, length: u64) -> Result<BTreeMap<Rc<str>, 
 
 /// Reads a storage of `stored` bytes, as far as `views` reach, and makes them tensors.
 fn convert(
-    views: &[Named<'_>],
+    views: &[(String, &View)],
     reader: impl Read,
     stored: u64,
     tensors: &mut HashMap<String, Tensor>,
@@ -207,17 +241,19 @@ fn convert(
     Ok(())
 }
 
-/// Where in its storage, in bytes, a tensor ends. `None` where that is beyond numbers, or where it
-/// has more elements than lie there: it would take memory that the file does not account for.
+/// Where in its storage, in bytes, a tensor ends; `None` where that is beyond numbers.
 fn end(view: &View) -> Option<u64> {
-    let elements = view.shape.iter().try_fold(1u64, |all, n| all.checked_mul(*n))?;
+    let size = element_size(&view.storage.class)?;
+    // Dimensions of 0 hide none that are too large.
+    view.shape.iter().filter(|n| **n > 0).try_fold(size, |all, n| all.checked_mul(*n))?;
+    if view.shape.contains(&0) {
+        return view.offset.checked_mul(size);
+    }
     let mut last = view.offset;
     for (n, stride) in view.shape.iter().zip(&view.strides) {
-        last = last.checked_add(n.saturating_sub(1).checked_mul(*stride)?)?;
+        last = last.checked_add((n - 1).checked_mul(*stride)?)?;
     }
-    let end = if elements == 0 { view.offset } else { last.checked_add(1)? };
-    let size = element_size(&view.storage.class)?;
-    (elements <= end - view.offset).then(|| end.checked_mul(size)).flatten()
+    last.checked_add(1)?.checked_mul(size)
 }
 
 /// The elements of `view`, in the order of its dimensions.

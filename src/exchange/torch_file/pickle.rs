@@ -118,7 +118,8 @@ struct Machine<R> {
     stack: Vec<Id>,
     /// Heights of the stack.
     marks: Vec<usize>,
-    /// Entries of dicts that were copied from lists: one list can be named many times.
+    /// What was copied of other objects, or looked at, as often as these are named: entries of
+    /// lists that dicts are made of, numbers of shapes, eights of bytes of names.
     copied: usize,
     memo: HashMap<u32, Id>,
 }
@@ -280,6 +281,7 @@ impl<R: BufRead> Machine<R> {
                         if module.len().max(name.len()) <= MAX_NAME =>
                     {
                         let name = format!("{module}.{name}");
+                        self.copied += name.len() / 8;
                         self.make(Object::Global(name.into()))
                     }
                     _ => self.push(OTHER),
@@ -326,22 +328,29 @@ impl<R: BufRead> Machine<R> {
         };
         match &name[..] {
             "collections.OrderedDict" | "collections.defaultdict" => {
-                let entries = arguments.iter().filter_map(|&list| match self.get(list) {
-                    Object::Items(entries) => Some(entries),
-                    _ => None,
-                });
-                let pair = |&entry: &Id| match self.get(entry) {
-                    Object::Items(pair) => Some((*pair.first()?, *pair.get(1)?)),
-                    _ => None,
-                };
                 let left = MAX_OBJECTS.saturating_sub(self.objects.len() + self.copied);
-                let entries: Vec<_> = entries.flatten().filter_map(pair).take(left + 1).collect();
-                self.copied += entries.len();
+                let (mut entries, mut looked_at) = (Vec::new(), 0);
+                for &list in arguments.iter().take(left + 1) {
+                    looked_at += 1;
+                    let Object::Items(list) = self.get(list) else { continue };
+                    for &pair in list.iter().take((left + 1).saturating_sub(looked_at)) {
+                        looked_at += 1;
+                        if let Object::Items(pair) = self.get(pair)
+                            && let [key, value, ..] = pair[..]
+                        {
+                            entries.push((key, value));
+                        }
+                    }
+                }
+                self.copied += looked_at;
                 self.make(Object::Dict(entries))
             }
             "torch._utils._rebuild_tensor" | "torch._utils._rebuild_tensor_v2" => {
                 match self.view(arguments) {
-                    Some(view) => self.make(Object::Tensor(view)),
+                    Some(view) => {
+                        self.copied += 2 * view.shape.len();
+                        self.make(Object::Tensor(view))
+                    }
                     None => self.push(OTHER),
                 }
             }
@@ -379,7 +388,11 @@ impl<R: BufRead> Machine<R> {
         else {
             return None;
         };
-        let whole = rest.iter().all(|&part| *self.get(part) == Object::Other);
+        let whole = match rest {
+            [] => true,
+            [part] => matches!(self.get(*part), Object::Other),
+            _ => false,
+        };
         let elements = self.number(*elements)?;
         let storage = || Storage { key: key.clone(), class: class.clone(), elements };
         (&**kind == "storage" && whole).then(storage)

@@ -45,7 +45,7 @@ fn read_bytes(bytes: &[u8]) -> Result<Option<HashMap<String, Tensor>>> {
 }
 
 #[test]
-fn damage_of_any_byte_is_an_error_or_changes_no_value_unseen() {
+fn damage_of_any_byte_is_survived_and_in_an_archive_changes_no_value_unseen() {
     let (zip, legacy) = ("zip.pth", "legacy.pth.tar");
     for name in [zip, legacy] {
         let whole = std::fs::read(golden(name)).unwrap();
@@ -53,7 +53,7 @@ fn damage_of_any_byte_is_an_error_or_changes_no_value_unseen() {
             let mut damaged = whole.clone();
             damaged[at] ^= 0x55;
             let outcome = read_bytes(&damaged);
-            // The archive has checksums.
+            // Archives have checksums.
             if let (true, Ok(Some(tensors))) = (name == zip, &outcome) {
                 assert_same(tensors, &expected(""));
             }
@@ -89,11 +89,13 @@ fn a_tensor_that_is_larger_than_its_storage() {
         |layout| format!("{:#}", read_bytes(&archive(&one_tensor(layout))).unwrap_err());
     let good = read_bytes(&archive(&one_tensor("I0\n(I1\nI1\nt(I1\nI1\nt"))).unwrap().unwrap();
     assert_eq!(good["conv1.weight"].dims(), [1, 1]);
+    // Elements that lie upon each other.
+    let good = read_bytes(&archive(&one_tensor("I0\n(I2\nt(I0\nt"))).unwrap().unwrap();
+    assert_eq!(good["conv1.weight"].dims(), [2]);
     for (layout, words) in [
         ("I0\n(I2\nt(I1\nt", "wants 8 bytes of storage `0`, which has 4"),
         ("I1\n(I1\nt(I1\nt", "wants 8 bytes of storage `0`, which has 4"),
-        // Elements that lie upon each other, so that all of them lie within the storage.
-        ("I0\n(I2\nt(I0\nt", "a shape of [2]"),
+        ("I0\n(I0\nI4294967296\nI4294967296\nt(I1\nI1\nI1\nt", "a shape of [0, 4294967296"),
         ("I9223372036854775807\n(I2\nt(I4\nt", "a shape of"),
         ("I0\n(I2\nI2\nt(I9223372036854775807\nI9223372036854775807\nt", "a shape of"),
         ("I0\n(I4294967296\nt(I0\nt", "tensors of 17179869184 bytes in a file of"),
@@ -121,6 +123,13 @@ fn pickles_that_want_more_than_their_bytes() {
     let list = of(b"ccollections\nOrderedDict\nq\0(](", b"NN\x86", 2_000);
     let dicts = of(&[&list[..], b"etq\x01"].concat(), b"h\0h\x01R0", 5_000);
     assert!(complaint(dicts).contains("more than"));
+    // The same list of what is no pair; a storage's tuple that is too long; names.
+    let none = of(b"ccollections\nOrderedDict\nq\0(](", b"N", 2_000);
+    let dicts = of(&[&none[..], b"etq\x01"].concat(), b"h\0h\x01R0", 5_000);
+    assert!(complaint(dicts).contains("more than"));
+    let globals = of(b"\x8c\xc8", b"x", 200);
+    let globals = of(&[&globals[..], b"q\0"].concat(), b"h\0h\0\x930", 500_000);
+    assert!(complaint(globals).contains("more than"));
     // Nothing where something is wanted.
     for pickle in
         [&b"."[..], b"R.", b"N\x86.", b"(.", b"t.", b"N(\x85.", b"h\0.", b"(NsN.", b"\xff."]
@@ -130,4 +139,21 @@ fn pickles_that_want_more_than_their_bytes() {
     // Nested deeply, and freed.
     let deep = [&of(b")", b"\x85", 1_000_000)[..], b"."].concat();
     assert!(Pickle::read(&mut &deep[..]).is_ok());
+}
+
+#[test]
+fn a_pickle_that_names_one_tensor_billions_of_times() {
+    let complaint = |pickle: &[u8]| format!("{:#}", read_bytes(&archive(pickle)).unwrap_err());
+    let start = one_tensor("I0\n(I0\nt(I1\nt");
+    // The tensor of that dict is the memo's 1, a text its 0, a dict of dicts its 2.
+    let tensor = &start[b"(dVconv1.weight\n".len()..start.len() - 2];
+    let key = |length: usize| [&b"V"[..], &b"x".repeat(length), b"\nq\x000"].concat();
+    let inner = |length| {
+        let entries = b"h\0h\x01".repeat(100_000);
+        [&key(length)[..], tensor, b"q\x010}(", &entries, b"uq\x02"].concat()
+    };
+    let of_dicts = [&inner(1)[..], b"0}(", &b"h\0h\x02".repeat(100_000), b"u."].concat();
+    assert!(complaint(&of_dicts).contains("entries of dicts"));
+    let long = [&inner(10_000)[..], b"."].concat();
+    assert!(complaint(&long).contains("names of more than"));
 }

@@ -165,10 +165,12 @@ impl Shards {
 pub struct Index {
     #[command(flatten)]
     pub shards: Shards,
-    /// Also write a manifest of the set, PREFIX.manifest.json beside the shards
+    /// Also write a manifest of the set, PREFIX.manifest.json beside the shards, which no other
+    /// manifest there lists
     #[arg(long, value_name = "FILE")]
     pub manifest: Option<PathBuf>,
     /// Class names for the manifest, one a line, in the order of the class numbers; all of them
+    /// [default: those of the manifest that is replaced]
     #[arg(long, value_name = "FILE", requires = "manifest")]
     pub classes: Option<PathBuf>,
     /// Threads; 0 for one per core

@@ -71,6 +71,9 @@ pub(crate) struct Remote {
     uncached: AtomicBool,
 }
 
+/// Threads that ask for what is known of shards, at most, however many requests there may be.
+const MOST_ASKING: usize = 64;
+
 impl Remote {
     /// What the shards of a set will share. The cache's folder is made.
     pub fn new(options: &RemoteOptions, limits: &Limits) -> Result<Arc<Remote>> {
@@ -122,7 +125,7 @@ impl Remote {
         };
         let heeded = net::heeded();
         std::thread::scope(|scope| {
-            for _ in 1..parallel.min(shards.len()) {
+            for _ in 1..parallel.min(shards.len()).min(MOST_ASKING) {
                 let heeded = heeded.clone();
                 let life = move || {
                     net::heed_as(heeded);
