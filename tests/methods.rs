@@ -9,18 +9,10 @@ use bt_stream::config::RunConfig;
 use bt_stream::loss::OBJECTIVES;
 use bt_stream::signals::Stop;
 use bt_stream::train::ResumeFrom;
-use common::{tiny_shards, train};
+use common::{TINY_NETWORK, tiny_shards, train};
 
 fn config(method: &str, shards: &Path, dir: &Path) -> RunConfig {
-    let text = r#"
-        [views]
-        preset = "barlow-cifar"
-        both.random_resized_crop.size = 16
-        [model]
-        arch = "resnet18"
-        width = 4
-        stem = "cifar"
-        projector = "16-16"
+    let rest = r#"
         projector_output_norm = true
         [optim]
         optimizer = "adamw"
@@ -44,7 +36,7 @@ fn config(method: &str, shards: &Path, dir: &Path) -> RunConfig {
         "moco" => pairs.push("loss.queue=50".into()),
         _ => {}
     }
-    RunConfig::parse(text, "", &pairs).unwrap()
+    RunConfig::parse(&format!("{TINY_NETWORK}{rest}"), "", &pairs).unwrap()
 }
 
 /// The bytes of every file of the newest checkpoint but the one that holds the folder's name.

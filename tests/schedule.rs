@@ -14,7 +14,7 @@ use bt_stream::learner::{Learner, StepHooks};
 use bt_stream::signals::Stop;
 use bt_stream::train::ResumeFrom;
 use candle_core::{Device, Tensor};
-use common::{tiny_shards, train};
+use common::{TINY_NETWORK, tiny_shards, train};
 
 /// 96 images in batches of 24: two epochs of four steps, the first of them all warm-up.
 const BATCH: usize = 24;
@@ -48,15 +48,7 @@ fn a_run_takes_each_step_at_the_rates_of_the_authors_schedule() {
     let folder = tempfile::tempdir().unwrap();
     let shards = tiny_shards(folder.path());
     let text = format!(
-        r#"
-        [views]
-        preset = "barlow-cifar"
-        both.random_resized_crop.size = 16
-        [model]
-        arch = "resnet18"
-        width = 4
-        stem = "cifar"
-        projector = "16-16"
+        r#"{TINY_NETWORK}
         [optim]
         lr_weights = {:?}
         lr_biases = {:?}

@@ -51,6 +51,19 @@ pub fn bt_stream() -> Command {
     command
 }
 
+/// Views and network of the smallest run, the beginning of a configuration; more of `[model]` may
+/// follow.
+pub const TINY_NETWORK: &str = r#"
+    [views]
+    preset = "barlow-cifar"
+    both.random_resized_crop.size = 16
+    [model]
+    arch = "resnet18"
+    width = 4
+    stem = "cifar"
+    projector = "16-16"
+"#;
+
 /// A training run of a few dozen small steps, with checkpoints inside epochs.
 pub fn tiny_run(shards: &Path, dir: &Path) -> Command {
     let mut command = bt_stream();
