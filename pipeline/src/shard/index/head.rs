@@ -116,7 +116,7 @@ pub(crate) fn foreign(index: &Path, shard: &Path, head: &Head, bytes: u64) -> Er
             .to_owned()
     } else {
         format!(
-            "make it anew with `shard index {name}`, or, where the shard was cut off, save what is left with `shard verify --repair`"
+            "make it anew with `shard index {name}`, or, where it is the shard that was damaged, save the rest with `shard verify --repair`"
         )
     };
     damaged(index, 16, format!("the index was made for a shard {was}; {advice}"))
