@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::ConfigSource;
 use crate::checkpoint::{self, State, Tensors};
-use crate::config::{CONFIG_FILE, Misconfigured};
+use crate::config::{CONFIG_FILE, Misconfigured, leaves};
 use crate::device::device;
 use crate::exchange::import;
 use crate::files::write_atomically;
@@ -50,9 +50,9 @@ pub fn run(args: ImportArgs) -> Result<()> {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
     const FROM_FILE: [&str; 3] = ["model.arch", "model.width", "model.stem"];
+    // What is no pair is told by `load`.
     let is_from_file = |pair: &&String| {
-        let key = pair.split('=').next().unwrap_or_default().trim();
-        FROM_FILE.contains(&key)
+        leaves(pair).is_ok_and(|set| set.iter().any(|(key, _)| FROM_FILE.contains(&&**key)))
     };
     if let Some(pair) = args.source.set.iter().find(is_from_file) {
         bail!(Misconfigured(format!("--set {pair}: the file's network has its own")));

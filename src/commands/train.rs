@@ -1,6 +1,6 @@
 //! `bt-stream train`
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
@@ -12,6 +12,12 @@ use crate::config::{CONFIG_FILE, Misconfigured, RunConfig, leaves};
 use crate::metrics::LEDGER_FILE;
 use crate::optim::OptimizerKind;
 use crate::train::{ResumeFrom, RunOutputs, Summary};
+
+/// The address that `text` names: a number, or a name of a host as the system knows it.
+fn resolved(text: &str) -> Result<SocketAddr, String> {
+    let found = text.to_socket_addrs().map_err(|error| format!("{error}; expected HOST:PORT"))?;
+    found.into_iter().next().ok_or_else(|| "the host has no address".to_owned())
+}
 
 /// Arguments of `bt-stream train`.
 #[derive(Args, Debug)]
@@ -46,7 +52,7 @@ pub struct TrainArgs {
     #[arg(long)]
     threads: Option<usize>,
     /// Serve the run's figures for Prometheus here, as in 127.0.0.1:9100
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, value_name = "ADDRESS", value_parser = resolved)]
     metrics: Option<SocketAddr>,
     #[command(flatten)]
     cache: CacheArgs,

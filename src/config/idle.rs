@@ -1,6 +1,7 @@
 //! Settings that do nothing beside the others: who sets one should hear of it.
 
 use anyhow::Result;
+use bt_pipeline::shard::names_urls;
 
 use super::{Named, RunConfig, ShuffleKind};
 use crate::optim::OptimizerKind;
@@ -46,6 +47,10 @@ impl RunConfig {
         let layers = self.model.projector.0.len();
         let still = optimizer == sgd && self.optim.momentum == 0.0;
         let no_decay = optimizer != lars && self.optim.weight_decay == 0.0;
+        // Sets that are not named here may be named elsewhere.
+        let mut sets = [&self.data.train, &self.data.val].into_iter().filter(|set| !set.is_empty());
+        let on_disk = sets.clone().next().is_some() && !sets.any(|set| names_urls(set));
+        let files = "neither data.train nor data.val is behind URLs".to_owned();
         let rules = [
             (
                 layers < 2,
@@ -64,6 +69,10 @@ impl RunConfig {
             (self.data.shuffle != ShuffleKind::Window, "data.window_shards", window.clone()),
             (self.data.shuffle != ShuffleKind::Window, "data.window_samples", window),
             (self.data.cache.is_empty(), "data.cache_size", "there is no data.cache".into()),
+            (on_disk, "data.cache", files.clone()),
+            (on_disk, "data.network_retries", files.clone()),
+            (on_disk, "data.network_timeout_s", files.clone()),
+            (on_disk, "data.network_requests", files),
             (!self.eval.online_probe, "eval.online_lr", "eval.online_probe is false".into()),
             (cpu, "train.deterministic", on_cpu.clone()),
             (cpu, "train.cuda_graph", on_cpu),
@@ -130,7 +139,11 @@ mod tests {
             ("optim.eps=1e-6", "optim.optimizer=lars", "optim.optimizer=adamw"),
             ("data.window_shards=9", "data.shuffle=global", "data.shuffle=window"),
             ("data.window_samples=9", "data.shuffle=none", "data.shuffle=window"),
-            ("data.cache_size=3GB", "data.cache=''", "data.cache='shards'"),
+            ("data.cache_size=3GB", "data.cache=''", "data={cache='shards', val='gs://bucket/a'}"),
+            ("data.cache=shards", "data.train=here", "data.train='here::s3://bucket/there'"),
+            ("data.network_retries=9", "data.val=here", "data.val='https://host/a.tar'"),
+            ("data.network_timeout_s=9", "data.val=here", "data.val='https://host/a.tar'"),
+            ("data.network_requests=9", "data.val=here", "data.val='https://host/a.tar'"),
             ("eval.online_lr=0.5", "eval.online_probe=false", "eval.online_probe=true"),
         ] {
             let (key, _) = set.split_once('=').unwrap();

@@ -1,5 +1,6 @@
 //! `--set key=value`, and what is said of keys and values that do not exist.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
@@ -82,7 +83,8 @@ pub(crate) fn flattened(table: &toml::Table) -> BTreeMap<String, String> {
 
 /// serde's message in one line, with the nearest known key for an unknown one.
 pub(super) fn explain(path: &str, message: &str) -> String {
-    let message = message.lines().next().unwrap_or_default();
+    let message = without_types(message.lines().next().unwrap_or_default());
+    let message = &*message;
     let place = if path == "." { String::new() } else { format!("`{path}`: ") };
     let quoted: Vec<&str> = message.split('`').skip(1).step_by(2).collect();
     let [unknown, known @ ..] = &quoted[..] else { return format!("{place}{message}") };
@@ -105,6 +107,14 @@ pub(super) fn explain(path: &str, message: &str) -> String {
         }
         Some(near) => format!("{place}`{unknown}` is not known; the nearest value is `{near}`"),
         None => format!("{place}{message}"),
+    }
+}
+
+/// serde's message with what a file knows in place of the name of a type.
+fn without_types(message: &str) -> Cow<'_, str> {
+    match message.split_once(", expected struct ") {
+        Some((found, _)) => format!("{found}, expected a section").into(),
+        None => message.into(),
     }
 }
 

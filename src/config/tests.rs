@@ -20,6 +20,22 @@ fn an_unknown_key_names_the_nearest_known_one() {
 }
 
 #[test]
+fn a_value_of_another_kind_is_told_in_words_of_the_file() {
+    for (pair, words) in [
+        ("views.both.color_jitter.hue='much'", "expected a strength or `[low, high]`"),
+        ("views.a.color_jitter.brightness=[1]", "expected a strength or `[low, high]`"),
+        ("views.both.random_resized_crop.size=[1, 2, 3]", "expected pixels or `[height, width]`"),
+        ("views.both.random_grayscale=0.5", "`views.both.random_grayscale`: invalid type: "),
+        ("data=7", "expected a section"),
+    ] {
+        let message = error_of(&[pair]);
+        assert!(message.contains(words), "{pair}: {message}");
+        let code = ["struct", "Patch", "Config", "Range", "variant"];
+        assert!(!code.iter().any(|word| message.contains(word)), "{pair}: {message}");
+    }
+}
+
+#[test]
 fn an_unknown_option_of_the_objective_is_an_error() {
     let message = error_of(&["loss.lamda=0.1"]);
     assert!(message.contains("lamda") && message.contains("lambda"), "{message}");

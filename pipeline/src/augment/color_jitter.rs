@@ -8,7 +8,7 @@ use crate::rng::Rng;
 /// A factor's range: `x` stands for `[max(0, 1 - x), 1 + x]`, or `[low, high]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a strength or `[low, high]`")]
 pub enum FactorRange {
     /// Strength.
     Around(f64),
@@ -19,7 +19,7 @@ pub enum FactorRange {
 /// A hue shift's range in turns: `x` stands for `[-x, x]`, or `[low, high]`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected a strength or `[low, high]`")]
 pub enum HueRange {
     /// Largest shift either way.
     Around(f64),

@@ -8,7 +8,7 @@ use crate::rng::Rng;
 /// Height and width of an output, in pixels: a number (square) or `[height, width]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected pixels or `[height, width]`")]
 pub enum Size {
     /// Both sides.
     Square(usize),

@@ -87,6 +87,7 @@ pub use source::{FolderSource, ListSource, Loaded, ShardSource, Source, SynthSou
 pub use staging::finish_killed;
 pub use stream::{OwnedSample, ShardStream};
 pub use tar::Links;
+pub use union::names_urls;
 pub use unpack::{Tree, Unpacked, unpack};
 pub use verify::{VerifyReport, verify};
 

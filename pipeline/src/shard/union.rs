@@ -12,6 +12,11 @@ pub(crate) fn is_url(text: &str) -> bool {
         .any(|known| scheme.eq_ignore_ascii_case(known))
 }
 
+/// Whether any member of the union `pattern` is behind a URL.
+pub fn names_urls(pattern: &str) -> bool {
+    split_union(pattern).into_iter().any(is_url)
+}
+
 /// Divides a union at `::`, except within the brackets of an IPv6 address.
 pub(crate) fn split_union(pattern: &str) -> Vec<&str> {
     let (mut parts, mut from, mut at) = (Vec::new(), 0, 0);

@@ -41,6 +41,10 @@ pub enum Command {
     Unpack(Unpack),
     /// Pack the embedded data set, images drawn by this program
     Synth(Synth),
+    /// Print the completions of a shell
+    Completions(Completions),
+    /// Write manual pages
+    Man(Man),
 }
 
 /// What to read and, the last of them, where to write. One list for both, so that options may stand
@@ -109,14 +113,14 @@ pub struct Pack {
     #[arg(long, value_name = "N")]
     pub limit: Option<u64>,
     /// Reduce larger images until the longer side has this many pixels
-    #[arg(long, value_name = "PIXELS", conflicts_with = "short_side", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PIXELS", group = "reduced", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_side: Option<u32>,
     /// Reduce larger images until the shorter side has this many pixels
-    #[arg(long, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "PIXELS", group = "reduced", value_parser = clap::value_parser!(u32).range(1..))]
     pub short_side: Option<u32>,
-    /// JPEG quality of reduced images, 1 to 100; others stay byte for byte
-    #[arg(long, value_name = "Q", default_value_t = 90, value_parser = clap::value_parser!(u8).range(1..=100))]
-    pub quality: u8,
+    /// JPEG quality of reduced images, 1 to 100; others stay byte for byte [default: 90]
+    #[arg(long, value_name = "Q", requires = "reduced", conflicts_with = "raw", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub quality: Option<u8>,
     /// Store decoded RGB (binary PPM) instead of coded images: pixels as they are stored. EXIF
     /// orientation is lost, so that `data.exif` does not turn such images
     #[arg(long)]
@@ -268,6 +272,22 @@ pub struct Synth {
     pub prefix: Option<String>,
     #[command(flatten)]
     pub division: Division,
+}
+
+/// `shard completions`.
+#[derive(Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_name = "SHELL")]
+    pub shell: clap_complete::Shell,
+}
+
+/// `shard man`.
+#[derive(Args)]
+pub struct Man {
+    /// The folder for the pages, as in /usr/local/share/man/man1; made if need be
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
 }
 
 /// A part of the embedded data set.

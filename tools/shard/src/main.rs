@@ -30,6 +30,8 @@ fn main() -> ExitCode {
         Command::Verify(args) => commands::verify::run(&args),
         Command::Unpack(args) => commands::unpack::run(&args),
         Command::Synth(args) => commands::synth::run(&args),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args),
     };
     match outcome {
         Ok(code) => code,

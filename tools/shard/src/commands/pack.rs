@@ -26,7 +26,7 @@ pub fn run(args: &Pack) -> anyhow::Result<ExitCode> {
         },
         recode: Recode {
             shrink: args.max_side.map(Shrink::MaxSide).or(args.short_side.map(Shrink::ShortSide)),
-            quality: args.quality,
+            quality: args.quality.unwrap_or(Recode::KEEP.quality),
             raw: args.raw,
             dct: args.recode,
         },

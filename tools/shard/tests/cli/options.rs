@@ -35,6 +35,23 @@ fn the_quality_of_reduced_images_is_the_one_asked_for() {
     let (low, usual) = (bytes(&["--quality", "20"], "low"), bytes(&[], "usual"));
     assert!(low < usual, "{low} {usual}");
     assert_eq!(bytes(&["--quality", "90"], "90"), usual);
+    for without in [&[][..], &["--max-side", "39", "--raw"]] {
+        let line = [&["pack", "a", "b", "--quality", "20"], without].concat();
+        let refused = shard(&line);
+        assert_eq!(refused.status.code(), Some(2), "{line:?}");
+    }
+}
+
+#[test]
+fn shells_have_completions_and_commands_manual_pages() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        assert!(ok(&["completions", shell]).contains("per-class"), "{shell}");
+    }
+    ok(&["man", folder.path().to_str().unwrap()]);
+    for page in ["shard.1", "shard-pack.1", "shard-verify.1"] {
+        assert!(folder.path().join(page).exists(), "{page}");
+    }
 }
 
 #[test]
