@@ -40,7 +40,7 @@ def read(folder):
 
 
 def view(solarize, lightly):
-    jitter = T.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.2, hue=0.1)
+    jitter = T.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4 if lightly else 0.2, hue=0.1)
     scale = (0.08 if lightly else 0.2, 1.0)
     filter = T.InterpolationMode.BILINEAR if lightly else T.InterpolationMode.BICUBIC
     return T.Compose([
@@ -124,7 +124,7 @@ def main():
         rate, weight = 1e-3, 0.0051
         optimizer = torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=1e-6)
     steps = len(train[0]) // args.batch
-    views = [view(0.0, args.lightly), view(0.2, args.lightly)]
+    views = [view(0.0, args.lightly), view(0.0 if args.lightly else 0.2, args.lightly)]
     plain = IMAGENET if args.lightly else CIFAR
     print(f"untrained: kNN {100 * knn(backbone, train, test, plain):.1f}%", flush=True)
     for epoch in range(args.epochs):
