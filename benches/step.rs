@@ -72,6 +72,7 @@ impl Options {
             "--precision" if value == "bf16" => self.on.precision = Precision::Bf16,
             "--arch" => self.model.arch = value.parse().map_err(anyhow::Error::msg)?,
             "--width" => self.model.width = value.parse()?,
+            "--stem" if value == "cifar-pad2" => self.model.stem = Stem::CifarPad2,
             "--stem" if value == "cifar" => self.model.stem = Stem::Cifar,
             "--stem" if value == "imagenet" => self.model.stem = Stem::Imagenet,
             "--projector" => self.model.projector = value.parse().map_err(anyhow::Error::msg)?,

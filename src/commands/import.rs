@@ -49,19 +49,30 @@ pub fn run(args: ImportArgs) -> Result<()> {
     if checkpoint::any(&args.dir)? || args.dir.join(METRICS_FILE).exists() {
         bail!("{} already holds a run: name another folder", args.dir.display());
     }
-    const FROM_FILE: [&str; 3] = ["model.arch", "model.width", "model.stem"];
-    // What is no pair is told by `load`.
-    let is_from_file = |pair: &&String| {
-        leaves(pair).is_ok_and(|set| set.iter().any(|(key, _)| FROM_FILE.contains(&&**key)))
+    // What is not a pair `load` reports.
+    let naming = |keys: &[&str]| {
+        let names = |pair: &&String| {
+            leaves(pair).is_ok_and(|set| set.iter().any(|(key, _)| keys.contains(&&**key)))
+        };
+        args.source.set.iter().find(names)
     };
-    if let Some(pair) = args.source.set.iter().find(is_from_file) {
+    if let Some(pair) = naming(&["model.arch", "model.width"]) {
         bail!(Misconfigured(format!("--set {pair}: the file's network has its own")));
     }
     let tensors = import::read(&args.file)?;
+    let small = if import::is_padded_by_2(&tensors) { Stem::CifarPad2 } else { Stem::Cifar };
     let tensors = import::backbone(tensors, args.prefix.as_deref()).with_context(context)?;
     let mut config = args.source.load(&[])?;
-    let model = import::describe(&tensors, &config.model).with_context(context)?;
-    if model.stem == Stem::Cifar && args.source.config.is_none() {
+    let model = import::describe(&tensors, &config.model, small).with_context(context)?;
+    if let Some(pair) = naming(&["model.stem"]).filter(|_| model.stem != config.model.stem) {
+        bail!(Misconfigured(format!("--set {pair}: the file's network has another")));
+    }
+    if model.stem == Stem::CifarPad2 && config.model.stem == Stem::Imagenet {
+        eprintln!(
+            "note: taken for solo-learn's, whose stem for CIFAR pads by 2; `--set model.stem=cifar` pads by 1"
+        );
+    }
+    if model.stem != Stem::Imagenet && args.source.config.is_none() {
         // Views of 224 x 224 with ImageNet's normalisation would cost much and find little. Beneath
         // what `--set` says.
         let mut source = args.source.clone();

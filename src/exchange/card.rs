@@ -32,7 +32,7 @@ pub struct Backbone {
     pub arch: String,
     /// Channels of the first layer; 64 is torchvision's.
     pub width: usize,
-    /// `imagenet` (7x7, stride 2, max pool) or `cifar` (3x3).
+    /// `imagenet` (7x7, stride 2, max pool), `cifar` (3x3) or `cifar-pad2` (the same padded by 2).
     pub stem: crate::model::Stem,
     /// Dimensions of a feature.
     pub feature_dim: usize,

@@ -153,15 +153,33 @@ fn is_backbones(name: &str) -> bool {
     name.split_once('.').is_some_and(|(part, _)| PARTS.contains(&part))
 }
 
-/// The backbone that `tensors` belong to, from their names and shapes; all else from `base`.
+/// Whether `tensors`, all of a file, are what solo-learn trained with its stem for CIFAR. It pads by
+/// 2, which no shape tells: features of the same weights with a padding of 1 are a third off.
+pub fn is_padded_by_2(tensors: &HashMap<String, Tensor>) -> bool {
+    let small = |prefix: &str| {
+        tensors
+            .get(&format!("{prefix}{STEM}"))
+            .is_some_and(|stem| matches!(stem.dims(), [_, 3, 3, 3]))
+    };
+    // Until December 2021 backbones were called encoders there.
+    tensors.contains_key("classifier.weight") && (small("backbone.") || small("encoder."))
+}
+
+/// The backbone that `tensors` belong to, from their names and shapes; all else from `base`. A stem
+/// for CIFAR is `base`'s where that has one, else `small`.
 ///
 /// # Errors
 /// Tensors that are no ResNet's of ours.
-pub fn describe(tensors: &HashMap<String, Tensor>, base: &ModelConfig) -> Result<ModelConfig> {
+pub fn describe(
+    tensors: &HashMap<String, Tensor>,
+    base: &ModelConfig,
+    small: Stem,
+) -> Result<ModelConfig> {
     let shape = |name: &str| tensors.get(name).map(Tensor::dims);
-    let (width, stem) = match shape("conv1.weight") {
+    let (width, stem) = match shape(STEM) {
         Some(&[width, 3, 7, 7]) => (width, Stem::Imagenet),
-        Some(&[width, 3, 3, 3]) => (width, Stem::Cifar),
+        Some(&[width, 3, 3, 3]) if base.stem != Stem::Imagenet => (width, base.stem),
+        Some(&[width, 3, 3, 3]) => (width, small),
         Some(other) => bail!("conv1.weight has shape {other:?}: neither 7x7 nor 3x3 of RGB"),
         None => {
             bail!("there is no tensor `conv1.weight`: expected a ResNet in torchvision's names")

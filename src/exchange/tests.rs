@@ -149,6 +149,7 @@ fn slide(
 fn the_onnx_graph_carried_out_by_definition_gives_the_networks_features() {
     let nets = [
         (Arch::ResNet18, Stem::Cifar, 16),
+        (Arch::ResNet18, Stem::CifarPad2, 15),
         (Arch::ResNet34, Stem::Imagenet, 40),
         (Arch::ResNet50, Stem::Imagenet, 33),
     ];
@@ -186,7 +187,7 @@ fn an_exported_backbone_tells_its_own_shape_and_comes_back_whole() {
         let path = dir.path().join("backbone.safetensors");
         export_safetensors(&mut net, &path).unwrap();
         let tensors = import::read(&path).unwrap();
-        let found = import::describe(&tensors, &ModelConfig::default()).unwrap();
+        let found = import::describe(&tensors, &ModelConfig::default(), Stem::Cifar).unwrap();
         assert_eq!((found.arch, found.stem, found.width), (arch, stem, width));
         let mut other = TwinNet::new(&config, 99, &Device::Cpu).unwrap();
         other.load_backbone(&tensors).unwrap();
@@ -218,7 +219,10 @@ fn a_backbone_in_an_nn_sequential_has_torchvisions_names_again() {
     assert_eq!(names(&found), names(&want));
     let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(values(&found["layer3.0.conv2.weight"]), values(&want["layer3.0.conv2.weight"]));
-    assert_eq!(import::describe(&found, &ModelConfig::default()).unwrap().arch, Arch::ResNet50);
+    assert_eq!(
+        import::describe(&found, &ModelConfig::default(), Stem::Cifar).unwrap().arch,
+        Arch::ResNet50
+    );
     // As it would be of lightly's ResNet for CIFAR: another network.
     let refused = import::backbone(numbered([0, 1, 2, 3, 4, 5]), None).unwrap_err().to_string();
     assert!(refused.contains("no ReLU"), "{refused}");
@@ -230,11 +234,35 @@ fn what_is_no_resnet_is_refused_with_the_reason() {
         |shape: &[usize]| Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
     let refused = |tensors: &[(&str, &[usize])]| {
         let tensors = tensors.iter().map(|(n, s)| ((*n).to_owned(), tensor(s))).collect();
-        import::describe(&tensors, &ModelConfig::default()).unwrap_err().to_string()
+        import::describe(&tensors, &ModelConfig::default(), Stem::Cifar).unwrap_err().to_string()
     };
     assert!(refused(&[("patch_embed.weight", &[4])]).contains("no tensor `conv1.weight`"));
     assert!(refused(&[("conv1.weight", &[8, 1, 7, 7])]).contains("[8, 1, 7, 7]"));
     assert!(refused(&[("conv1.weight", &[8, 3, 7, 7])]).contains("[0, 0, 0, 0] basic blocks"));
+}
+
+/// The padding of a stem is in no shape: it is what the file's program has, unless it is said.
+#[test]
+fn the_stem_of_solo_learns_files_pads_by_2() {
+    let mut net = trained(&model(Arch::ResNet18, Stem::CifarPad2, 2));
+    let bare: HashMap<String, Tensor> = net.backbone_state_dict().unwrap().into_iter().collect();
+    let behind = |prefix: &str, classifier: &str| -> HashMap<String, Tensor> {
+        let mut all: HashMap<String, Tensor> =
+            bare.iter().map(|(name, t)| (format!("{prefix}{name}"), t.clone())).collect();
+        all.insert(classifier.to_owned(), bare["bn1.weight"].clone());
+        all
+    };
+    assert!(import::is_padded_by_2(&behind("backbone.", "classifier.weight")));
+    assert!(import::is_padded_by_2(&behind("encoder.", "classifier.weight")));
+    assert!(!import::is_padded_by_2(&behind("backbone.", "fc.weight")));
+    assert!(!import::is_padded_by_2(&behind("", "classifier.weight")));
+    let stem = |base: Stem, small: Stem| {
+        let base = ModelConfig { stem: base, ..ModelConfig::default() };
+        import::describe(&bare, &base, small).unwrap().stem
+    };
+    assert_eq!(stem(Stem::Imagenet, Stem::CifarPad2), Stem::CifarPad2);
+    assert_eq!(stem(Stem::Cifar, Stem::CifarPad2), Stem::Cifar);
+    assert_eq!(stem(Stem::CifarPad2, Stem::Cifar), Stem::CifarPad2);
 }
 
 #[test]

@@ -70,6 +70,25 @@ pub enum Stem {
     Imagenet,
     /// 3x3 with stride 1, no pool: for 32 x 32 images.
     Cifar,
+    /// The same with a padding of 2, as solo-learn has it: maps of 34 x 34, 17, 9 and 5.
+    #[serde(rename = "cifar-pad2")]
+    CifarPad2,
+}
+
+impl Stem {
+    /// Kernel, stride and padding of its convolution.
+    pub fn window(self) -> (usize, usize, usize) {
+        match self {
+            Self::Imagenet => (7, 2, 3),
+            Self::Cifar => (3, 1, 1),
+            Self::CifarPad2 => (3, 1, 2),
+        }
+    }
+
+    /// Whether a max pool follows.
+    pub fn is_pooled(self) -> bool {
+        self == Self::Imagenet
+    }
 }
 
 /// Output widths of the projector's linear layers; written `8192-8192-8192`.
@@ -120,7 +139,8 @@ pub struct ModelConfig {
     /// Channels of the stem and of the first layer; the others double it.
     pub width: usize,
     /// How the backbone begins: `imagenet` with a 7 x 7 convolution of stride 2 and a max pool,
-    /// `cifar` with a 3 x 3 one and no pool.
+    /// `cifar` with a 3 x 3 one and no pool, `cifar-pad2` with the same padded by 2 instead of 1, as
+    /// in solo-learn.
     pub stem: Stem,
     /// Initialise the scale of each block's last BatchNorm to zero, so that blocks begin as
     /// identities.
@@ -162,12 +182,12 @@ impl ModelConfig {
         let values = |channels: usize, (h, w): (usize, usize)| 2 * (channels * h * w) as u64;
         let mut at = (height, width);
         let mut all = 0;
-        if self.stem == Stem::Imagenet {
+        let (kernel, stride, padding) = self.stem.window();
+        let side = |side: usize| (side + 2 * padding).saturating_sub(kernel) / stride + 1;
+        at = (side(at.0), side(at.1));
+        all += values(self.width, at);
+        if self.stem.is_pooled() {
             at = halved(at);
-            all += values(self.width, at);
-            at = halved(at);
-        } else {
-            all += values(self.width, at);
         }
         for (layer, blocks) in self.arch.blocks().into_iter().enumerate() {
             let inner = self.width << layer;

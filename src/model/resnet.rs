@@ -2,7 +2,7 @@
 
 use candle_core::{Device, Result, Tensor};
 
-use super::config::{ModelConfig, Stem};
+use super::config::ModelConfig;
 use super::graph::{Graph, Op, Value};
 use crate::nn::{AvgPool, BatchNorm, Conv2d, Conv2dConfig, MaxPool, Param, Workspace};
 
@@ -137,6 +137,11 @@ pub struct ResNet {
     average: AvgPool,
 }
 
+/// A convolution that keeps the images' size, but for its stride.
+fn same(input: usize, output: usize, kernel: usize, stride: usize) -> Conv2dConfig {
+    Conv2dConfig { input, output, kernel, stride, padding: kernel / 2 }
+}
+
 /// Makes the layers of one network under torchvision's names.
 struct Maker<'a> {
     prefix: &'a str,
@@ -148,14 +153,13 @@ impl Maker<'_> {
         &self,
         conv: &str,
         norm: &str,
-        (input, output): (usize, usize),
-        (kernel, stride): (usize, usize),
+        config: Conv2dConfig,
         relu: bool,
     ) -> Result<ConvNorm> {
-        let config = Conv2dConfig { input, output, kernel, stride, padding: kernel / 2 };
+        let norm = format!("{}{norm}", self.prefix);
         Ok(ConvNorm {
             conv: Conv2d::new(&format!("{}{conv}", self.prefix), config, self.device)?,
-            norm: BatchNorm::new(&format!("{}{norm}", self.prefix), output, relu, self.device)?,
+            norm: BatchNorm::new(&norm, config.output, relu, self.device)?,
         })
     }
 
@@ -179,14 +183,14 @@ impl Maker<'_> {
         let mut from = input;
         for (i, &(kernel, stride, to)) in plan.iter().enumerate() {
             let (conv, norm) = (format!("{name}.conv{}", i + 1), format!("{name}.bn{}", i + 1));
-            convs.push(self.conv_norm(&conv, &norm, (from, to), (kernel, stride), true)?);
+            convs.push(self.conv_norm(&conv, &norm, same(from, to, kernel, stride), true)?);
             from = to;
         }
         let shortcut = [format!("{name}.downsample.0"), format!("{name}.downsample.1")];
         let downsample = (stride != 1 || input != output)
             .then(|| {
                 let [conv, norm] = &shortcut;
-                self.conv_norm(conv, norm, (input, output), (1, stride), false)
+                self.conv_norm(conv, norm, same(input, output, 1, stride), false)
             })
             .transpose()?;
         Ok(Block { convs, downsample })
@@ -200,8 +204,9 @@ impl ResNet {
     /// When the device cannot allocate.
     pub fn new(prefix: &str, config: &ModelConfig, device: &Device) -> Result<Self> {
         let (maker, width) = (Maker { prefix, device }, config.width);
-        let kernel_stride = if config.stem == Stem::Imagenet { (7, 2) } else { (3, 1) };
-        let stem = maker.conv_norm("conv1", "bn1", (3, width), kernel_stride, true)?;
+        let (kernel, stride, padding) = config.stem.window();
+        let window = Conv2dConfig { input: 3, output: width, kernel, stride, padding };
+        let stem = maker.conv_norm("conv1", "bn1", window, true)?;
         let mut blocks = Vec::new();
         let mut from = width;
         for (layer, &count) in config.arch.blocks().iter().enumerate() {
@@ -215,7 +220,7 @@ impl ResNet {
         }
         Ok(Self {
             stem,
-            pool: (config.stem == Stem::Imagenet).then(|| MaxPool::new(3, 2, 1)),
+            pool: config.stem.is_pooled().then(|| MaxPool::new(3, 2, 1)),
             blocks,
             average: AvgPool::default(),
         })

@@ -59,14 +59,16 @@ fn check(
 
 #[test]
 fn convolution_gradients_are_the_derivatives() -> Result<()> {
-    for (h, w, input, output, kernel, stride) in [
-        (7, 5, 3, 6, 3, 1),
-        (9, 6, 16, 20, 3, 2),
-        (13, 11, 3, 16, 7, 2),
-        (5, 4, 32, 8, 1, 2),
-        (4, 3, 16, 48, 1, 1),
+    for (h, w, input, output, kernel, stride, padding) in [
+        (7, 5, 3, 6, 3, 1, 1),
+        (6, 5, 3, 6, 3, 1, 2),
+        (6, 5, 16, 32, 3, 1, 2),
+        (9, 6, 16, 20, 3, 2, 1),
+        (13, 11, 3, 16, 7, 2, 3),
+        (5, 4, 32, 8, 1, 2, 0),
+        (4, 3, 16, 48, 1, 1, 0),
     ] {
-        let config = Conv2dConfig { input, output, kernel, stride, padding: kernel / 2 };
+        let config = Conv2dConfig { input, output, kernel, stride, padding };
         let mut conv = Conv2d::new("conv", config, &CPU)?;
         let weight = noise(conv.weight.value.dims(), 1);
         conv.weight.set(&storage::read(&weight)?)?;

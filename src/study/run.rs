@@ -20,7 +20,7 @@ use crate::device::device;
 use crate::drawn::draw_shards;
 use crate::eval::compare::encode;
 use crate::eval::features::NotFinite;
-use crate::eval::{Accuracy, KnnConfig, ProbeConfig};
+use crate::eval::{Accuracy, ProbeConfig};
 use crate::files::write_atomically;
 use crate::learner::Learner;
 use crate::loss::diagnostics::Health;
@@ -334,7 +334,7 @@ fn run_cell(
     let net = if cell.untrained {
         write_atomically(&dir.join(CONFIG_FILE), config.to_toml()?.as_bytes())?;
         let mut net = TwinNet::new(&config.model, config.train.seed, &device)?;
-        train::start_from(&config.train.init, |tensors| Ok(net.load_backbone(tensors)?))?;
+        train::start_from(&config, |tensors| Ok(net.load_backbone(tensors)?))?;
         Some(net)
     } else {
         let outputs = RunOutputs { line_prefix: format!("{name}: "), ..Default::default() };
@@ -384,7 +384,8 @@ fn score(
     let set = |pattern: &str, key: &str| open_set(pattern, key, &options);
     let sets = [set(&config.data.train, "data.train")?, set(&config.data.val, "data.val")?];
     let kind = encode("features", net, [&sets[0], &sets[1]], config, device)?;
-    let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    let knn = config.eval.knn();
+    // Many cells, and half the iterations of `bt-stream probe` leave their order as it is.
     let probe = ProbeConfig { max_iterations: 80, ..ProbeConfig::default() };
     let score = kind.score(measure.knn.then_some(knn), measure.linear.then_some(&probe))?;
     (result.knn, result.linear) = (score.knn, score.linear);

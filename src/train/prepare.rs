@@ -28,6 +28,7 @@ use crate::files::{self, parent, write_atomically};
 use crate::intake::Intake;
 use crate::learner::Learner;
 use crate::metrics::{self, ASIDE_METRICS_FILE, Metrics, RunLength};
+use crate::model::Stem;
 use crate::optim::Optimizer;
 use crate::print::one_line;
 use crate::prometheus::{Board, Server};
@@ -153,7 +154,7 @@ fn build_or_restore(
             check_unchanged(found, config, loader, fingerprint)?;
             restore(found, config, &mut learner, &mut *optimizer, probe.as_mut())?;
         }
-        None => start_from(&config.train.init, |tensors| learner.start_from(tensors))?,
+        None => start_from(config, |tensors| learner.start_from(tensors))?,
     }
     Ok(Trained { learner, optimizer, probe })
 }
@@ -360,13 +361,21 @@ fn online_probe(
 /// # Errors
 /// A file that cannot be read, or does not fit.
 pub(crate) fn start_from(
-    init: &Path,
+    config: &RunConfig,
     take: impl FnOnce(&HashMap<String, Tensor>) -> Result<()>,
 ) -> Result<()> {
+    let init = &config.train.init;
     if init.as_os_str().is_empty() {
         return Ok(());
     }
     let tensors = import::read(init).context("train.init")?;
+    if config.model.stem == Stem::Cifar && import::is_padded_by_2(&tensors) {
+        eprintln!(
+            "warning: train.init: {} looks like solo-learn's, whose stem for CIFAR pads by 2: its network has \
+             model.stem = \"cifar-pad2\"",
+            init.display()
+        );
+    }
     let tensors = import::backbone(tensors, None).context("train.init")?;
     take(&tensors).with_context(|| format!("train.init: {} does not fit", init.display()))
 }

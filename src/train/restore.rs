@@ -156,7 +156,7 @@ pub(super) fn restore(
         learner.load_state(found.method()?).with_context(context)?;
     }
     if begins && saved.train.init != config.train.init {
-        start_from(&config.train.init, |tensors| learner.start_from(tensors))?;
+        start_from(config, |tensors| learner.start_from(tensors))?;
     }
     optimizer.load_state(&found.optimizer()?).with_context(context)?;
     if let Some(probe) = probe {

@@ -7,7 +7,7 @@ use bt_stream::config::RunConfig;
 use bt_stream::exchange::{
     export_classifier, export_onnx, export_safetensors, export_timm, import,
 };
-use bt_stream::model::{Arch, ModelConfig, TwinNet};
+use bt_stream::model::{Arch, ModelConfig, Stem, TwinNet};
 use candle_core::{Device, Tensor};
 
 use crate::{python, script, text};
@@ -107,7 +107,7 @@ fn torchvisions_and_timms_state_dicts_give_the_same_features_here() -> Result<()
         let arguments = ["make", library, text(&model), text(&sample), "--arch", &name];
         script(&python, "backbone.py", &arguments)?;
         let tensors = import::read(&model)?;
-        ensure!(import::describe(&tensors, &ModelConfig::default())?.arch == arch);
+        ensure!(import::describe(&tensors, &ModelConfig::default(), Stem::Cifar)?.arch == arch);
         let mut net = net(arch)?;
         net.load_backbone(&tensors)?;
         let sample = candle_core::safetensors::load(&sample, &Device::Cpu)?;
