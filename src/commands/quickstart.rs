@@ -18,7 +18,7 @@ use crate::device::device;
 use crate::drawn::draw_shards;
 use crate::eval::compare::{FeaturePair, encode, pixel_pairs, table};
 use crate::eval::knn::nearest;
-use crate::eval::{KnnConfig, ProbeConfig, Score, scores};
+use crate::eval::{ProbeConfig, Score, scores};
 use crate::files::write_atomically;
 use crate::metrics::Line;
 use crate::model::TwinNet;
@@ -252,7 +252,7 @@ impl After {
 }
 
 fn score(pair: FeaturePair, config: &RunConfig) -> Result<Score> {
-    let knn = KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    let knn = config.eval.knn();
     // Raw pixels have 3,072 dimensions: few iterations keep them within seconds.
     let probe =
         ProbeConfig { decays: vec![1e-1, 1e-2, 1e-3], max_iterations: 60, ..Default::default() };

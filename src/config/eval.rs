@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::checks::{at_least, positive};
+use crate::eval::KnnConfig;
 
 /// `[eval]`
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -14,7 +15,8 @@ pub struct EvalConfig {
     pub knn_every: u64,
     /// Neighbours that vote in kNN: 200 for large sets, 20 for small ones.
     pub k: usize,
-    /// Temperature t of the votes, each of weight exp(similarity / t).
+    /// Temperature t of the votes, each of weight exp(similarity / t). Figures for ImageNet are
+    /// often of 0.07.
     pub temperature: f64,
     /// Images of an evaluation batch; fewer where `data.budget_mb` is small.
     pub batch_size: usize,
@@ -26,6 +28,11 @@ pub struct EvalConfig {
 }
 
 impl EvalConfig {
+    /// How kNN is measured.
+    pub fn knn(&self) -> KnnConfig {
+        KnnConfig { k: self.k, temperature: self.temperature }
+    }
+
     /// Checks each value by itself.
     pub(super) fn check(&self) -> Result<()> {
         at_least("`eval.k`", self.k, 1)?;

@@ -157,6 +157,6 @@ pub fn knn_during_training(
     let references = of(train)?;
     let val = ShardSet::open_unless(&config.data.val, &config.open_options(), given_up);
     let queries = of(&val.map(Arc::new).context("data.val")?)?;
-    let options = super::KnnConfig { k: config.eval.k, temperature: config.eval.temperature };
+    let options = config.eval.knn();
     super::knn::knn_accuracy_unless(references, queries, options, given_up)
 }

@@ -19,18 +19,13 @@ const REFERENCES: usize = 1024;
 
 /// Options of the classifier.
 #[derive(Clone, Copy, Debug, PartialEq)]
+///
+/// The code of Wu et al. has k = 200 with t = 0.07 for ImageNet and 0.1 for CIFAR-10.
 pub struct KnnConfig {
     /// Neighbours; all references when there are fewer.
     pub k: usize,
     /// Temperature t of the weights.
     pub temperature: f64,
-}
-
-impl Default for KnnConfig {
-    /// Wu et al.'s k = 200, t = 0.1 is for ImageNet; 20 suits small sets.
-    fn default() -> Self {
-        KnnConfig { k: 20, temperature: 0.1 }
-    }
 }
 
 /// Share (0 to 1) of `queries` whose class the neighbours in `references` find. Takes both, to
@@ -294,7 +289,10 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_refused() {
         let (references, queries) = (random(5, 3, 2, 1), random(5, 4, 2, 2));
-        assert!(knn_predict(references.clone(), queries, KnnConfig::default()).is_err());
+        assert!(
+            knn_predict(references.clone(), queries, KnnConfig { k: 20, temperature: 0.1 })
+                .is_err()
+        );
         let zero = KnnConfig { k: 0, temperature: 0.1 };
         assert!(knn_predict(references.clone(), references.clone(), zero).is_err());
         for temperature in [0.0, -0.1, f64::NAN, f64::INFINITY] {

@@ -36,7 +36,8 @@ pub struct ProbeConfig {
     /// Candidates for the weight decay lambda of
     /// `mean cross-entropy + lambda / 2 * |W|^2`.
     pub decays: Vec<f64>,
-    /// Share of the training features that decides between them.
+    /// Share of the training features that decides between them. Those of classes that would be held
+    /// out whole do not; where none is left, as with one label a class, the strongest decay is taken.
     pub held_out: f64,
     /// Most L-BFGS iterations of one fit.
     pub max_iterations: usize,
@@ -186,9 +187,7 @@ fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
         bail!("weight decays must be given and not be negative: {:?}", config.decays);
     }
     PART.check("the held-out share", config.held_out)?;
-    let mut rng = Rng::keyed(config.seed, 0, 0, HELD_OUT);
-    let (check, fit): (Vec<usize>, Vec<usize>) =
-        (0..train.len()).partition(|_| rng.chance(config.held_out));
+    let (check, fit) = split(train, config);
     if decays.len() == 1 || classes(train, &fit) < 2 || check.is_empty() {
         return Ok(decays[0]);
     }
@@ -203,6 +202,20 @@ fn choose_decay(train: &Features, config: &ProbeConfig) -> Result<f64> {
         }
     }
     Ok(best.1)
+}
+
+/// The rows that decide between decays, and those that are fitted.
+fn split(train: &Features, config: &ProbeConfig) -> (Vec<usize>, Vec<usize>) {
+    let mut rng = Rng::keyed(config.seed, 0, 0, HELD_OUT);
+    let (mut check, mut fit): (Vec<usize>, Vec<usize>) =
+        (0..train.len()).partition(|_| rng.chance(config.held_out));
+    // With few labels a class may be held out whole. Nothing that is fitted can know it, whatever
+    // its decay.
+    let mut known = vec![false; train.classes()];
+    let label = |row: &usize| train.labels()[*row] as usize;
+    fit.iter().for_each(|row| known[label(row)] = true);
+    fit.extend(check.extract_if(.., |row| !known[label(row)]));
+    (check, fit)
 }
 
 /// Keeps these draws apart from others of the same seed.
@@ -362,6 +375,23 @@ mod tests {
             pool.install(|| Probe::fit(&train, &ProbeConfig::default()).unwrap().weights)
         };
         assert_eq!(with(1), with(3));
+    }
+
+    /// Of few labels a class some classes are drawn whole: no decay is told from another by them.
+    #[test]
+    fn a_class_is_not_held_out_whole() {
+        let share = |each: u32| {
+            let labels: Vec<u32> = (0..100 * each).map(|i| i / each).collect();
+            let train = Features::from_parts(1, vec![0.0; labels.len()], labels.clone()).unwrap();
+            let (check, fit) = split(&train, &ProbeConfig::default());
+            let known = |row: &usize| fit.iter().any(|other| labels[*other] == labels[*row]);
+            assert!(check.iter().all(known), "{each}");
+            assert_eq!(check.len() + fit.len(), labels.len());
+            check.len() as f64 / labels.len() as f64
+        };
+        assert_eq!(share(1), 0.0);
+        assert!((0.1..0.2).contains(&share(2)), "{}", share(2));
+        assert!((0.15..0.25).contains(&share(20)), "{}", share(20));
     }
 
     #[test]

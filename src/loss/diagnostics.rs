@@ -132,7 +132,7 @@ impl Diagnostics {
         let possible = self.directions.saturating_sub(1).max(1) as f64;
         if self.spread.is_nan() || self.spread < 0.1 {
             Health::Collapsed
-        } else if self.effective_rank < 3.0 || self.effective_rank < 0.02 * possible {
+        } else if self.effective_rank < (possible / 3.0).clamp(1.0, 3.0).max(0.02 * possible) {
             Health::FewDirections
         } else {
             Health::Healthy
@@ -283,6 +283,16 @@ mod tests {
         assert_eq!(got.health(), Health::Collapsed);
         assert!(got.describe().contains("collapsed"));
         assert!(got.uniformity.abs() < 1e-3 && got.alignment < 1e-3 && got.std_min < 1e-6);
+    }
+
+    /// A batch of n has n - 1 directions.
+    #[test]
+    fn small_batches_are_not_few_directions_by_their_size() {
+        for batch in [2, 3, 4, 6] {
+            let (z_a, z_b) = pair_of(batch, 64, 1);
+            let got = Diagnostics::measure(&z_a, &z_b).unwrap();
+            assert_eq!(got.health(), Health::Healthy, "{batch}: {got:?}");
+        }
     }
 
     #[test]

@@ -7,10 +7,11 @@
 //! ```
 //!
 //! Keys and queue are fixed; after the step the keys take the place of the oldest in the queue,
-//! which starts with random directions, as the authors' does. Queries are those of view a alone,
-//! as in the authors' code; the twin batch holds both views of each sample, so that with
-//! `symmetric = true` both directions count (as in MoCo v3), at twice the cost. Keys are not
-//! shuffled before BatchNorm: on one device there are no others' batches to shuffle them into.
+//! which starts with random directions, as the authors' does, the same ones for every seed. Queries
+//! are those of view a alone, as in the authors' code; with `symmetric = true` both directions count
+//! (as in MoCo v3), which makes the loss twice as dear. The network's part is the same: both networks
+//! compute both views either way. Keys are not shuffled before BatchNorm: on one device there are no
+//! others' batches to shuffle them into.
 
 use std::collections::HashMap;
 
@@ -60,7 +61,7 @@ pub struct MocoConfig {
     /// Keys that are kept as negatives. Without it 4096, fewer where these would be more
     /// than the paper's 65536 x 128 numbers: 1024 of 8192 dimensions.
     pub queue: Option<usize>,
-    /// Whether view b's embeddings are queries too.
+    /// Whether view b's embeddings are queries too. The networks compute both views either way.
     pub symmetric: bool,
 }
 

@@ -1,5 +1,6 @@
 //! A study as a page: the table, accuracy over the rows' x, and curves of the runs.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use anyhow::Result;
@@ -89,7 +90,8 @@ fn over_x(study: &Study, name: &str, value: impl Fn(usize, &Row) -> Option<f64>)
 }
 
 /// What was measured over the rows' x: accuracy, the reference's, effective rank. None for studies
-/// without an x.
+/// without an x. The rank is that of a batch, and grows with it whatever the network does: batches of
+/// several sizes are not compared by it.
 pub(super) fn charts_over_x(study: &Study, results: &[Option<CellResult>]) -> Vec<Chart> {
     if study.x_label.is_empty() {
         return Vec::new();
@@ -109,11 +111,17 @@ pub(super) fn charts_over_x(study: &Study, results: &[Option<CellResult>]) -> Ve
         Chart { title, x_label, log_x: study.log_x, percent, series, ..Chart::default() }
     };
     let references = over_x(study, &study.reference, |_, row| Some(row.reference? / 100.0));
-    vec![
+    let mut charts = vec![
         chart("Accuracy", true, lines(&["kNN", "linear top-1"])),
         chart("Reference", true, references),
-        chart("Effective rank of the embeddings", false, lines(&["effective rank"])),
-    ]
+    ];
+    let sizes: BTreeSet<usize> =
+        study.cells.iter().map(|cell| cell.config.train.batch_size).collect();
+    if sizes.len() == 1 {
+        let ranks = lines(&["effective rank"]);
+        charts.push(chart("Effective rank of a batch's embeddings", false, ranks));
+    }
+    charts
 }
 
 /// Every row's first seed over the epochs.
