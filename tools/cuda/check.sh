@@ -129,7 +129,7 @@ profile() {
     local SHOWN="head -n 24"
     run profile-resnet50 "$bin/bt-stream" bench step --config "$here/configs/imagenet.toml" "${bf16[@]}" \
         --batch 256 --warmup 5 --profile
-    run profile-resnet18 "$bin/bt-stream" bench step --config "$here/configs/cifar10.toml" "${bf16[@]}" \
+    run profile-resnet18 "$bin/bt-stream" bench step --config "$here/configs/cifar10.toml" --set model.stem=cifar "${bf16[@]}" \
         --batch 512 --warmup 5 --steps 10 --profile
     run torch-profile-resnet50 python3 "$here/tools/peers/torch_step.py" --device cuda "${resnet50[@]}" \
         --rounds 1 --profile
