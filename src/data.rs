@@ -12,13 +12,14 @@ use crate::config::Misconfigured;
 pub(crate) const NOT_FOUND: &str = "the run's shards were not found; relative paths are resolved \
     from the current folder: run from where training was started";
 
-/// Opens the shards of a set; `key` names them in the answer when there are none.
+/// Opens the shards of a set; `hint` is told where none were named: the key that names them, or what
+/// to do.
 ///
 /// # Errors
 /// No shards, or unreadable ones.
-pub fn open_set(pattern: &str, key: &str, options: &OpenOptions) -> Result<Arc<ShardSet>> {
+pub fn open_set(pattern: &str, hint: &str, options: &OpenOptions) -> Result<Arc<ShardSet>> {
     if pattern.is_empty() {
-        bail!(Misconfigured(format!("no shards were given: {key}")));
+        bail!(Misconfigured(format!("no shards were given: {hint}")));
     }
     Ok(Arc::new(ShardSet::open(pattern, options)?))
 }

@@ -20,6 +20,8 @@ fn main() -> ExitCode {
         // A closed standard error ends no run.
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_target(false)
+        .without_time()
         .init();
     bt_stream::descriptors::ask_for_more();
     match cli.command.run() {

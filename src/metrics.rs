@@ -34,7 +34,7 @@ pub const METRICS_FILE: &str = "metrics.jsonl";
 pub const ASIDE_METRICS_FILE: &str = "aside-metrics.jsonl";
 
 /// File in the run's folder that lists the samples that were left out.
-pub const LEDGER_FILE: &str = "bad-samples.jsonl";
+pub const BAD_SAMPLES_FILE: &str = "bad-samples.jsonl";
 
 /// File in the run's folder with the batches whose numbers were not finite.
 pub const BAD_BATCHES_FILE: &str = "bad-batches.jsonl";
@@ -54,9 +54,9 @@ pub struct RunLength {
 /// Writes the metrics file and keeps the progress line.
 pub struct Metrics {
     file: LineLog,
-    ledger: LineLog,
+    samples: LineLog,
     batches: LineLog,
-    /// Lines of the ledger, so that a resumed run adds none twice.
+    /// Lines of bad samples and batches, so that a resumed run adds none twice.
     listed: HashSet<String>,
     /// Whether the last write failed.
     failing: bool,
@@ -90,10 +90,10 @@ impl Metrics {
         let RunLength { steps, steps_per_epoch } = length;
         let path = dir.join(METRICS_FILE);
         drop_later_lines(&path, step).with_context(|| path.display().to_string())?;
-        let ledger = dir.join(LEDGER_FILE);
-        let (file, ledger_log) = (LineLog::open(&path)?, LineLog::open(&ledger)?);
+        let samples = dir.join(BAD_SAMPLES_FILE);
+        let (file, samples_log) = (LineLog::open(&path)?, LineLog::open(&samples)?);
         let batches = dir.join(BAD_BATCHES_FILE);
-        let listed = [&ledger, &batches].map(|path| std::fs::read(path).unwrap_or_default());
+        let listed = [&samples, &batches].map(|path| std::fs::read(path).unwrap_or_default());
         let batches = LineLog::open(&batches)?;
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
         bar.set_style(
@@ -104,7 +104,7 @@ impl Metrics {
         bar.reset_eta();
         Ok(Metrics {
             file,
-            ledger: ledger_log,
+            samples: samples_log,
             batches,
             listed: listed.iter().flat_map(|text| lines_of(text)).map(str::to_owned).collect(),
             failing: false,
@@ -227,14 +227,14 @@ impl Metrics {
         Ok(())
     }
 
-    /// Writes to the ledger what the loader left out since the last call and what no process of
+    /// Lists what the loader left out since the last call and what no process of
     /// this run has listed before.
     pub fn record_bad(&mut self, bad: &[BadSample]) {
         for sample in bad {
             // Text and numbers: nothing that JSON cannot hold.
             let Ok(text) = serde_json::to_string(sample) else { continue };
             if self.listed.insert(text.clone()) {
-                let written = self.ledger.add(&text);
+                let written = self.samples.add(&text);
                 self.note(written);
             }
         }
@@ -259,14 +259,14 @@ impl Metrics {
         }
     }
 
-    /// Ends the progress line.
+    /// Ends the progress line, and writes the lines that a full disk has kept back.
     ///
     /// # Errors
-    /// When there are lines that could not be written to the end.
+    /// When they still cannot be written.
     pub fn finish(&mut self) -> Result<()> {
         self.bar.finish_and_clear();
         self.file.flush()?;
-        self.ledger.flush()?;
+        self.samples.flush()?;
         self.batches.flush()
     }
 

@@ -26,6 +26,9 @@ use crate::units::{duration, percent};
 /// summary is shown as silent.
 const PATIENCE: f64 = 10.0;
 
+/// Seconds that are never silence, however fast lines came.
+const LEAST_SILENCE: f64 = 60.0;
+
 /// A figure of a line of metrics, where the line has it.
 type Figure = fn(&Line) -> Option<f64>;
 
@@ -57,7 +60,7 @@ impl RunFolder {
     /// A folder that holds no run.
     pub fn open(dir: &Path) -> Result<Self> {
         let path = dir.join(CONFIG_FILE);
-        let config_file = config_file(&path);
+        let config_file = file_identity(&path);
         let config = RunConfig::load(Some(&path), &[])
             .with_context(|| format!("{} is no run's folder", dir.display()))?;
         let mut folder = RunFolder {
@@ -109,7 +112,7 @@ impl RunFolder {
     /// changes nothing.
     fn reload_config(&mut self) {
         let path = self.dir.join(CONFIG_FILE);
-        let now = config_file(&path);
+        let now = file_identity(&path);
         if now != self.config_file
             && let Ok(config) = RunConfig::load(Some(&path), &[])
         {
@@ -139,7 +142,7 @@ impl RunFolder {
                 let lines = self.lines_of_this_process();
                 let span = lines.last().map_or(0.0, |line| line.seconds);
                 let usual = span / lines.len() as f64;
-                match quiet > (PATIENCE * usual).max(60.0) {
+                match quiet > (PATIENCE * usual).max(LEAST_SILENCE) {
                     true => format!("silent for {}", duration(quiet)),
                     false => "running".into(),
                 }
@@ -303,8 +306,8 @@ impl RunFolder {
     }
 }
 
-/// What changes when a configuration is replaced.
-fn config_file(path: &Path) -> Option<(u64, u64, Option<SystemTime>)> {
+/// What changes when a file is replaced or written anew.
+fn file_identity(path: &Path) -> Option<(u64, u64, Option<SystemTime>)> {
     let meta = path.metadata().ok()?;
     Some((meta.dev(), meta.ino(), meta.modified().ok()))
 }

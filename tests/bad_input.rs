@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 use bt_pipeline::Image;
 use bt_pipeline::shard::{Limits, PackOptions, open_source, pack};
 use bt_pipeline::synth;
-use bt_stream::metrics::LEDGER_FILE;
+use bt_stream::metrics::BAD_SAMPLES_FILE;
 use candle_core::{DType, Device, Tensor};
 use common::{bt_stream, tiny_run, tiny_shards, write_tar};
 
@@ -205,7 +205,7 @@ fn more_damage_than_may_be_is_a_failure_of_the_data() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");
     assert!(said.contains("max_bad"), "{said}");
-    let ledger = std::fs::read_to_string(dir.path().join("run").join(LEDGER_FILE)).unwrap();
+    let ledger = std::fs::read_to_string(dir.path().join("run").join(BAD_SAMPLES_FILE)).unwrap();
     assert!(ledger.lines().count() > 9, "{ledger}");
 }
 

@@ -63,14 +63,14 @@ fn a_ruined_state_takes_no_good_checkpoints_place() {
 }
 
 #[test]
-fn rewinding_passes_over_ten_batches_at_most() {
+fn rewinding_skips_ten_batches_at_most() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
     let settings = ["train.on_nan=rewind", "checkpoint.every_steps=1", "checkpoint.keep=20"];
     let (said, batches) = ruined(&shards, &dir, &settings);
     assert_eq!(batches.len(), 11);
-    assert!(said.contains("at step 12, after 10 batches that were passed over"), "{said}");
-    assert!(!said.contains("or pass over such"), "{said}");
+    assert!(said.contains("at step 12, after 10 batches that were skipped"), "{said}");
+    assert!(!said.contains("or skip such"), "{said}");
     let steps: Vec<u64> = batches.iter().map(|batch| batch["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (2..=12).collect::<Vec<_>>());
 
@@ -82,13 +82,13 @@ fn rewinding_passes_over_ten_batches_at_most() {
     }
     let output = again.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("at step 12, after 10 batches that were passed over"), "{said}");
+    assert!(said.contains("at step 12, after 10 batches that were skipped"), "{said}");
     let text = std::fs::read_to_string(dir.join("bad-batches.jsonl")).unwrap();
     assert_eq!(text.lines().count(), 11);
 }
 
 #[test]
-fn imax_takes_weights_that_are_ruined_for_what_they_are() {
+fn imax_blames_ruined_weights_not_a_singular_covariance() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
     let (said, batches) = ruined(&shards, &dir, &["method=imax", "train.on_nan=stop"]);

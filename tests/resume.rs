@@ -10,7 +10,7 @@ use bt_pipeline::shard::{OpenOptions, PackOptions, ShardSource, pack};
 use bt_pipeline::synth::{self, Spec};
 use bt_stream::checkpoint;
 use bt_stream::config::RunConfig;
-use bt_stream::metrics::LEDGER_FILE;
+use bt_stream::metrics::BAD_SAMPLES_FILE;
 use bt_stream::signals::Stop;
 use bt_stream::train::ResumeFrom;
 use common::{bt_stream, newest_weights, tiny_run, tiny_shards, train, write_tar};
@@ -77,15 +77,21 @@ fn sigkills_at_arbitrary_moments_change_nothing() {
     assert_eq!(newest_weights(&calm), newest_weights(&killed));
 }
 
+/// The samples of `shards` in shards of `count`.
+fn repack(shards: &Path, out: &Path, count: u64) {
+    let source = ShardSource::open(&shards.to_string_lossy(), out, &OpenOptions::default());
+    let options = PackOptions { samples_per_shard: Some(count), ..PackOptions::default() };
+    pack(&source.unwrap(), out, "a test", &options, &mut |_| ()).unwrap();
+    assert!(std::fs::read_dir(out).unwrap().count() > 4, "one shard again");
+}
+
 #[test]
 fn a_window_over_shards_of_other_sizes_is_taken_up_only_between_epochs() {
     let folder = tempfile::tempdir().unwrap();
     let shards = tiny_shards(folder.path());
     let cut = |count: u64| {
         let out = folder.path().join(format!("in-{count}"));
-        let source = ShardSource::open(shards.to_str().unwrap(), &out, &OpenOptions::default());
-        let options = PackOptions { samples_per_shard: Some(count), ..PackOptions::default() };
-        pack(&source.unwrap(), &out, "a test", &options, &mut |_| ()).unwrap();
+        repack(&shards, &out, count);
         out
     };
     let (whole, other) = (cut(24), cut(16));
@@ -167,7 +173,7 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
             resumed += 1;
         }
         assert_eq!(resumed, if interrupted { 9 } else { 0 });
-        let ledger = std::fs::read_to_string(dir.join(LEDGER_FILE)).unwrap();
+        let ledger = std::fs::read_to_string(dir.join(BAD_SAMPLES_FILE)).unwrap();
         let mut keys: Vec<String> = ledger
             .lines()
             .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
@@ -185,50 +191,64 @@ fn one_percent_of_damage_changes_nothing_for_any_threads_or_interruptions_and_is
     }
 }
 
+/// A run of one epoch in `dir`.
+fn begun(shards: &Path, dir: &Path) {
+    let first = tiny_run(shards, dir).args(["--set", "train.epochs=1"]).output().unwrap();
+    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+}
+
+/// Whether the run in `dir` is continued to a second epoch, and what is said.
+fn continued(shards: &Path, dir: &Path, more: &[&str]) -> (bool, String) {
+    let mut command = tiny_run(shards, dir);
+    command.args(["--resume", "--set", "train.epochs=2"]).args(more);
+    let output = command.output().unwrap();
+    (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
 #[test]
-fn a_run_is_continued_by_one_process_with_the_objective_and_order_it_was_begun_with() {
+fn a_run_is_continued_with_the_objective_and_order_it_was_begun_with() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
-    let said = |shards: &Path, more: &[&str]| {
-        let mut command = tiny_run(shards, &dir);
-        let output = command.arg("--resume").args(more).output().unwrap();
-        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
-    };
-    let first = tiny_run(&shards, &dir).args(["--set", "train.epochs=1"]).output().unwrap();
-    assert!(first.status.success(), "{}", String::from_utf8_lossy(&first.stderr));
+    begun(&shards, &dir);
     let others =
         ["method='infonce'", "data.shuffle='none'", "optim.optimizer='sgd'", "model.width=12"];
     for other in others {
-        let (done, text) = said(&shards, &["--set", "train.epochs=2", "--set", other]);
+        let (done, text) = continued(&shards, &dir, &["--set", other]);
         assert!(!done && text.contains("resume with th"), "{other}: {text}");
     }
+}
+
+#[test]
+fn a_run_is_continued_with_its_samples_wherever_they_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    begun(&shards, &dir);
     // As many samples, of other labels.
     let others = write_tar(&folder.path().join("others"), 96, |sample, label| {
         let spec = Spec { images: 96, side: 16, classes: 4, ..Spec::default() };
         (synth::encode_png(&synth::draw(&spec, sample).0).unwrap(), (3 - label).to_string())
     });
-    let (done, text) = said(&others, &["--set", "train.epochs=2"]);
+    let (done, text) = continued(&others, &dir, &[]);
     assert!(!done && text.contains("other training samples"), "{text}");
-    // The same ones in another place, cut into shards otherwise.
+    // The same ones in another place, cut into shards differently.
     let moved = folder.path().join("moved");
-    repack(&shards, &moved);
-    let (done, text) = said(&moved, &["--set", "train.epochs=2"]);
-    assert!(done, "{text}");
-    let lock = std::fs::File::create(dir.join(".lock")).unwrap();
-    lock.lock().unwrap();
-    let (done, text) = said(&others, &["--set", "train.epochs=2"]);
-    assert!(!done && text.contains("another process"), "{text}");
-    drop(lock);
-    let (done, text) = said(&moved, &["--set", "train.epochs=2"]);
+    repack(&shards, &moved, 20);
+    let (done, text) = continued(&moved, &dir, &[]);
     assert!(done, "{text}");
 }
 
-fn repack(shards: &Path, out: &Path) {
-    let limits = OpenOptions::default();
-    let source = ShardSource::open(&shards.to_string_lossy(), out, &limits).unwrap();
-    let options = PackOptions { samples_per_shard: Some(20), ..PackOptions::default() };
-    pack(&source, out, "moved", &options, &mut |_| ()).unwrap();
-    assert!(std::fs::read_dir(out).unwrap().count() > 4, "one shard again");
+#[test]
+fn a_run_is_continued_by_one_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
+    begun(&shards, &dir);
+    let lock = std::fs::File::create(dir.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let (done, text) = continued(&shards, &dir, &[]);
+    assert!(!done && text.contains("another process"), "{text}");
+    drop(lock);
+    let (done, text) = continued(&shards, &dir, &[]);
+    assert!(done, "{text}");
 }
 
 #[test]

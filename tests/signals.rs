@@ -1,5 +1,5 @@
-//! SIGINT and SIGTERM end every long command within two seconds; of training, whose small
-//! checkpoints here take no time, no step that was done is lost.
+//! SIGINT, SIGTERM and SIGHUP end long commands (training, evaluations, `embed`, studies) within two
+//! seconds; of training, whose small checkpoints here take no time, no step that was done is lost.
 #![cfg(unix)]
 
 mod common;
@@ -301,7 +301,7 @@ fn an_evaluation_that_a_signal_ends_is_done_when_the_run_goes_on() {
 }
 
 #[test]
-fn the_selected_labels_leave_nothing_behind() {
+fn an_interrupted_linear_leaves_no_selected_labels_behind() {
     let folder = tempfile::tempdir().unwrap();
     let (shards, dir) = (tiny_shards(folder.path()), folder.path().join("run"));
     assert!(start(tiny_run(&shards, &dir).args(["--epochs", "1"])).wait().unwrap().success());

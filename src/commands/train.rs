@@ -9,7 +9,7 @@ use clap::Args;
 use super::{CacheArgs, ConfigSource, TraceArgs, flag, path_flag, text_flag};
 use crate::checkpoint;
 use crate::config::{CONFIG_FILE, Misconfigured, RunConfig, leaves};
-use crate::metrics::LEDGER_FILE;
+use crate::metrics::BAD_SAMPLES_FILE;
 use crate::optim::OptimizerKind;
 use crate::train::{ResumeFrom, RunOutputs, Summary};
 
@@ -159,7 +159,7 @@ fn tell(summary: &Summary, dir: &Path) {
         println!(
             "{} times another sample was taken for one that could not be used: {}",
             summary.bad,
-            dir.join(LEDGER_FILE).display()
+            dir.join(BAD_SAMPLES_FILE).display()
         );
     }
     if !summary.advice.is_empty() {

@@ -49,10 +49,12 @@ impl EvaluatedRun {
     pub fn open(path: &Path, train: Option<&str>, test: Option<&str>) -> Result<EvaluatedRun> {
         let checkpoint = checkpoint::find(path)?;
         let config = &checkpoint.state.config;
-        let set = |given: Option<&str>, usual: &str, key: &str| {
-            let opened = open_set(given.unwrap_or(usual), key, &config.open_options());
+        let set = |given: Option<&str>, usual: &str, hint: &str| {
+            let opened = open_set(given.unwrap_or(usual), hint, &config.open_options());
             match given {
-                None if !usual.is_empty() => opened.with_context(|| format!("{key}: {NOT_FOUND}")),
+                None if !usual.is_empty() => {
+                    opened.with_context(|| format!("{NOT_FOUND}, or {hint}"))
+                }
                 _ => opened,
             }
         };

@@ -189,7 +189,7 @@ impl<'a> Training<'a> {
 
     /// Learns from every sample once; returns the share of right answers on the way.
     fn epoch(&mut self, loader: &Loader, epoch: u64) -> Result<f64> {
-        let height = height(epoch, self.options.epochs);
+        let share = rate_share(epoch, self.options.epochs);
         let (mut right, mut samples) = (0.0, 0);
         for batch in loader.start(Position { epoch, batch: 0 }, epoch + 1)? {
             let batch = batch?;
@@ -201,14 +201,14 @@ impl<'a> Training<'a> {
                 // The last one: a single sample has no variance for BatchNorm.
                 continue;
             }
-            right += self.step(&batch, height)? * batch.size as f64;
+            right += self.step(&batch, share)? * batch.size as f64;
             samples += batch.size;
         }
         Ok(right / samples.max(1) as f64)
     }
 
     /// A step at this share of the rates; returns the share of right answers before it.
-    fn step(&mut self, batch: &Batch, height: f64) -> Result<f64> {
+    fn step(&mut self, batch: &Batch, share: f64) -> Result<f64> {
         let images = images_of(batch, self.device)?;
         let right = match self.options.lr_backbone {
             None => self.head.learn(&self.net.features(&images)?, &batch.labels, None)?,
@@ -217,12 +217,12 @@ impl<'a> Training<'a> {
                 let d = storage::zeros(features.shape(), &Device::Cpu)?;
                 let right = self.head.learn(&features, &batch.labels, Some(&d))?;
                 self.net.backward_features(&d)?;
-                let lr = lr * height;
+                let lr = lr * share;
                 self.optimizer.step(&mut self.net.backbone_params(), lr, lr)?;
                 right
             }
         };
-        self.head.step(self.options.lr * height, self.options.weight_decay)?;
+        self.head.step(self.options.lr * share, self.options.weight_decay)?;
         Ok(right)
     }
 
@@ -249,7 +249,7 @@ impl<'a> Training<'a> {
 }
 
 /// The share of the rates in epoch number `epoch` (from 0) of `epochs`: half a cosine.
-fn height(epoch: u64, epochs: u64) -> f64 {
+fn rate_share(epoch: u64, epochs: u64) -> f64 {
     let done = epoch as f64 / epochs as f64;
     0.5 * (1.0 + (std::f64::consts::PI * done).cos())
 }
@@ -302,15 +302,15 @@ pub fn few_labels(
     share: f64,
     seed: u64,
     folder: &Path,
-    limits: &OpenOptions,
+    options: &OpenOptions,
 ) -> Result<Arc<ShardSet>> {
-    let source = ShardSource::open(pattern, folder, limits)?;
+    let source = ShardSource::open(pattern, folder, options)?;
     let selection =
         Selection { shuffle: Some(seed), fraction: Some(share), ..Selection::default() };
-    let options = PackOptions { selection, overwrite: true, ..PackOptions::default() };
+    let packing = PackOptions { selection, overwrite: true, ..PackOptions::default() };
     let origin = format!("{share} of the labels, seed {seed}");
-    pack(&source, folder, &origin, &options, &mut |_| ())?;
-    crate::data::open_set(&folder.to_string_lossy(), "the selected samples", limits)
+    pack(&source, folder, &origin, &packing, &mut |_| ())?;
+    crate::data::open_set(&folder.to_string_lossy(), "the selected samples", options)
 }
 
 #[cfg(test)]
@@ -319,14 +319,14 @@ mod tests {
 
     #[test]
     fn rates_fall_along_half_a_cosine_epoch_by_epoch() {
-        let heights = [0, 25, 50, 75, 99].map(|epoch| height(epoch, 100));
+        let shares = [0, 25, 50, 75, 99].map(|epoch| rate_share(epoch, 100));
         let root = 0.5f64.sqrt();
         for (got, want) in
-            heights.iter().zip([1.0, 0.5 * (1.0 + root), 0.5, 0.5 * (1.0 - root), 2.467e-4])
+            shares.iter().zip([1.0, 0.5 * (1.0 + root), 0.5, 0.5 * (1.0 - root), 2.467e-4])
         {
-            assert!((got - want).abs() < 1e-7, "{heights:?}");
+            assert!((got - want).abs() < 1e-7, "{shares:?}");
         }
-        assert_eq!(height(0, 1), 1.0);
+        assert_eq!(rate_share(0, 1), 1.0);
     }
 
     #[test]

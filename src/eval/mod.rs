@@ -11,9 +11,9 @@
 //! - [`probe`]: the linear classifier on stored features.
 //! - [`online`]: a linear classifier that learns beside the training.
 //! - [`linear`]: the authors' protocols: linear on augmented views, few labels, fine-tuning.
-//! - [`progress`]: what the latter go on from when their process ended.
+//! - [`progress`]: what `linear` continues from when its process ended.
 //! - `classify`, `head`: cross-entropy and ranks, for both; a linear classifier with its SGD.
-//! - [`scores`]: what was measured of a run's newest checkpoint, in its folder.
+//! - [`scores`]: what was measured of a run's checkpoints, in its folder.
 //! - [`baseline`]: raw pixels and colour histograms.
 //! - [`npy`]: features to files.
 

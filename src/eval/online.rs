@@ -20,10 +20,10 @@ impl OnlineProbe {
     /// A probe for features of `dim` dimensions, with zero weights.
     ///
     /// # Errors
-    /// A learning rate that is not positive, or no classes.
+    /// A learning rate that is not positive, or fewer than two classes.
     pub fn new(dim: usize, classes: usize, lr: f64, device: &Device) -> Result<Self> {
         crate::checks::positive("eval.online_lr", lr)?;
-        ensure!(classes > 1, "eval.online_probe wants labels of at least two classes");
+        ensure!(classes > 1, "eval.online_probe needs labels of at least two classes");
         Ok(Self { head: Head::new(dim, classes, device)?, lr })
     }
 

@@ -75,7 +75,7 @@ pub enum Normalize {
 /// What is made of C.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub enum Shape {
+pub enum LossForm {
     /// Squared differences from the identity (equation 1).
     #[default]
     Squared,
@@ -99,7 +99,7 @@ pub struct BarlowConfig {
     /// What is normalised: each dimension over the batch, each sample's `feature`s, or nothing.
     pub normalize: Normalize,
     /// Squares or cross-entropy.
-    pub loss: Shape,
+    pub loss: LossForm,
     /// Temperature of the cross-entropy form.
     pub temperature: f64,
     /// View b's embeddings are a fixed target (the paper's asymmetry ablation).
@@ -116,7 +116,7 @@ impl Default for BarlowConfig {
             eps: 1e-5,
             terms: Terms::Both,
             normalize: Normalize::Batch,
-            loss: Shape::Squared,
+            loss: LossForm::Squared,
             temperature: 0.1,
             stop_gradient: false,
             predictor: 0,
@@ -184,7 +184,7 @@ impl Objective for Barlow {
     fn idle(&self) -> Vec<(&'static str, &'static str)> {
         let config = &self.config;
         let rules = [
-            (config.loss == Shape::Squared, ("temperature", "loss.loss is `squared`")),
+            (config.loss == LossForm::Squared, ("temperature", "loss.loss is `squared`")),
             (config.terms == Terms::Invariance, ("lambda", "loss.terms is `invariance`")),
             (config.normalize != Normalize::Batch, ("eps", "loss.normalize is not `batch`")),
         ];
@@ -286,8 +286,8 @@ pub fn barlow_twins(z_a: &Tensor, z_b: &Tensor, config: &BarlowConfig) -> Result
     with_pair(z_a, z_b, |pair| {
         let twins = Twins::new(pair, config);
         let (terms, mut grad) = match config.loss {
-            Shape::Squared => twins.squared(config),
-            Shape::CrossEntropy => log_sum_exp_terms(&twins, config),
+            LossForm::Squared => twins.squared(config),
+            LossForm::CrossEntropy => log_sum_exp_terms(&twins, config),
         };
         let (grad_a, grad_b) = grad.split_at_mut(pair.a.len());
         twins.a.backward(grad_a);

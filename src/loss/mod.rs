@@ -49,7 +49,7 @@ pub(crate) mod matmul;
 mod normalize;
 mod twins;
 
-pub use barlow::{BarlowConfig, Normalize, Shape, Terms, barlow_twins, cross_correlation};
+pub use barlow::{BarlowConfig, LossForm, Normalize, Terms, barlow_twins, cross_correlation};
 
 /// Every objective that `method = ...` can name. A new one adds its file and its line here.
 pub const OBJECTIVES: &[Registration] = &[

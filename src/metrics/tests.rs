@@ -106,7 +106,7 @@ fn a_bad_sample_is_listed_once_however_often_the_run_is_resumed() {
         metrics.record_bad(&process.map(bad));
         metrics.finish().unwrap();
     }
-    let text = std::fs::read_to_string(dir.path().join(LEDGER_FILE)).unwrap();
+    let text = std::fs::read_to_string(dir.path().join(BAD_SAMPLES_FILE)).unwrap();
     assert_eq!(text.lines().count(), 3, "{text}");
 }
 

@@ -24,7 +24,7 @@ pub struct TwinNet {
     backbone: ResNet,
     projector: Projector,
     ws: Workspace,
-    /// Embeddings as f32, where the projector ends in another type.
+    /// Embeddings as f32: of a projector that ends in another type, and of [`TwinNet::forward_only`].
     full: Option<Tensor>,
     /// Gradients that came from the CPU, and they as activations.
     given: Option<Tensor>,

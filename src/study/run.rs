@@ -62,9 +62,9 @@ pub struct CellResult {
     pub loss: Option<f64>,
     /// Effective rank of the embeddings' covariance at the end.
     pub effective_rank: Option<f64>,
-    /// The embeddings at the end, in a word and in a sentence.
+    /// The embeddings at the end, in a word.
     pub health: Option<Health>,
-    /// The sentence.
+    /// The same in a sentence.
     pub embeddings: String,
     /// Why there are no figures: the loss became no number.
     pub diverged: Option<String>,

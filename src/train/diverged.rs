@@ -39,23 +39,27 @@ impl fmt::Display for Diverged {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Diverged { cause, step, passed, noted, before, resumable } = self;
         write!(f, "{cause} at step {step}")?;
-        if *passed > 0 {
-            write!(f, ", after {passed} batches that were passed over")?;
+        match passed {
+            0 => {}
+            1 => f.write_str(", after a batch that was skipped")?,
+            more => write!(f, ", after {more} batches that were skipped")?,
         }
         if *noted {
-            write!(f, "; {BAD_BATCHES_FILE} has the batch")?;
+            write!(f, "; the batch is listed in {BAD_BATCHES_FILE}")?;
         }
         if let Some(path) = before {
             let path = path.display();
-            write!(f, ", {path} the state before it, which may be far gone already")?;
+            write!(f, "; the state before it is in {path} (it may be ruined already)")?;
         }
         f.write_str(". Lower the learning rate and ")?;
         f.write_str(match resumable {
-            true => "go on from the newest checkpoint (--resume) or an earlier one (--resume-from)",
+            true => {
+                "continue from the newest checkpoint (--resume) or an earlier one (--resume-from)"
+            }
             false => "begin anew in another folder: there is no checkpoint yet",
         })?;
         if *noted && *passed == 0 {
-            f.write_str(", or pass over such batches with train.on_nan = \"rewind\"")?;
+            f.write_str(", or skip such batches with train.on_nan = \"rewind\"")?;
         }
         Ok(())
     }
@@ -99,7 +103,7 @@ impl Run {
             bail!(self.diverged(config, cause, step, true, before));
         }
         self.progress.rewinds += 1;
-        self.metrics.say(&format!("warning: {cause} at step {step}; its batch is passed over"));
+        self.metrics.say(&format!("warning: {cause} at step {step}; its batch is skipped"));
         let rates = self.schedule.rates(self.progress.step);
         self.advance(batch);
         self.metrics.step(self.progress.step, batch.bad, rates, stats)

@@ -22,6 +22,7 @@ use bt_pipeline::trace::Trace;
 use crate::config::RunConfig;
 use crate::intake::Intake;
 use crate::learner::{StepOutcome, StepPart};
+use crate::print::one_line;
 use crate::signals::Stop;
 
 use clock::Clock;
@@ -131,7 +132,7 @@ impl Run {
                 Err(error) => {
                     match self.learner.take_back() {
                         Ok(()) => self.save_before_the_end(config, stop),
-                        Err(cause) => self.metrics.say(&format!("warning: {cause:#}")),
+                        Err(cause) => self.metrics.say(&format!("warning: {}", one_line(&cause))),
                     }
                     return Err(error);
                 }

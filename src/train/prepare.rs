@@ -49,7 +49,7 @@ impl Run {
         let fresh = !config.train.dir.exists();
         let prepared = Self::in_folder(config, from, outputs, &device, intake, loader);
         if fresh && prepared.is_err() {
-            leave(&config.train.dir);
+            remove_if_unused(&config.train.dir);
         }
         prepared
     }
@@ -108,6 +108,7 @@ impl Run {
 
 /// Makes the run's folder this process' own, and finds what the run goes on from.
 fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Checkpoint>)> {
+    // Before anything is made there; once more under the lock, by `checkpoint`.
     from.check(dir)?;
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     // What another process is about to save would be later than what is found here.
@@ -119,7 +120,7 @@ fn claim_run_folder(dir: &Path, from: &ResumeFrom) -> Result<(File, Option<Check
 }
 
 /// Removes the folder of a run that is refused, which it was made for, if nothing is in it yet.
-fn leave(dir: &Path) {
+fn remove_if_unused(dir: &Path) {
     let Ok(entries) = std::fs::read_dir(dir) else { return };
     if entries.flatten().all(|entry| entry.file_name() == LOCK_FILE) {
         // The refusal is told; that something is left behind beside it is not.
@@ -168,13 +169,14 @@ fn goes_back(from: &ResumeFrom, found: Option<&Checkpoint>, length: RunLength) -
     let (step, steps) = (found.state.step, length.steps);
     if step > steps {
         bail!(Misconfigured(format!(
-            "nothing is to be done from a checkpoint of {step} steps: train.epochs ends the run at {steps}"
+            "nothing is to be done: the checkpoint is at step {step}, and train.epochs ends the run at step {steps}"
         )));
     }
     Ok(!found.is_newest())
 }
 
-/// Metrics, and Prometheus' figures with who hands them out. From here on the run's folder changes.
+/// Metrics, and Prometheus' figures with who hands them out. From here on what earlier processes left
+/// in the run's folder changes.
 fn start_outputs(
     config: &RunConfig,
     from: &ResumeFrom,

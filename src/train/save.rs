@@ -77,8 +77,8 @@ impl Run {
         Ok(())
     }
 
-    /// Whether an evaluation belongs to the end of the epoch that this is; to that of the last one
-    /// it always does.
+    /// Whether this is the end of an epoch after which `eval.knn_every` asks for an evaluation: every
+    /// so many, and the last one.
     fn evaluation_due(&self, config: &RunConfig) -> bool {
         let (Position { epoch, batch }, every) = (self.progress.position, config.eval.knn_every);
         let due = epoch.is_multiple_of(every.max(1)) || epoch == config.train.epochs;
@@ -140,11 +140,12 @@ impl Run {
         if self.progress.step > self.progress.begun_step
             && let Err(cause) = self.save(config, stop)
         {
-            self.metrics.say(&format!("warning: {cause:#}"));
+            self.metrics.say(&format!("warning: {}", one_line(&cause)));
         }
     }
 
-    /// Saves the state where no run goes on from by itself, unless no number of it is left.
+    /// Saves the state where no run continues from by itself, unless one of its numbers is not
+    /// finite.
     pub(super) fn save_aside(&mut self, config: &RunConfig) -> Result<Option<PathBuf>> {
         let (state, tensors) = self.snapshot(config)?;
         match tensors.first_not_finite()? {

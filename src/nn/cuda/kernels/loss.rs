@@ -5,7 +5,7 @@ use candle_core::{DType, Result, bail};
 
 use super::norm::{Moments, NormShape};
 use super::{Part, THREADS, Tiling, blocks, expect, expect_scratch, launch, reduction, unsigned};
-use crate::loss::barlow::{BarlowConfig, Normalize, Shape, Terms, prefer_gram};
+use crate::loss::barlow::{BarlowConfig, LossForm, Normalize, Terms, prefer_gram};
 use crate::nn::cuda::{Arg, Backend, Gemm, Span};
 
 /// Numbers that come out: invariance and redundancy as they stand in the loss, the mean of C's
@@ -36,7 +36,9 @@ pub struct BarlowCall<'a> {
 
 /// Whether [`barlow`] computes what `config` asks for.
 pub fn barlow_supports(config: &BarlowConfig) -> bool {
-    config.normalize == Normalize::Batch && config.loss == Shape::Squared && config.predictor == 0
+    config.normalize == Normalize::Batch
+        && config.loss == LossForm::Squared
+        && config.predictor == 0
 }
 
 /// F32 elements of scratch.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 
 use super::{Memory, noise, on_device, within};
-use crate::loss::barlow::{BarlowConfig, Normalize, Shape, Terms, barlow_twins};
+use crate::loss::barlow::{BarlowConfig, LossForm, Normalize, Terms, barlow_twins};
 use crate::nn::cuda::Backend;
 use crate::nn::cuda::kernels::loss::*;
 
@@ -170,7 +170,7 @@ fn what_is_not_for_a_device_is_an_error() {
         assert!(barlow(b, &BarlowCall { figures: z.span(), ..call }).is_err());
         for config in [
             BarlowConfig { normalize: Normalize::Feature, ..Default::default() },
-            BarlowConfig { loss: Shape::CrossEntropy, ..Default::default() },
+            BarlowConfig { loss: LossForm::CrossEntropy, ..Default::default() },
             BarlowConfig { predictor: 16, ..Default::default() },
         ] {
             assert!(barlow(b, &BarlowCall { config: &config, ..call }).is_err());
