@@ -428,6 +428,8 @@ mod tests {
         let strided = ConvShape { n: 6, h: 24, w: 22, c: 16, o: 48, kernel: 3, stride: 2, pad: 1 };
         same_bits(strided);
         same_bits(ConvShape { h: 40, w: 37, stride: 1, ..strided });
+        // Fewer splits than threads, several rounds of blocks.
+        same_bits(ConvShape { n: 30, h: 6, w: 7, c: 64, o: 96, stride: 1, ..strided });
     }
 
     fn same_bits(s: ConvShape) {

@@ -80,3 +80,13 @@ pub(crate) fn each(tasks: usize, f: impl Fn(usize) + Sync + Send) {
         (0..tasks).into_par_iter().with_max_len(1).for_each(f);
     }
 }
+
+/// Runs `f(i, item)` for each of `items`, as [`each`] does.
+pub(crate) fn each_mut<T: Send>(items: &mut [T], f: impl Fn(usize, &mut T) + Sync + Send) {
+    use rayon::prelude::*;
+    if items.len() <= 1 || rayon::current_num_threads() == 1 {
+        items.iter_mut().enumerate().for_each(|(i, item)| f(i, item));
+    } else {
+        items.par_iter_mut().with_max_len(1).enumerate().for_each(|(i, item)| f(i, item));
+    }
+}

@@ -1,9 +1,16 @@
 //! Weight gradients from bands.
 
+use std::cell::RefCell;
+
 use super::{Direct, SCRATCH, Scratch};
 use crate::nn::cpu::micro::{BLOCKS, CHUNK, Isa, Outer, vectorised};
 use crate::nn::cpu::weight_grad::{in_splits, splits};
-use crate::nn::cpu::{Buffer, each};
+use crate::nn::cpu::{Buffer, each, each_mut};
+
+thread_local! {
+    /// Bands that several tasks sum.
+    static ROUND: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
+}
 
 impl Direct {
     /// Overwrites `dw`, `[o][depth]`; as [`super::weight_grad::weight_grad`], whose checks hold.
@@ -20,23 +27,54 @@ impl Direct {
         let triples = &self.triples;
         let groups = rayon::current_num_threads().div_ceil(splits).min(triples.len());
         let len = dw.len();
+        // The bands of all images, one after the other, of which each split has those of some.
+        let bands = |split: usize| {
+            split * g.n / splits * self.bands..(split + 1) * g.n / splits * self.bands
+        };
+        let lay_out = |band: usize, s: &mut Scratch| {
+            let (image, band) = (band / self.bands, band % self.bands);
+            self.fill(isa, src, image, band, s);
+            self.pack_dy(isa, dy, o, image, band, &mut s.dy);
+        };
+        let add = |triples: &[Vec<usize>], band: usize, first: usize, s: &Scratch, dw: *mut f32| {
+            self.band_grad(isa, triples, band % self.bands, o, band > first, s, dw);
+        };
         in_splits(splits, dw, |target| {
-            each(splits * groups, |task| {
-                let (split, group) = (task / groups, task % groups);
-                let images = split * g.n / splits..(split + 1) * g.n / splits;
-                let mine = group * triples.len() / groups..(group + 1) * triples.len() / groups;
-                let dw = target.at(split * len);
-                SCRATCH.with_borrow_mut(|s| {
-                    for (image, band) in
-                        images.clone().flat_map(|n| (0..self.bands).map(move |b| (n, b)))
-                    {
-                        self.fill(isa, src, image, band, s);
-                        self.pack_dy(isa, dy, o, image, band, &mut s.dy);
-                        let accumulate = image > images.start || band > 0;
-                        self.band_grad(isa, &triples[mine.clone()], band, o, accumulate, s, dw);
+            if groups == 1 {
+                return each(splits, |split| {
+                    SCRATCH.with_borrow_mut(|s| {
+                        for band in bands(split) {
+                            lay_out(band, s);
+                            add(triples, band, bands(split).start, s, target.at(split * len));
+                        }
+                    });
+                });
+            }
+            // Fewer splits than threads: in rounds some bands are laid out, then tasks with some of
+            // the triples each sum them, so that no two lay out the same. Taken, not borrowed: while
+            // it waits, a rayon thread may run another weight's gradient.
+            let longest = g.n.div_ceil(splits) * self.bands;
+            let depth = rayon::current_num_threads().div_ceil(splits).min(longest);
+            let mut round = ROUND.take();
+            round.resize_with(round.len().max(splits * depth), Scratch::default);
+            for first in (0..longest).step_by(depth) {
+                let band = |split: usize, nth: usize| bands(split).nth(first + nth);
+                each_mut(&mut round[..splits * depth], |i, s| {
+                    if let Some(band) = band(i / depth, i % depth) {
+                        lay_out(band, s);
                     }
                 });
-            });
+                each(splits * groups, |task| {
+                    let (split, group) = (task / groups, task % groups);
+                    let mine = group * triples.len() / groups..(group + 1) * triples.len() / groups;
+                    let laid_out = (0..depth).filter_map(|nth| Some((nth, band(split, nth)?)));
+                    for (nth, band) in laid_out {
+                        let (s, dw) = (&round[split * depth + nth], target.at(split * len));
+                        add(&triples[mine.clone()], band, bands(split).start, s, dw);
+                    }
+                });
+            }
+            ROUND.set(round);
         });
     }
 
