@@ -102,11 +102,15 @@ impl ViewConfig {
 
     /// The evaluation view that belongs to a training view: the same size, filter
     /// and normalisation; the shorter side is resized to 8/7 of the view for
-    /// views above 64 pixels (256 for 224) and to the view itself for small ones.
+    /// views above 64 pixels (256 for 224), as far as a resize may go, and to the
+    /// view itself for small ones.
+    ///
+    /// # Panics
+    /// For a configuration that [`ViewConfig::validate`] rejects.
     pub fn to_eval(&self) -> Self {
         let (height, width) = self.out_size();
         let side = height.max(width);
-        let resize = if side > 64 { side * 8 / 7 } else { side };
+        let resize = if side > 64 { (side * 8 / 7).min(MAX_SIDE) } else { side };
         let mut view = ViewConfig::eval(resize, side);
         view.center_crop = Some(CenterCrop { size: Size::HeightWidth([height, width]) });
         view.resize = view.resize.map(|r| Resize { interpolation: self.interpolation(), ..r });
@@ -211,11 +215,14 @@ mod tests {
         assert_eq!(figures(&eval), ((224, 224), [0.0; 5], off));
         assert_eq!(eval.resize.unwrap().size, Size::Square(256));
         assert!(eval.random_resized_crop.is_none());
-        for (size, resize) in [(224, 256), (65, 74), (64, 64), (32, 32)] {
+        let largest = [(7168, 8192), (7169, 8192), (8192, 8192)];
+        for (size, resize) in [(224, 256), (65, 74), (64, 64), (32, 32)].into_iter().chain(largest)
+        {
             let mut training = Preset::BarlowCifar.views().swap_remove(1);
             let crop = training.random_resized_crop.as_mut().unwrap();
             (crop.size, crop.interpolation) = (Size::Square(size), Interpolation::Bilinear);
             let view = training.to_eval();
+            view.validate().unwrap();
             assert_eq!(figures(&view), ((size, size), [0.0; 5], off));
             assert_eq!(view.resize.unwrap().size, Size::Square(resize));
             assert_eq!(view.resize.unwrap().interpolation, Interpolation::Bilinear);
