@@ -120,6 +120,10 @@ impl LoaderConfig {
 
     /// What is drawn in `epoch` for each view of the sample at place `sample` of the set, whose
     /// image has this size in pixels.
+    ///
+    /// # Panics
+    /// When a side is 0, or for a view that [`ViewConfig::validate`] rejects; as the views are
+    /// drawn, not here.
     pub fn draw(
         &self,
         epoch: u64,

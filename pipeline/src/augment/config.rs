@@ -138,11 +138,16 @@ impl ViewConfig {
     /// # Panics
     /// For a configuration that [`ViewConfig::validate`] rejects.
     pub fn out_size(&self) -> (usize, usize) {
-        match (&self.random_resized_crop, &self.center_crop) {
-            (Some(crop), _) => crop.size.height_width(),
-            (None, Some(center)) => center.size.height_width(),
-            (None, None) => panic!("a view needs a random_resized_crop or a center_crop"),
-        }
+        self.size().expect("a configuration was checked").height_width()
+    }
+
+    /// The size of the view.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] where neither of the two that have one is there.
+    pub(super) fn size(&self) -> Result<Size> {
+        let crop = self.random_resized_crop.map(|crop| crop.size);
+        crop.or(self.center_crop.map(|center| center.size)).ok_or_else(without_geometry)
     }
 
     /// The filter of the view's resize.
@@ -211,12 +216,14 @@ impl ViewConfig {
                 }
                 Ok(())
             }
-            _ => usage(
-                "a view is made by random_resized_crop, or by resize and center_crop together"
-                    .into(),
-            ),
+            _ => Err(without_geometry()),
         }
     }
+}
+
+fn without_geometry() -> Error {
+    let ways = "a view is made by random_resized_crop, or by resize and center_crop together";
+    Error::Usage(ways.into())
 }
 
 fn usage<T>(message: String) -> Result<T> {
@@ -307,6 +314,26 @@ mod tests {
         let view = patch.apply(&base).unwrap();
         assert_eq!(view.random_resized_crop, None);
         assert_eq!(view.out_size(), (32, 32));
+    }
+
+    #[test]
+    fn a_view_without_geometry_is_patched_to_one_that_has_it_or_refused() {
+        let bare = ViewConfig { random_resized_crop: None, ..ViewConfig::eval(256, 224) };
+        let bare = ViewConfig { resize: None, center_crop: None, ..bare };
+        let patched = |text| toml::from_str::<ViewPatch>(text).unwrap().apply(&bare);
+        let view = patched("[random_resized_crop]\nsize = 96\n").unwrap();
+        assert_eq!(view.out_size(), (96, 96));
+        let view = patched("[center_crop]\nsize = [96, 64]\n").unwrap();
+        assert_eq!((view.out_size(), view.resize.unwrap().size), ((96, 64), Size::Square(96)));
+        for text in [
+            "",
+            "[random_resized_crop]\nscale = [0.5, 1.0]\n",
+            "[resize]\nsize = 96\n",
+            "[gaussian_blur]\np = 0.5\n",
+        ] {
+            let error = patched(text).unwrap_err();
+            assert!(matches!(error, Error::Usage(_)), "{text}: {error}");
+        }
     }
 
     #[test]

@@ -160,13 +160,15 @@ impl ViewPatch {
     }
 
     fn apply_geometry(&self, view: &mut ViewConfig) -> Result<()> {
-        let (size, interpolation) = (self.out_size(view), view.interpolation());
+        let interpolation = view.interpolation();
         if self.random_resized_crop.is_some() {
             if self.resize.is_some() || self.center_crop.is_some() {
                 return Err(Error::Usage(
                     "random_resized_crop excludes resize and center_crop in one view".into(),
                 ));
             }
+            let asked = self.random_resized_crop.and_then(|crop| crop.size);
+            let size = asked.map_or_else(|| kept_size(view), Ok)?;
             (view.resize, view.center_crop) = (None, None);
             let crop = view.random_resized_crop.get_or_insert(RandomResizedCrop {
                 size,
@@ -176,6 +178,8 @@ impl ViewPatch {
             });
             override_fields!(self.random_resized_crop, crop, size, scale, ratio, interpolation);
         } else if self.resize.is_some() || self.center_crop.is_some() {
+            let asked = self.center_crop.map(|center| center.size);
+            let size = asked.map_or_else(|| kept_size(view), Ok)?;
             view.random_resized_crop = None;
             view.center_crop = Some(CenterCrop { size });
             // Of the shorter side alone: what is not said to change does not change the shape.
@@ -186,9 +190,10 @@ impl ViewPatch {
         }
         Ok(())
     }
+}
 
-    fn out_size(&self, base: &ViewConfig) -> Size {
-        let (height, width) = base.out_size();
-        self.center_crop.map_or(Size::HeightWidth([height, width]), |center| center.size)
-    }
+/// The size of a view that is not given another.
+fn kept_size(view: &ViewConfig) -> Result<Size> {
+    let (height, width) = view.size()?.height_width();
+    Ok(Size::HeightWidth([height, width]))
 }
