@@ -15,6 +15,9 @@ pub struct Image {
 
 impl Image {
     /// An image of zeros.
+    ///
+    /// # Panics
+    /// As [`Image::reset`].
     pub fn new(width: usize, height: usize) -> Self {
         let mut image = Image::default();
         image.reset(width, height);
@@ -23,8 +26,18 @@ impl Image {
 
     /// Gives the image a new size. The pixels' values are unspecified
     /// afterwards; the allocation is kept when it is large enough.
+    ///
+    /// # Panics
+    /// When no memory has as many bytes.
     pub fn reset(&mut self, width: usize, height: usize) {
-        self.reset_to_bytes(width, height, width * height * 3);
+        let bytes = values(width, height).expect("an image fits the memory");
+        self.reset_to_bytes(width, height, bytes);
+    }
+
+    /// Whether there are as many bytes as width and height say: the fields are anybody's to change.
+    /// Then places and lengths of rectangles inside are whole numbers below that of the bytes.
+    pub(crate) fn is_whole(&self) -> bool {
+        values(self.width, self.height) == Some(self.pixels_hwc.len())
     }
 
     /// As [`Image::reset`], but of `bytes` bytes, until they have become pixels.
@@ -57,4 +70,9 @@ impl Image {
     pub fn row(&self, y: usize) -> &[u8] {
         &self.pixels_hwc[y * self.width * 3..][..self.width * 3]
     }
+}
+
+/// Values of so many pixels in three channels; `None` for more than memory has addresses.
+pub(crate) fn values(width: usize, height: usize) -> Option<usize> {
+    width.checked_mul(height)?.checked_mul(3)
 }

@@ -257,6 +257,32 @@ fn a_wrong_crop_or_output_is_refused() {
 
 /// A 1 x 600 image whose shorter side becomes 256 is 153,600 rows, of which the view's are made.
 #[test]
+fn an_image_or_a_view_whose_numbers_do_not_fit_is_refused_not_read_beyond() {
+    let of = |image: &Image, config: &ViewConfig, params: &ViewParams, out: &mut [u8]| {
+        Augmenter::new().apply_into(image, config, params, Layout::Nhwc, ViewOut::U8(out))
+    };
+    let crop = Crop { top: 0, left: 0, height: 3, width: 16 };
+    let params = ViewParams::plain(crop);
+    // Three times this width is 48, in 64 bits, and four rows of it are the bytes that are there.
+    let wraps = Image { width: (1 << 63) + 16, height: 4, pixels_hwc: vec![0; 192] };
+    let short = Image { width: 16, height: 4, pixels_hwc: vec![0; 191] };
+    let view = config(1, 16, Interpolation::Bicubic);
+    for image in [wraps, short] {
+        let result = of(&image, &view, &params, &mut [0; 48]);
+        assert!(matches!(result, Err(Error::Usage(_))), "{result:?}");
+    }
+    let fits = Image::new(16, 4);
+    of(&fits, &view, &params, &mut [0; 48]).unwrap();
+    let huge = config(1 << 62, 4, Interpolation::Bicubic);
+    let mut bare = view;
+    bare.random_resized_crop = None;
+    for view in [huge, bare] {
+        let result = of(&fits, &view, &params, &mut []);
+        assert!(matches!(result, Err(Error::Usage(_))), "{result:?}");
+    }
+}
+
+#[test]
 fn a_thin_image_is_resized_as_far_as_its_ratio_goes() {
     let side = 600;
     let mut tall = Image::new(1, side);

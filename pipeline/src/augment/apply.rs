@@ -13,6 +13,7 @@ use crate::kernel::blur::Blur;
 use crate::kernel::resize::{AxisRange, Filter, Geometry, Resize};
 use crate::kernel::store::{Affine, Store, prefetch};
 use crate::kernel::{MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
+use crate::image_rgb::values;
 use crate::{Error, Image, Result};
 
 /// Applies [`ViewParams`] to images. One for each thread: it owns the buffers
@@ -164,8 +165,8 @@ impl Augmenter {
     /// in `layout`. Float outputs are normalised as `config.normalize` says.
     ///
     /// # Errors
-    /// [`Error::Usage`] when `out` has another length, when the crop does not
-    /// lie in the image or a parameter is out of range. [`Error::Decode`] when the
+    /// [`Error::Usage`] when the view has no size or `out` another length, when the image's
+    /// fields disagree, the crop does not lie in it or a parameter is out of range. [`Error::Decode`] when the
     /// image is so long and thin that its resize would take hundreds of megabytes.
     pub fn apply_into(
         &mut self,
@@ -175,7 +176,7 @@ impl Augmenter {
         layout: Layout,
         out: ViewOut<'_>,
     ) -> Result<()> {
-        let (height, width) = config.out_size();
+        let (height, width) = config.size()?.height_width();
         check(image, params, height, width, out.len())?;
         Resize::check(&geometry(params, height, width))?;
         let affine = Affine::normalize(config.normalize.mean, config.normalize.std);
@@ -301,15 +302,14 @@ fn check(
     out: usize,
 ) -> Result<()> {
     let fail = |message: String| Err(Error::Usage(message));
-    if out != height * width * 3 {
-        return fail(format!(
-            "a {height} x {width} view has {} values, not {out}",
-            height * width * 3
-        ));
+    if values(width, height) != Some(out) {
+        return fail(format!("a {height} x {width} view with 3 channels has no {out} values"));
     }
-    if image.pixels_hwc.len() != image.width * image.height * 3
-        || !params.crop.fits(image.width, image.height)
-    {
+    if !image.is_whole() {
+        let (bytes, Image { width, height, .. }) = (image.pixels_hwc.len(), image);
+        return fail(format!("an image of {width} x {height} with 3 channels has no {bytes} bytes"));
+    }
+    if !params.crop.fits(image.width, image.height) {
         return fail(format!(
             "crop {:?} does not lie in an image of {} x {}",
             params.crop, image.width, image.height

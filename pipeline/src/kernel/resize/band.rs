@@ -46,7 +46,9 @@ unsafe fn vector<V: Vector>(
         return scalar(from, rows, weights, out);
     }
     assert!(taps > 0 && weights.len() == taps.div_ceil(2));
-    assert!(from.len() >= (taps - 1) * stride + out.len());
+    // Of an image whose fields anybody may set: a product that wraps would be small.
+    let reach = (taps - 1).checked_mul(stride).and_then(|last| last.checked_add(out.len()));
+    assert!(reach.is_some_and(|reach| reach <= from.len()));
     let last = out.len() - V::LEN;
     let mut at = 0;
     loop {

@@ -17,20 +17,29 @@ pub(super) struct Block<'a> {
     pub bytes: usize,
 }
 
+/// Checks that the rows and columns are an image's, where the products that follow do not wrap.
+///
+/// # Panics
+/// When the rectangle is empty or not in the image, or the image's fields disagree.
+pub(super) fn check(image: &Image, (y, y_end): (usize, usize), (x, x_end): (usize, usize)) {
+    assert!(image.is_whole(), "an image has as many bytes as its sides say");
+    assert!(y < y_end && y_end <= image.height && x < x_end && x_end <= image.width);
+}
+
 impl<'a> Block<'a> {
     /// Rows `y..y + MAX_ROWS` of the image, the last one of `y_end` repeated;
     /// columns `x..x_end`. A row that ends with the image's last bytes is copied
     /// to `tail`, so that reading past it is defined.
     ///
     /// # Panics
-    /// When the rectangle is empty or not in the image.
+    /// As [`check`].
     pub fn new(
         image: &'a Image,
         (y, y_end): (usize, usize),
         (x, x_end): (usize, usize),
         tail: &'a mut Vec<u8>,
     ) -> Self {
-        assert!(y < y_end && y_end <= image.height && x < x_end && x_end <= image.width);
+        check(image, (y, y_end), (x, x_end));
         let bytes = 3 * (x_end - x);
         let begin = |row: usize| 3 * (row * image.width + x);
         let pixels = &image.pixels_hwc[..];

@@ -125,7 +125,8 @@ fn scalar(ring: &[i16], rows: &[usize], weights: &[FinePair], out: &mut [i16]) {
 unsafe fn vector<V: Vector>(ring: &[i16], rows: &[usize], weights: &[FinePair], out: &mut [i16]) {
     assert!(out.len().is_multiple_of(V::LEN));
     assert!(!rows.is_empty() && weights.len() == rows.len().div_ceil(2));
-    assert!(rows.iter().all(|row| row + out.len() <= ring.len()));
+    let last = ring.len().checked_sub(out.len()).expect("the ring holds a row");
+    assert!(rows.iter().all(|&row| row <= last));
     for at in (0..out.len()).step_by(V::LEN) {
         // SAFETY: `at + LEN` lies within `out` and, as just checked, within each row in `ring`.
         unsafe {

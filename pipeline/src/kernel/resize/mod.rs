@@ -28,7 +28,7 @@ mod vertical;
 use axis::Axis;
 pub use axis::{AxisRange, Filter};
 
-use block::{Block, MAX_ROWS};
+use block::{Block, MAX_ROWS, check};
 use vertical::vertical;
 
 use super::padded;
@@ -125,7 +125,8 @@ impl Resize {
         // may have grown to twice of it.
         let table = |axis: AxisRange| {
             let count = axis.count as u64;
-            taps(axis).saturating_mul(4 * count + 64).saturating_add(16 * count)
+            let weights = count.saturating_mul(4).saturating_add(64);
+            taps(axis).saturating_mul(weights).saturating_add(count.saturating_mul(16))
         };
         // Rows of three planes of 2 bytes, and the place of each, 8 bytes in a vector as above.
         // As many as a window has, and up to two blocks, as there are only whole ones.
@@ -190,8 +191,13 @@ impl Resize {
     }
 
     /// Begins a view.
+    ///
+    /// # Panics
+    /// When the crop ends beyond all that memory has addresses for.
     pub fn begin(&mut self, level: Level, filter: Filter, geometry: Geometry) {
-        let Geometry { rows, columns, flip, .. } = geometry;
+        let Geometry { top, left, rows, columns, flip } = geometry;
+        let ends = [top.checked_add(rows.input), left.checked_add(columns.input)];
+        assert!(ends.iter().all(Option::is_some), "a crop lies in an image");
         self.horizontal.build(level, filter, columns, flip);
         self.vertical_first = geometry.is_vertical_first();
         match self.vertical_first {
@@ -209,8 +215,8 @@ impl Resize {
     /// zeros in the padding.
     ///
     /// # Panics
-    /// When no view was begun, when all its rows were taken, or when the crop
-    /// does not lie in the image.
+    /// When no view was begun, or with another `level`; when all its rows were taken; when the
+    /// crop does not lie in the image, or the image's fields disagree.
     pub fn next_row(&mut self, level: Level, image: &Image, planes: &mut [i16]) {
         if self.vertical_first {
             if self.next == self.done {
@@ -270,6 +276,8 @@ impl Resize {
         let geometry = self.geometry.expect("a view was begun");
         let Geometry { top, left, .. } = geometry;
         let (first, end) = self.horizontal.bounds();
+        let (first_row, end_row) = self.vertical.bounds();
+        check(image, (top + first_row, top + end_row), (left + first, left + end));
         let rows = self.block_rows.min(geometry.rows.count - self.done);
         self.band.reset(end - first, rows);
         for (row, out) in self.band.pixels_hwc.chunks_exact_mut(3 * (end - first)).enumerate() {
@@ -450,6 +458,39 @@ mod tests {
                 assert!(taken as u64 <= told, "{taken} of {told} bytes, {level:?} {geometry:?}");
             }
         }
+    }
+
+    #[test]
+    fn an_image_whose_fields_disagree_is_not_read_beyond_its_bytes() {
+        // Vertically first, and the other way; 3 * width is 48 in 64 bits.
+        let wraps = Image { width: (1 << 63) + 16, height: 4, pixels_hwc: vec![0; 192] };
+        let short = Image { width: 16, height: 4, pixels_hwc: vec![0; 144] };
+        for (level, image, rows) in Level::available()
+            .into_iter()
+            .flat_map(|level| [&wraps, &short].map(|image| (level, image)))
+            .flat_map(|(level, image)| [1, 4].map(|rows| (level, image, rows)))
+        {
+            let geometry = Geometry::whole((16, 4), (16, rows));
+            let caught = std::panic::catch_unwind(|| {
+                let (mut resize, mut planes) = (Resize::default(), vec![0; 3 * padded(16)]);
+                resize.begin(level, Filter::Bicubic, geometry);
+                resize.next_row(level, image, &mut planes);
+            });
+            assert!(caught.is_err(), "{level:?} {rows} rows of {} columns", image.width);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a crop lies in an image")]
+    fn a_crop_that_ends_behind_all_addresses_is_none() {
+        let geometry = Geometry { top: usize::MAX, ..Geometry::whole((16, 4), (16, 1)) };
+        Resize::default().begin(Level::SCALAR, Filter::Bicubic, geometry);
+    }
+
+    #[test]
+    fn the_bytes_of_a_view_beyond_all_memory_are_not_few() {
+        let geometry = Geometry::whole((16, 4), (1 << 62, 1 << 62));
+        assert!(Resize::check(&geometry).is_err());
     }
 
     #[test]

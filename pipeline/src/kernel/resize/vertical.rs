@@ -30,7 +30,8 @@ unsafe fn vector<V: Vector>(ring: &[i16], rows: &[usize], weights: &[[i16; 2]], 
     assert!(
         stride.is_multiple_of(V::LEN) && stride * 3 == out.len() && rows.len() == weights.len()
     );
-    assert!(rows.iter().all(|row| row + out.len() <= ring.len()));
+    let last = ring.len().checked_sub(out.len()).expect("the ring holds a row");
+    assert!(rows.iter().all(|&row| row <= last));
     for at in (0..stride).step_by(V::LEN) {
         // SAFETY: `at + LEN` lies within each of the three planes of `out` and,
         // as just checked, of each row in `ring`.
