@@ -49,7 +49,7 @@ pub enum Error {
     #[error("{}", printable(.0))]
     TooManyBad(String),
     /// A thread of this crate panicked; what it did cannot go on.
-    #[error("a thread panicked: {0}")]
+    #[error("a thread panicked: {}", printable(.0))]
     Panic(String),
 }
 
@@ -153,6 +153,7 @@ mod tests {
             Error::Decode(text()),
             Error::Usage(text()),
             Error::TooManyBad(text()),
+            Error::Panic(text()),
         ] {
             let shown = error.to_string();
             assert!(!shown.contains(char::is_control), "{shown:?}");
