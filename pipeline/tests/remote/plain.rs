@@ -68,7 +68,7 @@ fn batches_longer_than_what_is_looked_ahead_are_fetched_in_blocks_too() {
     let loader = Loader::new(set, config).unwrap();
     server.take_seen();
     let batches = loader.start(Position::default(), 1).unwrap();
-    assert_eq!(batches.map(|batch| batch.unwrap().size).sum::<usize>(), 20_000);
+    assert_eq!(batches.map(|batch| batch.unwrap().size()).sum::<usize>(), 20_000);
     let asked = server.take_seen().len();
     assert!(asked < 500, "{asked} requests");
 }
@@ -216,6 +216,18 @@ fn opening_ends_when_the_caller_gives_up_on_a_server_that_hangs() {
         // This thread waits again, for whom it did before.
         server.misbehave(|_, _| crate::server::Fault::None);
         open(&url, &options).unwrap();
+    }
+}
+
+#[test]
+fn any_number_of_requests_at_a_time_may_be_asked_for() {
+    let data = Data::new();
+    let server = Server::of_folder(data.folder.path());
+    for parallel in [0, usize::MAX] {
+        let mut options = impatient();
+        options.remote.parallel = parallel;
+        let set = open(&server.url(&packed("tar")), &options).unwrap();
+        assert_eq!(run(&set, ORDERS[0], 2).unwrap(), data.local("tar", ORDERS[0]), "{parallel}");
     }
 }
 

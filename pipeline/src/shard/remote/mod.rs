@@ -83,7 +83,8 @@ impl Remote {
             stores: store::Stores::new(options, limits),
             cache: options.cache.as_deref().map(open).transpose()?,
             limits: *limits,
-            turns: Arc::new(Semaphore::new(options.parallel.max(1))),
+            // The most that a semaphore counts; more requests there are never.
+            turns: Arc::new(Semaphore::new(options.parallel.clamp(1, Semaphore::MAX_PERMITS))),
             shards: Mutex::default(),
             downloads: OnceLock::new(),
             gentle: AtomicBool::new(false),
