@@ -8,12 +8,21 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can go wrong between a shard on disk and a batch in memory.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The operating system refused to read or write a file.
     #[error("{}: {}", shown(path), printable(&source.to_string()))]
     Io {
         /// The file or folder.
         path: PathBuf,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// The operating system refused what is no file: a thread, memory for batches.
+    #[error("{}: {}", printable(what), printable(&source.to_string()))]
+    System {
+        /// What was asked for.
+        what: String,
         /// The system's answer.
         source: std::io::Error,
     },
@@ -66,11 +75,27 @@ impl Error {
         Error::Io { path: path.into(), source }
     }
 
-    /// Whether it tells of what is stored: as [`is_damage`], and all that is no [`Error::Io`].
+    /// What the system refused that is no file.
+    pub(crate) fn system(what: impl Into<String>, source: std::io::Error) -> Self {
+        Error::System { what: what.into(), source }
+    }
+
+    /// Whether it tells of what is stored: as [`is_damage`] of an [`Error::Io`], not an
+    /// [`Error::System`], and all others.
     pub(crate) fn is_damage(&self) -> bool {
         match self {
             Error::Io { source, .. } => is_damage(source),
+            Error::System { .. } => false,
             _ => true,
+        }
+    }
+
+    /// Whether it tells of a shortage: as [`is_shortage`], and each [`Error::System`].
+    pub(crate) fn is_shortage(&self) -> bool {
+        match self {
+            Error::Io { source, .. } => is_shortage(source),
+            Error::System { .. } => true,
+            _ => false,
         }
     }
 }
@@ -143,6 +168,13 @@ mod tests {
     }
 
     #[test]
+    fn what_the_system_refuses_that_is_no_file_is_a_shortage_and_no_damage() {
+        let refused = Error::system("thread bt-feed", std::io::ErrorKind::WouldBlock.into());
+        assert!(refused.is_shortage() && !refused.is_damage());
+        assert!(refused.to_string().starts_with("thread bt-feed: "), "{refused}");
+    }
+
+    #[test]
     fn no_error_sends_control_characters_to_a_terminal() {
         let text = || "a\u{1b}[31m\nü\u{9b}`".to_owned();
         let path = || PathBuf::from(text());
@@ -150,6 +182,7 @@ mod tests {
             Error::io(path(), std::io::Error::other(text())),
             Error::Shard { path: path(), offset: 1, cause: text() },
             Error::Sample { path: path(), key: text(), offset: 1, cause: text() },
+            Error::system(text(), std::io::Error::other(text())),
             Error::Decode(text()),
             Error::Usage(text()),
             Error::TooManyBad(text()),

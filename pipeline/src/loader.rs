@@ -319,8 +319,8 @@ impl Loader {
     /// epoch `epochs - 1`. A position behind the last batch of an epoch is the start of the next.
     ///
     /// # Errors
-    /// [`Error::Usage`] when the epoch of `from` has fewer batches than that; [`Error::Io`] when
-    /// the system gives no thread.
+    /// [`Error::Usage`] when the epoch of `from` has fewer batches than that;
+    /// [`Error::System`] when the system gives no thread, or no memory for the batches.
     pub fn start(&self, from: Position, epochs: u64) -> Result<BatchStream> {
         let batches = self.batches_per_epoch();
         if from.batch > batches {

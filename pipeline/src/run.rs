@@ -145,7 +145,7 @@ impl BatchStream {
             }
         };
         let spawned = Builder::new().name(name.into()).spawn(guarded);
-        self.threads.push(spawned.map_err(|error| Error::io(format!("thread {name}"), error))?);
+        self.threads.push(spawned.map_err(|error| Error::system(format!("thread {name}"), error))?);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ use crate::jpeg::JpegError;
 
 /// Why an image was not re-coded, or a re-coded one was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum DctError {
     /// A valid image that this format cannot hold.
     #[error("cannot be re-coded: {0}")]

@@ -2,6 +2,7 @@
 
 /// Why a JPEG, a region or a side index was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum JpegError {
     /// A valid kind of JPEG that this decoder leaves to a general one
     /// (CMYK, 12 bit, arithmetic coding, lossless, ...).

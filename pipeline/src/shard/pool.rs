@@ -39,7 +39,7 @@ pub(crate) fn thread_count(wanted: usize) -> usize {
 ///
 /// # Errors
 /// The first error of `sink`, after which no job is started;
-/// [`Error::Panic`] when a job panics; [`Error::Io`] when not one thread can be had.
+/// [`Error::Panic`] when a job panics; [`Error::System`] when not one thread can be had.
 pub(crate) fn in_order<S, T: Send>(
     threads: usize,
     jobs: usize,
@@ -57,7 +57,7 @@ pub(crate) fn in_order<S, T: Send>(
             let (state, work) = (&state, &work);
             let serve = move || serve(state(), work, &jobs, &results);
             match Builder::new().spawn_scoped(scope, serve) {
-                Err(error) if nth == 0 => return Err(Error::io("thread", error)),
+                Err(error) if nth == 0 => return Err(Error::system("thread", error)),
                 // Those that are there do it all.
                 Err(_) => break,
                 Ok(_) => {}

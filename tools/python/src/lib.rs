@@ -19,7 +19,7 @@ mod stream;
 fn raised(error: Error) -> PyErr {
     match &error {
         Error::Usage(_) => PyValueError::new_err(error.to_string()),
-        Error::Io { .. } => PyOSError::new_err(error.to_string()),
+        Error::Io { .. } | Error::System { .. } => PyOSError::new_err(error.to_string()),
         _ => PyRuntimeError::new_err(error.to_string()),
     }
 }

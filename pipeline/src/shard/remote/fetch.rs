@@ -237,6 +237,9 @@ pub(super) fn copy(error: &Error) -> Error {
         Error::Io { path, source } => {
             Error::io(path, std::io::Error::new(source.kind(), source.to_string()))
         }
+        Error::System { what, source } => {
+            Error::system(what, std::io::Error::new(source.kind(), source.to_string()))
+        }
         Error::Shard { path, offset, cause } => {
             Error::Shard { path: path.clone(), offset: *offset, cause: cause.clone() }
         }

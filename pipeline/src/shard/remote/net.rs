@@ -57,7 +57,7 @@ pub(crate) fn handle() -> Result<&'static Handle> {
         std::thread::Builder::new().name("bt-net".into()).spawn(life)?;
         Ok(handle)
     });
-    started.as_ref().map_err(|e| Error::io("the network's thread", copy(e)))
+    started.as_ref().map_err(|e| Error::system("the network's thread", copy(e)))
 }
 
 fn copy(error: &std::io::Error) -> std::io::Error {

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::{OpenOptions, Shard, ShardInfo, ShardSet, warn_of};
-use crate::error::is_shortage;
 use crate::shard::damaged;
 use crate::shard::index::{Head, foreign, index_path};
 use crate::shard::map::{Map, most_maps, open_regular};
@@ -141,8 +140,7 @@ impl ShardSet {
 
     /// Lets a shard that cannot be read be, where the options say so.
     fn keep_bad(&self, error: Error) -> Result<()> {
-        let shortage = matches!(&error, Error::Io { source, .. } if is_shortage(source));
-        if !self.options.keep_bad_shards || shortage {
+        if !self.options.keep_bad_shards || error.is_shortage() {
             return Err(error);
         }
         tracing::warn!("{error}; its samples count as bad ones");
