@@ -86,8 +86,8 @@ impl Decoder {
     /// Decodes the whole image into `out`.
     ///
     /// # Errors
-    /// [`Error::Decode`] when the bytes are damaged or of an unknown kind, or
-    /// when a limit is passed. `out` is unspecified then.
+    /// [`Error::Decode`] when the bytes are damaged or of an unknown kind,
+    /// [`Error::TooLarge`] when a limit is passed. `out` is unspecified then.
     pub fn decode_into(&mut self, format: Format, bytes: &[u8], out: &mut Image) -> Result<()> {
         self.decode(format, bytes, None, None, out).map(|_| ())
     }
@@ -103,11 +103,8 @@ impl Decoder {
         out: &mut Image,
     ) -> Result<Crop> {
         if bytes.len() as u64 > self.options.max_bytes {
-            return fail(format!(
-                "{} encoded bytes, above the limit of {}",
-                bytes.len(),
-                self.options.max_bytes
-            ));
+            let (bytes, limit) = (bytes.len(), self.options.max_bytes);
+            return Err(Error::TooLarge(format!("{bytes} encoded bytes, above the limit of {limit}")));
         }
         let mut part = None;
         let orientation = guarded(|| match format {
@@ -240,10 +237,9 @@ fn check_size(options: &DecodeOptions, width: u32, height: u32) -> Result<()> {
         return fail("an image without pixels");
     }
     if pixels > options.max_pixels {
-        return fail(format!(
-            "{width} x {height} pixels, above the limit of {}",
-            options.max_pixels
-        ));
+        let limit = options.max_pixels;
+        let text = format!("{width} x {height} pixels, above the limit of {limit}");
+        return Err(Error::TooLarge(text));
     }
     Ok(())
 }

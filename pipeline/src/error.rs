@@ -51,6 +51,10 @@ pub enum Error {
     /// Image bytes that cannot be decoded; the caller knows whose they are.
     #[error("{}", printable(.0))]
     Decode(String),
+    /// An image, or what is packed with it, above a limit: it may be whole, and a higher limit may
+    /// let it through. The caller knows whose it is.
+    #[error("{}", printable(.0))]
+    TooLarge(String),
     /// A request that cannot be met, in the words of the person who made it.
     #[error("{}", printable(.0))]
     Usage(String),
@@ -184,6 +188,7 @@ mod tests {
             Error::Sample { path: path(), key: text(), offset: 1, cause: text() },
             Error::system(text(), std::io::Error::other(text())),
             Error::Decode(text()),
+            Error::TooLarge(text()),
             Error::Usage(text()),
             Error::TooManyBad(text()),
             Error::Panic(text()),

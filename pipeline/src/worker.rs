@@ -230,7 +230,7 @@ impl ViewMaker {
     ) -> Result<()> {
         let start = Instant::now();
         let in_sample = |error: Error| match error {
-            Error::Decode(cause) => Error::Sample {
+            Error::Decode(cause) | Error::TooLarge(cause) => Error::Sample {
                 path: read.shard.to_path_buf(),
                 key: read.key.to_owned(),
                 offset: read.offset,

@@ -336,7 +336,7 @@ fn an_image_whose_resize_would_take_gigabytes_is_refused_as_data() {
     let mut out = [0; 8 * 8 * 3];
     let made =
         Augmenter::new().apply_into(&image, &config, &params, Layout::Nhwc, ViewOut::U8(&mut out));
-    let Err(bt_pipeline::Error::Decode(cause)) = made else { panic!("{made:?}") };
+    let Err(Error::TooLarge(cause)) = made else { panic!("{made:?}") };
     assert!(cause.contains("1 x 50000000"), "{cause}");
     // The same image, made larger instead, is a matter of a few pixels.
     let config = ViewConfig::eval(8, 8);

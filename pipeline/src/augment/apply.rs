@@ -166,8 +166,9 @@ impl Augmenter {
     ///
     /// # Errors
     /// [`Error::Usage`] when the view has no size or `out` another length, when the image's
-    /// fields disagree, the crop does not lie in it or a parameter is out of range. [`Error::Decode`] when the
-    /// image is so long and thin that its resize would take hundreds of megabytes.
+    /// fields disagree, the crop does not lie in it or a parameter is out of range.
+    /// [`Error::TooLarge`] when the image is so long and thin that its resize would take hundreds
+    /// of megabytes.
     pub fn apply_into(
         &mut self,
         image: &Image,

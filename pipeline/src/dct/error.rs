@@ -30,6 +30,9 @@ impl DctError {
 
 impl From<DctError> for crate::Error {
     fn from(error: DctError) -> Self {
-        crate::Error::Decode(error.to_string())
+        match error {
+            DctError::Jpeg(error) => error.into(),
+            _ => crate::Error::Decode(error.to_string()),
+        }
     }
 }

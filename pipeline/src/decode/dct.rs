@@ -22,7 +22,8 @@ impl DctImageDecoder {
     /// is none or where the image is to be turned.
     ///
     /// # Errors
-    /// [`crate::Error::Decode`] when the bytes are damaged or a limit is passed.
+    /// [`crate::Error::Decode`] when the bytes are damaged, [`crate::Error::TooLarge`] when a limit is
+    /// passed.
     pub fn decode(
         &mut self,
         options: &DecodeOptions,

@@ -34,7 +34,8 @@ impl NativeJpeg {
     /// is to be turned. None for kinds of JPEG that are left to others.
     ///
     /// # Errors
-    /// [`crate::Error::Decode`] when the bytes are damaged or a limit is passed.
+    /// [`crate::Error::Decode`] when the bytes are damaged, [`crate::Error::TooLarge`] when a limit is
+    /// passed.
     pub fn decode(
         &mut self,
         options: &DecodeOptions,

@@ -75,15 +75,25 @@ fn limits_are_checked_and_named() {
         (ImageFormat::Bmp, Format::Other),
     ] {
         let error = Decoder::new(options).decode_into(kind, &encoded(format), &mut image);
-        assert!(error.unwrap_err().to_string().contains("limit of 390"), "{format:?}");
+        let error = error.unwrap_err();
+        assert!(
+            matches!(&error, Error::TooLarge(text) if text.contains("limit of 390")),
+            "{error}"
+        );
     }
     let options = DecodeOptions { max_bytes: 10, ..DecodeOptions::default() };
     let bytes = encoded(ImageFormat::Png);
-    assert!(Decoder::new(options).decode_into(Format::Png, &bytes, &mut image).is_err());
+    let error = Decoder::new(options).decode_into(Format::Png, &bytes, &mut image).unwrap_err();
+    assert!(matches!(error, Error::TooLarge(_)), "{error}");
     // A header that promises what memory cannot hold.
     let mut huge = raw_header(u32::MAX, u32::MAX).to_vec();
     huge.extend([0; 100]);
     assert!(decode(Format::Raw, &huge).is_err());
+    // The crate's own decoder has the limit for itself.
+    let jpeg = encoded(ImageFormat::Jpeg);
+    let mut decoder = crate::jpeg::JpegDecoder::new().max_pixels(23 * 17 - 1);
+    let error = decoder.decode_into(&Jpeg::parse(&jpeg).unwrap(), &mut image).unwrap_err();
+    assert!(matches!(error.into(), Error::TooLarge(_)));
 }
 
 #[test]

@@ -57,6 +57,9 @@ pub(crate) fn check_pixels(width: usize, height: usize, limit: u64) -> Result<()
 
 impl From<JpegError> for crate::Error {
     fn from(error: JpegError) -> Self {
-        crate::Error::Decode(error.to_string())
+        match error {
+            JpegError::TooLarge { .. } => crate::Error::TooLarge(error.to_string()),
+            _ => crate::Error::Decode(error.to_string()),
+        }
     }
 }

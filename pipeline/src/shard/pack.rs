@@ -95,8 +95,9 @@ pub struct Packed {
 ///
 /// # Errors
 /// [`Error::Usage`] for options that cannot be met; [`Error::Io`] when a file cannot be
-/// read or written (a full disk, say); [`Error::Sample`], [`Error::Decode`] or [`Error::Io`] for an
-/// image that cannot be used, with [`OnBadImage::Stop`]; [`Error::TooManyBad`] when none can.
+/// read or written (a full disk, say); [`Error::Sample`], [`Error::Decode`], [`Error::TooLarge`] or
+/// [`Error::Io`] for an image that cannot be used, with [`OnBadImage::Stop`];
+/// [`Error::TooManyBad`] when none can.
 pub fn pack(
     source: &dyn Source,
     folder: &Path,
@@ -275,6 +276,7 @@ fn is_of_one_image(error: &Error) -> bool {
 fn named(error: Error, source: &dyn Source, i: usize) -> Error {
     match (error, source.listed(i)) {
         (Error::Decode(cause), _) => Error::Decode(format!("{}: {cause}", source.name(i))),
+        (Error::TooLarge(cause), _) => Error::TooLarge(format!("{}: {cause}", source.name(i))),
         (Error::Io { path, source: cause }, Some(place)) => {
             Error::io(path, std::io::Error::new(cause.kind(), format!("{cause}; {place}")))
         }

@@ -62,9 +62,9 @@ impl Recode {
     /// limit stay byte for byte, unless `raw` or `dct` is set.
     ///
     /// # Errors
-    /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood,
-    /// and where it has more pixels than the decoder takes or would take too much memory to be made
-    /// smaller.
+    /// [`Error::Decode`] when the header or, where it must be decoded, the image is not understood;
+    /// [`Error::TooLarge`] where it has more pixels than the decoder takes or would take too much
+    /// memory to be made smaller.
     pub fn apply(&self, image: &mut Vec<u8>, decoder: &mut Decoder) -> Result<Recoded> {
         let mut recoded = self.shrunk_or_raw(image, decoder)?;
         if self.dct && recoded.format == Format::Jpeg {
@@ -256,7 +256,7 @@ mod tests {
             let recode = Recode { dct: true, ..Recode::KEEP };
             match recode.apply(&mut jpeg.clone(), &mut Decoder::new(options)) {
                 Ok(done) => assert!(packed && done.format == Format::Dct),
-                Err(Error::Decode(cause)) => {
+                Err(Error::TooLarge(cause)) => {
                     assert!(!packed && cause.contains("200 pixels, above the limit of 199"));
                 }
                 Err(error) => panic!("{error}"),
@@ -269,7 +269,7 @@ mod tests {
         let shrink = Some(Shrink::MaxSide(999_999));
         let mut image = png(1_000_000, 1);
         let done = apply(Recode { shrink, raw: true, ..Recode::KEEP }, &mut image);
-        let Err(Error::Decode(cause)) = done else { panic!("{done:?}") };
+        let Err(Error::TooLarge(cause)) = done else { panic!("{done:?}") };
         assert!(cause.contains("1000000 x 1 pixels take"), "{cause}");
     }
 

@@ -74,14 +74,14 @@ impl SegmentBuilder {
     /// Whether readers with the limits that are the default would read a sample.
     ///
     /// # Errors
-    /// [`Error::Decode`]; the caller knows whose image it is.
+    /// [`Error::TooLarge`]; the caller knows whose image it is.
     pub fn check(&self, sample: &Loaded) -> Result<()> {
         let limits = &self.limits;
         let extras = || sample.extras.iter().map(|(_, data)| data.len() as u64);
         let image = sample.image.len() as u64;
         let all = extras().fold(image, u64::saturating_add);
         let over = |what: &str, bytes: u64, limit: u64| {
-            Err(Error::Decode(format!(
+            Err(Error::TooLarge(format!(
                 "{what} has {bytes} bytes, and readers take {limit} at most: make it smaller \
                  (`shard pack --max-side`) or leave it out (`--skip-bad`)"
             )))
@@ -102,7 +102,7 @@ impl SegmentBuilder {
         if sample.extras.len() + 2 > limits.members_per_sample {
             let (members, limit) = (sample.extras.len() + 2, limits.members_per_sample);
             let cause = format!("the sample has {members} members, and readers take {limit}");
-            return Err(Error::Decode(cause));
+            return Err(Error::TooLarge(cause));
         }
         Ok(())
     }

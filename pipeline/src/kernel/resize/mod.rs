@@ -153,14 +153,14 @@ impl Resize {
     /// Whether what a view takes on its way is little enough; to be asked before it is begun.
     ///
     /// # Errors
-    /// [`Error::Decode`] for an image so long and thin that it would be hundreds of megabytes.
+    /// [`Error::TooLarge`] for an image so long and thin that it would be hundreds of megabytes.
     pub fn check(geometry: &Geometry) -> Result<()> {
         let bytes = Resize::max_scratch_bytes(geometry);
         if bytes <= MOST_BYTES {
             return Ok(());
         }
         let Geometry { rows, columns, .. } = *geometry;
-        Err(Error::Decode(format!(
+        Err(Error::TooLarge(format!(
             "{} x {} pixels take {} MB to be resized to {} x {}, the limit is {}",
             columns.input,
             rows.input,

@@ -332,7 +332,7 @@ mod tests {
         std::fs::File::create(&image).unwrap().set_len((1 << 30) + 1).unwrap();
         let source = ListSource::open(&list, &Limits::default()).unwrap();
         let error = source.load(0, &mut ReadScratch::new(), &mut Loaded::default()).unwrap_err();
-        assert!(matches!(&error, Error::Decode(text) if text.contains("limit")), "{error}");
+        assert!(matches!(&error, Error::TooLarge(text) if text.contains("limit")), "{error}");
         let limits = Limits { index_bytes: 7, ..Limits::default() };
         let error = ListSource::open(&list, &limits).err().unwrap();
         assert!(matches!(&error, Error::Shard { .. }), "{error}");

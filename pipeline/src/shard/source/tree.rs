@@ -59,11 +59,11 @@ pub(super) fn entries(folder: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
 /// The bytes of an image's file.
 ///
 /// # Errors
-/// [`Error::Io`]; [`Error::Decode`] when there are more than a decoder takes.
+/// [`Error::Io`]; [`Error::TooLarge`] when there are more than a decoder takes.
 pub(super) fn read_image(path: &Path) -> Result<Vec<u8>> {
     let limit = DecodeOptions::default().max_bytes;
     let over = || format!("the file has more than {limit} bytes, which is the limit of an image");
-    read_within(path, limit)?.ok_or_else(|| Error::Decode(over()))
+    read_within(path, limit)?.ok_or_else(|| Error::TooLarge(over()))
 }
 
 /// The bytes of a file, `None` where it has more than `limit`. A file that is said to have more is
