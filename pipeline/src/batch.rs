@@ -329,7 +329,7 @@ mod tests {
     fn tasks_on_several_threads_fill_one_batch_and_its_buffer_returns() {
         let spec = spec(13);
         let (pool, free) = crate::sync::bounded(1);
-        let buffer = Buffer::new(spec.bytes(), None);
+        let buffer = Buffer::new(spec.bytes(), None).unwrap();
         let tasks = Filling::split(
             spec,
             Place { epoch: 4, index: 7, number: 0 },
@@ -369,7 +369,7 @@ mod tests {
     #[test]
     fn a_short_batch_is_contiguous_too() {
         let (pool, _free) = crate::sync::bounded(1);
-        let buffer = Buffer::new(spec(8).bytes(), None);
+        let buffer = Buffer::new(spec(8).bytes(), None).unwrap();
         let mut tasks = Filling::split(spec(8), Place::default(), buffer, pool, items(3), 8);
         let batch = fill(tasks.pop().unwrap()).unwrap();
         assert_eq!(batch.as_f32().len(), 2 * 3 * 45);

@@ -296,7 +296,8 @@ mod tests {
         let stats = Arc::new(Stats::default());
         for (batch, reads) in [(loader.batches_per_epoch(), false), (1, true)] {
             let ((pool, free), (tasks, _inbox)) = (bounded(9), unbounded());
-            (0..8).for_each(|_| pool.send(Buffer::new(loader.spec().bytes(), None)).unwrap());
+            let buffer = || Buffer::new(loader.spec().bytes(), None).unwrap();
+            (0..8).for_each(|_| pool.send(buffer()).unwrap());
             let outlets = Outlets { pool, free, tasks, stop: Arc::default() };
             let recorder = Recorder::new(&stats, None, "feeder");
             let mut feeder = Feeder::new(&loader, recorder, outlets, None);
@@ -320,7 +321,7 @@ mod tests {
         let config = LoaderConfig { budget_bytes: 4 * batch + 3500, ..config };
         let loader = Loader::new(set, config).unwrap();
         let (pool, free) = bounded(5);
-        (0..4).for_each(|_| pool.send(Buffer::new(batch as usize, None)).unwrap());
+        (0..4).for_each(|_| pool.send(Buffer::new(batch as usize, None).unwrap()).unwrap());
         let (tasks, inbox) = unbounded();
         let outlets = Outlets { pool, free, tasks, stop: Arc::default() };
         let recorder = Recorder::new(&Arc::new(Stats::default()), None, "feeder");

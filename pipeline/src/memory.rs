@@ -7,6 +7,7 @@ use std::sync::Arc;
 use memmap2::MmapMut;
 
 use crate::scratch::Line;
+use crate::{Error, Result};
 
 /// Where a consumer has batches written.
 ///
@@ -49,16 +50,25 @@ unsafe impl Send for Given {}
 unsafe impl Sync for Given {}
 
 impl Buffer {
-    pub(crate) fn new(bytes: usize, memory: Option<&Arc<dyn BatchMemory>>) -> Self {
+    /// # Errors
+    /// [`Error::System`] where nobody has as much memory: to ask for it without a look would end
+    /// the process.
+    pub(crate) fn new(bytes: usize, memory: Option<&Arc<dyn BatchMemory>>) -> Result<Self> {
         if let Some(memory) = memory
             && let Some(at) = memory.allocate(bytes)
         {
-            return Buffer::Given(Given { at, bytes, memory: Arc::clone(memory) });
+            return Ok(Buffer::Given(Given { at, bytes, memory: Arc::clone(memory) }));
         }
-        match mapped(bytes) {
-            Some(map) => Buffer::Mapped(map),
-            None => Buffer::Own(vec![Line::ZERO; bytes.div_ceil(64)]),
+        if let Some(map) = mapped(bytes) {
+            return Ok(Buffer::Mapped(map));
         }
+        let (mut lines, count) = (Vec::new(), bytes.div_ceil(64));
+        lines.try_reserve_exact(count).map_err(|_| {
+            let what = format!("memory for a batch of {} MB", bytes.div_ceil(1 << 20));
+            Error::system(what, std::io::ErrorKind::OutOfMemory.into())
+        })?;
+        lines.resize(count, Line::ZERO);
+        Ok(Buffer::Own(lines))
     }
 
     /// No memory: a message that wakes whoever waits for a buffer.
@@ -144,11 +154,11 @@ mod tests {
     fn a_consumers_memory_is_used_and_given_back_and_its_own_where_there_is_none() {
         let counted = Arc::new(Counted::default());
         let memory: Arc<dyn BatchMemory> = counted.clone();
-        let mut given = Buffer::new(100, Some(&memory));
+        let mut given = Buffer::new(100, Some(&memory)).unwrap();
         assert_eq!(given.bytes().len(), 100);
         assert_eq!(given.as_mut_ptr() as usize % 64, 0);
         assert_eq!(counted.0.load(Ordering::Relaxed), 100);
-        let own = Buffer::new(4096, Some(&memory));
+        let own = Buffer::new(4096, Some(&memory)).unwrap();
         assert!(matches!(own, Buffer::Own(_)) && own.bytes().len() == 4096);
         drop(given);
         assert_eq!(counted.0.load(Ordering::Relaxed), 0);
@@ -168,7 +178,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn a_large_buffer_takes_memory_when_it_is_written_to() {
         let bytes = 3 * HUGE_PAGE + 100;
-        let mut buffer = Buffer::new(bytes, None);
+        let mut buffer = Buffer::new(bytes, None).unwrap();
         assert_eq!((buffer.bytes().len(), buffer.as_mut_ptr() as usize % 4096), (bytes, 0));
         assert!(!resident(buffer.bytes()).contains(&true));
         // SAFETY: within the buffer.

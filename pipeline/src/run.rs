@@ -83,7 +83,7 @@ impl BatchStream {
         // Room for every buffer and for the one that wakes.
         let (pool, free) = bounded(loader.buffers + 1);
         for _ in 0..loader.buffers {
-            let _ = pool.send(Buffer::new(loader.spec.bytes(), loader.memory.as_ref()));
+            let _ = pool.send(Buffer::new(loader.spec.bytes(), loader.memory.as_ref())?);
         }
         let mut stream = BatchStream {
             done,

@@ -83,6 +83,24 @@ fn of_both_formats(folder: &Path) -> Arc<ShardSet> {
     open(folder)
 }
 
+#[test]
+fn batches_larger_than_any_memory_are_an_error_when_they_are_begun() {
+    let folder = tempfile::tempdir().unwrap();
+    let set = of_both_formats(folder.path());
+    // 2^58 images of 2 x 32 x 32 x 3 bytes and more: fewer than 2^64 bytes, more than addresses.
+    let config = LoaderConfig {
+        budget_bytes: u64::MAX,
+        drop_last: false,
+        shuffle: Shuffle::None,
+        ..config(1 << 47)
+    };
+    let loader = Loader::new(set, config).unwrap();
+    let started = loader.start(Position::default(), 1);
+    let Err(Error::System { what, source }) = started else { panic!("no machine has as much") };
+    assert!(what.starts_with("memory for a batch of "), "{what}");
+    assert_eq!(source.kind(), std::io::ErrorKind::OutOfMemory);
+}
+
 /// Keyed here once more, by the public parts: a loader that keyed its draws otherwise would still
 /// agree with itself.
 #[test]
