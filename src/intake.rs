@@ -33,7 +33,7 @@ use crate::nn::{Engine, storage};
 pub fn images_of(batch: &Batch, device: &Device) -> candle_core::Result<Tensor> {
     let spec = batch.spec();
     let engine = Engine::of(device)?;
-    let (images, height, width) = (spec.views * batch.size, spec.height, spec.width);
+    let (images, height, width) = (spec.views * batch.size(), spec.height, spec.width);
     let shape = (images, height, width, 3);
     images_to(&Tensor::from_slice(batch.as_f32(), shape, &Device::Cpu)?, &engine)
 }
@@ -148,7 +148,7 @@ impl Intake {
         };
         ensure!(batch.spec().dtype == PixelType::U8, "a device takes 8-bit pixels");
         let left = batch.unfinished.len();
-        let due = if self.finishes { batch.spec().views * batch.size } else { 0 };
+        let due = if self.finishes { batch.spec().views * batch.size() } else { 0 };
         ensure!(left == due, "{left} views are to be finished, not {due}");
         let device = self.engine.device();
         let Staging { pixels, records, free } = &mut self.staging[place];
@@ -188,7 +188,7 @@ impl Intake {
         };
         backend.arrived(upload)?;
         let (spec, channels) = (batch.spec(), self.engine.image_channels());
-        let dims = [spec.views * batch.size, spec.height, spec.width, channels];
+        let dims = [spec.views * batch.size(), spec.height, spec.width, channels];
         let (dtype, device) = (self.engine.dtype(), self.engine.device());
         let images = storage::reuse(&mut self.images, &dims, dtype, device)?;
         let Staging { pixels: Some(pixels), records, free } = &mut self.staging[arriving.place]
@@ -205,7 +205,7 @@ impl Intake {
                 storage::reuse(&mut self.scratch, &[views.scratch()], DType::F32, device)?;
             augment::augment(backend, views, pixels, records, storage::span(&scratch)?)?;
         }
-        let each = batch.size * spec.height * spec.width;
+        let each = batch.size() * spec.height * spec.width;
         for (view, (mean, std)) in self.views.iter().enumerate() {
             let from = pixels.part(view * each * 3, each * 3);
             let to = out.part(view * each * channels, each * channels);

@@ -53,8 +53,6 @@ pub struct Batch {
     pub epoch: u64,
     /// The batch within the epoch, from 0.
     pub index: u64,
-    /// Images in this batch; the last one of an epoch may hold fewer.
-    pub size: usize,
     /// Class of each image; [`Batch::NO_LABEL`] where the shard has none.
     pub labels: Vec<u32>,
     /// Each image's place in the whole set.
@@ -64,6 +62,7 @@ pub struct Batch {
     pub unfinished: Vec<ViewParams>,
     /// How often a sample was left out for another on the way to it.
     pub bad: u32,
+    size: usize,
     spec: BatchSpec,
     buffer: Option<Buffer>,
     pool: Sender<Buffer>,
@@ -72,6 +71,11 @@ pub struct Batch {
 impl Batch {
     /// The label of a sample that has none.
     pub const NO_LABEL: u32 = u32::MAX;
+
+    /// Images in this batch; the last one of an epoch may hold fewer than the others.
+    pub fn size(&self) -> usize {
+        self.size
+    }
 
     /// Shape and element type; `size` is that of a full batch.
     pub fn spec(&self) -> &BatchSpec {

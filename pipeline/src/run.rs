@@ -218,7 +218,7 @@ impl BatchStream {
     fn judge(&mut self, batch: Batch) -> Result<Batch> {
         self.stats.queue(Queue::Ready, -1);
         self.bad += u64::from(batch.bad);
-        self.read += u64::from(batch.bad) + batch.size as u64;
+        self.read += u64::from(batch.bad) + batch.size() as u64;
         match self.stats.too_many_bad(self.max_bad, self.bad, self.read) {
             Some(text) => Err(Error::TooManyBad(text)),
             None => Ok(batch),

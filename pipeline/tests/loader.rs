@@ -87,7 +87,7 @@ fn of_both_formats(folder: &Path) -> Arc<ShardSet> {
 fn batches_larger_than_any_memory_are_an_error_when_they_are_begun() {
     let folder = tempfile::tempdir().unwrap();
     let set = of_both_formats(folder.path());
-    // 2^58 images of 2 x 32 x 32 x 3 bytes and more: fewer than 2^64 bytes, more than addresses.
+    // 2^47 images of two views of 32 x 32: some 2^62 bytes.
     let config = LoaderConfig {
         budget_bytes: u64::MAX,
         drop_last: false,
@@ -219,7 +219,7 @@ fn a_bad_sample_is_replaced_and_enters_the_ledger_once() {
     let mut met = 0;
     for batch in stream.by_ref() {
         let batch = batch.unwrap();
-        met += batch.size;
+        met += batch.size();
         assert!(!batch.samples.contains(&3) && !batch.samples.contains(&40));
     }
     assert_eq!(met, 3 * 49);
@@ -300,7 +300,7 @@ fn what_the_loader_leaves_out_the_consumer_can_finish() {
     for threads in [1, 3] {
         for (whole, left) in load(of(threads)).zip(load(of(threads).unfinished())) {
             assert!(whole.unfinished.is_empty());
-            assert_eq!(left.unfinished.len(), 2 * left.size);
+            assert_eq!(left.unfinished.len(), 2 * left.size());
             let each = 32 * 32 * 3;
             let pixels = left.as_bytes().chunks(each).zip(whole.as_bytes().chunks(each));
             for (nth, ((from, want), params)) in pixels.zip(&left.unfinished).enumerate() {
@@ -308,7 +308,7 @@ fn what_the_loader_leaves_out_the_consumer_can_finish() {
                 let crop = Crop::whole(32, 32);
                 let params = ViewParams { crop, window: None, flip: false, ..*params };
                 let mut got = vec![0; each];
-                let view = &views[nth / left.size];
+                let view = &views[nth / left.size()];
                 let out = ViewOut::U8(&mut got);
                 augmenter.apply_into(&image, view, &params, Layout::Nhwc, out).unwrap();
                 assert_eq!(got, want, "view {nth}: {params:?}");

@@ -121,10 +121,10 @@ fn each_batch(
     let (mut next, mut left_out) = (0, 0);
     while let Some(batch) = stream.next_unless(given_up) {
         let batch = batch?;
-        let own = (0..batch.size).filter(|&i| batch.samples[i] == next + i as u64);
+        let own = (0..batch.size()).filter(|&i| batch.samples[i] == next + i as u64);
         let own: Vec<usize> = own.collect();
-        left_out += batch.size - own.len();
-        next += batch.size as u64;
+        left_out += batch.size() - own.len();
+        next += batch.size() as u64;
         f(&batch, own)?;
     }
     if stream.remaining() > 0 {

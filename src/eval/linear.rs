@@ -197,12 +197,12 @@ impl<'a> Training<'a> {
                 !batch.labels.contains(&Features::NO_LABEL),
                 "a sample of the training set has no label"
             );
-            if self.options.lr_backbone.is_some() && batch.size < 2 {
+            if self.options.lr_backbone.is_some() && batch.size() < 2 {
                 // The last one: a single sample has no variance for BatchNorm.
                 continue;
             }
-            right += self.step(&batch, share)? * batch.size as f64;
-            samples += batch.size;
+            right += self.step(&batch, share)? * batch.size() as f64;
+            samples += batch.size();
         }
         Ok(right / samples.max(1) as f64)
     }

@@ -78,7 +78,7 @@ pub fn of_batch(batch: &Batch, views: &[ViewConfig], count: usize) -> Vec<Vec<Im
     assert_eq!(spec.layout, Layout::Nhwc);
     let len = spec.view_len();
     let image = |view: usize, slot: usize| {
-        let (normalize, start) = (views[view].normalize, (view * batch.size + slot) * len);
+        let (normalize, start) = (views[view].normalize, (view * batch.size() + slot) * len);
         let pixels_hwc = if spec.dtype == DType::U8 {
             batch.as_bytes()[start..][..len].to_vec()
         } else {
@@ -91,7 +91,7 @@ pub fn of_batch(batch: &Batch, views: &[ViewConfig], count: usize) -> Vec<Vec<Im
         };
         Image { width: spec.width, height: spec.height, pixels_hwc }
     };
-    let slots = batch.size.min(count);
+    let slots = batch.size().min(count);
     (0..spec.views).map(|view| (0..slots).map(|slot| image(view, slot)).collect()).collect()
 }
 

@@ -150,7 +150,7 @@ pub fn correlation(
     let batch = stream.next().context("the training set holds no batch")??;
     let images = images_of(&batch, &evaluation_device(&config.train)?)?;
     let z = net.forward_only(&images, 2)?;
-    let (a, b) = (z.narrow(0, 0, batch.size)?, z.narrow(0, batch.size, batch.size)?);
+    let (a, b) = (z.narrow(0, 0, batch.size())?, z.narrow(0, batch.size(), batch.size())?);
     let c = crate::loss::cross_correlation(&a, &b, crate::loss::BarlowConfig::default().eps)?;
     let dim = c.dim(0)?;
     Ok(Correlation { name: name.into(), dim, values: c.flatten_all()?.to_vec1()? })

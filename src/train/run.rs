@@ -116,14 +116,16 @@ impl Run {
         self.learner.follow(self.progress.step, self.schedule.steps)?;
         clock.lap(StepPart::Optimizer);
         self.progress.rewinds = 0;
-        self.progress.images += batch.size as u64;
+        self.progress.images += batch.size() as u64;
         self.advance(batch);
         self.step_probe(batch)?;
         self.diagnose(config, batch)?;
-        self.metrics.count(batch.size, out);
+        self.metrics.count(batch.size(), out);
         self.metrics.step(self.progress.step, batch.bad, rates, stats)?;
         clock.lap(StepPart::Measure);
-        self.board.iter().for_each(|board| board.step(self.progress.step, batch.size, &clock.laps));
+        self.board
+            .iter()
+            .for_each(|board| board.step(self.progress.step, batch.size(), &clock.laps));
         Ok(())
     }
 

@@ -64,7 +64,7 @@ fn first_batch(folder: &Path, batch: u64) -> (std::time::Duration, u64) {
     let mut stream = loader.start(Position { epoch: 0, batch }, 1).unwrap();
     let found = stream.next().unwrap().unwrap();
     let elapsed = start.elapsed();
-    assert_eq!((found.index, found.size), (batch, 64));
+    assert_eq!((found.index, found.size()), (batch, 64));
     (elapsed, resident_bytes().saturating_sub(before))
 }
 

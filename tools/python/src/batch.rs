@@ -43,7 +43,7 @@ impl Copied {
         });
         Copied {
             spec: *batch.spec(),
-            size: batch.size,
+            size: batch.size(),
             epoch: batch.epoch,
             index: batch.index,
             labels: batch.labels.clone(),
@@ -81,7 +81,7 @@ impl Batch {
         match &self.data {
             Data::Own(batch, _) => {
                 let batch = batch.anywhere();
-                (batch.spec(), batch.size, batch.as_bytes().as_ptr())
+                (batch.spec(), batch.size(), batch.as_bytes().as_ptr())
             }
             Data::Copied(copy) => (&copy.spec, copy.size, copy.bytes.as_ptr().cast()),
         }
