@@ -225,6 +225,19 @@ fn a_header_of_several_scans_is_refused() {
 }
 
 #[test]
+fn a_header_that_brings_coded_data_of_its_own_is_refused() {
+    for (name, jpeg) in fixtures() {
+        let mut packed = encode(&jpeg).unwrap();
+        let header = u32::from_le_bytes(packed[16..20].try_into().unwrap()) + 2;
+        packed[16..20].copy_from_slice(&header.to_le_bytes());
+        let end = 32 + header as usize - 2;
+        packed.splice(end..end, [0xFF, 0xD9]);
+        let parsed = DctImage::parse_unsealed(&packed);
+        assert!(matches!(parsed, Err(DctError::Corrupt("bytes behind the header"))), "{name}");
+    }
+}
+
+#[test]
 fn every_flipped_byte_is_noticed() {
     for (name, bytes) in fixtures() {
         let packed = encode(&bytes).unwrap();

@@ -68,6 +68,10 @@ impl<'a> DctImage<'a> {
         let payload_checksum = u64::from(long(24)) | u64::from(long(28)) << 32;
         let (header, rest) = bytes[FIXED..].split_at_checked(header_bytes).ok_or(SHORT)?;
         let jpeg = Jpeg::parse_without_tables(header)?;
+        // What followed the scan's header would be taken for coded data of its own.
+        if jpeg.scan_start != header.len() {
+            return Err(DctError::Corrupt("bytes behind the header"));
+        }
         let segments = Segments::new(&jpeg, usize::from(word(12)))?;
         let table_bytes = segments.count() * 2;
         let (lengths, rest) = rest.split_at_checked(table_bytes).ok_or(SHORT)?;

@@ -7,7 +7,7 @@
 
 use super::entropy::SymbolStream;
 use super::error::{JpegError, check_pixels};
-use super::header::{Component, Jpeg, Scans};
+use super::header::{HuffmanSpec, Jpeg, Scans};
 use super::huffman::{Class, Table};
 use super::index::{Entry, SideIndex};
 use super::pass::{BlockOrder, Pass, RunStream};
@@ -223,21 +223,25 @@ pub(super) fn new_tables() -> ([Box<Table>; 4], [Box<Table>; 4]) {
     (of(Class::Dc), of(Class::Ac))
 }
 
+/// Makes the tables those that the components name.
+///
+/// # Errors
+/// [`JpegError::Corrupt`] where one is missing, as it may in the header of a re-coded image, or is
+/// none.
 pub(super) fn set_tables(
     dc: &mut [Box<Table>; 4],
     ac: &mut [Box<Table>; 4],
     jpeg: &Jpeg<'_>,
 ) -> Result<(), JpegError> {
-    let used = |kind: fn(&Component) -> u8, at: usize| {
-        jpeg.components().iter().any(|c| usize::from(kind(c)) == at)
+    let set = |tables: &mut [Box<Table>; 4], specs: &[Option<HuffmanSpec<'_>>; 4], at: u8| {
+        let at = usize::from(at);
+        let spec = specs.get(at).copied().flatten();
+        let spec = spec.ok_or(JpegError::Corrupt("missing Huffman table"))?;
+        tables[at].set(&spec)
     };
-    for at in 0..4 {
-        if let Some(spec) = jpeg.dc[at].filter(|_| used(|c| c.dc_table, at)) {
-            dc[at].set(&spec)?;
-        }
-        if let Some(spec) = jpeg.ac[at].filter(|_| used(|c| c.ac_table, at)) {
-            ac[at].set(&spec)?;
-        }
+    for component in jpeg.components() {
+        set(dc, &jpeg.dc, component.dc_table)?;
+        set(ac, &jpeg.ac, component.ac_table)?;
     }
     Ok(())
 }
@@ -309,4 +313,30 @@ fn run_entries(
         order.add_differences(stream, order.grid.blocks, &mut dc);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::coefficients::Coefficients;
+    use super::*;
+
+    #[test]
+    fn a_scan_that_names_a_table_which_is_not_there_is_corrupt() {
+        let picture = image::RgbImage::from_fn(40, 30, |x, y| image::Rgb([x as u8, y as u8, 7]));
+        let mut bytes = Vec::new();
+        picture.write_with_encoder(image::codecs::jpeg::JpegEncoder::new(&mut bytes)).unwrap();
+        let scan = bytes.windows(2).position(|pair| pair == [0xFF, 0xDA]).unwrap();
+        // Of the first picture the decoder has tables; marker, length, count and identifier come
+        // before the numbers of the first component's.
+        let (mut decoder, mut out) = (JpegDecoder::new(), Image::default());
+        decoder.decode_into(&Jpeg::parse(&bytes).unwrap(), &mut out).unwrap();
+        for tables in [0x02, 0x30, 0x0F, 0xF0, 0xFF] {
+            bytes[scan + 6] = tables;
+            let jpeg = Jpeg::parse_without_tables(&bytes).unwrap();
+            let missing = JpegError::Corrupt("missing Huffman table");
+            assert_eq!(decoder.decode_into(&jpeg, &mut out).unwrap_err(), missing, "{tables:x}");
+            assert_eq!(entries(&jpeg).unwrap_err(), missing, "{tables:x}");
+            assert!(Coefficients::decode(&jpeg).is_err(), "{tables:x}");
+        }
+    }
 }
