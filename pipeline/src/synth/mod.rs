@@ -104,6 +104,9 @@ impl Spec {
     }
 
     /// The label of image `i`: classes take turns, so every prefix is balanced.
+    ///
+    /// # Panics
+    /// When there are no classes, which [`Spec::check`] refuses.
     pub fn label(&self, i: u64) -> u32 {
         (i % self.classes as u64) as u32
     }
@@ -138,17 +141,20 @@ pub fn draw(spec: &Spec, i: u64) -> (Image, u32) {
 /// `image` as the bytes of a PNG file.
 ///
 /// # Errors
-/// [`Error::Usage`] when the image has no pixels.
+/// [`Error::Usage`] when the image has no pixels, or not as many as its sides say.
 pub fn encode_png(image: &Image) -> Result<Vec<u8>> {
     use image::ImageEncoder as _;
+    let sides = u32::try_from(image.width).ok().zip(u32::try_from(image.height).ok());
+    // The encoder asserts what it is not asked.
+    let Some((width, height)) = sides.filter(|_| image.is_whole()) else {
+        let Image { width, height, pixels_hwc } = image;
+        let bytes = pixels_hwc.len();
+        let text = format!("cannot write a PNG of {width} x {height} pixels from {bytes} bytes");
+        return Err(Error::Usage(text));
+    };
     let mut bytes = Vec::new();
     image::codecs::png::PngEncoder::new(&mut bytes)
-        .write_image(
-            &image.pixels_hwc,
-            image.width as u32,
-            image.height as u32,
-            image::ExtendedColorType::Rgb8,
-        )
+        .write_image(&image.pixels_hwc, width, height, image::ExtendedColorType::Rgb8)
         .map_err(|cause| Error::Usage(format!("cannot write a PNG: {cause}")))?;
     Ok(bytes)
 }

@@ -77,3 +77,14 @@ fn raw_pixels_say_little_about_the_class() {
     // Chance is 10 of 120.
     assert!(right < 36, "raw pixels get {right} of 120");
 }
+
+#[test]
+fn an_image_whose_fields_disagree_is_no_png() {
+    let whole = Image::new(4, 3);
+    assert!(encode_png(&whole).is_ok());
+    for (width, height) in [(4, 4), (4, 2), ((1 << 63) + 4, 3), ((1 << 32) + 4, 3), (0, 0)] {
+        let image = Image { width, height, ..whole.clone() };
+        assert!(matches!(encode_png(&image), Err(Error::Usage(_))), "{width} x {height}");
+    }
+    assert!(encode_png(&Image::default()).is_err());
+}
