@@ -253,19 +253,20 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// What was counted after `earlier`; the queues are those of now.
+    /// What was counted after `earlier`, nothing where that is the later one; the queues are those
+    /// of now.
     pub fn since(&self, earlier: &Snapshot) -> Snapshot {
         Snapshot {
-            samples: self.samples - earlier.samples,
-            batches: self.batches - earlier.batches,
-            bad: self.bad - earlier.bad,
-            read: self.read - earlier.read,
-            network: self.network - earlier.network,
-            decode: self.decode - earlier.decode,
-            augment: self.augment - earlier.augment,
-            feed_wait: self.feed_wait - earlier.feed_wait,
-            work_wait: self.work_wait - earlier.work_wait,
-            batch_wait: self.batch_wait - earlier.batch_wait,
+            samples: self.samples.saturating_sub(earlier.samples),
+            batches: self.batches.saturating_sub(earlier.batches),
+            bad: self.bad.saturating_sub(earlier.bad),
+            read: self.read.saturating_sub(earlier.read),
+            network: self.network.saturating_sub(earlier.network),
+            decode: self.decode.saturating_sub(earlier.decode),
+            augment: self.augment.saturating_sub(earlier.augment),
+            feed_wait: self.feed_wait.saturating_sub(earlier.feed_wait),
+            work_wait: self.work_wait.saturating_sub(earlier.work_wait),
+            batch_wait: self.batch_wait.saturating_sub(earlier.batch_wait),
             ..*self
         }
     }
@@ -332,6 +333,17 @@ mod tests {
         let waits = Snapshot { batch_wait: ms(40), ..busy };
         assert_eq!(waits.limit(ms(100)), Limit::Decode);
         assert_eq!(Snapshot { network: ms(91), ..waits }.limit(ms(100)), Limit::Network);
+    }
+
+    #[test]
+    fn nothing_was_counted_after_a_later_moment() {
+        let ms = Duration::from_millis;
+        let earlier = Snapshot { samples: 3, read: ms(5), ..Snapshot::default() };
+        let later = Snapshot { samples: 7, read: ms(9), queued_tasks: 2, ..earlier };
+        let counted = later.since(&earlier);
+        assert_eq!((counted.samples, counted.read, counted.queued_tasks), (4, ms(4), 2));
+        let counted = earlier.since(&later);
+        assert_eq!((counted.samples, counted.read, counted.queued_tasks), (0, ms(0), 0));
     }
 
     #[test]
