@@ -273,10 +273,11 @@ fn an_image_or_a_view_whose_numbers_do_not_fit_is_refused_not_read_beyond() {
     }
     let fits = Image::new(16, 4);
     of(&fits, &view, &params, &mut [0; 48]).unwrap();
+    let empty = config(0, 4, Interpolation::Bicubic);
     let huge = config(1 << 62, 4, Interpolation::Bicubic);
     let mut bare = view;
     bare.random_resized_crop = None;
-    for view in [huge, bare] {
+    for view in [empty, huge, bare] {
         let result = of(&fits, &view, &params, &mut []);
         assert!(matches!(result, Err(Error::Usage(_))), "{result:?}");
     }

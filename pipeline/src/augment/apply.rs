@@ -9,11 +9,11 @@ use super::crop::Interpolation;
 use super::output::{Layout, ViewOut};
 use super::params::{Crop, Jitter, JitterOp, ViewParams, Window};
 use crate::Level;
+use crate::image_rgb::values;
 use crate::kernel::blur::Blur;
 use crate::kernel::resize::{AxisRange, Filter, Geometry, Resize};
 use crate::kernel::store::{Affine, Store, prefetch};
 use crate::kernel::{MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
-use crate::image_rgb::values;
 use crate::{Error, Image, Result};
 
 /// Applies [`ViewParams`] to images. One for each thread: it owns the buffers
@@ -303,12 +303,14 @@ fn check(
     out: usize,
 ) -> Result<()> {
     let fail = |message: String| Err(Error::Usage(message));
-    if values(width, height) != Some(out) {
+    if out == 0 || values(width, height) != Some(out) {
         return fail(format!("a {height} x {width} view with 3 channels has no {out} values"));
     }
     if !image.is_whole() {
         let (bytes, Image { width, height, .. }) = (image.pixels_hwc.len(), image);
-        return fail(format!("an image of {width} x {height} with 3 channels has no {bytes} bytes"));
+        return fail(format!(
+            "an image of {width} x {height} with 3 channels has no {bytes} bytes"
+        ));
     }
     if !params.crop.fits(image.width, image.height) {
         return fail(format!(

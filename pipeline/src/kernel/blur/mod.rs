@@ -65,7 +65,11 @@ pub struct Blur {
 impl Blur {
     /// Begins a view of `width` x `height`; `false` when `sigma` is so small
     /// that a blur would change nothing.
+    ///
+    /// # Panics
+    /// When a side is 0.
     pub fn begin(&mut self, sigma: f32, width: usize, height: usize) -> bool {
+        assert!(width > 0 && height > 0, "a view has pixels");
         weights(sigma, &mut self.drawn);
         self.weights.clear();
         self.weights.extend(self.drawn.iter().map(|&weight| [weight; 2]));
@@ -75,7 +79,7 @@ impl Blur {
     }
 
     fn radius(&self) -> usize {
-        self.weights.len() - 1
+        self.weights.len().checked_sub(1).expect("a view was begun")
     }
 
     /// Rows that the ring holds.
@@ -84,6 +88,9 @@ impl Blur {
     }
 
     /// Takes the next row, three planes of padded length.
+    ///
+    /// # Panics
+    /// When no view was begun, or the planes are too short.
     pub fn push(&mut self, level: Level, planes: &[i16]) {
         let (radius, width, stride) = (self.radius(), self.width, self.stride);
         let slot = self.pushed % self.capacity() * 3 * stride;
@@ -98,6 +105,9 @@ impl Blur {
     }
 
     /// Writes the next finished row, if there is one, and returns its number.
+    ///
+    /// # Panics
+    /// As [`Blur::push`].
     pub fn take(&mut self, level: Level, planes: &mut [i16]) -> Option<usize> {
         let (radius, capacity, row_len) = (self.radius(), self.capacity(), 3 * self.stride);
         let (y, last) = (self.taken, self.height - 1);
@@ -117,5 +127,22 @@ impl Blur {
         pass::vertical(level, ring, &self.rows, &self.weights, planes);
         self.taken += 1;
         Some(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[should_panic(expected = "a view was begun")]
+    fn nothing_is_taken_of_a_view_that_was_not_begun() {
+        Blur::default().take(Level::SCALAR, &mut []);
+    }
+
+    #[test]
+    #[should_panic(expected = "a view has pixels")]
+    fn a_view_without_rows_is_none() {
+        Blur::default().begin(1.0, 8, 0);
     }
 }
