@@ -5,8 +5,8 @@ use bt_pipeline::Error;
 use bt_pipeline::Image;
 use bt_pipeline::Level;
 use bt_pipeline::augment::{
-    Augmenter, Crop, Interpolation, Jitter, JitterOp, Layout, Preset, Size, ViewConfig, ViewOut,
-    ViewParams,
+    Augmenter, Crop, GaussianBlurPatch, Interpolation, Jitter, JitterOp, Layout, Preset, Size,
+    ViewConfig, ViewOut, ViewParams, ViewPatch,
 };
 use bt_pipeline::rng::Rng;
 use half::bf16;
@@ -231,6 +231,14 @@ fn drawn_crops_have_torchvisions_areas_and_ratios() {
     let (area, log_ratio) = (area / draws as f64, log_ratio / draws as f64);
     assert!((area - 0.4311).abs() < 0.01, "mean area {area}");
     assert!((log_ratio - 0.0319).abs() < 0.006, "mean log ratio {log_ratio}");
+}
+
+#[test]
+fn a_patch_can_be_written_without_a_file() {
+    let blur = GaussianBlurPatch { p: Some(0.25), ..Default::default() };
+    let patch = ViewPatch { gaussian_blur: Some(blur), ..Default::default() };
+    let view = patch.apply(&Preset::BarlowImagenet.views()[0]).unwrap();
+    assert_eq!((view.gaussian_blur.p, view.gaussian_blur.sigma), (0.25, [0.1, 2.0]));
 }
 
 #[test]

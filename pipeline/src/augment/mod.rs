@@ -29,5 +29,8 @@ pub use config::{
 pub use crop::{Interpolation, RandomResizedCrop, Resize, Size};
 pub use output::{DType, Layout, ViewOut};
 pub use params::{Crop, Jitter, JitterOp, ViewParams, Window};
-pub use patch::ViewPatch;
+pub use patch::{
+    ColorJitterPatch, GaussianBlurPatch, NormalizePatch, ProbabilityPatch, RandomResizedCropPatch,
+    RandomSolarizePatch, ResizePatch, ViewPatch,
+};
 pub use presets::Preset;
