@@ -141,7 +141,8 @@ impl Feeder {
         ahead.pump(&self.set);
     }
 
-    /// Passes over the first `batches`. A set that can only be streamed is read.
+    /// Passes over the first `batches`. Of a set that can only be streamed the window is read as it
+    /// walks; without a window the first sample that is wanted is read up to.
     fn skip(&mut self, order: &mut EpochOrder, batches: u64) -> Result<()> {
         if self.set.seekable() || self.config.shuffle == crate::order::Shuffle::None {
             order.pass_over(batches.saturating_mul(self.config.batch_size as u64));
@@ -164,7 +165,7 @@ impl Feeder {
     /// This rank's items of batch `index`, whose positions come next in `order`; fewer when the
     /// stream is dropped meanwhile.
     fn items(&mut self, order: &mut EpochOrder, index: u64) -> Result<Vec<Item>> {
-        let (batch, rank, world) = (self.config.batch_size, self.config.rank, self.config.world);
+        let batch = self.config.batch_size as u64;
         let mut items = Vec::with_capacity(self.spec.size);
         let mut slot = 0;
         self.gathered = 0;
@@ -178,11 +179,10 @@ impl Feeder {
                     }
                 }
                 Some(Event::Emit { sample }) => {
-                    let mine = slot % world == rank;
+                    let position = index * batch + slot;
                     let owned = self.take(sample)?;
-                    if mine {
+                    if self.config.is_own(position) {
                         let owned = owned.map(|owned| owned.map(|owned| self.hand_on(owned)));
-                        let position = index * batch as u64 + slot as u64;
                         items.push(Item { sample, position, owned });
                         self.set.advise(sample as usize);
                     }

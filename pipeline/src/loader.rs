@@ -118,6 +118,12 @@ impl LoaderConfig {
         LoaderConfig { dtype: DType::U8, finish: Finish::Consumer, ..self }
     }
 
+    /// Whether the sample at `position` of an epoch's order is this rank's: the ranks take turns, and a
+    /// batch is a multiple of them.
+    pub(crate) fn is_own(&self, position: u64) -> bool {
+        position % self.world as u64 == self.rank as u64
+    }
+
     /// What is drawn in `epoch` for each view of the sample at place `sample` of the set, whose
     /// image has this size in pixels.
     ///

@@ -1,18 +1,17 @@
 //! The order once more, ahead of the feeder: which samples this rank will read, so that what lies
-//! behind a network can be fetched before. The feeder's walk and this one are the same function.
+//! behind a network can be fetched before. Order and ranks' shares are the functions that the feeder
+//! asks.
+
+use std::sync::Arc;
 
 use crate::loader::{LoaderConfig, Position};
-use crate::order::{EpochOrder, Event, Shuffle};
+use crate::order::{EpochOrder, Event};
 
 /// A walk through all epochs of a run: the samples of this rank, in the order in which they are
 /// read.
 pub(crate) struct Scout {
+    config: Arc<LoaderConfig>,
     counts: Vec<u64>,
-    shuffle: Shuffle,
-    seed: u64,
-    batch_size: u64,
-    rank: u64,
-    world: u64,
     per_epoch: u64,
     epochs: u64,
     epoch: u64,
@@ -24,7 +23,7 @@ pub(crate) struct Scout {
 impl Scout {
     /// A walk from `from` to the end of epoch `epochs - 1`.
     pub fn new(
-        config: &LoaderConfig,
+        config: &Arc<LoaderConfig>,
         counts: Vec<u64>,
         per_epoch: u64,
         from: Position,
@@ -33,19 +32,8 @@ impl Scout {
         let mut order = EpochOrder::new(&counts, config.shuffle, config.seed, from.epoch);
         let position = from.batch.saturating_mul(config.batch_size as u64);
         order.pass_over(position);
-        Scout {
-            counts,
-            shuffle: config.shuffle,
-            seed: config.seed,
-            batch_size: config.batch_size as u64,
-            rank: config.rank as u64,
-            world: config.world as u64,
-            per_epoch,
-            epochs,
-            epoch: from.epoch,
-            position,
-            order,
-        }
+        let (config, epoch) = (Arc::clone(config), from.epoch);
+        Scout { config, counts, per_epoch, epochs, epoch, position, order }
     }
 }
 
@@ -54,19 +42,20 @@ impl Iterator for Scout {
 
     fn next(&mut self) -> Option<u64> {
         while self.epoch < self.epochs {
-            let within = self.position < self.per_epoch.saturating_mul(self.batch_size);
+            let batch_size = self.config.batch_size as u64;
+            let within = self.position < self.per_epoch.saturating_mul(batch_size);
             match self.order.next().filter(|_| within) {
                 Some(Event::Pull { .. }) => {}
                 Some(Event::Emit { sample }) => {
-                    let slot = self.position % self.batch_size;
                     self.position += 1;
-                    if slot % self.world == self.rank {
+                    if self.config.is_own(self.position - 1) {
                         return Some(sample);
                     }
                 }
                 None => {
                     (self.epoch, self.position) = (self.epoch + 1, 0);
-                    self.order = EpochOrder::new(&self.counts, self.shuffle, self.seed, self.epoch);
+                    let LoaderConfig { shuffle, seed, .. } = *self.config;
+                    self.order = EpochOrder::new(&self.counts, shuffle, seed, self.epoch);
                 }
             }
         }
@@ -78,6 +67,7 @@ impl Iterator for Scout {
 mod tests {
     use super::*;
     use crate::augment::Preset;
+    use crate::order::Shuffle;
 
     #[test]
     fn the_walk_is_that_of_the_batches() {
@@ -87,6 +77,7 @@ mod tests {
             (config.shuffle, config.world, config.rank) = (shuffle, 2, 1);
             // 23 samples: five whole batches, of which this rank has the odd slots.
             let from = Position { epoch: 1, batch: 2 };
+            let config = Arc::new(config);
             let walked: Vec<u64> = Scout::new(&config, counts.clone(), 5, from, 3).collect();
             let mut expected = Vec::new();
             for epoch in [1, 2] {
