@@ -76,7 +76,7 @@ impl EpochOrder {
         }
     }
 
-    /// Passes over the first `positions` samples. Free of cost for all orders
+    /// Passes over the next `positions` samples. Free of cost for all orders
     /// but `Window`, whose walk is repeated (about 10 ns a sample).
     pub fn pass_over(&mut self, positions: u64) {
         match self {
@@ -176,7 +176,8 @@ pub struct WindowOrder {
     waiting: Vec<usize>,
     /// Open shards: (shard, next sample, end).
     open: Vec<(usize, u64, u64)>,
-    first: Vec<(u64, u64)>,
+    /// First sample and end of each shard.
+    ranges: Vec<(u64, u64)>,
     open_limit: usize,
     window: Vec<u64>,
     window_limit: usize,
@@ -185,7 +186,7 @@ pub struct WindowOrder {
 impl WindowOrder {
     fn new(counts: &[u64], open_limit: usize, window_limit: usize, mut rng: Rng) -> Self {
         let mut start = 0;
-        let first = counts
+        let ranges = counts
             .iter()
             .map(|count| {
                 let range = (start, start + count);
@@ -196,14 +197,14 @@ impl WindowOrder {
         let mut waiting: Vec<usize> = (0..counts.len()).collect();
         rng.shuffle(&mut waiting);
         let open = Vec::with_capacity(open_limit.min(counts.len()));
-        WindowOrder { rng, waiting, open, first, open_limit, window: Vec::new(), window_limit }
+        WindowOrder { rng, waiting, open, ranges, open_limit, window: Vec::new(), window_limit }
     }
 
     /// The next sample to read; `None` when all shards are read.
     fn pull(&mut self) -> Option<(usize, u64)> {
         while self.open.len() < self.open_limit {
             let Some(shard) = self.waiting.pop() else { break };
-            let (start, end) = self.first[shard];
+            let (start, end) = self.ranges[shard];
             if start < end {
                 self.open.push((shard, start, end));
             }

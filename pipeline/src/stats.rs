@@ -11,7 +11,7 @@ use crate::sync::unpoisoned;
 use crate::trace::{Lane, Trace};
 
 /// A stage of the flow that is timed. `Network`, `FeedWait`, `WorkWait` and
-/// `BatchWait` are waits: for a server, for a free buffer, for a task, for a
+/// `BatchWait` are waits: for a server, for room to go on, for a task, for a
 /// finished batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -23,7 +23,8 @@ pub(crate) enum Stage {
     Decode,
     /// An image to its finished views.
     Augment,
-    /// The feeder waits for a free buffer: the consumer is slower.
+    /// The feeder waits for a free buffer, or for workers to be done with streamed samples: who comes
+    /// after it is slower.
     FeedWait,
     /// A worker waits for a task: the feeder or the consumer is slower.
     WorkWait,
@@ -41,7 +42,7 @@ impl Stage {
             Stage::Network => "wait for the network",
             Stage::Decode => "decode",
             Stage::Augment => "augment",
-            Stage::FeedWait => "wait for a buffer",
+            Stage::FeedWait => "wait for room",
             Stage::WorkWait => "wait for work",
             Stage::BatchWait => "wait for data",
         }
@@ -238,7 +239,7 @@ pub struct Snapshot {
     pub decode: Duration,
     /// Busy time of augmenting.
     pub augment: Duration,
-    /// The feeder waited for a free buffer.
+    /// The feeder waited for a free buffer, or for workers that have streamed samples.
     pub feed_wait: Duration,
     /// Workers waited for a task.
     pub work_wait: Duration,

@@ -143,7 +143,7 @@ fn a_trace_has_every_stage_on_its_thread_and_ends_at_its_bound() -> Result<()> {
     for stage in ["wait for data", "copy in", "forward", "loss", "backward", "optimizer"] {
         assert!(count("training", stage) >= 12, "{stage}");
     }
-    assert!(count("feeder", "wait for a buffer") >= 12);
+    assert!(count("feeder", "wait for room") >= 12);
     assert_eq!(count("checkpoint", "write"), 4);
     let spans = |thread: &str, stage: &str| -> Vec<[f64; 2]> {
         let tid = tid(thread);

@@ -1,5 +1,4 @@
-//! JPEGs of every kind, through zune-jpeg: CMYK, and whatever else the crate's own
-//! decoder leaves.
+//! The JPEGs that the crate's own decoder leaves, CMYK among them, through zune-jpeg.
 
 use std::borrow::Cow;
 

@@ -112,7 +112,7 @@ fn scan_tar(
     let (length, fingerprint) = belongs()?;
     let bytes = builder.finish(length, fingerprint);
     let index = ShardIndex::from_vec(bytes.clone(), path, limits)?.with_faults(faults);
-    let without_image = index.head().skipped;
+    let without_image = index.head().without_image;
     let Tar { ended, links, .. } = tar;
     Ok(Scanned { index, bytes, without_image, links, ended, trailing })
 }

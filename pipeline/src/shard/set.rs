@@ -277,8 +277,8 @@ impl ShardSet {
         Ok((open_tar(map, path, limits)?, Some(map.clone())))
     }
 
-    /// The bytes of a shard's file from its front.
-    pub(crate) fn bytes_of(&self, shard: usize) -> Result<Box<dyn Read + Send>> {
+    /// A shard's file, to be read from its front.
+    pub(crate) fn open_file(&self, shard: usize) -> Result<Box<dyn Read + Send>> {
         if let Some(remote) = self.remote(shard) {
             return remote.bytes();
         }

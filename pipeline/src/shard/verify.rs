@@ -272,7 +272,7 @@ fn verify_head(examined: &mut Examined<'_>, index: &ShardIndex, end: u64) {
     let classes = largest.map_or(0, |label| label.saturating_add(1));
     let fields = [
         ("classes", u64::from(classes), u64::from(head.classes)),
-        ("samples without an image", examined.report.without_image, head.skipped.into()),
+        ("samples without an image", examined.report.without_image, head.without_image.into()),
     ];
     // A sample that cannot be read may have had the largest label.
     for (what, found, said) in fields {

@@ -16,7 +16,7 @@ pub struct IndexBuilder {
     side: Vec<u8>,
     side_ends: Vec<u8>,
     classes: u32,
-    skipped: u32,
+    without_image: u32,
 }
 
 impl IndexBuilder {
@@ -46,7 +46,7 @@ impl IndexBuilder {
 
     /// Counts a sample without an image, which the index passes over.
     pub fn skip(&mut self) {
-        self.skipped = self.skipped.saturating_add(1);
+        self.without_image = self.without_image.saturating_add(1);
     }
 
     /// Samples so far.
@@ -81,7 +81,7 @@ impl IndexBuilder {
         out.extend(fingerprint.to_le_bytes());
         out.extend((self.len() as u64).to_le_bytes());
         out.extend(self.classes.to_le_bytes());
-        out.extend(self.skipped.to_le_bytes());
+        out.extend(self.without_image.to_le_bytes());
         out.extend((at as u64).to_le_bytes());
         let checksum = xxh3_64(&[&out[..], &table[..]].concat());
         out.extend(checksum.to_le_bytes());

@@ -17,7 +17,7 @@ pub(crate) struct Head {
     pub samples: u64,
     /// The largest label + 1.
     pub classes: u32,
-    pub skipped: u32,
+    pub without_image: u32,
     pub(super) sections: u32,
     pub(super) index_bytes: u64,
 }
@@ -62,7 +62,7 @@ impl Head {
             fingerprint: long(bytes, 24),
             samples: long(bytes, 32),
             classes: word(bytes, 40),
-            skipped: word(bytes, 44),
+            without_image: word(bytes, 44),
             index_bytes: long(bytes, 48),
         })
     }

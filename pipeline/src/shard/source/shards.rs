@@ -31,7 +31,7 @@ impl ShardSource {
         for shard in 0..set.shards().len() {
             if !set.shards()[shard].seekable {
                 let path = set.shards()[shard].path.clone();
-                let map = expand(set.bytes_of(shard)?, &path, temporary, options)?;
+                let map = expand(set.open_file(shard)?, &path, temporary, options)?;
                 set.replace_data(shard, map)?;
             }
         }
