@@ -148,7 +148,7 @@ fn install() {
             PAGE.store(page, Ordering::Relaxed);
         }
         let mut action: libc::sigaction = std::mem::zeroed();
-        let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void) = on_fault;
+        let handler: Handler = on_fault;
         action.sa_sigaction = handler as usize;
         action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
         libc::sigemptyset(&mut action.sa_mask);
@@ -161,36 +161,81 @@ fn install() {
     }
 }
 
+/// What a handler with SA_SIGINFO is.
+type Handler = extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut libc::c_void);
+
 /// Puts zeros where a page of a watched map cannot be had. Anything else is given to
-/// whoever handled the signal before: the faulting instruction runs again.
+/// whoever handled the signal before.
 ///
-/// Calls nothing but `mmap` and `sigaction` and takes no lock: it may interrupt
-/// anything.
-extern "C" fn on_fault(signal: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+/// Calls nothing but `mmap`, `sigaction`, `raise` and the handler before, and takes no lock: it may
+/// interrupt anything.
+extern "C" fn on_fault(
+    signal: libc::c_int,
+    info: *mut libc::siginfo_t,
+    context: *mut libc::c_void,
+) {
     // SAFETY: the system passes a valid `info` to a handler with SA_SIGINFO.
-    let address = unsafe { (*info).si_addr() } as usize;
+    let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
+    // One that a process sent has its number where a fault has an address.
+    let sent = code <= 0;
+    if !sent && puts_zeros(address) {
+        return;
+    }
+    // SAFETY: stored by `install` before this handler was set, and never freed.
+    let before = unsafe { &*BEFORE.load(Ordering::Acquire) };
+    match before.sa_sigaction {
+        libc::SIG_IGN if sent => {}
+        // Called here, so that this handler stays; one that wants to be called once alone is called
+        // by the system.
+        handler
+            if ![libc::SIG_DFL, libc::SIG_IGN].contains(&handler)
+                && before.sa_flags & libc::SA_RESETHAND == 0 =>
+        {
+            if before.sa_flags & libc::SA_SIGINFO != 0 {
+                // SAFETY: what the flag says that it is, as the system would call it.
+                let handler = unsafe { std::mem::transmute::<usize, Handler>(handler) };
+                handler(signal, info, context);
+            } else {
+                // SAFETY: as above; without the flag it takes the signal alone.
+                let handler =
+                    unsafe { std::mem::transmute::<usize, extern "C" fn(libc::c_int)>(handler) };
+                handler(signal);
+            }
+        }
+        _ => {
+            // The faulting instruction runs again; what was sent is sent again, and comes when this
+            // handler returns.
+            // SAFETY: plain system calls, the first with what it gave to `install`.
+            unsafe {
+                libc::sigaction(signal, before, null_mut());
+                if sent {
+                    libc::raise(signal);
+                }
+            }
+        }
+    }
+}
+
+/// Puts zeros into the page at `address` if a watched map has it; false where none has, or the
+/// system has no page.
+fn puts_zeros(address: usize) -> bool {
     let watched = |range: &'static Range| {
         let (start, end) = range.get()?;
         (start..end).contains(&address).then_some((range, start, end))
     };
-    if let Some((range, start, end)) = ranges().find_map(watched) {
-        let page_bytes = PAGE.load(Ordering::Relaxed);
-        let page = address & !(page_bytes - 1);
-        let one_by_one = range.hits.fetch_add(1, Ordering::Relaxed) < ONE_BY_ONE;
-        let length = if one_by_one { page_bytes } else { end - page };
-        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
-        // Before the zeros can be read.
-        range.hit.fetch_min(page - start, Ordering::Release);
-        // SAFETY: start and end are of one map, which is there: the faulting thread
-        // reads from it, so that its owner holds the `Watch`. The pages from here to the end
-        // of the map, which begins and ends with a page, are its own.
-        let zeros = unsafe { libc::mmap(page as *mut _, length, libc::PROT_READ, flags, -1, 0) };
-        if zeros as usize == page {
-            return;
-        }
-    }
-    // SAFETY: stored by `install` before this handler was set, and never freed.
-    unsafe { libc::sigaction(signal, BEFORE.load(Ordering::Acquire), null_mut()) };
+    let Some((range, start, end)) = ranges().find_map(watched) else { return false };
+    let page_bytes = PAGE.load(Ordering::Relaxed);
+    let page = address & !(page_bytes - 1);
+    let one_by_one = range.hits.fetch_add(1, Ordering::Relaxed) < ONE_BY_ONE;
+    let length = if one_by_one { page_bytes } else { end - page };
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+    // Before the zeros can be read.
+    range.hit.fetch_min(page - start, Ordering::Release);
+    // SAFETY: start and end are of one map, which is there: the faulting thread
+    // reads from it, so that its owner holds the `Watch`. The pages from here to the end
+    // of the map, which begins and ends with a page, are its own.
+    let zeros = unsafe { libc::mmap(page as *mut _, length, libc::PROT_READ, flags, -1, 0) };
+    zeros as usize == page
 }
 
 #[cfg(test)]
@@ -237,5 +282,91 @@ mod tests {
             assert_eq!(torn, None);
             assert!(seen > 0, "no range was ever seen");
         });
+    }
+
+    /// Calls of the handlers below.
+    static CALLS: AtomicUsize = AtomicUsize::new(0);
+
+    extern "C" fn counts(_: libc::c_int) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts, and makes a page of zeros where one faulted.
+    extern "C" fn mends(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+        CALLS.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: a signal's `info`, and the page of a map that the test holds.
+        unsafe {
+            if (*info).si_code > 0 {
+                let page = (*info).si_addr() as usize & !(PAGE.load(Ordering::Relaxed) - 1);
+                let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+                libc::mmap(page as *mut _, 1, libc::PROT_READ, flags, -1, 0);
+            }
+        }
+    }
+
+    /// A file of a few bytes, to be mapped and made shorter.
+    fn short(folder: &std::path::Path, name: &str) -> std::fs::File {
+        let path = folder.join(name);
+        std::fs::write(&path, [7; 100]).unwrap();
+        std::fs::File::options().read(true).write(true).open(&path).unwrap()
+    }
+
+    /// What a process does whose handler before is `BT_FAULT_CHILD`: a signal is sent to it, it
+    /// reads what no watched map has, then what one has.
+    #[test]
+    #[ignore = "run by other tests"]
+    fn child() {
+        let Ok(case) = std::env::var("BT_FAULT_CHILD") else { return };
+        let info: Handler = mends;
+        let plain: extern "C" fn(libc::c_int) = counts;
+        let (handler, flags) = match case.as_str() {
+            "info" => (info as usize, libc::SA_SIGINFO),
+            "plain" => (plain as usize, 0),
+            "ignored" => (libc::SIG_IGN, 0),
+            _ => (libc::SIG_DFL, 0),
+        };
+        // SAFETY: handlers that do what one may, before anything else is installed here.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            (action.sa_sigaction, action.sa_flags) = (handler, flags);
+            assert_eq!(libc::sigaction(libc::SIGBUS, &action, null_mut()), 0);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let file = short(folder.path(), "watched");
+        let watched = crate::shard::map::Map::open(&folder.path().join("watched")).unwrap();
+        // SAFETY: a plain system call.
+        unsafe { libc::raise(libc::SIGBUS) };
+        if case == "info" {
+            let file = short(folder.path(), "other");
+            // SAFETY: what is read of it is made up by `mends`.
+            let other = unsafe { memmap2::Mmap::map(&file).unwrap() };
+            file.set_len(0).unwrap();
+            assert_eq!(std::hint::black_box(&other)[0], 0);
+        }
+        file.set_len(0).unwrap();
+        assert_eq!(std::hint::black_box(watched.as_ref())[0], 0);
+        println!("{} calls", CALLS.load(Ordering::Relaxed));
+    }
+
+    #[test]
+    fn who_handled_the_signal_before_gets_what_is_not_the_maps_and_takes_nothing_from_them() {
+        use std::os::unix::process::ExitStatusExt;
+        for (case, calls) in
+            [("info", Some(2)), ("plain", Some(1)), ("ignored", Some(0)), ("default", None)]
+        {
+            let output = std::process::Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "shard::fault::tests::child", "--ignored", "--nocapture"])
+                .env("BT_FAULT_CHILD", case)
+                .output()
+                .unwrap();
+            let said = String::from_utf8_lossy(&output.stdout);
+            match calls {
+                Some(calls) => {
+                    assert!(output.status.success(), "{case}: {:?} {said}", output.status);
+                    assert!(said.contains(&format!("{calls} calls")), "{case}: {said}");
+                }
+                None => assert_eq!(output.status.signal(), Some(libc::SIGBUS), "{case}: {said}"),
+            }
+        }
     }
 }
