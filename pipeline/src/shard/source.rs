@@ -39,7 +39,7 @@ pub struct Loaded {
 }
 
 /// A numbered list of labelled images.
-pub trait Source: Sync {
+pub trait Source: Send + Sync {
     /// How many images there are.
     fn len(&self) -> usize;
 

@@ -28,6 +28,14 @@ fn put(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
+fn a_source_may_go_to_another_thread() {
+    let folder = tempfile::tempdir().unwrap();
+    put(&folder.path().join("ant/1.ppm"), &image(3, 3, 1));
+    let source = opened(folder.path()).unwrap();
+    assert_eq!(std::thread::spawn(move || source.len()).join().unwrap(), 1);
+}
+
+#[test]
 fn a_folder_of_shards_and_images_is_refused_and_a_glob_tells_which_are_meant() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path().join("set");
