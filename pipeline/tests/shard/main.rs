@@ -1,5 +1,7 @@
 //! Shards as their users meet them. One binary, so that the crate is linked once.
 
+#[path = "../common/mod.rs"]
+mod common;
 mod damage;
 mod index;
 mod interop;

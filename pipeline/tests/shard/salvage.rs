@@ -7,6 +7,8 @@ use bt_pipeline::shard::{
 };
 use bt_pipeline::synth::{self, Spec};
 
+use crate::common::{Coding, open, write_shards};
+
 /// One archive, member by member.
 #[derive(Default)]
 pub struct Archive {
@@ -380,4 +382,75 @@ fn the_set_that_is_saved_goes_where_it_is_told() {
     let saved = bench.salvage().unwrap();
     let expected: &Path = &bench.folder.path().join("out/s.manifest.json");
     assert_eq!((saved.packed.manifest_path.as_path(), saved.lost.len()), (expected, 0));
+}
+
+/// Keys of a set, in order.
+fn keys(folder: &Path) -> Vec<String> {
+    let set = open(folder);
+    (0..set.len()).map(|sample| set.meta(sample).unwrap().key).collect()
+}
+
+/// The samples of `folder` that are named as lost, and the offsets of faults that name none.
+fn lost(saved: &Salvaged, shards: &Path) -> (Vec<String>, Vec<(String, u64)>) {
+    let name = |path: &Path| path.strip_prefix(shards).unwrap().to_str().unwrap().to_owned();
+    let mut keys: Vec<_> = saved.lost.iter().filter_map(|lost| lost.key.clone()).collect();
+    keys.sort();
+    let faults = saved.lost.iter().filter(|lost| lost.key.is_none());
+    (keys, faults.map(|fault| (name(&fault.shard), fault.offset)).collect())
+}
+
+#[test]
+fn what_is_whole_in_damaged_shards_is_saved_into_a_clean_set() {
+    for coding in [Coding::Tar, Coding::LabelFirst] {
+        let folder = tempfile::tempdir().unwrap();
+        let (shards, out) = (folder.path().join("shards"), folder.path().join("out"));
+        std::fs::create_dir(&shards).unwrap();
+        // Sample 3 holds half an image.
+        write_shards(&shards, &[10, 10, 10], coding, &[3]);
+        let all: Vec<String> = (0..30).map(|sample| format!("{sample:06}")).collect();
+        assert_eq!(keys(&shards), all);
+        let before = open(&shards);
+        let labels: Vec<_> = (0..30).map(|sample| before.label(sample).unwrap()).collect();
+        drop(before);
+        let edit = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+            let path = shards.join(name);
+            std::fs::write(&path, change(std::fs::read(&path).unwrap())).unwrap();
+        };
+        // 700 bytes are missing after the header of sample 14's image, so that all
+        // that follows stands elsewhere; the last shard ends within sample 27.
+        let path = shards.join("part-000001.tar");
+        let bytes = std::fs::read(&path).unwrap();
+        let image = header(&bytes, "000014.png");
+        let size = std::str::from_utf8(&bytes[image + 124..image + 135]).unwrap();
+        // Where the header behind the image is looked for.
+        let hole = image + 512 + usize::from_str_radix(size, 8).unwrap().next_multiple_of(512);
+        edit("part-000001.tar", &|mut bytes| {
+            bytes.drain(image + 512..image + 1212);
+            bytes
+        });
+        let last = std::fs::read(shards.join("part-000002.tar")).unwrap();
+        let end = header(&last, "000027.png") + 600;
+        edit("part-000002.tar", &|mut bytes| {
+            bytes.truncate(end);
+            bytes
+        });
+        let pattern = shards.to_str().unwrap();
+        let options = Default::default();
+        let saved = salvage(pattern, &out, &options, 2, &mut |_| {}).unwrap();
+        let gone = [3usize, 14, 27, 28, 29];
+        let kept: Vec<usize> = (0..30).filter(|sample| !gone.contains(sample)).collect();
+        assert_eq!(keys(&out), kept.iter().map(|&i| all[i].clone()).collect::<Vec<_>>());
+        let set = open(&out);
+        for (place, &sample) in kept.iter().enumerate() {
+            assert_eq!(set.label(place).unwrap(), labels[sample], "sample {sample}");
+        }
+        // Of 28 and 29 nothing is left that has a name.
+        let (named, faults) = lost(&saved, &shards);
+        assert_eq!(named, ["000003", "000014", "000027"], "{:?}", saved.lost);
+        let expected = [("part-000001.tar", hole), ("part-000002.tar", end)];
+        let expected = expected.map(|(name, at)| (name.to_owned(), at as u64));
+        assert_eq!(faults, expected, "{:?}", saved.lost);
+        let report = verify(out.to_str().unwrap(), &options, true, 1, &mut |_| {}).unwrap();
+        assert!(report.damage.is_empty() && report.indexed > 0, "{:?}", report.damage);
+    }
 }
