@@ -15,6 +15,7 @@ use std::sync::LazyLock;
 
 use bt_pipeline::Image;
 use bt_pipeline::Level;
+use bt_pipeline::augment::Crop;
 use bt_pipeline::dct::{self, DctDecoder, DctImage};
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use bt_pipeline::rng::Rng;
@@ -60,6 +61,8 @@ fn load() -> Vec<Photo> {
         let jpeg = Jpeg::parse(&bytes).ok()?;
         let mut rng = Rng::keyed(1, 0, number as u64, 0);
         let union = random_crop(&mut rng, &jpeg).union(random_crop(&mut rng, &jpeg));
+        let Crop { left, top, width, height } = union;
+        let union = Region { left, top, width, height };
         let index = SideIndex::build(&bytes).ok()?.map(|index| index.to_bytes());
         let packed = dct::encode(&bytes).ok()?;
         Some(Photo { bytes, index, packed, union })
@@ -68,7 +71,7 @@ fn load() -> Vec<Photo> {
 }
 
 /// torchvision's `RandomResizedCrop`: area 0.08 to 1, ratio 3/4 to 4/3.
-fn random_crop(rng: &mut Rng, jpeg: &Jpeg<'_>) -> Region {
+fn random_crop(rng: &mut Rng, jpeg: &Jpeg<'_>) -> Crop {
     let (width, height) = (jpeg.width(), jpeg.height());
     for _ in 0..10 {
         let area = (width * height) as f64 * rng.uniform(0.08, 1.0);
@@ -78,10 +81,10 @@ fn random_crop(rng: &mut Rng, jpeg: &Jpeg<'_>) -> Region {
         if (1..=width).contains(&w) && (1..=height).contains(&h) {
             let top = rng.below((height - h + 1) as u64) as usize;
             let left = rng.below((width - w + 1) as u64) as usize;
-            return Region { left, top, width: w, height: h };
+            return Crop { left, top, width: w, height: h };
         }
     }
-    Region::full(jpeg)
+    Crop::whole(width, height)
 }
 
 /// Measures a decode of every photo.

@@ -25,14 +25,6 @@ impl Region {
         Region { left: 0, top: 0, width: jpeg.width(), height: jpeg.height() }
     }
 
-    /// The smallest region that contains both.
-    pub fn union(self, other: Region) -> Region {
-        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
-        let right = (self.left + self.width).max(other.left + other.width);
-        let bottom = (self.top + self.height).max(other.top + other.height);
-        Region { left, top, width: right - left, height: bottom - top }
-    }
-
     /// # Errors
     /// [`JpegError::Region`] when it is empty or not inside the picture.
     pub(crate) fn check(self, jpeg: &Jpeg<'_>) -> Result<(), JpegError> {
