@@ -145,7 +145,7 @@ impl Map {
         #[cfg(unix)]
         let identity = identity(&file.metadata()?);
         // SAFETY: the bytes behind the map must not change while it lives.
-        // That is the promise of whoever opens a shard set: shards, indexes
+        // That is asked of whoever opens a shard set (`ShardSet`): shards, indexes
         // and manifests are replaced by renaming a finished file over the old
         // name (as this crate's writer does), never rewritten in place. The
         // map is read-only, so nothing here breaks the promise;

@@ -110,6 +110,18 @@ impl Shard {
 /// A numbered list of samples in tar shards. `Send + Sync`; share it in an `Arc`.
 ///
 /// Files are mapped when they are first needed and stay mapped, and open as far as descriptors go.
+///
+/// # What is asked of whoever has the files
+/// Shards, indexes and manifests do not change while a set is open: they are replaced by renaming a
+/// finished file to the old name, as `shard pack` does, never written to in place. Memory that is
+/// read changes otherwise, which Rust's rules for references exclude. What the crate does about it
+/// all the same: lengths and offsets are checked, so that other bytes are wrong pixels or an error,
+/// and a file that becomes shorter, or cannot be read, is an error.
+///
+/// For the latter a handler of SIGBUS is installed for the process with the first map (on Unix). It
+/// looks at addresses in its own maps alone, and hands all else to the handler that it found. Whoever
+/// installs another later hands on what is not its own in the same way; without that a page that
+/// cannot be read goes to that handler, or ends the process.
 pub struct ShardSet {
     pub(super) id: u64,
     pub(super) infos: Vec<ShardInfo>,

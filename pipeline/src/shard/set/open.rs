@@ -25,6 +25,9 @@ impl ShardSet {
     /// from the index; a shard with neither is scanned, which takes one pass over
     /// its headers, and for `.tar.zst` one decompression.
     ///
+    /// Files on disk are mapped: [`ShardSet`] says what that asks of whoever has them, and what is
+    /// done to the process.
+    ///
     /// # Errors
     /// [`Error::Usage`] when nothing matches, there is no sample, or a URL is given to a build
     /// without the feature; [`Error::Io`]; [`Error::Shard`] for a damaged shard, a stale manifest
