@@ -13,6 +13,9 @@
 //! wider than some 20 pixels have other colours; tiles of LZW that reach beyond a
 //! TIFF's edge may be refused; of a GIF whose first frame is smaller than its
 //! screen, the rest is black, not the palette's background colour.
+//!
+//! A decoder that panics, of this crate or of others, is an [`Error::Decode`]: its panic is caught
+//! where it unwinds. In a program that is built with `panic = "abort"` it ends the process.
 
 mod dct;
 mod generic;
@@ -104,7 +107,9 @@ impl Decoder {
     ) -> Result<Crop> {
         if bytes.len() as u64 > self.options.max_bytes {
             let (bytes, limit) = (bytes.len(), self.options.max_bytes);
-            return Err(Error::TooLarge(format!("{bytes} encoded bytes, above the limit of {limit}")));
+            return Err(Error::TooLarge(format!(
+                "{bytes} encoded bytes, above the limit of {limit}"
+            )));
         }
         let mut part = None;
         let orientation = guarded(|| match format {
@@ -223,7 +228,8 @@ pub fn dimensions(bytes: &[u8]) -> Result<(u32, u32)> {
     }
 }
 
-/// Runs a decoder that others wrote: bytes from disk never bring the run down.
+/// Runs a decoder, this crate's own or one that others wrote: bytes from disk never bring the run
+/// down, unless panics abort.
 fn guarded<T>(decode: impl FnOnce() -> Result<T>) -> Result<T> {
     // Whatever a panic leaves behind is only a buffer, reset before the next use.
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(decode))

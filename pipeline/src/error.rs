@@ -61,7 +61,8 @@ pub enum Error {
     /// More samples are bad than may be, or no sample can be saved.
     #[error("{}", printable(.0))]
     TooManyBad(String),
-    /// A thread of this crate panicked; what it did cannot go on.
+    /// A thread of this crate panicked; what it did cannot go on. Where panics do not unwind
+    /// (`panic = "abort"`) they end the process instead, those of decoders as well.
     #[error("a thread panicked: {}", printable(.0))]
     Panic(String),
 }
