@@ -49,7 +49,13 @@ enum Ended {
 const LOOK: std::time::Duration = std::time::Duration::from_millis(50);
 
 /// A running loader: an iterator over batches in order. Dropping it ends its
-/// threads. Batches are made in a few buffers ([`Loader::buffers`]) that come back when a batch is
+/// threads.
+///
+/// `next` waits for the next batch. What it gives is the batch, or the error that stands in its
+/// place; the first error ends the stream, and after it, as after the last batch of the last epoch,
+/// it gives `None`.
+///
+/// Batches are made in a few buffers ([`Loader::buffers`]) that come back when a batch is
 /// dropped: whoever keeps as many waits for another for ever.
 pub struct BatchStream {
     done: Receiver<Numbered>,
