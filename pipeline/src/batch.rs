@@ -111,6 +111,17 @@ impl Batch {
     }
 }
 
+impl std::fmt::Debug for Batch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Batch")
+            .field("epoch", &self.epoch)
+            .field("index", &self.index)
+            .field("size", &self.size)
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for Batch {
     fn drop(&mut self) {
         if let Some(buffer) = self.buffer.take() {

@@ -18,6 +18,9 @@
 //! - `bit_io`: bit fields, as side indexes and re-coded images are packed.
 //! - [`rng`]: every random draw, keyed by (seed, epoch, sample, view).
 
+// A result that holds one is unwrapped by whoever expects an error.
+#![warn(missing_debug_implementations)]
+
 pub mod augment;
 mod batch;
 mod bit_io;

@@ -339,6 +339,16 @@ impl Loader {
     }
 }
 
+impl std::fmt::Debug for Loader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loader")
+            .field("set", &self.set)
+            .field("config", &self.config)
+            .field("buffers", &self.buffers)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The part of the budget that is kept for fetching ahead from a server.
 fn reserve(set: &ShardSet, budget: u64) -> u64 {
     if set.is_remote() { (budget / 8).min(MOST_AHEAD) } else { 0 }

@@ -240,6 +240,15 @@ impl Iterator for BatchStream {
     }
 }
 
+impl std::fmt::Debug for BatchStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BatchStream")
+            .field("next", &self.next)
+            .field("total", &self.total)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for BatchStream {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);

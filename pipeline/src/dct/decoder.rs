@@ -30,6 +30,15 @@ pub struct DctDecoder {
     raster: RasterBuffers,
 }
 
+impl std::fmt::Debug for DctDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DctDecoder")
+            .field("level", &self.level)
+            .field("max_pixels", &self.max_pixels)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for DctDecoder {
     fn default() -> Self {
         DctDecoder::new()

@@ -8,6 +8,7 @@ use crate::jpeg::Region;
 use crate::{Image, Result};
 
 /// The decoder and what it keeps between images.
+#[derive(Debug)]
 pub(super) struct DctImageDecoder {
     decoder: DctDecoder,
 }
@@ -53,12 +54,6 @@ impl DctImageDecoder {
     /// Gives back what an image far larger than others took.
     pub fn trim(&mut self) {
         self.decoder.trim();
-    }
-}
-
-impl std::fmt::Debug for DctImageDecoder {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("DctImageDecoder").finish_non_exhaustive()
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{Image, Result};
 const LEAST_WIDTH: usize = 32;
 
 /// The decoder and what it keeps between images.
+#[derive(Debug)]
 pub(super) struct NativeJpeg {
     decoder: JpegDecoder,
     index: SideIndex,
@@ -84,10 +85,4 @@ fn widened(region: Crop, whole: Crop) -> Crop {
     let width = region.width.max(LEAST_WIDTH.min(whole.width));
     let left = region.left.min(whole.width.saturating_sub(width));
     Crop { left, width, ..region }
-}
-
-impl std::fmt::Debug for NativeJpeg {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("NativeJpeg").finish_non_exhaustive()
-    }
 }

@@ -38,6 +38,15 @@ pub struct JpegDecoder {
     used_index: bool,
 }
 
+impl std::fmt::Debug for JpegDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JpegDecoder")
+            .field("level", &self.level)
+            .field("max_pixels", &self.max_pixels)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Default for JpegDecoder {
     fn default() -> Self {
         JpegDecoder::new()

@@ -10,6 +10,7 @@ pub fn padded(width: usize) -> usize {
 
 /// Three planes (red, green, blue) of one row, each [`padded`]. Values are
 /// 0..=255; what stands in the padding is unspecified unless said otherwise.
+#[derive(Debug)]
 pub struct Row<'a> {
     /// Red.
     pub r: &'a mut [i16],

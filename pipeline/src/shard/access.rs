@@ -41,6 +41,12 @@ pub struct ReadScratch {
     side: Vec<u8>,
 }
 
+impl std::fmt::Debug for ReadScratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ReadScratch").finish_non_exhaustive()
+    }
+}
+
 /// What a thread keeps of the last reads from files.
 #[derive(Default)]
 pub(super) struct FileScratch {

@@ -51,6 +51,12 @@ pub struct ShardStream {
     map: Option<Map>,
 }
 
+impl std::fmt::Debug for ShardStream {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ShardStream").finish_non_exhaustive()
+    }
+}
+
 impl ShardStream {
     /// The stream of an archive whose first sample is number `first` of the set; `map` is what it
     /// is in, if it is in a file.

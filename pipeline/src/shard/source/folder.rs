@@ -35,6 +35,15 @@ pub struct FolderSource {
     hidden: Vec<String>,
 }
 
+impl std::fmt::Debug for FolderSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FolderSource")
+            .field("images", &self.files.len())
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A class whose folders are walked.
 struct Class<'a> {
     root: &'a Path,

@@ -36,6 +36,16 @@ pub struct ListSource {
     passed_over: Vec<String>,
 }
 
+impl std::fmt::Debug for ListSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ListSource")
+            .field("list", &self.list)
+            .field("images", &self.rows.len())
+            .field("classes", &self.classes)
+            .finish_non_exhaustive()
+    }
+}
+
 impl ListSource {
     /// Reads the list at `path`: tab-separated when its name ends in `.tsv` or its
     /// first line has a tab. A first line of known headings (`path,label`)

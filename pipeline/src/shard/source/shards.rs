@@ -13,6 +13,7 @@ use crate::shard::{ReadScratch, ShardSet};
 use crate::{Error, Result};
 
 /// The images of a shard set.
+#[derive(Debug)]
 pub struct ShardSource {
     set: ShardSet,
     classes: Vec<String>,

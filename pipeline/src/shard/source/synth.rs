@@ -6,6 +6,7 @@ use crate::synth::{Spec, draw, encode_png, key};
 use crate::{Error, Result};
 
 /// The images of [`crate::synth`], as PNG.
+#[derive(Debug)]
 pub struct SynthSource {
     spec: Spec,
     images: usize,
