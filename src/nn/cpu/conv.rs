@@ -4,13 +4,13 @@
 
 use std::cell::RefCell;
 
-use super::Shared;
 use super::direct::{Direct, Part};
 use super::gather::Gather;
 use super::micro::Isa;
 use super::product::{Panels, Scatter, product};
 use super::weight_grad::weight_grad;
 use super::winograd::{self, Winograd};
+use super::{Shared, elements};
 
 /// A convolution on one input shape. A linear layer is a 1 x 1 convolution on 1 x 1 images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -41,19 +41,22 @@ impl ConvShape {
     }
 
     /// Elements of the input.
+    ///
+    /// # Panics
+    /// As those below, when no memory has as many.
     pub fn input_len(&self) -> usize {
-        self.n * self.h * self.w * self.c
+        elements(&[self.n, self.h, self.w, self.c])
     }
 
     /// Elements of the output.
     pub fn output_len(&self) -> usize {
         let (h, w) = self.out();
-        self.n * h * w * self.o
+        elements(&[self.n, h, w, self.o])
     }
 
     /// Elements of the weight.
     pub fn weight_len(&self) -> usize {
-        self.o * self.kernel * self.kernel * self.c
+        elements(&[self.o, self.kernel, self.kernel, self.c])
     }
 
     /// The input's patches, one row an output pixel.
@@ -316,6 +319,13 @@ mod tests {
                 (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
             })
             .collect()
+    }
+
+    #[test]
+    #[should_panic(expected = "a tensor fits the memory")]
+    fn no_images_are_as_long_as_a_product_that_wraps() {
+        let s = ConvShape { n: 1 << 62, h: 2, w: 2, c: 1, o: 1, kernel: 1, stride: 1, pad: 0 };
+        s.input_len();
     }
 
     fn assert_close(got: &[f32], want: &[f64], what: &str) {

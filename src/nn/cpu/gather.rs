@@ -5,6 +5,7 @@
 //! pass, the phases of an input gradient and a weight gradient differ in grid, stride and taps
 //! alone.
 
+use super::elements;
 use super::micro::{CHUNK, Isa, MAX_MR, vectorised};
 
 /// An im2col matrix, described: `rows()` x `depth()`, taken from an NHWC source.
@@ -34,8 +35,11 @@ pub(super) struct Place {
 
 impl Gather {
     /// Grid positions of all images.
+    ///
+    /// # Panics
+    /// When no memory has as many.
     pub fn rows(&self) -> usize {
-        self.n * self.grid.0 * self.grid.1
+        elements(&[self.n, self.grid.0, self.grid.1])
     }
 
     /// Columns: taps times channels.

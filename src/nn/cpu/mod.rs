@@ -71,6 +71,16 @@ impl<T> Shared<T> {
     }
 }
 
+/// Elements of a tensor with these sides. Sides are fields that anybody may set, and a slice is not
+/// long enough because their product wraps around to little.
+///
+/// # Panics
+/// When no memory has as many.
+pub(crate) fn elements(sides: &[usize]) -> usize {
+    let product = sides.iter().try_fold(1usize, |product, &side| product.checked_mul(side));
+    product.expect("a tensor fits the memory")
+}
+
 /// Runs `f(0)`, .., `f(tasks - 1)` on rayon's threads; alone on the caller's when there is but one.
 pub(crate) fn each(tasks: usize, f: impl Fn(usize) + Sync + Send) {
     use rayon::prelude::*;

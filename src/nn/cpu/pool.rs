@@ -1,8 +1,7 @@
 //! Pooling over NHWC slices: 3 x 3 maximum with stride 2 (any kernel and stride), global average.
 
-use super::Shared;
-use super::each;
 use super::micro::{Isa, vectorised};
+use super::{Shared, each, elements};
 
 /// A max pool on one input shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +57,7 @@ vectorised! {
 pub fn max_forward(isa: Isa, s: &PoolShape, x: &[f32], y: &mut [f32], winner: &mut [u8]) {
     let (oh, ow) = s.out();
     let row = ow * s.c;
-    assert!(y.len() == s.n * oh * row && winner.len() == y.len());
+    assert!(y.len() == elements(&[s.n, oh, ow, s.c]) && winner.len() == y.len());
     let (y, winner) = (Shared(y.as_mut_ptr()), Shared(winner.as_mut_ptr()));
     each(s.n * oh, |task| {
         let (n, oy) = (task / oh, task % oh);
@@ -96,7 +95,8 @@ fn input(s: &PoolShape, n: usize, y: usize, x: usize) -> Option<usize> {
 pub fn max_backward(isa: Isa, s: &PoolShape, winner: &[u8], dy: &[f32], dx: &mut [f32]) {
     let (oh, ow) = s.out();
     let row = s.w * s.c;
-    assert!(dx.len() == s.n * s.h * row && winner.len() == s.n * oh * ow * s.c);
+    assert_eq!(dx.len(), elements(&[s.n, s.h, s.w, s.c]));
+    assert_eq!(winner.len(), elements(&[s.n, oh, ow, s.c]));
     let dx = Shared(dx.as_mut_ptr());
     each(s.n * s.h, |task| {
         let (n, y) = (task / s.h, task % s.h);
@@ -139,5 +139,26 @@ pub fn mean_backward(dy: &[f32], area: usize, c: usize, dx: &mut [f32]) {
         let (first, rest) = dx.split_at_mut(c);
         first.iter_mut().zip(dy).for_each(|(x, y)| *x = y / area as f32);
         rest.chunks_exact_mut(c).for_each(|row| row.copy_from_slice(first));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of 2^64 elements, which are none in 64 bits.
+    const WRAPS: PoolShape =
+        PoolShape { n: 1 << 62, h: 2, w: 2, c: 1, kernel: 1, stride: 1, pad: 0 };
+
+    #[test]
+    #[should_panic(expected = "a tensor fits the memory")]
+    fn no_output_is_as_long_as_a_product_that_wraps() {
+        max_forward(Isa::best(), &WRAPS, &[], &mut [], &mut []);
+    }
+
+    #[test]
+    #[should_panic(expected = "a tensor fits the memory")]
+    fn no_gradient_is_as_long_as_a_product_that_wraps() {
+        max_backward(Isa::best(), &WRAPS, &[], &[], &mut []);
     }
 }

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use super::gather::Gather;
 use super::micro::{CHUNK, Isa, MAX_MR, Tile};
-use super::{Buffer, Shared, each};
+use super::{Buffer, Shared, each, elements};
 
 /// Most chunks of k in a block: 20 x 16 x 32 columns are 40 KB.
 const K_CHUNKS: usize = 20;
@@ -189,14 +189,18 @@ pub fn product(
     accumulate: bool,
 ) {
     assert_eq!(panels.chunks, gather.chunks(), "panels packed for another depth");
-    assert!(src.len() >= gather.n * gather.source.0 * gather.source.1 * gather.c);
-    assert!(dst.len() >= gather.n * scatter.size.0 * scatter.size.1 * panels.cols);
+    let (source, size) = (gather.source, scatter.size);
+    assert!(src.len() >= elements(&[gather.n, source.0, source.1, gather.c]));
+    assert!(dst.len() >= elements(&[gather.n, size.0, size.1, panels.cols]));
     let (gh, gw) = gather.grid;
     if gather.rows() == 0 {
         return;
     }
-    assert!((gh - 1) * scatter.stride + scatter.origin.0 < scatter.size.0);
-    assert!((gw - 1) * scatter.stride + scatter.origin.1 < scatter.size.1);
+    let last = |grid: usize, origin: usize| {
+        (grid - 1).checked_mul(scatter.stride).and_then(|last| last.checked_add(origin))
+    };
+    assert!(last(gh, scatter.origin.0).is_some_and(|last| last < size.0));
+    assert!(last(gw, scatter.origin.1).is_some_and(|last| last < size.1));
     let this =
         Product { isa, gather, src, panels, scatter, dst: Shared(dst.as_mut_ptr()), accumulate };
     let (tile, column_groups) = this.partition(rayon::current_num_threads());

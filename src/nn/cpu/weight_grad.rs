@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::direct::Direct;
 use super::gather::Gather;
 use super::micro::{BLOCK, BLOCKS, Isa, Outer, vectorised};
-use super::{Buffer, Shared, each};
+use super::{Buffer, Shared, each, elements};
 
 /// Rows of a block: 128 x 48 gathered columns stay in the first-level cache, where all rows of dW
 /// read them.
@@ -83,8 +83,9 @@ pub fn weight_grad(
     dw: &mut [f32],
 ) {
     let (rows, depth) = (gather.rows(), gather.depth());
-    assert!(src.len() >= gather.n * gather.source.0 * gather.source.1 * gather.c);
-    assert!(dy.len() >= rows * o && dw.len() == o * depth);
+    let source = gather.source;
+    assert!(src.len() >= elements(&[gather.n, source.0, source.1, gather.c]));
+    assert!(dy.len() >= elements(&[rows, o]) && dw.len() == elements(&[o, depth]));
     if let Some(direct) = direct {
         return direct.weight_grad(isa, src, dy, o, dw);
     }

@@ -20,7 +20,7 @@ use super::conv::ConvShape;
 use super::micro::{BLOCKS, CHUNK, Isa, MAX_MR, Outer, Tile};
 use super::product::Panels;
 use super::weight_grad::in_splits;
-use super::{Buffer, Shared, each, each_mut};
+use super::{Buffer, Shared, each, each_mut, elements};
 
 /// Places of a transformed tile.
 pub const PLACES: usize = 16;
@@ -145,7 +145,7 @@ impl Winograd {
         accumulate: bool,
     ) {
         let o = weights.cols();
-        assert!(src.len() >= self.n * self.size.0 * self.size.1 * c);
+        assert!(src.len() >= elements(&[self.n, self.size.0, self.size.1, c]));
         // Each tile is summed by itself: the tasks may depend on the number of threads.
         let most = (TASK_FLOATS / (PLACES * (c + o))).max(LEAST_TILES).next_multiple_of(isa.mr());
         let rows = (most / self.tiles.1).max(1);
@@ -184,9 +184,10 @@ impl Winograd {
     /// # Panics
     /// When a slice has another length than the shape's.
     pub(super) fn weight_grad(&self, isa: Isa, src: &[f32], dy: &[f32], dw: &mut [f32]) {
-        let pixels = self.n * self.size.0 * self.size.1;
+        let pixels = elements(&[self.n, self.size.0, self.size.1]);
         let (c, o) = (src.len() / pixels, dy.len() / pixels);
-        assert_eq!((src.len(), dy.len(), dw.len()), (pixels * c, pixels * o, 9 * o * c));
+        let lens = [[pixels, c, 1], [pixels, o, 1], [9, o, c]].map(|sides| elements(&sides));
+        assert_eq!([src.len(), dy.len(), dw.len()], lens);
         let len = PLACES * o * c;
         let all = self.n * self.tiles.0;
         let splits = (all * self.tiles.1 / SPLIT_TILES).min(SPLIT_FLOATS / len).clamp(1, SPLITS);
