@@ -78,12 +78,18 @@ struct Staging {
     free: Mark,
 }
 
+/// An upload, which is dropped before the memory that it writes to.
+struct Sent {
+    upload: Upload,
+    _to: Tensor,
+}
+
 /// A batch on its way to the device.
 pub struct Arriving {
     // Uploads come before what they read: they are dropped first, and that waits for them.
-    upload: Option<Upload>,
+    pixels: Option<Sent>,
     /// What the device is to do to the views.
-    records: Option<(Upload, ViewRecords)>,
+    records: Option<(Sent, ViewRecords)>,
     /// Which of the staging buffers.
     place: usize,
     batch: Batch,
@@ -144,7 +150,7 @@ impl Intake {
     pub fn begin(&mut self, batch: Batch) -> Result<Arriving> {
         let place = self.turn;
         let Some(backend) = self.engine.backend() else {
-            return Ok(Arriving { upload: None, records: None, place, batch });
+            return Ok(Arriving { pixels: None, records: None, place, batch });
         };
         ensure!(batch.spec().dtype == PixelType::U8, "a device takes 8-bit pixels");
         let left = batch.unfinished.len();
@@ -152,28 +158,31 @@ impl Intake {
         ensure!(left == due, "{left} views are to be finished, not {due}");
         let device = self.engine.device();
         let Staging { pixels, records, free } = &mut self.staging[place];
-        let mut send = |bytes: &[u8], slot: &mut Option<Tensor>, dtype: DType| -> Result<Upload> {
+        let mut send = |bytes: &[u8], slot: &mut Option<Tensor>, dtype: DType| -> Result<Sent> {
             let len = bytes.len() / dtype.size_in_bytes();
             let to = match slot {
-                Some(known) if known.elem_count() == len => storage::span(known)?,
+                Some(known) if known.elem_count() == len => known.clone(),
                 _ => {
                     let fresh = slot.insert(storage::zeros_of(&[len], dtype, device)?);
                     *free = backend.mark()?;
-                    storage::span(fresh)?
+                    fresh.clone()
                 }
             };
-            Ok(backend.upload(bytes, to, free)?)
+            // SAFETY: who calls this keeps batch and records until `Sent` was dropped (`Arriving`),
+            // which keeps the tensor; nobody writes to either.
+            let upload = unsafe { backend.upload(bytes, storage::span(&to)?, free)? };
+            Ok(Sent { upload, _to: to })
         };
         let records = if self.finishes {
             let drawn = ViewRecords::of(&batch.unfinished)?;
-            let upload = send(drawn.bytes(), records, DType::U32)?;
-            Some((upload, drawn))
+            let sent = send(drawn.bytes(), records, DType::U32)?;
+            Some((sent, drawn))
         } else {
             None
         };
-        let upload = Some(send(batch.as_bytes(), pixels, DType::U8)?);
+        let pixels = Some(send(batch.as_bytes(), pixels, DType::U8)?);
         self.turn = (self.turn + 1) % self.staging.len();
-        Ok(Arriving { upload, records, place, batch })
+        Ok(Arriving { pixels, records, place, batch })
     }
 
     /// The batch's images, `[views * size, H, W, channels]`, in a buffer that the next call
@@ -183,10 +192,10 @@ impl Intake {
     /// What the device says.
     pub fn images(&mut self, arriving: &Arriving) -> Result<Tensor> {
         let batch = &arriving.batch;
-        let (Some(backend), Some(upload)) = (self.engine.backend(), &arriving.upload) else {
+        let (Some(backend), Some(sent)) = (self.engine.backend(), &arriving.pixels) else {
             return Ok(images_of(batch, self.engine.device())?);
         };
-        backend.arrived(upload)?;
+        backend.arrived(&sent.upload)?;
         let (spec, channels) = (batch.spec(), self.engine.image_channels());
         let dims = [spec.views * batch.size(), spec.height, spec.width, channels];
         let (dtype, device) = (self.engine.dtype(), self.engine.device());
@@ -196,8 +205,8 @@ impl Intake {
             bail!("batch was not started by Intake::begin")
         };
         let (pixels, out) = (storage::span(pixels)?, storage::span(&images)?);
-        if let Some((upload, _)) = &arriving.records {
-            backend.arrived(upload)?;
+        if let Some((sent, _)) = &arriving.records {
+            backend.arrived(&sent.upload)?;
             let (count, height, width) = (dims[0], spec.height, spec.width);
             let views = Views { count, height, width };
             let records = storage::span(records.as_ref().context("they were sent")?)?;

@@ -8,15 +8,34 @@ use crate::nn::cpu::conv::ConvShape;
 /// tensor behind it must, until the device has done what it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// Address of the first element.
-    pub addr: u64,
+    /// Address of the first element. Backends read and write there.
+    pub(crate) addr: u64,
     /// Elements.
-    pub len: usize,
+    pub(crate) len: usize,
     /// Their type: F32, BF16, U8, U32 or F64.
-    pub dtype: DType,
+    pub(crate) dtype: DType,
 }
 
 impl Span {
+    /// `len` elements of type `dtype` from the address `addr` on.
+    ///
+    /// # Safety
+    /// Where the span is given to a backend, it is that backend's memory until what is asked for is
+    /// done.
+    pub unsafe fn new(addr: u64, len: usize, dtype: DType) -> Span {
+        Span { addr, len, dtype }
+    }
+
+    /// Address of the first element.
+    pub fn addr(&self) -> u64 {
+        self.addr
+    }
+
+    /// The elements' type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
     /// Bytes.
     pub fn bytes(&self) -> usize {
         self.len * self.dtype.size_in_bytes()
@@ -293,7 +312,12 @@ pub trait Backend: Send + Sync {
     ///
     /// # Errors
     /// As [`Backend::copy`].
-    fn upload(&self, from: &[u8], to: Span, _after: &Mark) -> Result<Upload> {
+    ///
+    /// # Safety
+    /// Until the [`Upload`] has been dropped, or what follows [`Backend::arrived`] has been waited
+    /// for, nobody changes or frees the bytes of `from`, nor frees the memory of `to`. One that is
+    /// forgotten is never over.
+    unsafe fn upload(&self, from: &[u8], to: Span, _after: &Mark) -> Result<Upload> {
         self.write(from, to)?;
         Ok(Upload::new(Box::new(())))
     }

@@ -130,8 +130,9 @@ impl Backend for Profiler {
         self.inner.mark()
     }
 
-    fn upload(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
-        self.inner.upload(from, to, after)
+    unsafe fn upload(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
+        // SAFETY: the caller's promise.
+        unsafe { self.inner.upload(from, to, after) }
     }
 
     fn arrived(&self, upload: &Upload) -> Result<()> {

@@ -336,8 +336,9 @@ impl Backend for Gpu {
         Ok(Mark::new(Box::new(event)))
     }
 
-    fn upload(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
-        self.uploads.start(from, to, after)
+    unsafe fn upload(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
+        // SAFETY: the caller's promise.
+        unsafe { self.uploads.start(from, to, after) }
     }
 
     fn arrived(&self, upload: &Upload) -> Result<()> {

@@ -19,7 +19,10 @@ impl Uploads {
     }
 
     /// Copies `from` to `to` once the compute stream has come to `after`.
-    pub fn start(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
+    ///
+    /// # Safety
+    /// As [`Backend::upload`](crate::nn::cuda::Backend::upload).
+    pub unsafe fn start(&self, from: &[u8], to: Span, after: &Mark) -> Result<Upload> {
         if from.len() != to.bytes() {
             bail!("an upload of {} bytes to {}", from.len(), to.bytes());
         }
@@ -29,8 +32,8 @@ impl Uploads {
             };
             self.stream.wait(event).map_err(Error::wrap)?;
         }
-        // SAFETY: `to` is memory of this device; whoever asks keeps both sides as they are until
-        // the upload was dropped, which waits for its event (`Upload`).
+        // SAFETY: `to` is memory of this device; the caller keeps both sides as they are until
+        // the upload was dropped, which waits for its event (`Underway`).
         unsafe { result::memcpy_htod_async(to.addr, from, self.stream.cu_stream()) }
             .map_err(Error::wrap)?;
         let event = self.stream.record_event(None).map_err(Error::wrap)?;

@@ -128,7 +128,8 @@ extern "C" fn cublasGemmEx(
         say("a product that may be added up in bf16");
         return INVALID_VALUE;
     }
-    let span = |addr: u64, len: usize, dtype: DType| Span { addr, len, dtype };
+    // SAFETY: before a span is given to the emulator, `Memory::check` has found what it names.
+    let span = |addr: u64, len: usize, dtype: DType| unsafe { Span::new(addr, len, dtype) };
     // Of the compute type, on the host.
     let (alpha, beta) = (alpha.read(0), beta.read(0));
     let gemm = Gemm {
@@ -145,7 +146,7 @@ extern "C" fn cublasGemmEx(
     };
     let op = Arc::new(move |memory: &mut Memory, emulator: &Emulator| {
         for span in [gemm.a, gemm.b, gemm.c] {
-            memory.check("product", span.addr, span.bytes())?;
+            memory.check("product", span.addr(), span.bytes())?;
         }
         emulator.gemm(&gemm).map_err(|error| error.to_string())
     });

@@ -248,7 +248,8 @@ fn call(handle: usize, convolution: usize, pass: ConvPass, given: Operands) -> O
         return None;
     }
     let dtype = if x.0.kind == FLOAT { DType::F32 } else { DType::BF16 };
-    let span = |addr: u64, len: usize| Span { addr, len, dtype };
+    // SAFETY: before a span is given to the emulator, `Memory::check` has found what it names.
+    let span = |addr: u64, len: usize| unsafe { Span::new(addr, len, dtype) };
     let (x, w) = (span(x.1, shape.input_len()), span(w.1, shape.weight_len()));
     let y = span(y.1, shape.output_len());
     let call = ConvCall { pass, shape, x, w, y, accumulate: false, deterministic: false };
@@ -283,9 +284,9 @@ fn find(
     let mut device = device();
     let scribble = Arc::new(move |memory: &mut Memory, _: &Emulator| {
         for span in [call.x, call.w, call.y] {
-            memory.check("search", span.addr, span.bytes())?;
+            memory.check("search", span.addr(), span.bytes())?;
         }
-        memory.bytes("search", out.addr, out.bytes())?.fill(0xAB);
+        memory.bytes("search", out.addr(), out.bytes())?.fill(0xAB);
         memory.bytes("search", space, bytes)?[..WORKSPACE.min(bytes)].fill(0xCD);
         Ok(())
     });
@@ -293,7 +294,7 @@ fn find(
     if device.push(stream, scribble).is_err() || device.synchronize(stream).is_err() {
         return EXECUTION_FAILED;
     }
-    let fast = if call.x.dtype == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
+    let fast = if call.x.dtype() == DType::F32 { FMA_MATH } else { TENSOR_OP_MATH };
     let mut found = vec![(2, NOT_SUPPORTED, -1.0, 0, 0, fast)];
     let wanted = |number| workspace_of(number, call.pass);
     found.extend([(1, SUCCESS, 0.5, wanted(1), 0, fast); 8]);
@@ -350,7 +351,7 @@ fn convolve(
         0 | 1 | 3 => workspace_of(algorithm, call.pass),
         _ => return NOT_SUPPORTED,
     };
-    let half = call.x.dtype == DType::BF16;
+    let half = call.x.dtype() == DType::BF16;
     let found = if algorithm == 1 && half { TENSOR_OP_MATH } else { FMA_MATH };
     if alpha != 1.0 || ![0.0, 1.0].contains(&beta) || bytes < wanted || math != found {
         say(&format!("not as it was found: {algorithm}, {bytes} bytes, math {math}, beta {beta}"));
@@ -359,7 +360,7 @@ fn convolve(
     call.accumulate = beta == 1.0;
     let op = Arc::new(move |memory: &mut Memory, emulator: &Emulator| {
         for span in [call.x, call.w, call.y] {
-            memory.check("convolution", span.addr, span.bytes())?;
+            memory.check("convolution", span.addr(), span.bytes())?;
         }
         if wanted > 0 {
             let space = memory.bytes("convolution's workspace", space, wanted)?;
@@ -370,7 +371,7 @@ fn convolve(
         if algorithm == 3 && !half {
             // The lowest bit of each little-endian float: as if its terms were added in another
             // order.
-            let bytes = memory.bytes("convolution", out.addr, out.bytes())?;
+            let bytes = memory.bytes("convolution", out.addr(), out.bytes())?;
             bytes.iter_mut().step_by(4).for_each(|byte| *byte ^= 1);
         }
         Ok(())
