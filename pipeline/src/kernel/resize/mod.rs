@@ -93,6 +93,8 @@ pub struct Resize {
     horizontal: Axis,
     vertical: Axis,
     geometry: Option<Geometry>,
+    /// Whose rows a block has.
+    level: Option<Level>,
     /// Rows of the crop, resized horizontally.
     ring: Scratch,
     /// The block on its way through the horizontal pass.
@@ -208,7 +210,7 @@ impl Resize {
             block_rows(level, if self.vertical_first { rows.count } else { rows.input });
         self.done = 0;
         self.next = 0;
-        self.geometry = Some(geometry);
+        (self.geometry, self.level) = (Some(geometry), Some(level));
     }
 
     /// Writes the next row of the view, three planes of equal padded length,
@@ -218,6 +220,7 @@ impl Resize {
     /// When no view was begun, or with another `level`; when all its rows were taken; when the
     /// crop does not lie in the image, or the image's fields disagree.
     pub fn next_row(&mut self, level: Level, image: &Image, planes: &mut [i16]) {
+        assert_eq!(self.level, Some(level), "a view goes on as it began");
         if self.vertical_first {
             if self.next == self.done {
                 self.next_band(level, image);
@@ -485,6 +488,21 @@ mod tests {
     fn a_crop_that_ends_behind_all_addresses_is_none() {
         let geometry = Geometry { top: usize::MAX, ..Geometry::whole((16, 4), (16, 1)) };
         Resize::default().begin(Level::SCALAR, Filter::Bicubic, geometry);
+    }
+
+    #[test]
+    fn rows_are_made_as_the_view_was_begun_or_not_at_all() {
+        let (image, mut planes) = (Image::new(40, 40), vec![0; 3 * padded(20)]);
+        for begun in Level::available() {
+            for level in Level::available() {
+                let row = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+                    let mut resize = Resize::default();
+                    resize.begin(begun, Filter::Bicubic, Geometry::whole((40, 40), (20, 20)));
+                    resize.next_row(level, &image, &mut planes);
+                }));
+                assert_eq!(row.is_ok(), begun == level, "{begun:?} {level:?}");
+            }
+        }
     }
 
     #[test]
