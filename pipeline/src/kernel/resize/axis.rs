@@ -92,14 +92,17 @@ impl AxisRange {
     }
 }
 
-/// For each output pixel: the first input pixel it draws from, and weights.
+/// For each output pixel: the first input pixel it draws from, and weights. Tables are made of
+/// groups of [`LANES`] output pixels, the last one filled up with its last pixel, and are as long as
+/// the longest were.
 #[derive(Debug, Default)]
 pub(super) struct Axis {
-    starts: Vec<u32>,
-    lengths: Vec<u32>,
-    /// Twice each weight, `taps` of them for each output pixel, zeros after its
-    /// own: a vector of one weight is then a plain load.
-    weights: Vec<u32>,
+    count: usize,
+    starts: Vec<[u32; LANES]>,
+    lengths: Vec<[u32; LANES]>,
+    /// Twice each weight: a vector of one weight is then a plain load. For each group the first
+    /// weights of its pixels, then the second ones, `taps` times; zeros after a pixel's own.
+    weights: Vec<[[i16; 2]; LANES]>,
     taps: usize,
     lowest: usize,
     end: usize,
@@ -112,14 +115,76 @@ pub(super) struct Axis {
     is_fine: bool,
 }
 
+/// The weights of one output pixel, each twice.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Weights<'a> {
+    group: &'a [[[i16; 2]; LANES]],
+    lane: usize,
+}
+
+impl<'a> Weights<'a> {
+    /// How many there are.
+    pub fn len(self) -> usize {
+        self.group.len()
+    }
+
+    /// All of them.
+    #[inline(always)]
+    pub fn iter(self) -> impl ExactSizeIterator<Item = &'a [i16; 2]> {
+        let lane = self.lane % LANES;
+        self.group.iter().map(move |tap| &tap[lane])
+    }
+}
+
 /// Where the windows of [`LANES`] output pixels lie.
 struct Windows {
     /// From the centre to the first input pixel's.
     first: [f32; LANES],
+    /// The first input pixel.
+    start: [u32; LANES],
     /// Input pixels.
-    length: [f32; LANES],
+    length: [u32; LANES],
     /// The place of the input pixel that the centre lies in.
-    largest: [usize; LANES],
+    largest: [u32; LANES],
+}
+
+/// Where windows lie along an axis.
+struct Placed {
+    range: AxisRange,
+    flip: bool,
+    scale: f64,
+    support: f64,
+}
+
+impl Placed {
+    /// The windows of the output pixels from `group` on. Those behind the last are the last one's.
+    #[inline(always)]
+    fn windows(&self, group: usize) -> Windows {
+        let AxisRange { input, first, count, .. } = self.range;
+        let none = [0; LANES];
+        let mut windows = Windows { first: [0.0; LANES], start: none, length: none, largest: none };
+        let most = f64::from(i32::try_from(input).expect("an axis of less than 2^31 pixels"));
+        let last = count as i32 - 1;
+        let within = |value: f64| {
+            let value = if value > 0.0 { value } else { 0.0 };
+            let value = if value < most { value } else { most };
+            // SAFETY: 0..=`most`, as the comparisons leave no other value, and `most` is an `i32`.
+            unsafe { value.to_int_unchecked::<i32>() }
+        };
+        for lane in 0..LANES {
+            let index = (group as i32 + lane as i32).min(last);
+            let index = if self.flip { last - index } else { index };
+            // Whole numbers, exact below 2^53.
+            let center = (first as f64 + f64::from(index) + 0.5) * self.scale;
+            let start = within(center - self.support + 0.5);
+            let end = within(center + self.support + 0.5);
+            windows.first[lane] = (f64::from(start) - center + 0.5) as f32;
+            windows.start[lane] = start as u32;
+            windows.length[lane] = (end - start) as u32;
+            windows.largest[lane] = (within(center).min(end - 1) - start) as u32;
+        }
+        windows
+    }
 }
 
 /// What else the tables are to have.
@@ -164,43 +229,36 @@ impl Axis {
         self.taps = ((2.0 * support + 1.0 + 1e-9) as usize).min(range.input);
         (self.lowest, self.end) = (range.input, 0);
         self.flip = flip;
-        self.starts.clear();
-        self.lengths.clear();
+        self.count = range.count;
+        let groups = range.count.div_ceil(LANES);
+        at_least(&mut self.starts, groups);
+        at_least(&mut self.lengths, groups);
         self.fine.clear();
         self.is_fine = asked.fine || self.taps > COARSE_TAPS;
         if self.is_fine {
             self.fine.reserve(range.count * self.taps.div_ceil(2));
         } else {
-            self.weights.resize(range.count * self.taps, 0);
+            at_least(&mut self.weights, groups * self.taps);
         }
         self.exact.resize(self.taps, [0.0; LANES]);
         let inverse = (1.0 / stretch) as f32;
-        for group in (0..range.count).step_by(LANES) {
-            let count = (range.count - group).min(LANES);
-            let mut windows =
-                Windows { first: [0.0; LANES], length: [1.0; LANES], largest: [0; LANES] };
-            for lane in 0..count {
-                let index = group + lane;
-                let x = range.first + if flip { range.count - 1 - index } else { index };
-                let center = (x as f64 + 0.5) * scale;
-                // Both are non-negative, so the cast truncates as C's does.
-                let start = (center - support + 0.5).max(0.0) as i64 as usize;
-                let end = ((center + support + 0.5) as i64 as usize).min(range.input);
-                self.lowest = self.lowest.min(start);
-                self.end = self.end.max(end);
-                self.starts.push(start as u32);
-                self.lengths.push((end - start) as u32);
-                windows.first[lane] = (start as f64 - center + 0.5) as f32;
-                windows.length[lane] = (end - start) as f32;
-                windows.largest[lane] = (center as i64 as usize).min(end - 1) - start;
-            }
+        let placed = Placed { range, flip, scale, support };
+        for (group, first) in (0..range.count).step_by(LANES).enumerate() {
+            let windows = placed.windows(first);
+            self.starts[group] = windows.start;
+            self.lengths[group] = windows.length;
             let sums = weigh(&mut self.exact, &windows, |offset| at(offset * inverse));
             if self.is_fine {
-                self.round_fine(&sums[..count]);
+                self.round_fine(&sums[..(range.count - first).min(LANES)]);
             } else {
-                let weights = &mut self.weights[group * self.taps..][..count * self.taps];
+                let weights = &mut self.weights[group * self.taps..][..self.taps];
                 round(&self.exact, &windows, sums, weights);
             }
+        }
+        // Windows go to one side from pixel to pixel, or stay.
+        if let Some(last) = range.count.checked_sub(1) {
+            let (left, right) = if flip { (last, 0) } else { (0, last) };
+            (self.lowest, self.end) = (self.start(left), self.start(right) + self.length(right));
         }
     }
 
@@ -227,8 +285,8 @@ impl Axis {
     /// Bytes that its tables take.
     #[cfg(test)]
     pub fn bytes(&self) -> usize {
-        let windows = 4 * (self.starts.capacity() + self.lengths.capacity());
-        let weights = 4 * self.weights.capacity() + 8 * self.fine.capacity();
+        let windows = 64 * (self.starts.capacity() + self.lengths.capacity());
+        let weights = 64 * self.weights.capacity() + 8 * self.fine.capacity();
         windows + weights + 64 * self.exact.capacity()
     }
 
@@ -239,50 +297,60 @@ impl Axis {
     }
 
     /// Whether windows go to the left from one output pixel to the next.
+    #[inline]
     pub fn descends(&self) -> bool {
         self.flip
     }
 
     /// Output pixels.
+    #[inline]
     pub fn len(&self) -> usize {
-        self.starts.len()
+        self.count
     }
 
     /// The most weights of one output pixel.
+    #[inline]
     pub fn taps(&self) -> usize {
         self.taps
     }
 
     /// The first input pixel of output pixel `index`.
+    #[inline]
     pub fn start(&self, index: usize) -> usize {
-        self.starts[index] as usize
+        self.starts.as_flattened()[index] as usize
     }
 
-    /// Whether it has [`Axis::fine`], and neither [`Axis::weights`] nor [`Axis::pairs`].
+    /// Whether it has [`Axis::fine`], and neither [`Axis::weights`] nor [`Axis::all_weights`].
     pub fn is_fine(&self) -> bool {
         self.is_fine
     }
 
     /// How many input pixels output pixel `index` draws from.
+    #[inline]
     pub fn length(&self, index: usize) -> usize {
-        self.lengths[index] as usize
+        self.lengths.as_flattened()[index] as usize
     }
 
-    /// The weights of output pixel `index`, each twice.
-    pub fn weights(&self, index: usize) -> &[[i16; 2]] {
-        &self.pairs(index)[..self.lengths[index] as usize]
+    /// The weights of output pixel `index`.
+    #[inline(always)]
+    pub fn weights(&self, index: usize) -> Weights<'_> {
+        let Weights { group, lane } = self.all_weights(index);
+        Weights { group: &group[..self.length(index)], lane }
     }
 
     /// `taps` weights of output pixel `index`, zeros after its own.
-    pub fn pairs(&self, index: usize) -> &[[i16; 2]] {
-        bytemuck::cast_slice(&self.weights[index * self.taps..][..self.taps])
+    #[inline(always)]
+    pub fn all_weights(&self, index: usize) -> Weights<'_> {
+        let group = &self.weights[index / LANES * self.taps..][..self.taps];
+        Weights { group, lane: index % LANES }
     }
 
     /// The weights of output pixel `index` with [`FINE_BITS`], two taps a pair, and how many taps
     /// there are.
+    #[inline]
     pub fn fine(&self, index: usize) -> (&[FinePair], usize) {
         let pairs = self.taps.div_ceil(2);
-        let taps = self.lengths[index] as usize;
+        let taps = self.length(index);
         (&self.fine[index * pairs..][..taps.div_ceil(2)], taps)
     }
 
@@ -292,9 +360,18 @@ impl Axis {
     }
 
     /// The first input pixel that any output draws from.
+    #[inline]
     pub fn lowest(&self) -> usize {
         self.lowest
     }
+}
+
+/// To be called in each turn of a loop over taps. The compiler would make vectors of one lane's taps
+/// there, by gathers and scatters, where those of one tap's lanes lie side by side: 2.4 us in place
+/// of 0.8 for 224 output pixels with AVX-512. It becomes no instruction.
+#[inline(always)]
+fn lanes_not_taps() {
+    std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
 }
 
 /// The weights of a group into `exact`, zeros after each window; returns their sums,
@@ -303,44 +380,53 @@ impl Axis {
 fn weigh(exact: &mut [[f32; LANES]], windows: &Windows, at: impl Fn(f32) -> f32) -> [f32; LANES] {
     let mut sums = [0f32; LANES];
     for (tap, exact) in exact.iter_mut().enumerate() {
-        let tap = tap as f32;
+        lanes_not_taps();
         for lane in 0..LANES {
-            let weight = at(windows.first[lane] + tap);
-            exact[lane] = if tap < windows.length[lane] { weight } else { 0.0 };
+            let weight = at(windows.first[lane] + tap as f32);
+            exact[lane] = if (tap as u32) < windows.length[lane] { weight } else { 0.0 };
             sums[lane] += exact[lane];
         }
     }
     sums
 }
 
-/// A weight twice, which as `[i16; 2]` is the same in either byte order.
-#[inline(always)]
-fn twice(weight: i32) -> u32 {
-    (weight as u32 & 0xFFFF) * 0x1_0001
-}
-
 /// Scales the weights of a group to a sum of one and rounds them to [`WEIGHT_BITS`].
 /// The input pixel that a centre lies in has the largest weight, and takes what
 /// rounding left over.
 #[inline(always)]
-fn round(exact: &[[f32; LANES]], windows: &Windows, sums: [f32; LANES], weights: &mut [u32]) {
+fn round(
+    exact: &[[f32; LANES]],
+    windows: &Windows,
+    sums: [f32; LANES],
+    weights: &mut [[[i16; 2]; LANES]],
+) {
     // Added to 1.5 * 2^23 a number is rounded to a whole one, found in the low bits.
     const WHOLE: f32 = 12_582_912.0;
-    let taps = exact.len();
     let scale = sums.map(|sum| f32::from(1i16 << WEIGHT_BITS) / sum);
+    let whole = |exact: f32, scale: f32| (exact * scale + WHOLE).to_bits() as i32;
     let mut left = [1i32 << WEIGHT_BITS; LANES];
-    for (tap, exact) in exact.iter().enumerate() {
-        let mut whole = [0; LANES];
+    for exact in exact {
+        lanes_not_taps();
         for lane in 0..LANES {
-            whole[lane] = (exact[lane] * scale[lane] + WHOLE).to_bits() as i32;
-            left[lane] -= whole[lane] - WHOLE.to_bits() as i32;
-        }
-        for (weights, whole) in weights.chunks_exact_mut(taps).zip(whole) {
-            weights[tap] = twice(whole);
+            left[lane] -= whole(exact[lane], scale[lane]) - WHOLE.to_bits() as i32;
         }
     }
-    for ((weights, left), largest) in weights.chunks_exact_mut(taps).zip(left).zip(windows.largest)
-    {
-        weights[largest] = twice(weights[largest] as i16 as i32 + left);
+    for (tap, (exact, weights)) in exact.iter().zip(weights).enumerate() {
+        lanes_not_taps();
+        // A weight twice, which as `[i16; 2]` is the same in either byte order.
+        let mut twice = [0u32; LANES];
+        for lane in 0..LANES {
+            let more = if tap as u32 == windows.largest[lane] { left[lane] } else { 0 };
+            let weight = (whole(exact[lane], scale[lane]) + more) as u32 & 0xFFFF;
+            twice[lane] = weight << 16 | weight;
+        }
+        *weights = bytemuck::cast(twice);
+    }
+}
+
+/// Makes a table longer where it is shorter than `len`.
+fn at_least<T: Clone + bytemuck::Zeroable>(table: &mut Vec<T>, len: usize) {
+    if table.len() < len {
+        table.resize(len, T::zeroed());
     }
 }

@@ -19,7 +19,7 @@ fn one_row(row_hwc: &[u8], axis: &Axis, planes: &mut [i16]) {
     for x in 0..axis.len() {
         let pixels = row_hwc[3 * (axis.start(x) - axis.lowest())..].chunks_exact(3);
         let mut sums = [0i16; 3];
-        for (pixel, &[weight, _]) in pixels.zip(axis.weights(x)) {
+        for (pixel, &[weight, _]) in pixels.zip(axis.weights(x).iter()) {
             for (sum, &value) in sums.iter_mut().zip(pixel) {
                 *sum += mulhrs(i16::from(value) << IN_BITS, weight);
             }

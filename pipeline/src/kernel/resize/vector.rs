@@ -10,7 +10,7 @@
 
 use std::ops::Range;
 
-use super::axis::Axis;
+use super::axis::{Axis, Weights};
 use super::block::{Block, MAX_ROWS};
 use super::{BITS, IN_BITS, fine};
 use crate::kernel::vector::{Vector, transpose};
@@ -57,7 +57,7 @@ pub(super) unsafe fn horizontal<V: Vector, const FINE: bool>(
                 if FINE {
                     fine_column::<V>(axis, x, window, index, &mut ready);
                 } else {
-                    column::<V>(axis.pairs(x), window, index, &mut ready);
+                    column::<V>(axis.all_weights(x), window, index, &mut ready);
                 }
             }
         }
@@ -168,14 +168,14 @@ unsafe fn transpose_in<V: Vector>(block: &Block<'_>, at: usize, columns: &mut [i
 
 /// One output column into `ready[..][index]`.
 #[inline(always)]
-unsafe fn column<V: Vector>(weights: &[[i16; 2]], window: &[i16], index: usize, ready: &mut Ready) {
+unsafe fn column<V: Vector>(weights: Weights<'_>, window: &[i16], index: usize, ready: &mut Ready) {
     assert!(window.len() >= 3 * weights.len() * V::LEN);
     // SAFETY: `window` holds three vectors for each weight; `ready` has `MAX_ROWS`
     // elements for each column, at least `LEN`.
     unsafe {
         let mut from = window.as_ptr();
         let mut sums = [V::splat(0); 3];
-        for pair in weights {
+        for pair in weights.iter() {
             let weight = V::splat_pair(pair);
             for (channel, sum) in sums.iter_mut().enumerate() {
                 let values = V::load(from.add(channel * V::LEN));
