@@ -1,8 +1,10 @@
 //! [`Augmenter`]: drawn parameters applied to pixels.
 //!
-//! Rows flow from the resize through the colour operations into the output; the
+//! Rows flow, some at a time, from the resize through the colour operations into the output; the
 //! whole view is set down only where an operation must have seen all
 //! of it (contrast needs the mean of the gray image).
+
+use std::ops::Range;
 
 use super::ViewConfig;
 use super::crop::Interpolation;
@@ -13,7 +15,7 @@ use crate::image_rgb::values;
 use crate::kernel::blur::Blur;
 use crate::kernel::resize::{AxisRange, Filter, Geometry, Resize};
 use crate::kernel::store::{Affine, Store, prefetch};
-use crate::kernel::{MAX_FACTOR, MAX_SIGMA, Row, Scratch, color, padded};
+use crate::kernel::{MAX_FACTOR, MAX_SIGMA, Rows, Scratch, color, padded};
 use crate::{Error, Image, Result};
 
 /// Applies [`ViewParams`] to images. One for each thread: it owns the buffers
@@ -23,7 +25,8 @@ pub struct Augmenter {
     level: Level,
     resize: Resize,
     blur: Blur,
-    row: Scratch,
+    /// The rows on their way.
+    slab: Scratch,
     blurred: Scratch,
     /// All rows of a view, where an operation must have seen all of them.
     rows: Scratch,
@@ -94,17 +97,9 @@ impl ColorPlan {
     }
 }
 
-/// Rows between the one that is written and the one that is fetched. A batch is larger than the
-/// caches, and rows come microseconds apart, in three planes far from each other: no prefetcher of
-/// the CPU sees a pattern in that, and stores that wait for their lines hold up all that follows.
-const AHEAD: usize = 2;
-
-/// Row `y` of rows of `len` elements, and the one [`AHEAD`] of it, empty behind the last.
-fn rows<T>(all: &mut [T], len: usize, y: usize) -> (&mut [T], &mut [T]) {
-    let mut rows = all.chunks_exact_mut(len).skip(y);
-    let row = rows.next().expect("a view has as many rows");
-    (row, rows.nth(AHEAD - 1).unwrap_or_default())
-}
+/// Values of the rows that go through the operations together, unless one row has more: 8 KiB, which
+/// stay in the L1 cache next to what the operations need.
+const SLAB: usize = 4096;
 
 /// The rows' destination.
 struct Sink<'a, T> {
@@ -117,25 +112,41 @@ struct Sink<'a, T> {
 }
 
 impl<T: Store> Sink<'_, T> {
-    fn put(&mut self, level: Level, y: usize, planes: &mut [i16]) {
-        let mut row = Row::new(planes);
+    /// Rows from `y` on go to their places, which [`Sink::fetch`] has fetched.
+    fn put(&mut self, level: Level, y: usize, rows: &mut [i16]) {
+        let (height, width) = (self.height, self.width);
+        let end = y + rows.len() / (3 * padded(width));
+        let mut rows = Rows::new(rows, width);
         if let Some(threshold) = self.solarize {
-            color::solarize(level, &mut row, threshold);
+            color::solarize(level, &mut rows, threshold);
         }
-        let (width, height) = (self.width, self.height);
         match self.layout {
             Layout::Nhwc => {
-                let (out, later) = rows(self.out, width * 3, y);
-                T::interleaved(level, &row, &self.affine, out);
-                prefetch(later);
+                let out = &mut self.out[3 * width * y..3 * width * end];
+                T::interleaved(level, &rows, &self.affine, width, out);
             }
             Layout::Nchw => {
-                for (channel, values) in [&*row.r, &*row.g, &*row.b].into_iter().enumerate() {
-                    let plane = &mut self.out[channel * height * width..][..height * width];
-                    let (out, later) = rows(plane, width, y);
-                    let Affine { scale, offset } = self.affine;
-                    T::plane(level, values, scale[channel], offset[channel], out);
-                    prefetch(later);
+                let (r, rest) = self.out.split_at_mut(height * width);
+                let (g, b) = rest.split_at_mut(height * width);
+                let out = [r, g, b].map(|plane| &mut plane[width * y..width * end]);
+                T::planes(level, &rows, &self.affine, width, out);
+            }
+        }
+    }
+
+    /// Has the CPU fetch the places of rows, as far as there are any. A batch is larger than the
+    /// caches, and rows come microseconds apart, in three planes far from each other: no prefetcher
+    /// of the CPU sees a pattern in that, and stores that wait for their lines hold up all that
+    /// follows.
+    fn fetch(&mut self, rows: Range<usize>) {
+        let (height, width) = (self.height, self.width);
+        let (first, end) = (rows.start.min(height), rows.end.min(height));
+        match self.layout {
+            Layout::Nhwc => prefetch(&mut self.out[3 * width * first..3 * width * end]),
+            Layout::Nchw => {
+                for channel in 0..3 {
+                    let plane = &mut self.out[channel * height * width..];
+                    prefetch(&mut plane[width * first..width * end]);
                 }
             }
         }
@@ -155,7 +166,7 @@ impl Augmenter {
             level,
             resize: Resize::default(),
             blur: Blur::default(),
-            row: Scratch::default(),
+            slab: Scratch::default(),
             blurred: Scratch::default(),
             rows: Scratch::default(),
         }
@@ -223,24 +234,32 @@ impl Augmenter {
         let sigma = params.blur_sigma.unwrap_or(0.0);
         let blurs = sigma > 0.0 && self.blur.begin(sigma, width, height);
         let row_len = 3 * padded(width);
+        let slab_rows = (SLAB / row_len).max(1);
+        sink.fetch(0..slab_rows);
         let mean = plan.contrast.map(|factor| (factor, self.set_down(image, &plan, width, height)));
-        for y in 0..height {
-            let row = if let Some((factor, mean)) = mean {
-                let row = &mut self.rows.get(row_len * height)[row_len * y..][..row_len];
-                color::contrast(self.level, &mut Row::new(row), factor, mean);
-                row
+        for y in (0..height).step_by(slab_rows) {
+            let count = slab_rows.min(height - y);
+            let slab = if let Some((factor, mean)) = mean {
+                let slab = &mut self.rows.get(row_len * height)[row_len * y..][..row_len * count];
+                color::contrast(self.level, &mut Rows::new(slab, width), factor, mean);
+                slab
             } else {
-                let row = self.row.get(row_len);
-                self.resize.next_row(self.level, image, row);
-                recolor(self.level, &mut Row::new(row), &plan.before);
-                row
+                let slab = self.slab.get(row_len * count);
+                for row in slab.chunks_exact_mut(row_len) {
+                    self.resize.next_row(self.level, image, row);
+                }
+                recolor(self.level, &mut Rows::new(slab, width), &plan.before);
+                slab
             };
-            recolor(self.level, &mut Row::new(row), &plan.after);
+            recolor(self.level, &mut Rows::new(slab, width), &plan.after);
             if blurs {
-                self.blur.push(self.level, row);
-                self.drain_blur(&mut sink);
+                for row in slab.chunks_exact(row_len) {
+                    self.blur.push(self.level, row);
+                    drain_blur(self.level, &mut self.blur, &mut self.blurred, &mut sink);
+                }
             } else {
-                sink.put(self.level, y, row);
+                sink.put(self.level, y, slab);
+                sink.fetch(y + slab_rows..y + 2 * slab_rows);
             }
         }
     }
@@ -249,34 +268,47 @@ impl Augmenter {
     /// returns the mean of their gray, as Pillow rounds it.
     fn set_down(&mut self, image: &Image, plan: &ColorPlan, width: usize, height: usize) -> u8 {
         let row_len = 3 * padded(width);
+        let slab_rows = (SLAB / row_len).max(1);
         let mut sum = 0;
-        for row in self.rows.get(row_len * height).chunks_exact_mut(row_len) {
-            self.resize.next_row(self.level, image, row);
+        for slab in self.rows.get(row_len * height).chunks_mut(row_len * slab_rows) {
+            for row in slab.chunks_exact_mut(row_len) {
+                self.resize.next_row(self.level, image, row);
+            }
+            let mut slab = Rows::new(slab, width);
             // The padding is black and stays so: no operation before contrast
             // makes black into something else.
-            recolor(self.level, &mut Row::new(row), &plan.before);
-            sum += color::gray_sum(self.level, &Row::new(row));
+            recolor(self.level, &mut slab, &plan.before);
+            sum += color::gray_sum(self.level, &slab);
         }
         let pixels = (width * height) as f64;
         (sum as f64 / pixels + 0.5) as u8
     }
+}
 
-    fn drain_blur<T: Store>(&mut self, sink: &mut Sink<'_, T>) {
-        let blurred = self.blurred.get(3 * padded(sink.width));
-        while let Some(y) = self.blur.take(self.level, blurred) {
-            sink.put(self.level, y, blurred);
-        }
+/// Rows that the blur has finished go to their places.
+fn drain_blur<T: Store>(
+    level: Level,
+    blur: &mut Blur,
+    blurred: &mut Scratch,
+    sink: &mut Sink<'_, T>,
+) {
+    /// Rows between the one that is written and the one that is fetched.
+    const AHEAD: usize = 2;
+    let blurred = blurred.get(3 * padded(sink.width));
+    while let Some(y) = blur.take(level, blurred) {
+        sink.put(level, y, blurred);
+        sink.fetch(y + AHEAD..y + AHEAD + 1);
     }
 }
 
-fn recolor(level: Level, row: &mut Row<'_>, ops: &[Option<ColorOp>]) {
+fn recolor(level: Level, rows: &mut Rows<'_>, ops: &[Option<ColorOp>]) {
     for op in ops.iter().flatten() {
         match *op {
-            ColorOp::Brightness(factor) => color::brightness(level, row, factor),
-            ColorOp::Saturation(factor) => color::saturation(level, row, factor),
-            ColorOp::Hue(shift) => color::hue(level, row, shift),
-            ColorOp::ExactHue(turns) => color::turn_hue(level, row, turns),
-            ColorOp::Grayscale => color::grayscale(level, row),
+            ColorOp::Brightness(factor) => color::brightness(level, rows, factor),
+            ColorOp::Saturation(factor) => color::saturation(level, rows, factor),
+            ColorOp::Hue(shift) => color::hue(level, rows, shift),
+            ColorOp::ExactHue(turns) => color::turn_hue(level, rows, turns),
+            ColorOp::Grayscale => color::grayscale(level, rows),
         }
     }
 }

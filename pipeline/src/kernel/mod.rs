@@ -1,6 +1,6 @@
 //! Pixel operations, one folder each, under `augment`.
 //!
-//! A view travels as rows: a [`Row`] holds three planes of one row as 16-bit integers, 0..=255
+//! A view travels as rows: [`Rows`] hold three planes of each row as 16-bit integers, 0..=255
 //! each, padded to a whole number of vectors. The operations are written once, as plain loops (over
 //! integers; colours are computed in 32-bit floats) that say exactly what comes out;
 //! `crate::level::multiversion` compiles them for each instruction set, so all of them give the
@@ -17,7 +17,7 @@ pub mod store;
 mod vector;
 
 pub use crate::scratch::Scratch;
-pub use row::{LANES, Row, padded};
+pub use row::{LANES, Rows, padded};
 
 /// Largest brightness, contrast or saturation factor: what is computed with it
 /// stays far within the integers that it is cut to before values are limited to

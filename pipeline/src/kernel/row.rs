@@ -1,4 +1,4 @@
-//! [`Row`]: one row of a view in the form every operation works on.
+//! [`Rows`]: rows of a view in the form every operation works on.
 
 /// Elements that rows are padded to: one 512-bit vector of 16-bit integers.
 pub const LANES: usize = 32;
@@ -8,28 +8,60 @@ pub fn padded(width: usize) -> usize {
     width.next_multiple_of(LANES)
 }
 
-/// Three planes (red, green, blue) of one row, each [`padded`]. Values are
+/// Rows after one another, each of three planes (red, green, blue), each [`padded`]. Values are
 /// 0..=255; what stands in the padding is unspecified unless said otherwise.
+///
+/// Several at a time, so that what an operation does once, its call and its constants, counts
+/// little: of a row of 32 pixels it is up to two thirds (solarize), mostly a tenth.
 #[derive(Debug)]
-pub struct Row<'a> {
-    /// Red.
-    pub r: &'a mut [i16],
-    /// Green.
-    pub g: &'a mut [i16],
-    /// Blue.
-    pub b: &'a mut [i16],
+pub struct Rows<'a> {
+    /// All values of all rows.
+    pub planes: &'a mut [i16],
+    stride: usize,
 }
 
-impl<'a> Row<'a> {
-    /// The row in `planes`, three planes of equal length after one another.
+impl<'a> Rows<'a> {
+    /// The rows of `width` pixels in `planes`.
     ///
     /// # Panics
-    /// When the length is not three times a multiple of [`LANES`].
-    pub fn new(planes: &'a mut [i16]) -> Self {
-        let stride = planes.len() / 3;
-        assert!(stride.is_multiple_of(LANES) && stride * 3 == planes.len(), "rows are padded");
-        let (r, rest) = planes.split_at_mut(stride);
-        let (g, b) = rest.split_at_mut(stride);
-        Row { r, g, b }
+    /// When these are not whole rows.
+    pub fn new(planes: &'a mut [i16], width: usize) -> Self {
+        let stride = padded(width);
+        assert!(planes.len().is_multiple_of(3 * stride), "rows are padded");
+        Rows { planes, stride }
+    }
+
+    /// Each row's planes.
+    #[inline(always)]
+    pub fn iter(&self) -> impl Iterator<Item = [&[i16]; 3]> {
+        self.planes.chunks_exact(3 * self.stride).map(|row| {
+            let (r, rest) = row.split_at(self.stride);
+            let (g, b) = rest.split_at(self.stride);
+            [r, g, b]
+        })
+    }
+
+    /// Each row's planes.
+    #[inline(always)]
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = [&mut [i16]; 3]> {
+        let stride = self.stride;
+        self.planes.chunks_exact_mut(3 * stride).map(move |row| {
+            let (r, rest) = row.split_at_mut(stride);
+            let (g, b) = rest.split_at_mut(stride);
+            [r, g, b]
+        })
+    }
+
+    /// Replaces each pixel.
+    #[inline(always)]
+    pub fn map(&mut self, pixel: impl Fn(i16, i16, i16) -> (i16, i16, i16)) {
+        // Whole vectors, without a rest.
+        let len = self.stride / LANES * LANES;
+        for [r, g, b] in self.iter_mut() {
+            let (r, g, b) = (&mut r[..len], &mut g[..len], &mut b[..len]);
+            for x in 0..len {
+                (r[x], g[x], b[x]) = pixel(r[x], g[x], b[x]);
+            }
+        }
     }
 }

@@ -16,18 +16,16 @@
 //! away: the paper's code turns hues this way, torchvision's for tensors the other.
 
 use super::{multiversion, whole};
-use crate::kernel::Row;
+use crate::kernel::Rows;
 
 multiversion! {
     /// Turns the hue by `shift` 255ths of a turn, modulo 256 ([`super::hue_shift`]).
-    pub fn hue(row: &mut Row<'_>, shift: i16) = hue_inner
+    pub fn hue(rows: &mut Rows<'_>, shift: i16) = hue_inner
 }
 
 #[inline(always)]
-fn hue_inner(row: &mut Row<'_>, shift: i16) {
-    for ((r, g), b) in row.r.iter_mut().zip(row.g.iter_mut()).zip(row.b.iter_mut()) {
-        (*r, *g, *b) = turn(*r, *g, *b, shift);
-    }
+fn hue_inner(rows: &mut Rows<'_>, shift: i16) {
+    rows.map(|r, g, b| turn(r, g, b, shift));
 }
 
 /// The number after 42.5: 255ths of a turn in a sixth.

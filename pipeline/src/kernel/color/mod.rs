@@ -1,4 +1,4 @@
-//! Colour operations on one row, in place: Pillow's results, bit for bit.
+//! Colour operations on rows, in place: Pillow's results, bit for bit.
 //!
 //! Each operation ends in whole values 0..=255, as Pillow's does, because what follows is defined
 //! on those.
@@ -7,7 +7,7 @@ mod hsv;
 mod turn;
 
 use super::MAX_FACTOR;
-use super::row::Row;
+use super::row::{LANES, Rows};
 use crate::level::multiversion;
 pub use hsv::hue;
 pub use turn::{Sixths, turn_hue};
@@ -56,88 +56,96 @@ fn checked(factor: f32) -> f32 {
 
 multiversion! {
     /// Scales the values by `factor` (0 to `MAX_FACTOR`).
-    pub fn brightness(row: &mut Row<'_>, factor: f32) = brightness_inner
+    pub fn brightness(rows: &mut Rows<'_>, factor: f32) = brightness_inner
 }
 
 #[inline(always)]
-fn brightness_inner(row: &mut Row<'_>, factor: f32) {
-    blend_with(row, checked(factor), 0);
+fn brightness_inner(rows: &mut Rows<'_>, factor: f32) {
+    blend_with(rows, checked(factor), 0);
 }
 
 multiversion! {
     /// Blends with the gray level `mean`: `mean + factor * (value - mean)`.
-    pub fn contrast(row: &mut Row<'_>, factor: f32, mean: u8) = contrast_inner
+    pub fn contrast(rows: &mut Rows<'_>, factor: f32, mean: u8) = contrast_inner
 }
 
 #[inline(always)]
-fn contrast_inner(row: &mut Row<'_>, factor: f32, mean: u8) {
-    blend_with(row, checked(factor), i16::from(mean));
+fn contrast_inner(rows: &mut Rows<'_>, factor: f32, mean: u8) {
+    blend_with(rows, checked(factor), i16::from(mean));
 }
 
 #[inline(always)]
-fn blend_with(row: &mut Row<'_>, factor: f32, level: i16) {
-    for plane in [&mut *row.r, &mut *row.g, &mut *row.b] {
-        for v in plane {
-            *v = blend(level, *v, factor);
-        }
+fn blend_with(rows: &mut Rows<'_>, factor: f32, level: i16) {
+    for v in rows.planes.iter_mut() {
+        *v = blend(level, *v, factor);
     }
 }
 
 multiversion! {
     /// Blends each pixel with its own gray: `gray + factor * (value - gray)`.
-    pub fn saturation(row: &mut Row<'_>, factor: f32) = saturation_inner
+    pub fn saturation(rows: &mut Rows<'_>, factor: f32) = saturation_inner
 }
 
 #[inline(always)]
-fn saturation_inner(row: &mut Row<'_>, factor: f32) {
+fn saturation_inner(rows: &mut Rows<'_>, factor: f32) {
     let factor = checked(factor);
-    for ((r, g), b) in row.r.iter_mut().zip(row.g.iter_mut()).zip(row.b.iter_mut()) {
-        let gray = gray_of(*r, *g, *b);
-        (*r, *g, *b) = (blend(gray, *r, factor), blend(gray, *g, factor), blend(gray, *b, factor));
-    }
+    rows.map(|r, g, b| {
+        let gray = gray_of(r, g, b);
+        (blend(gray, r, factor), blend(gray, g, factor), blend(gray, b, factor))
+    });
 }
 
 multiversion! {
     /// Replaces each pixel by its gray.
-    pub fn grayscale(row: &mut Row<'_>) = grayscale_inner
+    pub fn grayscale(rows: &mut Rows<'_>) = grayscale_inner
 }
 
 #[inline(always)]
-fn grayscale_inner(row: &mut Row<'_>) {
-    for ((r, g), b) in row.r.iter_mut().zip(row.g.iter_mut()).zip(row.b.iter_mut()) {
-        let gray = gray_of(*r, *g, *b);
-        (*r, *g, *b) = (gray, gray, gray);
-    }
-}
-
-multiversion! {
-    /// Inverts the values at or above `threshold`.
-    pub fn solarize(row: &mut Row<'_>, threshold: u8) = solarize_inner
-}
-
-#[inline(always)]
-fn solarize_inner(row: &mut Row<'_>, threshold: u8) {
-    let threshold = i16::from(threshold);
-    for plane in [&mut *row.r, &mut *row.g, &mut *row.b] {
-        for v in plane {
-            *v = if *v < threshold { *v } else { 255 - *v };
+fn grayscale_inner(rows: &mut Rows<'_>) {
+    // Vectors of their own: that rows' planes lie between each other's looks to the compiler as if
+    // they might overlap, and it would go pixel by pixel.
+    for [r, g, b] in rows.iter_mut() {
+        let (r, g, b) = (r.as_chunks_mut().0, g.as_chunks_mut().0, b.as_chunks_mut().0);
+        for ((r, g), b) in r.iter_mut().zip(g).zip(b) {
+            let mut gray = [0; LANES];
+            for (x, gray) in gray.iter_mut().enumerate() {
+                *gray = gray_of(r[x], g[x], b[x]);
+            }
+            (*r, *g, *b) = (gray, gray, gray);
         }
     }
 }
 
 multiversion! {
-    /// The sum of the gray values of the row, padding included: it must be 0
-    /// where it is not to count.
-    pub fn gray_sum(row: &Row<'_>) -> u64 = gray_sum_inner
+    /// Inverts the values at or above `threshold`.
+    pub fn solarize(rows: &mut Rows<'_>, threshold: u8) = solarize_inner
 }
 
 #[inline(always)]
-fn gray_sum_inner(row: &Row<'_>) -> u64 {
-    let mut sum = 0u32;
-    for ((r, g), b) in row.r.iter().zip(row.g.iter()).zip(row.b.iter()) {
-        sum += gray_of(*r, *g, *b) as u32;
+fn solarize_inner(rows: &mut Rows<'_>, threshold: u8) {
+    let threshold = i16::from(threshold);
+    for v in rows.planes.iter_mut() {
+        *v = if *v < threshold { *v } else { 255 - *v };
     }
-    u64::from(sum)
+}
+
+multiversion! {
+    /// The sum of the gray values of the rows, padding included: it must be 0
+    /// where it is not to count.
+    pub fn gray_sum(rows: &Rows<'_>) -> u64 = gray_sum_inner
+}
+
+#[inline(always)]
+fn gray_sum_inner(rows: &Rows<'_>) -> u64 {
+    let mut sum = 0;
+    for [r, g, b] in rows.iter() {
+        let mut row = 0u32;
+        for ((r, g), b) in r.iter().zip(g).zip(b) {
+            row += gray_of(*r, *g, *b) as u32;
+        }
+        sum += u64::from(row);
+    }
+    sum
 }
 
 #[cfg(test)]

@@ -9,11 +9,11 @@
 //! rotation would be cheaper and keep neither value nor saturation.
 
 use super::multiversion;
-use crate::kernel::Row;
+use crate::kernel::Rows;
 
 multiversion! {
     /// Turns the hue by `shift` turns, -0.5..=0.5; a level from the turn in floating point at most.
-    pub fn turn_hue(row: &mut Row<'_>, shift: f32) = turn_hue_inner
+    pub fn turn_hue(rows: &mut Rows<'_>, shift: f32) = turn_hue_inner
 }
 
 /// A turn of the hue in sixths, 13 fractional bits: the high half of its product with `C << 7` has
@@ -30,11 +30,9 @@ impl Sixths {
 }
 
 #[inline(always)]
-fn turn_hue_inner(row: &mut Row<'_>, shift: f32) {
+fn turn_hue_inner(rows: &mut Rows<'_>, shift: f32) {
     let shift = Sixths::new(shift);
-    for ((r, g), b) in row.r.iter_mut().zip(row.g.iter_mut()).zip(row.b.iter_mut()) {
-        (*r, *g, *b) = turn(*r, *g, *b, shift);
-    }
+    rows.map(|r, g, b| turn(r, g, b, shift));
 }
 
 #[inline(always)]

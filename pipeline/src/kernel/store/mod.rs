@@ -1,9 +1,9 @@
-//! The last pass: a finished row to its place, type and layout in the output.
+//! The last pass: finished rows to their place, type and layout in the output.
 
 use half::bf16;
 
-use super::row::Row;
-use crate::level::multiversion;
+use super::row::Rows;
+use crate::level::{Level, multiversion};
 
 /// `value * scale + offset` for each channel: `(value / 255 - mean) / std`.
 #[derive(Clone, Copy, Debug)]
@@ -73,68 +73,78 @@ pub fn prefetch<T>(out: &mut [T]) {
 }
 
 #[inline(always)]
-fn plane<T: Element>(values: &[i16], scale: f32, offset: f32, out: &mut [T]) {
-    for (to, &value) in out.iter_mut().zip(values) {
-        *to = T::of(value, scale, offset);
+fn planes<T: Element>(rows: &Rows<'_>, affine: &Affine, width: usize, out: [&mut [T]; 3]) {
+    let Affine { scale, offset } = *affine;
+    let [r, g, b] = out.map(|plane| plane.chunks_exact_mut(width));
+    for (values, ((r, g), b)) in rows.iter().zip(r.zip(g).zip(b)) {
+        for (channel, out) in [r, g, b].into_iter().enumerate() {
+            for (to, &value) in out.iter_mut().zip(values[channel]) {
+                *to = T::of(value, scale[channel], offset[channel]);
+            }
+        }
     }
 }
 
 #[inline(always)]
-fn interleaved<T: Element>(row: &Row<'_>, affine: &Affine, out: &mut [T]) {
+fn interleaved<T: Element>(rows: &Rows<'_>, affine: &Affine, width: usize, out: &mut [T]) {
     let Affine { scale, offset } = *affine;
-    let pixels = row.r.iter().zip(row.g.iter()).zip(row.b.iter());
-    for (to, ((&r, &g), &b)) in out.chunks_exact_mut(3).zip(pixels) {
-        to[0] = T::of(r, scale[0], offset[0]);
-        to[1] = T::of(g, scale[1], offset[1]);
-        to[2] = T::of(b, scale[2], offset[2]);
+    for ([r, g, b], out) in rows.iter().zip(out.chunks_exact_mut(3 * width)) {
+        for (to, ((&r, &g), &b)) in out.chunks_exact_mut(3).zip(r.iter().zip(g).zip(b)) {
+            to[0] = T::of(r, scale[0], offset[0]);
+            to[1] = T::of(g, scale[1], offset[1]);
+            to[2] = T::of(b, scale[2], offset[2]);
+        }
     }
-}
-
-multiversion! {
-    fn plane_f32(values: &[i16], scale: f32, offset: f32, out: &mut [f32]) = plane
-}
-multiversion! {
-    fn plane_bf16(values: &[i16], scale: f32, offset: f32, out: &mut [bf16]) = plane
-}
-multiversion! {
-    fn plane_u8(values: &[i16], scale: f32, offset: f32, out: &mut [u8]) = plane
-}
-multiversion! {
-    fn interleaved_f32(row: &Row<'_>, affine: &Affine, out: &mut [f32]) = interleaved
-}
-multiversion! {
-    fn interleaved_bf16(row: &Row<'_>, affine: &Affine, out: &mut [bf16]) = interleaved
-}
-multiversion! {
-    fn interleaved_u8(row: &Row<'_>, affine: &Affine, out: &mut [u8]) = interleaved
 }
 
 /// An element type with its compiled stores.
 pub trait Store: Element {
-    /// One row of one plane.
-    fn plane(level: crate::Level, values: &[i16], scale: f32, offset: f32, out: &mut [Self]);
-    /// One row, channels interleaved.
-    fn interleaved(level: crate::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]);
+    /// Rows of `width` pixels to rows of planes.
+    fn planes(level: Level, rows: &Rows<'_>, affine: &Affine, width: usize, out: [&mut [Self]; 3]);
+    /// Rows of `width` pixels, channels interleaved.
+    fn interleaved(level: Level, rows: &Rows<'_>, affine: &Affine, width: usize, out: &mut [Self]);
 }
 
 macro_rules! store {
-    ($type:ty, $plane:ident, $interleaved:ident) => {
+    ($type:ty) => {
         impl Store for $type {
-            fn plane(
-                level: crate::Level,
-                values: &[i16],
-                scale: f32,
-                offset: f32,
+            fn planes(
+                level: Level,
+                rows: &Rows<'_>,
+                affine: &Affine,
+                width: usize,
+                out: [&mut [Self]; 3],
+            ) {
+                multiversion! {
+                    fn compiled(
+                        rows: &Rows<'_>,
+                        affine: &Affine,
+                        width: usize,
+                        out: [&mut [$type]; 3],
+                    ) = planes
+                }
+                compiled(level, rows, affine, width, out);
+            }
+            fn interleaved(
+                level: Level,
+                rows: &Rows<'_>,
+                affine: &Affine,
+                width: usize,
                 out: &mut [Self],
             ) {
-                $plane(level, values, scale, offset, out)
-            }
-            fn interleaved(level: crate::Level, row: &Row<'_>, affine: &Affine, out: &mut [Self]) {
-                $interleaved(level, row, affine, out)
+                multiversion! {
+                    fn compiled(
+                        rows: &Rows<'_>,
+                        affine: &Affine,
+                        width: usize,
+                        out: &mut [$type],
+                    ) = interleaved
+                }
+                compiled(level, rows, affine, width, out);
             }
         }
     };
 }
-store!(f32, plane_f32, interleaved_f32);
-store!(bf16, plane_bf16, interleaved_bf16);
-store!(u8, plane_u8, interleaved_u8);
+store!(f32);
+store!(bf16);
+store!(u8);
