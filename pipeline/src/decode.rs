@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::augment::Crop;
 use crate::dct::DctImage;
-use crate::jpeg::Jpeg;
+use crate::jpeg::{Jpeg, Region};
 use crate::shard::{Format, raw_parse, sniff};
 use crate::{Error, Image, Result};
 use dct::DctImageDecoder;
@@ -92,16 +92,16 @@ impl Decoder {
     /// [`Error::Decode`] when the bytes are damaged or of an unknown kind,
     /// [`Error::TooLarge`] when a limit is passed. `out` is unspecified then.
     pub fn decode_into(&mut self, format: Format, bytes: &[u8], out: &mut Image) -> Result<()> {
-        self.decode(format, bytes, None, None, out).map(|_| ())
+        self.decode(format, bytes, &[], None, out).map(|_| ())
     }
 
-    /// Decodes the whole, or at least `region` of the stored image where that is
-    /// cheaper; returns the part that `out` holds.
+    /// Decodes the whole, or at least `regions` of the stored image, if there are some, where that
+    /// is cheaper; returns the part that `out` holds.
     fn decode(
         &mut self,
         format: Format,
         bytes: &[u8],
-        region: Option<Crop>,
+        regions: &[Crop],
         side_index: Option<&[u8]>,
         out: &mut Image,
     ) -> Result<Crop> {
@@ -115,7 +115,7 @@ impl Decoder {
         let orientation = guarded(|| match format {
             Format::Raw => self.raw(bytes, out),
             Format::Jpeg => {
-                match self.jpeg.decode(&self.options, bytes, region, side_index, out)? {
+                match self.jpeg.decode(&self.options, bytes, regions, side_index, out)? {
                     Some(decoded) => {
                         part = Some(decoded.region);
                         Ok(decoded.orientation)
@@ -124,7 +124,7 @@ impl Decoder {
                 }
             }
             Format::Dct => {
-                let decoded = self.dct.decode(&self.options, bytes, region, out)?;
+                let decoded = self.dct.decode(&self.options, bytes, regions, out)?;
                 part = Some(decoded.region);
                 Ok(decoded.orientation)
             }
@@ -158,11 +158,29 @@ impl Decoder {
         side_index: Option<&[u8]>,
         out: &mut Image,
     ) -> Result<Crop> {
-        let part = self.decode(format, bytes, Some(region), side_index, out)?;
+        self.decode_regions_into(format, bytes, &[region], side_index, out)
+    }
+
+    /// As [`Decoder::decode_region_into`] for several regions. What `out` holds beside them is
+    /// unspecified.
+    ///
+    /// # Errors
+    /// As [`Decoder::decode_region_into`].
+    pub fn decode_regions_into(
+        &mut self,
+        format: Format,
+        bytes: &[u8],
+        regions: &[Crop],
+        side_index: Option<&[u8]>,
+        out: &mut Image,
+    ) -> Result<Crop> {
+        let part = self.decode(format, bytes, regions, side_index, out)?;
         let (right, bottom) = (part.left + out.width, part.top + out.height);
-        let inside = region.left >= part.left && region.top >= part.top;
-        if !inside || !region.fits(right, bottom) {
-            return fail(format!("{region:?} is not in {} x {}", out.width, out.height));
+        for region in regions {
+            let inside = region.left >= part.left && region.top >= part.top;
+            if !inside || !region.fits(right, bottom) {
+                return fail(format!("{region:?} is not in {} x {}", out.width, out.height));
+            }
         }
         Ok(part)
     }
@@ -187,6 +205,18 @@ impl Decoder {
         out.reset(width as usize, height as usize);
         out.pixels_hwc.copy_from_slice(pixels);
         Ok(Orientation::AsIs)
+    }
+}
+
+impl From<Crop> for Region {
+    fn from(Crop { top, left, height, width }: Crop) -> Region {
+        Region { left, top, width, height }
+    }
+}
+
+impl From<Region> for Crop {
+    fn from(Region { left, top, width, height }: Region) -> Crop {
+        Crop { top, left, height, width }
     }
 }
 

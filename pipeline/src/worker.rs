@@ -49,6 +49,7 @@ struct ViewMaker {
     image: Image,
     /// What was drawn for each view.
     params: Vec<ViewParams>,
+    crops: Vec<Crop>,
 }
 
 impl Worker {
@@ -64,6 +65,7 @@ impl Worker {
             augmenter: Augmenter::new(),
             image: Image::default(),
             params: Vec::new(),
+            crops: Vec::new(),
         };
         Worker { set, config, recorder, maker, scratch: ReadScratch::reading_ahead(ahead), stop }
     }
@@ -276,10 +278,12 @@ impl ViewMaker {
             // decoded than they need.
             let (width, height) = decoder.dimensions(read.format, read.image)?;
             draw(params, (width as usize, height as usize));
-            if let Some(region) = params.iter().map(|params| params.crop).reduce(Crop::union) {
-                let index = read.side_index;
+            self.crops.clear();
+            self.crops.extend(params.iter().map(|params| params.crop));
+            if !self.crops.is_empty() {
+                let (crops, index) = (&self.crops, read.side_index);
                 let part =
-                    decoder.decode_region_into(read.format, read.image, region, index, image)?;
+                    decoder.decode_regions_into(read.format, read.image, crops, index, image)?;
                 params.iter_mut().for_each(|params| *params = params.within(part));
                 return Ok(());
             }

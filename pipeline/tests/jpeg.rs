@@ -9,7 +9,7 @@ use bt_pipeline::Image;
 use bt_pipeline::Level;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, JpegError, Region, SideIndex};
 use bt_pipeline::rng::Rng;
-use region::{crop, random_region};
+use region::{check_regions, crop, random_region};
 
 fn fixture_folder() -> PathBuf {
     match std::env::var_os("BT_JPEG_FIXTURES") {
@@ -80,6 +80,35 @@ fn a_region_is_the_crop_of_the_whole() {
     }
 }
 
+#[test]
+fn regions_are_each_the_crop_of_the_whole() {
+    let mut rng = Rng::keyed(14, 0, 0, 0);
+    for (name, bytes, expected) in fixtures() {
+        let jpeg = Jpeg::parse(&bytes).unwrap();
+        let index = SideIndex::build_with_spacing(&bytes, 2).ok();
+        for level in Level::available() {
+            for index in [None, index.as_ref()] {
+                for _ in 0..30 {
+                    // A new one: what was not decoded is not there from another time.
+                    let mut decoder = JpegDecoder::with_level(level);
+                    check_regions(&mut rng, &expected, |regions, out| {
+                        decoder.decode_regions_into(&jpeg, regions, index, out).unwrap()
+                    });
+                    assert_eq!(decoder.used_index(), index.is_some(), "{name}, {level}");
+                }
+            }
+        }
+    }
+    let (name, bytes, _) = &fixtures()[0];
+    let none = JpegDecoder::new().decode_regions_into(
+        &Jpeg::parse(bytes).unwrap(),
+        &[],
+        None,
+        &mut Image::default(),
+    );
+    assert!(matches!(none, Err(JpegError::Region { .. })), "{name}");
+}
+
 /// A picture of many blocks: smooth on the left, noise on the right.
 fn large_jpeg(quality: u8) -> Vec<u8> {
     let mut rng = Rng::keyed(8, 0, 0, 0);
@@ -114,6 +143,11 @@ fn regions_of_large_pictures_are_the_same_with_and_without_an_index() {
                 let region = random_region(&mut rng, whole.width, whole.height);
                 decoder.decode_region_into(&jpeg, region, None, &mut out).unwrap();
                 assert!(out == crop(&whole, region), "quality {quality}, {region:?}");
+                for index in [None, Some(&index)] {
+                    check_regions(&mut rng, &whole, |regions, out| {
+                        decoder.decode_regions_into(&jpeg, regions, index, out).unwrap()
+                    });
+                }
             }
         }
     }

@@ -94,11 +94,25 @@ impl DctDecoder {
         region: Region,
         out: &mut Image,
     ) -> Result<(), DctError> {
-        self.plan(image, region)?;
+        self.decode_regions_into(image, &[region], out).map(|_| ())
+    }
+
+    /// Decodes some regions, one at least, into the place that each has in the smallest that
+    /// contains all, which `out` becomes and which is returned. Its other pixels are unspecified.
+    ///
+    /// # Errors
+    /// As [`DctDecoder::decode_region_into`].
+    pub fn decode_regions_into(
+        &mut self,
+        image: &DctImage<'_>,
+        regions: &[Region],
+        out: &mut Image,
+    ) -> Result<Region, DctError> {
+        let union = self.plan(image, regions)?;
         let jpeg = image.jpeg();
-        let mut raster = Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out);
+        let mut raster = Raster::new(self.level, jpeg, union, &self.plan, &mut self.raster, out);
         let take = |place: &Place, blocks: &Blocks| place.hand_on(blocks, &mut raster);
-        each_segment(self.level, image, &self.plan, &mut self.blocks, take)
+        each_segment(self.level, image, &self.plan, &mut self.blocks, take).map(|()| union)
     }
 
     /// Decodes the segments that `region` needs to coefficients and drops them: one
@@ -111,7 +125,7 @@ impl DctDecoder {
         image: &DctImage<'_>,
         region: Region,
     ) -> Result<(), DctError> {
-        self.plan(image, region)?;
+        self.plan(image, &[region])?;
         each_segment(self.level, image, &self.plan, &mut self.blocks, |_, _| Ok(()))
     }
 
@@ -120,11 +134,12 @@ impl DctDecoder {
         self.raster.trim();
     }
 
-    fn plan(&mut self, image: &DctImage<'_>, region: Region) -> Result<(), DctError> {
-        region.check(image.jpeg())?;
-        check_pixels(region.width, region.height, self.max_pixels)?;
-        self.plan.set(image.jpeg(), region, IN_ORDER);
-        Ok(())
+    /// Returns the union of the regions.
+    fn plan(&mut self, image: &DctImage<'_>, regions: &[Region]) -> Result<Region, DctError> {
+        let union = Region::checked_union(regions, image.jpeg())?;
+        check_pixels(union.width, union.height, self.max_pixels)?;
+        self.plan.set(image.jpeg(), regions, IN_ORDER);
+        Ok(union)
     }
 }
 
@@ -145,7 +160,8 @@ impl Place {
             let left = self.first * raster.plan.windows[component].h;
             for y in self.row * part.rows..(self.row + 1) * part.rows {
                 let (blocks, spans) = (&blocks.blocks[done..], &blocks.spans[done..]);
-                raster.blocks(component, (left, y), blocks, spans, &NUMBERS[..part.columns]);
+                let numbers = &NUMBERS[..part.columns];
+                raster.blocks(self.row, component, (left, y), blocks, spans, numbers);
                 done += part.columns;
             }
         }
@@ -162,12 +178,12 @@ fn each_segment(
     mut take: impl FnMut(&Place, &Blocks) -> Result<(), DctError>,
 ) -> Result<(), DctError> {
     let mut start = image.row_bytes(0..plan.rows.start);
-    for row in plan.rows.clone() {
+    for (row, line) in plan.rows.clone().zip(plan.lines()) {
+        let columns = &line.columns;
         for at in 0..image.segments.per_row {
             let length = image.length(row, at);
             let (first, mcus) = image.segments.span(at);
-            let needed =
-                (first + mcus).min(plan.columns.end).saturating_sub(first.max(plan.columns.start));
+            let needed = (first + mcus).min(columns.end).saturating_sub(first.max(columns.start));
             if needed > 0 {
                 let shape = image.segments.shape(mcus);
                 decode(level, image.coded(start, length)?, &shape, image.index_bits, blocks)?;

@@ -1,4 +1,4 @@
-//! Re-coded images: the region that the views need, from packed coefficients.
+//! Re-coded images: the regions that the views need, from packed coefficients.
 
 use super::native_jpeg::Decoded;
 use super::{DecodeOptions, Orientation, check_size};
@@ -11,16 +11,18 @@ use crate::{Image, Result};
 #[derive(Debug)]
 pub(super) struct DctImageDecoder {
     decoder: DctDecoder,
+    regions: Vec<Region>,
 }
 
 impl DctImageDecoder {
     /// A decoder of images within the limit.
     pub fn new(options: &DecodeOptions) -> Self {
-        DctImageDecoder { decoder: DctDecoder::new().max_pixels(options.max_pixels) }
+        let decoder = DctDecoder::new().max_pixels(options.max_pixels);
+        DctImageDecoder { decoder, regions: Vec::new() }
     }
 
-    /// Decodes `region` or more; the whole, with its checksum verified, where there
-    /// is none or where the image is to be turned.
+    /// Decodes `regions` or more; the whole, with its checksum verified, where there
+    /// are none or where the image is to be turned.
     ///
     /// # Errors
     /// [`crate::Error::Decode`] when the bytes are damaged, [`crate::Error::TooLarge`] when a limit is
@@ -29,7 +31,7 @@ impl DctImageDecoder {
         &mut self,
         options: &DecodeOptions,
         bytes: &[u8],
-        region: Option<Crop>,
+        regions: &[Crop],
         out: &mut Image,
     ) -> Result<Decoded> {
         let image = DctImage::parse(bytes)?;
@@ -39,13 +41,11 @@ impl DctImageDecoder {
             Some(chunk) if options.exif => Orientation::from_exif(chunk),
             _ => Orientation::AsIs,
         };
-        if let Some(region) = region
-            && orientation == Orientation::AsIs
-        {
-            let Crop { top, left, height, width } = region;
-            let wanted = Region { left, top, width, height };
-            self.decoder.decode_region_into(&image, wanted, out)?;
-            return Ok(Decoded { region, orientation });
+        if !regions.is_empty() && orientation == Orientation::AsIs {
+            self.regions.clear();
+            self.regions.extend(regions.iter().map(|&region| Region::from(region)));
+            let part = self.decoder.decode_regions_into(&image, &self.regions, out)?;
+            return Ok(Decoded { region: part.into(), orientation });
         }
         self.decoder.decode_into(&image, out)?;
         Ok(Decoded { region: Crop::whole(width, height), orientation })

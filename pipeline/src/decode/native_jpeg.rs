@@ -1,4 +1,4 @@
-//! JPEGs through the crate's own decoder: just the region that the views need,
+//! JPEGs through the crate's own decoder: just the regions that the views need,
 //! from the side index where there is one.
 
 use super::{DecodeOptions, Orientation, check_size};
@@ -14,6 +14,7 @@ const LEAST_WIDTH: usize = 32;
 pub(super) struct NativeJpeg {
     decoder: JpegDecoder,
     index: SideIndex,
+    regions: Vec<Region>,
 }
 
 /// What was decoded.
@@ -28,10 +29,10 @@ impl NativeJpeg {
     /// A decoder of images within the limit.
     pub fn new(options: &DecodeOptions) -> Self {
         let decoder = JpegDecoder::new().max_pixels(options.max_pixels);
-        NativeJpeg { decoder, index: SideIndex::default() }
+        NativeJpeg { decoder, index: SideIndex::default(), regions: Vec::new() }
     }
 
-    /// Decodes `region` or more; the whole where there is none or where the image
+    /// Decodes `regions` or more; the whole where there are none or where the image
     /// is to be turned. None for kinds of JPEG that are left to others.
     ///
     /// # Errors
@@ -41,7 +42,7 @@ impl NativeJpeg {
         &mut self,
         options: &DecodeOptions,
         bytes: &[u8],
-        region: Option<Crop>,
+        regions: &[Crop],
         side_index: Option<&[u8]>,
         out: &mut Image,
     ) -> Result<Option<Decoded>> {
@@ -56,18 +57,19 @@ impl NativeJpeg {
             _ => Orientation::AsIs,
         };
         let whole = Crop::whole(jpeg.width(), jpeg.height());
-        let region = match region {
-            Some(region) if orientation == Orientation::AsIs => widened(region, whole),
-            _ => whole,
-        };
+        self.regions.clear();
+        if orientation == Orientation::AsIs {
+            self.regions.extend(regions.iter().map(|&region| Region::from(widened(region, whole))));
+        }
+        if self.regions.is_empty() {
+            self.regions.push(whole.into());
+        }
         // An index that cannot be read is as good as none: it saves time only.
         let side_index = side_index.filter(|_| options.side_index);
         let index =
             side_index.and_then(|bytes| self.index.read(bytes, &jpeg).ok().map(|()| &self.index));
-        let Crop { top, left, height, width } = region;
-        let wanted = Region { left, top, width, height };
-        match self.decoder.decode_region_into(&jpeg, wanted, index, out) {
-            Ok(()) => Ok(Some(Decoded { region, orientation })),
+        match self.decoder.decode_regions_into(&jpeg, &self.regions, index, out) {
+            Ok(part) => Ok(Some(Decoded { region: part.into(), orientation })),
             Err(JpegError::Unsupported(_)) => Ok(None),
             Err(error) => Err(error.into()),
         }

@@ -82,7 +82,7 @@ impl Coefficients {
         set_tables(&mut dc, &mut ac, jpeg)?;
         let order = BlockOrder::new(jpeg, grid, &dc, &ac);
         let mut plan = Plan::default();
-        plan.set(jpeg, Region::full(jpeg), IN_ORDER);
+        plan.set(jpeg, &[Region::full(jpeg)], IN_ORDER);
         let mut runs = Runs::default();
         runs.set_from_start(level, jpeg, &grid, &plan)?;
         let mut coefficients = Coefficients::new(jpeg, &grid);

@@ -105,11 +105,26 @@ impl JpegDecoder {
         index: Option<&SideIndex>,
         out: &mut Image,
     ) -> Result<(), JpegError> {
-        region.check(jpeg)?;
-        check_pixels(region.width, region.height, self.max_pixels)?;
+        self.decode_regions_into(jpeg, &[region], index, out).map(|_| ())
+    }
+
+    /// Decodes some regions, one at least, into the place that each has in the smallest that
+    /// contains all, which `out` becomes and which is returned. Its other pixels are unspecified.
+    ///
+    /// # Errors
+    /// As [`JpegDecoder::decode_region_into`].
+    pub fn decode_regions_into(
+        &mut self,
+        jpeg: &Jpeg<'_>,
+        regions: &[Region],
+        index: Option<&SideIndex>,
+        out: &mut Image,
+    ) -> Result<Region, JpegError> {
+        let union = Region::checked_union(regions, jpeg)?;
+        check_pixels(union.width, union.height, self.max_pixels)?;
         if jpeg.scans != Scans::One {
             self.used_index = false;
-            return self.several_scans(jpeg, region, out);
+            return self.several_scans(jpeg, regions, union, out).map(|()| union);
         }
         let grid = checked_grid(jpeg)?;
         set_tables(&mut self.dc, &mut self.ac, jpeg)?;
@@ -118,12 +133,12 @@ impl JpegDecoder {
             && index.fits(grid.columns, grid.rows, jpeg.components().len())
             && index.belongs_to(jpeg.bytes)
         {
-            self.plan.set(jpeg, region, rows_for_runs(1));
+            self.plan.set(jpeg, regions, rows_for_runs(1));
             if self.runs.set_from_index(self.level, jpeg, &grid, &self.plan, index).is_ok()
-                && self.pass(jpeg, region, grid, out).is_ok()
+                && self.pass(jpeg, union, grid, out).is_ok()
             {
                 self.used_index = true;
-                return Ok(());
+                return Ok(union);
             }
         }
         let mcu_rows = match jpeg.restart_interval() {
@@ -131,9 +146,9 @@ impl JpegDecoder {
             // One that begins in the middle of a row ends in a row more.
             interval => rows_for_runs(interval.div_ceil(grid.columns) + 1),
         };
-        self.plan.set(jpeg, region, mcu_rows);
+        self.plan.set(jpeg, regions, mcu_rows);
         self.runs.set_from_start(self.level, jpeg, &grid, &self.plan)?;
-        self.pass(jpeg, region, grid, out)
+        self.pass(jpeg, union, grid, out).map(|()| union)
     }
 
     /// Gives back what a picture far larger than others took.
@@ -147,38 +162,39 @@ impl JpegDecoder {
         self.used_index
     }
 
-    /// Decodes all coefficients, and `region` from them.
+    /// Decodes all coefficients, and `regions`, whose union is `union`, from them.
     fn several_scans(
         &mut self,
         jpeg: &Jpeg<'_>,
-        region: Region,
+        regions: &[Region],
+        union: Region,
         out: &mut Image,
     ) -> Result<(), JpegError> {
         // Of the whole picture, whatever the region.
         check_pixels(jpeg.width(), jpeg.height(), self.max_pixels)?;
         let coefficients = scans::decode(self.level, jpeg)?;
-        self.plan.set(jpeg, region, IN_ORDER);
-        let (rows, mcus) = (self.plan.rows.clone(), self.plan.columns.len());
-        let raster = Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out);
+        self.plan.set(jpeg, regions, IN_ORDER);
+        let raster = Raster::new(self.level, jpeg, union, &self.plan, &mut self.raster, out);
         let mut raster = raster.with_tables(&coefficients.quant);
-        for row in rows {
+        let lines = self.plan.rows.clone().zip(self.plan.lines());
+        for (row, line) in lines.filter(|(_, line)| !line.columns.is_empty()) {
             for (component, (plane, c)) in
                 coefficients.planes().iter().zip(jpeg.components()).enumerate()
             {
                 for y in row * usize::from(c.v)..(row + 1) * usize::from(c.v) {
-                    raster.block_row(component, y, &coefficients, plane);
+                    raster.block_row(row, component, y, &coefficients, plane);
                 }
             }
-            raster.mcus_done(row, mcus)?;
+            raster.mcus_done(row, line.columns.len())?;
         }
         Ok(())
     }
 
-    /// Decodes the runs.
+    /// Decodes the runs; `union` is that of the regions.
     fn pass(
         &mut self,
         jpeg: &Jpeg<'_>,
-        region: Region,
+        union: Region,
         grid: Grid,
         out: &mut Image,
     ) -> Result<(), JpegError> {
@@ -186,7 +202,7 @@ impl JpegDecoder {
         if let [run] = &self.runs.runs[..]
             && run.count * grid.blocks >= WORTHWHILE
         {
-            let wanted = self.plan.rows.len() * self.plan.columns.len();
+            let wanted: usize = self.plan.lines().iter().map(|line| line.columns.len()).sum();
             let skips = run.count.saturating_sub(wanted) * grid.blocks >= WORTHWHILE;
             for component in jpeg.components() {
                 let number = usize::from(component.ac_table);
@@ -199,7 +215,7 @@ impl JpegDecoder {
             order,
             data: &self.runs.data,
             runs: &self.runs.runs,
-            raster: Raster::new(self.level, jpeg, region, &self.plan, &mut self.raster, out),
+            raster: Raster::new(self.level, jpeg, union, &self.plan, &mut self.raster, out),
         };
         pass.run(&mut self.streams)
     }
@@ -271,7 +287,7 @@ pub(crate) fn entries(jpeg: &Jpeg<'_>) -> Result<(Vec<Entry>, usize, usize), Jpe
     set_tables(&mut dc, &mut ac, jpeg)?;
     let order = BlockOrder::new(jpeg, grid, &dc, &ac);
     let mut plan = Plan::default();
-    plan.set(jpeg, Region::full(jpeg), IN_ORDER);
+    plan.set(jpeg, &[Region::full(jpeg)], IN_ORDER);
     let mut runs = Runs::default();
     runs.set_from_start(level, jpeg, &grid, &plan)?;
     let mut entries = Vec::with_capacity(grid.mcus());

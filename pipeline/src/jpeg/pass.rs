@@ -241,11 +241,10 @@ impl Pass<'_> {
     fn batch(&self, mcu: usize, limit: usize) -> McuBatch {
         let grid = &self.order.grid;
         let (row, column) = (mcu / grid.columns, mcu % grid.columns);
-        let columns = &self.raster.plan.columns;
-        let needed_row = self.raster.plan.rows.contains(&row);
-        let (wanted, end) = if needed_row && columns.contains(&column) {
+        let columns = self.raster.plan.line(row).map_or(0..0, |line| line.columns.clone());
+        let (wanted, end) = if columns.contains(&column) {
             (true, columns.end)
-        } else if needed_row && column < columns.start {
+        } else if column < columns.start {
             (false, columns.start)
         } else {
             (false, grid.columns)
@@ -282,7 +281,8 @@ impl Pass<'_> {
             let window = &self.raster.plan.windows[component];
             let at = (batch.column * window.h, batch.row * window.v + usize::from(row.y));
             let numbers = &row.numbers[..batch.mcus * window.h];
-            self.raster.blocks(component, at, &symbols.blocks[..], &symbols.spans, numbers);
+            let (blocks, spans) = (&symbols.blocks[..], &symbols.spans);
+            self.raster.blocks(batch.row, component, at, blocks, spans, numbers);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Geometry: which MCUs, blocks and samples a region of the picture needs.
+//! Geometry: which MCUs, blocks and samples regions of the picture need.
 
 use std::ops::Range;
 
@@ -23,6 +23,25 @@ impl Region {
     /// The whole picture.
     pub fn full(jpeg: &Jpeg<'_>) -> Region {
         Region { left: 0, top: 0, width: jpeg.width(), height: jpeg.height() }
+    }
+
+    /// The smallest region that contains both.
+    pub fn union(self, other: Region) -> Region {
+        let (left, top) = (self.left.min(other.left), self.top.min(other.top));
+        let right = (self.left + self.width).max(other.left + other.width);
+        let bottom = (self.top + self.height).max(other.top + other.height);
+        Region { left, top, width: right - left, height: bottom - top }
+    }
+
+    /// The smallest region that contains all of some.
+    ///
+    /// # Errors
+    /// [`JpegError::Region`] as [`Region::check`], and an empty one where there are none.
+    pub(crate) fn checked_union(regions: &[Region], jpeg: &Jpeg<'_>) -> Result<Region, JpegError> {
+        let none = Region { left: 0, top: 0, width: 0, height: 0 };
+        regions.iter().try_for_each(|region| region.check(jpeg))?;
+        let union = regions.iter().copied().reduce(Region::union).unwrap_or(none);
+        union.check(jpeg).map(|()| union)
     }
 
     /// # Errors
@@ -121,14 +140,7 @@ impl Window {
         let columns = (jpeg.width() * h).div_ceil(h_max);
         let rows = (jpeg.height() * v).div_ceil(v_max);
         let upsample = Upsample::choose(h_max / h, v_max / v, columns);
-        let ((h_ratio, v_ratio), (reach_x, reach_y)) = (upsample.ratios(), upsample.reach());
-        let blocks = |pixels: Range<usize>, ratio: usize, reach: usize, limit: usize| {
-            let first = (pixels.start / ratio).saturating_sub(reach);
-            let last = ((pixels.end - 1) / ratio + reach).min(limit - 1);
-            first / 8..last / 8 + 1
-        };
-        let block_columns = blocks(region.columns(), h_ratio, reach_x, columns);
-        let block_rows = blocks(region.rows(), v_ratio, reach_y, rows);
+        let (block_columns, block_rows) = needed_blocks(region, upsample, (columns, rows));
         let stride = (PAD_LEFT + block_columns.len() * 8 + PAD_RIGHT).next_multiple_of(64);
         let ring = (mcu_rows * v).next_power_of_two();
         let (held, mask) = match ring < block_rows.len() {
@@ -148,6 +160,11 @@ impl Window {
             held,
             mask,
         }
+    }
+
+    /// Columns and rows of blocks that a region needs.
+    fn needed(&self, region: Region) -> (Range<usize>, Range<usize>) {
+        needed_blocks(region, self.upsample, (self.columns, self.rows))
     }
 
     fn bytes(&self) -> usize {
@@ -177,10 +194,42 @@ impl Window {
     }
 }
 
-/// What is needed to decode one region.
+/// Columns and rows of blocks that a region needs of a component of so many samples.
+fn needed_blocks(
+    region: Region,
+    upsample: Upsample,
+    (columns, rows): (usize, usize),
+) -> (Range<usize>, Range<usize>) {
+    let ((h_ratio, v_ratio), (reach_x, reach_y)) = (upsample.ratios(), upsample.reach());
+    let blocks = |pixels: Range<usize>, ratio: usize, reach: usize, limit: usize| {
+        let first = (pixels.start / ratio).saturating_sub(reach);
+        let last = ((pixels.end - 1) / ratio + reach).min(limit - 1);
+        first / 8..last / 8 + 1
+    };
+    (
+        blocks(region.columns(), h_ratio, reach_x, columns),
+        blocks(region.rows(), v_ratio, reach_y, rows),
+    )
+}
+
+/// What the regions that need a row of MCUs need of it, from the first to the last.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Line {
+    /// MCUs; none between regions.
+    pub columns: Range<usize>,
+    /// Columns of blocks, by component.
+    pub blocks: [Range<usize>; 3],
+}
+
+/// What is needed to decode some regions, which are mostly the crops of two views: of each row what
+/// is between the first and the last pixel that one of them has. All that the smallest rectangle
+/// around both has would be a twentieth more.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Plan {
-    /// Needed MCUs.
+    regions: Vec<Region>,
+    /// By needed row of MCUs.
+    lines: Vec<Line>,
+    /// Needed MCUs: the smallest rectangle.
     pub columns: Range<usize>,
     pub rows: Range<usize>,
     /// By component, in the order of the frame.
@@ -192,21 +241,61 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Plans `region`, which lies inside the picture, with `mcu_rows` rows of MCUs in memory, at
-    /// least [`IN_ORDER`]. Keeps its allocation.
-    pub fn set(&mut self, jpeg: &Jpeg<'_>, region: Region, mcu_rows: usize) {
+    /// Plans `regions`, one at least, which lie inside the picture, with `mcu_rows` rows of MCUs in
+    /// memory, at least [`IN_ORDER`]. Keeps its allocations.
+    pub fn set(&mut self, jpeg: &Jpeg<'_>, regions: &[Region], mcu_rows: usize) {
+        let union = regions.iter().copied().reduce(Region::union).expect("a region");
+        self.regions.clear();
+        self.regions.extend(regions);
         self.windows.clear();
         self.mcu_rows = mcu_rows;
         (self.columns, self.rows) = (0..0, 0..0);
         self.plane_bytes = 0;
         for component in 0..jpeg.components().len() {
-            let mut window = Window::new(jpeg, component, region, mcu_rows);
+            let mut window = Window::new(jpeg, component, union, mcu_rows);
             window.offset = self.plane_bytes;
             self.plane_bytes += window.bytes();
             grow(&mut self.columns, &window.block_columns, window.h);
             grow(&mut self.rows, &window.block_rows, window.v);
             self.windows.push(window);
         }
+        self.lines.clear();
+        self.lines.resize(self.rows.len(), Line::default());
+        for &region in regions {
+            let (mut line, mut rows) = (Line::default(), 0..0);
+            for (blocks, window) in line.blocks.iter_mut().zip(&self.windows) {
+                let (block_columns, block_rows) = window.needed(region);
+                grow(&mut line.columns, &block_columns, window.h);
+                grow(&mut rows, &block_rows, window.v);
+                *blocks = block_columns;
+            }
+            let rows = rows.start - self.rows.start..rows.end - self.rows.start;
+            for with in &mut self.lines[rows] {
+                cover(&mut with.columns, &line.columns);
+                for (with, blocks) in with.blocks.iter_mut().zip(&line.blocks) {
+                    cover(with, blocks);
+                }
+            }
+        }
+    }
+
+    /// What is needed of each needed row of MCUs.
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// What is needed of a row of MCUs, if it is.
+    pub fn line(&self, row: usize) -> Option<&Line> {
+        self.lines.get(row.checked_sub(self.rows.start)?)
+    }
+
+    /// Pixels of row `y` from the first to the last that a region has; none between regions.
+    pub fn pixels(&self, y: usize) -> Range<usize> {
+        let mut pixels = 0..0;
+        for region in self.regions.iter().filter(|region| region.rows().contains(&y)) {
+            cover(&mut pixels, &region.columns());
+        }
+        pixels
     }
 
     /// Whether samples of MCU row `row` may be written when the rows before `complete` are taken
@@ -232,10 +321,13 @@ impl Plan {
 
 /// Extends a range of MCUs, empty at first, to cover `blocks`.
 fn grow(mcus: &mut Range<usize>, blocks: &Range<usize>, factor: usize) {
-    let covered = blocks.start / factor..blocks.end.div_ceil(factor);
-    if mcus.start >= mcus.end {
-        *mcus = covered;
-    } else {
-        *mcus = mcus.start.min(covered.start)..mcus.end.max(covered.end);
-    }
+    cover(mcus, &(blocks.start / factor..blocks.end.div_ceil(factor)));
+}
+
+/// Extends a range, empty at first, to cover another that is not.
+fn cover(range: &mut Range<usize>, other: &Range<usize>) {
+    *range = match range.start >= range.end {
+        true => other.clone(),
+        false => range.start.min(other.start)..range.end.max(other.end),
+    };
 }

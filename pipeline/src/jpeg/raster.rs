@@ -48,7 +48,8 @@ pub(crate) struct Raster<'a> {
 }
 
 impl<'a> Raster<'a> {
-    /// Prepares for the pixels of `region`, which `plan` was made for, in `out`.
+    /// Prepares for the pixels of `region`, the union of those that `plan` was made for, in `out`.
+    /// Those that [`Plan::pixels`] has not are left as they are.
     pub fn new(
         level: Level,
         jpeg: &Jpeg<'_>,
@@ -58,7 +59,7 @@ impl<'a> Raster<'a> {
         out: &'a mut Image,
     ) -> Raster<'a> {
         buffers.left.clear();
-        buffers.left.resize(plan.rows.len(), plan.columns.len());
+        buffers.left.extend(plan.lines().iter().map(|line| line.columns.len()));
         out.reset(region.width, region.height);
         Raster {
             level,
@@ -91,9 +92,10 @@ impl<'a> Raster<'a> {
 
     /// Takes in neighbouring blocks of one component: `blocks[numbers[i]]` with
     /// `spans[numbers[i]]` lies at (`column + i`, `row`) in the component's grid of
-    /// blocks. Those that no pixel needs are passed over.
+    /// blocks, in row `mcu_row` of MCUs. Those that no pixel needs are passed over.
     pub fn blocks(
         &mut self,
+        mcu_row: usize,
         component: usize,
         (column, row): (usize, usize),
         blocks: &[Block],
@@ -101,11 +103,13 @@ impl<'a> Raster<'a> {
         numbers: &[u8],
     ) {
         let window = &self.plan.windows[component];
+        let Some(line) = self.plan.line(mcu_row) else { return };
         if !window.block_rows.contains(&row) {
             return;
         }
-        let from = window.block_columns.start.saturating_sub(column);
-        let to = numbers.len().min(window.block_columns.end.saturating_sub(column));
+        let needed = &line.blocks[component];
+        let from = needed.start.saturating_sub(column);
+        let to = numbers.len().min(needed.end.saturating_sub(column));
         if from >= to {
             return;
         }
@@ -121,9 +125,10 @@ impl<'a> Raster<'a> {
         );
     }
 
-    /// Takes in those blocks of row `y` of one component that pixels need.
+    /// Takes in those blocks of row `y` of one component, in row `mcu_row` of MCUs, that pixels need.
     pub fn block_row(
         &mut self,
+        mcu_row: usize,
         component: usize,
         y: usize,
         coefficients: &Coefficients,
@@ -143,7 +148,7 @@ impl<'a> Raster<'a> {
             let count = (columns.end - first).min(ALL.len());
             let from = plane.at(first, y);
             let (blocks, spans) = (&coefficients.blocks[from..], &coefficients.spans[from..]);
-            self.blocks(component, (first, y), blocks, spans, &ALL[..count]);
+            self.blocks(mcu_row, component, (first, y), blocks, spans, &ALL[..count]);
         }
     }
 
@@ -182,9 +187,13 @@ impl<'a> Raster<'a> {
         Ok(())
     }
 
-    /// Makes pixel row `y`.
+    /// Makes what is needed of pixel row `y`.
     fn make_row(&mut self, y: usize) {
-        let (left, width) = (self.region.left, self.region.width);
+        let pixels = self.plan.pixels(y);
+        if pixels.is_empty() {
+            return;
+        }
+        let (left, width) = (pixels.start, pixels.len());
         let mut components: [&[u8]; 3] = [&[]; 3];
         let RasterBuffers { planes, rows, .. } = &mut *self.buffers;
         let planes = planes.get(self.plan.plane_bytes);
@@ -194,7 +203,7 @@ impl<'a> Raster<'a> {
             *component = full_row(self.level, window, planes, y, left, width, buffer);
         }
         let [a, b, c] = components;
-        let start = (y - self.region.top) * width * 3;
+        let start = ((y - self.region.top) * self.region.width + left - self.region.left) * 3;
         let rgb = &mut self.out.pixels_hwc[start..start + width * 3];
         match self.color {
             Color::Gray => color::gray_row(a, rgb),

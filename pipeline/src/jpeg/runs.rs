@@ -56,7 +56,8 @@ impl Runs {
         plan: &Plan,
     ) -> Result<(), JpegError> {
         self.reset(jpeg.bytes.len() - jpeg.scan_start);
-        let end = (plan.rows.end - 1) * grid.columns + plan.columns.end;
+        let last = plan.lines().last().map_or(0, |line| line.columns.end);
+        let end = (plan.rows.end - 1) * grid.columns + last;
         let start = Start { mcu: 0, byte: jpeg.scan_start, bit: 0, dc: [0; 3] };
         self.push(level, jpeg, grid, plan, start, end, jpeg.bytes.len())
     }
@@ -78,10 +79,12 @@ impl Runs {
         // Pieces overlap by two bytes.
         self.reset(jpeg.bytes.len() - jpeg.scan_start + 2 * plan.rows.len());
         let mut previous_end = 0;
-        for row in plan.rows.clone() {
-            let (column, entry) = index.before(plan.columns.start, row).ok_or(OUTSIDE)?;
+        let lines = plan.rows.clone().zip(plan.lines());
+        for (row, line) in lines.filter(|(_, line)| !line.columns.is_empty()) {
+            let columns = &line.columns;
+            let (column, entry) = index.before(columns.start, row).ok_or(OUTSIDE)?;
             let byte = usize::try_from(entry.bit / 8).map_err(|_| OUTSIDE)?;
-            let stop = match index.after(plan.columns.end, row) {
+            let stop = match index.after(columns.end, row) {
                 Some(bit) => usize::try_from(bit / 8).map_err(|_| OUTSIDE)?.saturating_add(2),
                 None => jpeg.bytes.len(),
             };
@@ -93,7 +96,7 @@ impl Runs {
             previous_end = stop;
             let mcu = row * grid.columns + column;
             let start = Start { mcu, byte, bit: (entry.bit % 8) as usize, dc: entry.dc };
-            let end = row * grid.columns + plan.columns.end;
+            let end = row * grid.columns + columns.end;
             self.push(level, jpeg, grid, plan, start, end, stop)?;
         }
         Ok(())

@@ -23,3 +23,21 @@ pub fn random_region(rng: &mut Rng, width: usize, height: usize) -> Region {
     let ((left, width), (top, height)) = (span(width), span(height));
     Region { left, top, width, height }
 }
+
+/// One to three regions, with which `decode` is to give their union, and the pixels of each.
+pub fn check_regions(
+    rng: &mut Rng,
+    expected: &Image,
+    decode: impl FnOnce(&[Region], &mut Image) -> Region,
+) {
+    let count = 1 + rng.below(3) as usize;
+    let regions: Vec<_> =
+        (0..count).map(|_| random_region(rng, expected.width, expected.height)).collect();
+    let mut out = Image::default();
+    let part = decode(&regions, &mut out);
+    assert_eq!(Some(part), regions.iter().copied().reduce(Region::union));
+    for region in regions.iter().copied() {
+        let inside = Region { left: region.left - part.left, top: region.top - part.top, ..region };
+        assert!(crop(&out, inside) == crop(expected, region), "{region:?} of {regions:?}");
+    }
+}
