@@ -4,7 +4,12 @@
 /// below, which look at the CPU: holding one is the proof that its instructions
 /// may run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Level(Kind);
+pub struct Level {
+    kind: Kind,
+    /// Whether it has AVX-512 VBMI as well, which came with Ice Lake and Zen 4: Cascade Lake has the
+    /// rest of its kind alone.
+    vbmi: bool,
+}
 
 /// What a [`Level`] of each kind proves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +29,11 @@ pub(crate) enum Kind {
 
 impl Level {
     /// What every CPU has, and the specification of the others.
-    pub const SCALAR: Level = Level(Kind::Scalar);
+    pub const SCALAR: Level = Level::of(Kind::Scalar);
+
+    const fn of(kind: Kind) -> Level {
+        Level { kind, vbmi: false }
+    }
 
     /// The best set of this CPU.
     pub fn detect() -> Level {
@@ -36,18 +45,21 @@ impl Level {
         #[allow(unused_mut, reason = "on other architectures")]
         let mut levels = vec![Level::SCALAR];
         #[cfg(target_arch = "aarch64")]
-        levels.push(Level(Kind::Neon));
+        levels.push(Level::of(Kind::Neon));
         #[cfg(target_arch = "x86_64")]
         {
             use std::arch::is_x86_feature_detected as has;
             let bits = has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt");
             if has!("avx2") && bits {
-                levels.push(Level(Kind::Avx2));
+                levels.push(Level::of(Kind::Avx2));
                 // The widths of one vector and the byte dot product came with
                 // the same CPUs (Cascade Lake, Zen 4) that make 512 bits pay.
                 let wide = has!("avx512f") && has!("avx512bw") && has!("avx512vl");
                 if wide && has!("avx512dq") && has!("avx512vnni") {
-                    levels.push(Level(Kind::Avx512));
+                    levels.push(Level::of(Kind::Avx512));
+                    if has!("avx512vbmi") {
+                        levels.push(Level { kind: Kind::Avx512, vbmi: true });
+                    }
                 }
             }
         }
@@ -55,13 +67,19 @@ impl Level {
     }
 
     pub(crate) fn kind(self) -> Kind {
-        self.0
+        self.kind
+    }
+
+    /// Whether there is AVX-512 VBMI.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_vbmi(self) -> bool {
+        self.vbmi
     }
 }
 
 impl std::fmt::Display for Level {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Debug::fmt(&self.0, f)
+        write!(f, "{:?}{}", self.kind, if self.vbmi { " VBMI" } else { "" })
     }
 }
 
