@@ -63,7 +63,7 @@ pub enum Command {
     Report(commands::report::ReportArgs),
     /// Watch a run on the terminal, while it goes on or after
     Watch(commands::watch::WatchArgs),
-    /// Check a configuration and print what is in effect, or explain its keys
+    /// Check a configuration and print the effective one, or explain its keys
     Config(commands::config::ConfigArgs),
     /// Measure the loader or the training step
     Bench(commands::bench::BenchArgs),

@@ -98,17 +98,26 @@ pub fn markdown() -> String {
     };
     let mut out = String::from(
         "# Configuration\n\nEvery key, from `bt-stream config --reference`. A file in TOML, `--set KEY=VALUE` on top; \
-         `bt-stream config` prints\nwhat is in effect, `bt-stream config --explain KEY` one of these; of another method's options with `--set method=...`.\n",
+         `bt-stream config` prints\nthe effective configuration, `bt-stream config --explain KEY` explains one key; `--set method=...` shows the options\nof another method.\n",
     );
     let all = entries(&RunConfig::default()).unwrap_or_default();
     let table = |entry: &Entry| entry.key.rsplit_once('.').map(|(table, _)| table.to_owned());
     let is_option = |entry: &&Entry| entry.key.starts_with("loss.");
-    let keys: Vec<Entry> = all.iter().filter(|entry| !is_option(entry)).cloned().collect();
+    // The tables of one view are those of both.
+    let is_again = |entry: &&Entry| entry.is_under("views.a") || entry.is_under("views.b");
+    let is_one = |entry: &&Entry| !is_option(entry) && !is_again(entry);
+    let keys: Vec<Entry> = all.iter().filter(is_one).cloned().collect();
     for section in keys.chunk_by(|a, b| table(a) == table(b)) {
         if let Some(table) = table(&section[0]) {
             let _ = write!(out, "\n## [{table}]\n");
         }
         rows(&mut out, section);
+        if section[0].key == "views.preset" {
+            out.push_str(
+                "\nThe tables of `[views.both]` follow. `[views.a]` and `[views.b]` have the same tables for one view, which take \
+                 precedence over those of both.\nWhat is not set comes from the preset.\n",
+            );
+        }
     }
     for method in OBJECTIVES {
         let (name, summary) = (method.name, method.summary);

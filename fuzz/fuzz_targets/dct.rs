@@ -1,9 +1,10 @@
 //! Any bytes as a re-coded image, beyond its checksums: every instruction set gives the same
-//! pixels or the same error, a region is the crop of the whole, and what is valid becomes a JPEG.
+//! pixels or the same error, regions are crops of the whole, and what is valid becomes a JPEG.
 #![no_main]
 
 use std::sync::{LazyLock, Mutex};
 
+use bt_fuzz::{assert_part, two_regions};
 use bt_pipeline::Image;
 use bt_pipeline::Level;
 use bt_pipeline::dct::{DctDecoder, DctImage, to_jpeg};
@@ -27,26 +28,15 @@ fuzz_target!(|data: &[u8]| {
         return;
     }
     let full = Region::full(image.jpeg());
-    // Somewhere that depends on the bytes.
-    let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
-    let (left, top) = (number % width, number / 97 % height);
-    let region = Region {
-        left,
-        top,
-        width: 1 + number / 7 % (width - left),
-        height: 1 + number / 11 % (height - top),
-    };
+    let regions = two_regions(data, width, height);
     let mut expected = None;
     for decoder in DECODERS.lock().expect("no panic before").iter_mut() {
         let (mut whole, mut part) = (Image::default(), Image::default());
         let decoded = decoder.decode_region_into(&image, full, &mut whole);
-        let by_region = decoder.decode_region_into(&image, region, &mut part);
-        if decoded.is_ok() {
-            assert!(by_region.is_ok());
-            for y in 0..region.height {
-                let from = 3 * ((region.top + y) * width + region.left);
-                let row = &whole.pixels_hwc[from..from + 3 * region.width];
-                assert!(part.row(y) == row);
+        for regions in [&regions[..1], &regions] {
+            match decoder.decode_regions_into(&image, regions, &mut part) {
+                Ok(union) if decoded.is_ok() => assert_part(regions, &part, union, &whole),
+                done => assert!(done.is_ok() || decoded.is_err()),
             }
         }
         let outcome = decoded.map(|()| whole);

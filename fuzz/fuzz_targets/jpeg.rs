@@ -1,13 +1,14 @@
-//! Any bytes as a JPEG: whole, a region, an index of it, and the region with the index. What
-//! decodes whole must give the same pixels by region, with and without the index, and with every
-//! instruction set.
+//! Any bytes as a JPEG: whole, one and two regions, an index of it, and the regions with the index.
+//! What decodes whole must give the same pixels by regions, with and without the index, and with
+//! every instruction set.
 #![no_main]
 
 use std::sync::{LazyLock, Mutex};
 
+use bt_fuzz::{assert_part, two_regions};
 use bt_pipeline::Image;
 use bt_pipeline::Level;
-use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
+use bt_pipeline::jpeg::{Jpeg, JpegDecoder, SideIndex};
 use libfuzzer_sys::fuzz_target;
 
 /// Small, for speed; enough for several MCUs in each direction, whatever the sampling.
@@ -44,23 +45,13 @@ fuzz_target!(|data: &[u8]| {
     let by_scalar = scalar.decode_into(&jpeg, other).is_ok();
     assert_eq!(decoded, by_scalar);
     assert!(!decoded || whole == other);
-    // Somewhere that depends on the bytes.
-    let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
-    let (left, top) = (number % width, number / 97 % height);
-    let region = Region {
-        left,
-        top,
-        width: 1 + number / 7 % (width - left),
-        height: 1 + number / 11 % (height - top),
-    };
-    let index = SideIndex::build_with_spacing(data, 1 + number % 9);
+    let regions = two_regions(data, width, height);
+    let index = SideIndex::build_with_spacing(data, 1 + regions[0].left % 9);
     for index in [None, index.as_ref().ok()] {
-        let done = decoder.decode_region_into(&jpeg, region, index, part).is_ok();
-        assert!(done || !decoded);
-        if decoded {
-            for y in 0..region.height {
-                let from = 3 * ((region.top + y) * width + region.left);
-                assert_eq!(part.row(y), &whole.pixels_hwc[from..from + 3 * region.width]);
+        for regions in [&regions[..1], &regions] {
+            match decoder.decode_regions_into(&jpeg, regions, index, part) {
+                Ok(union) if decoded => assert_part(regions, part, union, whole),
+                done => assert!(done.is_ok() || !decoded),
             }
         }
     }

@@ -4,6 +4,7 @@
 
 use std::sync::{LazyLock, Mutex};
 
+use bt_fuzz::two_regions;
 use bt_pipeline::Image;
 use bt_pipeline::jpeg::{Jpeg, JpegDecoder, Region, SideIndex};
 use libfuzzer_sys::fuzz_target;
@@ -35,4 +36,6 @@ fuzz_target!(|data: &[u8]| {
             Region { left, top, width: width.div_ceil(part), height: height.div_ceil(part) };
         let _ = decoder.decode_region_into(&jpeg, region, Some(&index), out);
     }
+    let _ =
+        decoder.decode_regions_into(&jpeg, &two_regions(data, width, height), Some(&index), out);
 });

@@ -1,4 +1,5 @@
-//! What the targets share: files in a folder of memory, and everything one can do with a shard.
+//! What the targets share: files in a folder of memory, everything one can do with a shard, and the
+//! crops of two views.
 
 use std::path::PathBuf;
 use std::sync::LazyLock;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bt_pipeline::Image;
 use bt_pipeline::augment::Crop;
 use bt_pipeline::decode::{DecodeOptions, Decoder};
+use bt_pipeline::jpeg::Region;
 use bt_pipeline::shard::{
     Limits, OpenOptions, OwnedSample, ReadScratch, ShardSet, Tree, salvage, unpack, verify,
 };
@@ -109,4 +111,32 @@ fn repair(pattern: &str) {
 pub fn put(name: &str, bytes: &[u8]) {
     LAST.store(xxhash_rust::xxh3::xxh3_64(bytes), Ordering::Relaxed);
     std::fs::write(FOLDER.join(name), bytes).expect("memory for a file");
+}
+
+/// Two regions of a picture, somewhere that depends on the bytes of the input.
+pub fn two_regions(data: &[u8], width: usize, height: usize) -> [Region; 2] {
+    let number = data.iter().fold(7usize, |n, &b| n.wrapping_mul(31).wrapping_add(b.into()));
+    [number, number.rotate_left(29)].map(|number| {
+        let (left, top) = (number % width, number / 97 % height);
+        Region {
+            left,
+            top,
+            width: 1 + number / 7 % (width - left),
+            height: 1 + number / 11 % (height - top),
+        }
+    })
+}
+
+/// Checks that `part`, which is `union` of the picture `whole`, has the pixels of `regions`.
+///
+/// # Panics
+/// When it has others.
+pub fn assert_part(regions: &[Region], part: &Image, union: Region, whole: &Image) {
+    for region in regions {
+        for y in region.top..region.top + region.height {
+            let left = 3 * (region.left - union.left);
+            let got = &part.row(y - union.top)[left..left + 3 * region.width];
+            assert!(got == &whole.row(y)[3 * region.left..3 * (region.left + region.width)]);
+        }
+    }
 }

@@ -50,13 +50,13 @@ pub struct DataConfig {
     /// What the files in it may take together, as in `100GB` or `64GiB`; a GB is 10^9 bytes, a GiB
     /// 2^30.
     pub cache_size: String,
-    /// How often a request to a server is repeated that failed; the waits between double, up to 20 seconds. Of the
-    /// default they span about 6 seconds, where the server says it is busy (429, 503) about 40.
+    /// Retries of a failed request. The wait doubles each time, up to 20 seconds: with the default
+    /// about 6 seconds in all, or 40 where the server says that it is busy (429, 503).
     pub network_retries: u32,
     /// Seconds that a server may take for the next 64 KiB before the request counts as failed.
     pub network_timeout_s: u64,
-    /// Requests to servers that are under way at a time; 0 for four for each loader thread, and at
-    /// least 32. In `data.shuffle = "global"` nearly each sample is one.
+    /// Requests to servers at a time; 0 means four for each loader thread, and at least 32. With
+    /// `data.shuffle = "global"` nearly every sample is a request.
     pub network_requests: usize,
     /// What shards, indexes and manifests may claim.
     pub limits: Limits,

@@ -23,12 +23,12 @@ pub struct TrainConfig {
     pub epochs: u64,
     /// Source images of a step.
     pub batch_size: usize,
-    /// Parts in which a step's views go through the network, so that the activations of one part at
-    /// a time are in memory; the loss sees the batch whole, and each part but one goes forward twice.
-    /// 1, or an even number: a part has images of one view, and BatchNorm statistics of its own, so
-    /// that 2 parts train as 1 does.
+    /// Parts in which a step's views go through the network, so that only one part's activations are
+    /// in memory at a time. The loss sees the whole batch; each part but one goes forward twice. 1, or
+    /// an even number: a part has images of one view and BatchNorm statistics of its own, so that 2
+    /// parts train as 1 does.
     pub micro_batches: usize,
-    /// Decides initial weights, order and views.
+    /// Decides initial weights, order and views. MoCo's first queue is the same for every seed.
     pub seed: u64,
     /// A backbone to start from: safetensors or a PyTorch state dict in torchvision's names; empty
     /// for random weights.

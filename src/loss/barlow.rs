@@ -96,7 +96,8 @@ pub struct BarlowConfig {
     pub eps: f64,
     /// Which terms count: `both`, or `invariance` or `redundancy` alone.
     pub terms: Terms,
-    /// What is normalised: each dimension over the batch, each sample's `feature`s, or nothing.
+    /// What is normalised: each dimension over the `batch`, each sample's embedding (`feature`), or
+    /// nothing (`none`).
     pub normalize: Normalize,
     /// Squares or cross-entropy.
     pub loss: LossForm,

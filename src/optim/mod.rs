@@ -91,11 +91,11 @@ impl OptimizerKind {
 pub struct OptimConfig {
     /// `lars`, `sgd` or `adamw`.
     pub optimizer: OptimizerKind,
-    /// Base learning rate of weights (two and more dimensions). In a configuration that leaves it
-    /// out 0.2 for LARS, 0.06 for SGD, 0.001 for AdamW.
+    /// Base learning rate of weights (two and more dimensions). Where it is left out: 0.2 for
+    /// LARS, 0.06 for SGD, 0.001 for AdamW.
     pub lr_weights: f64,
-    /// Base learning rate of biases and BatchNorm parameters (one dimension). In a configuration
-    /// that leaves it out 0.0048 for LARS, that of the weights for SGD and AdamW.
+    /// Base learning rate of biases and BatchNorm parameters (one dimension). Where it is left
+    /// out: 0.0048 for LARS, that of the weights for SGD and AdamW.
     pub lr_biases: f64,
     /// Whether base rates are multiplied by batch / 256.
     pub scale_lr: bool,

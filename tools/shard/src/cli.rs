@@ -132,7 +132,7 @@ pub struct Pack {
     /// Leave out images that cannot be used, and list them, instead of stopping
     ///
     /// Such are files that are missing or may not be read, and images that cannot be decoded or
-    /// have more than 178,956,970 pixels, as far as that shows: what is stored as it is (all without
+    /// have more than 178 million pixels, as far as that shows: what is stored as it is (all without
     /// --max-side, --short-side, --raw and --recode; with the first two what is small enough) is not
     /// decoded, so that a JPEG that was cut short is packed. `shard verify OUT` finds those.
     #[arg(long)]
