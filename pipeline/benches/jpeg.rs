@@ -60,9 +60,8 @@ fn load() -> Vec<Photo> {
         let bytes = std::fs::read(path).ok()?;
         let jpeg = Jpeg::parse(&bytes).ok()?;
         let mut rng = Rng::keyed(1, 0, number as u64, 0);
-        let union = random_crop(&mut rng, &jpeg).union(random_crop(&mut rng, &jpeg));
-        let Crop { left, top, width, height } = union;
-        let union = Region { left, top, width, height };
+        let mut crop = || Region::from(random_crop(&mut rng, &jpeg));
+        let union = crop().union(crop());
         let index = SideIndex::build(&bytes).ok()?.map(|index| index.to_bytes());
         let packed = dct::encode(&bytes).ok()?;
         Some(Photo { bytes, index, packed, union })

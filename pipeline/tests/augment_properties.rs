@@ -8,6 +8,7 @@ use bt_pipeline::augment::{
     Augmenter, Crop, GaussianBlurPatch, Interpolation, Jitter, JitterOp, Layout, Preset, Size,
     ViewConfig, ViewOut, ViewParams, ViewPatch,
 };
+use bt_pipeline::jpeg::Region;
 use bt_pipeline::rng::Rng;
 use half::bf16;
 use proptest::prelude::*;
@@ -187,7 +188,7 @@ proptest! {
         let image = noise(w, h, seed);
         let config = config(oh, ow, Interpolation::Bicubic);
         let crop = crop_in(&mut rng, w, h);
-        let region = crop.union(crop_in(&mut rng, w, h));
+        let region: Crop = Region::from(crop).union(crop_in(&mut rng, w, h).into()).into();
         let params = everything(&mut rng, crop);
         let mut part = Image::new(region.width, region.height);
         for y in 0..region.height {

@@ -19,16 +19,6 @@ impl Crop {
         Crop { top: 0, left: 0, height, width }
     }
 
-    /// The smallest rectangle that holds both; what has to be decoded for two
-    /// views.
-    pub fn union(self, other: Crop) -> Crop {
-        let top = self.top.min(other.top);
-        let left = self.left.min(other.left);
-        let bottom = (self.top + self.height).max(other.top + other.height);
-        let right = (self.left + self.width).max(other.left + other.width);
-        Crop { top, left, height: bottom - top, width: right - left }
-    }
-
     /// True when the rectangle is not empty and lies in an image of this size.
     pub fn fits(self, width: usize, height: usize) -> bool {
         let end = |start: usize, len: usize| if len == 0 { None } else { start.checked_add(len) };

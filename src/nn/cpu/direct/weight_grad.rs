@@ -1,15 +1,25 @@
 //! Weight gradients from bands.
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::{Direct, SCRATCH, Scratch};
 use crate::nn::cpu::micro::{BLOCKS, CHUNK, Isa, Outer, vectorised};
 use crate::nn::cpu::weight_grad::{in_splits, splits};
-use crate::nn::cpu::{Buffer, each, each_mut};
+use crate::nn::cpu::{Buffer, Shared, each, each_mut};
 
 thread_local! {
     /// Bands that several tasks sum.
     static ROUND: RefCell<Vec<Scratch>> = const { RefCell::new(Vec::new()) };
+}
+
+/// What is summed: the source's pixels times dY, of `o` channels, in splits of the images.
+struct Sum<'a> {
+    isa: Isa,
+    src: &'a [f32],
+    dy: &'a [f32],
+    o: usize,
+    splits: usize,
 }
 
 impl Direct {
@@ -22,60 +32,65 @@ impl Direct {
         o: usize,
         dw: &mut [f32],
     ) {
-        let g = &self.gather;
-        let splits = splits(g.rows(), dw.len()).min(g.n);
-        let triples = &self.triples;
-        let groups = rayon::current_num_threads().div_ceil(splits).min(triples.len());
-        let len = dw.len();
-        // The bands of all images, one after the other, of which each split has those of some.
-        let bands = |split: usize| {
-            split * g.n / splits * self.bands..(split + 1) * g.n / splits * self.bands
-        };
-        let lay_out = |band: usize, s: &mut Scratch| {
-            let (image, band) = (band / self.bands, band % self.bands);
-            self.fill(isa, src, image, band, s);
-            self.pack_dy(isa, dy, o, image, band, &mut s.dy);
-        };
-        let add = |triples: &[Vec<usize>], band: usize, first: usize, s: &Scratch, dw: *mut f32| {
-            self.band_grad(isa, triples, band % self.bands, o, band > first, s, dw);
-        };
-        in_splits(splits, dw, |target| {
-            if groups == 1 {
-                return each(splits, |split| {
-                    SCRATCH.with_borrow_mut(|s| {
-                        for band in bands(split) {
-                            lay_out(band, s);
-                            add(triples, band, bands(split).start, s, target.at(split * len));
-                        }
-                    });
-                });
-            }
-            // Fewer splits than threads: in rounds some bands are laid out, then tasks with some of
-            // the triples each sum them, so that no two lay out the same. Taken, not borrowed: while
-            // it waits, a rayon thread may run another weight's gradient.
-            let longest = g.n.div_ceil(splits) * self.bands;
-            let depth = rayon::current_num_threads().div_ceil(splits).min(longest);
-            let mut round = ROUND.take();
-            round.resize_with(round.len().max(splits * depth), Scratch::default);
-            for first in (0..longest).step_by(depth) {
-                let band = |split: usize, nth: usize| bands(split).nth(first + nth);
-                each_mut(&mut round[..splits * depth], |i, s| {
-                    if let Some(band) = band(i / depth, i % depth) {
-                        lay_out(band, s);
-                    }
-                });
-                each(splits * groups, |task| {
-                    let (split, group) = (task / groups, task % groups);
-                    let mine = group * triples.len() / groups..(group + 1) * triples.len() / groups;
-                    let laid_out = (0..depth).filter_map(|nth| Some((nth, band(split, nth)?)));
-                    for (nth, band) in laid_out {
-                        let (s, dw) = (&round[split * depth + nth], target.at(split * len));
-                        add(&triples[mine.clone()], band, bands(split).start, s, dw);
-                    }
-                });
-            }
-            ROUND.set(round);
+        let splits = splits(self.gather.rows(), dw.len()).min(self.gather.n);
+        let groups = rayon::current_num_threads().div_ceil(splits).min(self.triples.len());
+        let (sum, len) = (Sum { isa, src, dy, o, splits }, dw.len());
+        in_splits(splits, dw, |target| match groups {
+            1 => each(splits, |split| self.part(&sum, split, target.at(split * len))),
+            _ => self.rounds(&sum, groups, len, target),
         });
+    }
+
+    /// One split by one task, which lays out what it sums.
+    fn part(&self, sum: &Sum, split: usize, dw: *mut f32) {
+        SCRATCH.with_borrow_mut(|s| {
+            let bands = self.bands_of(sum, split);
+            for band in bands.clone() {
+                self.lay_out(sum, band, s);
+                self.band_grad(sum, &self.triples, band, band > bands.start, s, dw);
+            }
+        });
+    }
+
+    /// Fewer splits than threads: some bands are laid out, then summed by `groups` tasks for each
+    /// split, which have some of the triples each, and so on, so that no two lay out the same.
+    fn rounds(&self, sum: &Sum, groups: usize, len: usize, target: Shared) {
+        let (splits, triples) = (sum.splits, self.triples.len());
+        let longest = self.gather.n.div_ceil(splits) * self.bands;
+        let depth = rayon::current_num_threads().div_ceil(splits).min(longest);
+        // Taken, not borrowed: while it waits, a rayon thread may run another weight's gradient.
+        let mut round = ROUND.take();
+        round.resize_with(round.len().max(splits * depth), Scratch::default);
+        for first in (0..longest).step_by(depth) {
+            let band = |split: usize, nth: usize| self.bands_of(sum, split).nth(first + nth);
+            each_mut(&mut round[..splits * depth], |i, s| {
+                if let Some(band) = band(i / depth, i % depth) {
+                    self.lay_out(sum, band, s);
+                }
+            });
+            each(splits * groups, |task| {
+                let (split, group) = (task / groups, task % groups);
+                let mine = &self.triples[group * triples / groups..(group + 1) * triples / groups];
+                for (nth, s) in round[split * depth..][..depth].iter().enumerate() {
+                    let Some(band) = band(split, nth) else { break };
+                    self.band_grad(sum, mine, band, first + nth > 0, s, target.at(split * len));
+                }
+            });
+        }
+        ROUND.set(round);
+    }
+
+    /// The bands of a split's images, of those of all images one after the other.
+    fn bands_of(&self, sum: &Sum, split: usize) -> Range<usize> {
+        let of = |split: usize| split * self.gather.n / sum.splits * self.bands;
+        of(split)..of(split + 1)
+    }
+
+    /// A band of the source, and its dY.
+    fn lay_out(&self, sum: &Sum, band: usize, s: &mut Scratch) {
+        let (image, band) = (band / self.bands, band % self.bands);
+        self.fill(sum.isa, sum.src, image, band, s);
+        self.pack_dy(sum, image, band, &mut s.dy);
     }
 
     /// [`Direct::triples`].
@@ -89,7 +104,8 @@ impl Direct {
     }
 
     /// dY of a band as panels `[position][outer_mr]`, zeros in the border.
-    fn pack_dy(&self, isa: Isa, dy: &[f32], o: usize, image: usize, band: usize, out: &mut Buffer) {
+    fn pack_dy(&self, sum: &Sum, image: usize, band: usize, out: &mut Buffer) {
+        let Sum { isa, dy, o, .. } = *sum;
         let (mr, rows) = (isa.outer_mr(), self.rows(band));
         let (gh, gw) = self.gather.grid;
         let positions = rows.len() * self.columns;
@@ -105,16 +121,18 @@ impl Direct {
         }
     }
 
+    /// Adds what a band gives in the columns of some triples to `dw`; `accumulate` is false for the
+    /// first band.
     fn band_grad(
         &self,
-        isa: Isa,
+        sum: &Sum,
         triples: &[Vec<usize>],
         band: usize,
-        o: usize,
         accumulate: bool,
         s: &Scratch,
         dw: *mut f32,
     ) {
+        let (isa, o, band) = (sum.isa, sum.o, band % self.bands);
         let (mr, depth) = (isa.outer_mr(), self.gather.depth());
         let positions = self.rows(band).len() * self.columns;
         let dy = s.dy.filled(o.div_ceil(mr) * positions * mr);
