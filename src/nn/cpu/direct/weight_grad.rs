@@ -35,27 +35,36 @@ impl Direct {
         let splits = splits(self.gather.rows(), dw.len()).min(self.gather.n);
         let groups = rayon::current_num_threads().div_ceil(splits).min(self.triples.len());
         let (sum, len) = (Sum { isa, src, dy, o, splits }, dw.len());
-        in_splits(splits, dw, |target| match groups {
-            1 => each(splits, |split| self.part(&sum, split, target.at(split * len))),
-            _ => self.rounds(&sum, groups, len, target),
+        in_splits(splits, dw, |target| match groups == 1 || rayon::current_num_threads() == 2 {
+            true => each(splits * groups, |task| {
+                let (split, group) = (task / groups, task % groups);
+                self.part(&sum, split, self.share(group, groups), target.at(split * len));
+            }),
+            false => self.rounds(&sum, groups, len, target),
         });
     }
 
-    /// One split by one task, which lays out what it sums.
-    fn part(&self, sum: &Sum, split: usize, dw: *mut f32) {
+    /// The triples of task number `group` of `groups`.
+    fn share(&self, group: usize, groups: usize) -> &[Vec<usize>] {
+        let triples = self.triples.len();
+        &self.triples[group * triples / groups..(group + 1) * triples / groups]
+    }
+
+    /// Some triples of one split by one task, which lays out what it sums.
+    fn part(&self, sum: &Sum, split: usize, triples: &[Vec<usize>], dw: *mut f32) {
         SCRATCH.with_borrow_mut(|s| {
             let bands = self.bands_of(sum, split);
             for band in bands.clone() {
                 self.lay_out(sum, band, s);
-                self.band_grad(sum, &self.triples, band, band > bands.start, s, dw);
+                self.band_grad(sum, triples, band, band > bands.start, s, dw);
             }
         });
     }
 
-    /// Fewer splits than threads: some bands are laid out, then summed by `groups` tasks for each
+    /// Far fewer splits than threads: some bands are laid out, then summed by `groups` tasks for each
     /// split, which have some of the triples each, and so on, so that no two lay out the same.
     fn rounds(&self, sum: &Sum, groups: usize, len: usize, target: Shared) {
-        let (splits, triples) = (sum.splits, self.triples.len());
+        let splits = sum.splits;
         let longest = self.gather.n.div_ceil(splits) * self.bands;
         let depth = rayon::current_num_threads().div_ceil(splits).min(longest);
         // Taken, not borrowed: while it waits, a rayon thread may run another weight's gradient.
@@ -70,7 +79,7 @@ impl Direct {
             });
             each(splits * groups, |task| {
                 let (split, group) = (task / groups, task % groups);
-                let mine = &self.triples[group * triples / groups..(group + 1) * triples / groups];
+                let mine = self.share(group, groups);
                 for (nth, s) in round[split * depth..][..depth].iter().enumerate() {
                     let Some(band) = band(split, nth) else { break };
                     self.band_grad(sum, mine, band, first + nth > 0, s, target.at(split * len));
